@@ -1,0 +1,501 @@
+//! What is to be done when: the worker's state. Pure: it knows no clock, no disk and no thread.
+//!
+//! Pairs that expire later wait in a min-heap keyed on `expires_at`. Pairs to be looked at again
+//! after a pause wait beside it. What is being attended to is remembered until its outcome is
+//! settled, so that nothing is forgotten, and news of it that comes meanwhile is not lost.
+
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use priority_queue::PriorityQueue;
+
+use crate::attend::{Failure, Found, Job, Outcome};
+use crate::change::{News, Trigger, Writer};
+use crate::clock::Now;
+use crate::entry::{Half, Key};
+use crate::look::{Broken, FileTime, Seen, Version};
+use crate::scan::Summary;
+use crate::stats::{Activity, ExpiryBucket};
+
+/// How long metadata that its writer has closed stays broken before that is believed: the next
+/// writer may have opened it already, and its events be on their way.
+const CONFIRMATION: Duration = Duration::from_millis(100);
+/// How long a pair is left alone that changed while it was about to be deleted.
+const CHANGED_PAUSE: Duration = Duration::from_millis(50);
+/// Pauses between attempts grow from the first to the last of these.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LAST_PAUSE: Duration = Duration::from_secs(600);
+/// The ends of the spans in which expiries are counted, in seconds from now.
+const BUCKETS: [u64; 7] = [60, 600, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400];
+
+/// Names one scan; later ones have greater numbers.
+pub(crate) type ScanId = u32;
+
+/// Where an outcome comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A job that [`Agenda::take_jobs`] gave out.
+    Job,
+    /// A scan, which attends to pairs without being asked for each.
+    Scan(ScanId),
+}
+
+/// What a scan covers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Scope {
+    Everything,
+    Trees(Vec<Arc<Path>>),
+}
+
+impl Scope {
+    fn covers(&self, dir: &Path) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Trees(trees) => trees.iter().any(|tree| dir.starts_with(tree)),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Agenda {
+    /// Complete, valid pairs whose time is to come.
+    waiting: PriorityQueue<Key, Deadline>,
+    /// Pairs to be attended to again after a pause.
+    later: PriorityQueue<Key, Pause>,
+    /// Pairs of which there is news.
+    looks: HashMap<Key, Trigger>,
+    /// Pairs that are being attended to.
+    in_flight: HashMap<Key, Flight>,
+    /// Broken metadata that was counted, so that each version counts once.
+    told: HashMap<Key, Told>,
+    /// Directories that could not be read when they were last scanned.
+    unreadable: HashSet<Arc<Path>>,
+    /// Directories to scan now, and after a pause.
+    trees: HashSet<Arc<Path>>,
+    trees_later: PriorityQueue<Arc<Path>, std::cmp::Reverse<Instant>>,
+    scans: Vec<Scanning>,
+    last_scan: ScanId,
+    /// One copy of each directory's path, shared by the pairs in it.
+    dirs: HashSet<Arc<Path>>,
+}
+
+/// The soonest is the greatest, as the heap wants it.
+#[derive(Debug, Clone, Copy)]
+struct Deadline {
+    at: DateTime<Utc>,
+    /// The last scan that had begun when the pair was last seen.
+    seen: ScanId,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pause {
+    until: Instant,
+    past: Past,
+}
+
+macro_rules! soonest_is_greatest {
+    ($type:ty, $field:ident) => {
+        impl Ord for $type {
+            fn cmp(&self, other: &Self) -> Ordering {
+                other.$field.cmp(&self.$field)
+            }
+        }
+        impl PartialOrd for $type {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+        impl PartialEq for $type {
+            fn eq(&self, other: &Self) -> bool {
+                self.cmp(other).is_eq()
+            }
+        }
+        impl Eq for $type {}
+    };
+}
+soonest_is_greatest!(Deadline, at);
+soonest_is_greatest!(Pause, until);
+
+/// What earlier attempts at a pair have told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Past {
+    failures: u32,
+    /// The change of the result after which it was given time to settle.
+    settled: Option<FileTime>,
+    /// The broken metadata that was given time to be completed.
+    suspect: Option<(Version, FileTime)>,
+}
+
+#[derive(Debug, Default)]
+struct Flight {
+    past: Past,
+    trigger: Trigger,
+    /// News that came since it was begun.
+    news: Option<Trigger>,
+}
+
+#[derive(Debug)]
+struct Told {
+    version: Version,
+    reason: Broken,
+    seen: ScanId,
+}
+
+#[derive(Debug)]
+struct Scanning {
+    id: ScanId,
+    scope: Scope,
+    /// Pairs of which others told since it began: what it read of them may be older.
+    touched: HashSet<Key>,
+}
+
+impl Agenda {
+    /// Takes in news.
+    pub fn note(&mut self, news: News) {
+        self.trees.extend(news.trees);
+        for (key, trigger) in news.pairs {
+            self.note_pair(key, trigger);
+        }
+    }
+
+    fn note_pair(&mut self, key: Key, trigger: Trigger) {
+        if let Some(flight) = self.in_flight.get_mut(&key) {
+            flight.news.get_or_insert_default().merge(trigger);
+        } else if let Some(pending) = self.looks.get_mut(&key) {
+            pending.merge(trigger);
+        } else if trigger.appeared || self.knows(&key) {
+            // What only vanished, and was not known, is mostly what was deleted here.
+            self.looks.insert(key, trigger);
+        }
+    }
+
+    fn knows(&self, key: &Key) -> bool {
+        self.waiting.contains(key) || self.later.contains(key) || self.told.contains_key(key)
+    }
+
+    /// Gives out what is to be attended to now, at most `limit` pairs. Each has to be settled.
+    pub fn take_jobs(&mut self, now: Now, limit: usize) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        // News goes first, but a flood of it does not hold up what is due.
+        let looks: Vec<Key> = self.looks.keys().take(limit.div_ceil(2)).cloned().collect();
+        for key in looks {
+            let trigger = self.looks.remove(&key).unwrap_or_default();
+            let past = self.unripe_past(&key);
+            jobs.extend(self.begin(key, past, trigger));
+        }
+        while jobs.len() < limit
+            && let Some((key, _)) = self.waiting.pop_if(|_, deadline| deadline.at <= now.wall)
+        {
+            jobs.extend(self.begin(key, Past::default(), Trigger::default()));
+        }
+        while jobs.len() < limit
+            && let Some((key, pause)) = self.later.pop_if(|_, pause| pause.until <= now.mono)
+        {
+            jobs.extend(self.begin(key, pause.past, Trigger::default()));
+        }
+        // So that each directory is opened once.
+        jobs.sort_by(|a, b| a.key.dir.as_os_str().cmp(b.key.dir.as_os_str()));
+        jobs
+    }
+
+    /// What is known of a pair whose pause has not ended: what was to settle has not.
+    fn unripe_past(&self, key: &Key) -> Past {
+        let failures = self.later.get_priority(key).map_or(0, |pause| pause.past.failures);
+        Past { failures, ..Past::default() }
+    }
+
+    /// `None` where it is in flight already: whatever comes of that decides.
+    fn begin(&mut self, key: Key, past: Past, trigger: Trigger) -> Option<Job> {
+        if self.in_flight.contains_key(&key) {
+            return None;
+        }
+        self.in_flight.insert(key.clone(), Flight { past, trigger, news: None });
+        Some(Job { key, settled: past.settled })
+    }
+
+    /// Takes in an outcome; what it adds to the figures.
+    pub fn settle(&mut self, found: Found, source: Source, now: Now) -> Activity {
+        let Found { key, outcome } = found;
+        let flight = match source {
+            Source::Job => self.in_flight.remove(&key).unwrap_or_default(),
+            Source::Scan(id) => {
+                if let Some(contested) = self.contested(&key, id) {
+                    // Which of the two was read last is not known: look once more.
+                    contested.merge(Trigger { appeared: true, writer: Writer::Unknown });
+                    return figures_alone(&outcome);
+                }
+                Flight { past: self.unripe_past(&key), ..Flight::default() }
+            }
+        };
+        for scan in &mut self.scans {
+            if source != Source::Scan(scan.id) && scan.scope.covers(&key.dir) {
+                scan.touched.insert(key.clone());
+            }
+        }
+        let activity = self.apply(key.clone(), outcome, &flight, now);
+        if let Some(news) = flight.news {
+            self.note_pair(key, news);
+        }
+        activity
+    }
+
+    fn contested(&mut self, key: &Key, id: ScanId) -> Option<&mut Trigger> {
+        if let Some(flight) = self.in_flight.get_mut(key) {
+            return Some(flight.news.get_or_insert_default());
+        }
+        let scan = self.scans.iter().find(|scan| scan.id == id)?;
+        scan.touched.contains(key).then(|| self.looks.entry(key.clone()).or_default())
+    }
+
+    fn apply(&mut self, key: Key, outcome: Outcome, flight: &Flight, now: Now) -> Activity {
+        let mut activity = Activity { checked: 1, ..Activity::default() };
+        let past = flight.past;
+        let pause = self.later.remove(&key).map(|(_, pause)| pause);
+        if let Outcome::Waiting { expires_at, .. } = outcome {
+            let key = self.interned(key);
+            self.told.remove(&key);
+            let seen = self.last_scan;
+            self.waiting.push(key, Deadline { at: expires_at, seen });
+            return activity;
+        }
+        self.waiting.remove(&key);
+        match outcome {
+            Outcome::Waiting { .. } | Outcome::Due { .. } => {}
+            Outcome::Incomplete => {
+                self.told.remove(&key);
+            }
+            Outcome::Unsettled { changed, wait, .. } => {
+                let until = match pause {
+                    // It is being waited for already.
+                    Some(pause) if pause.past.settled == Some(changed) => pause.until,
+                    _ => now.mono + wait,
+                };
+                let past = Past { settled: Some(changed), ..past };
+                self.pause(key, until, past);
+            }
+            Outcome::Broken { metadata, reason, wait, .. } => {
+                let counts = self.broken(key, &metadata, reason, wait, flight, pause, now);
+                activity.errors += u64::from(counts);
+            }
+            Outcome::Removed { freed, leftover } => {
+                self.told.remove(&key);
+                activity.deleted += 1;
+                activity.freed_bytes += freed;
+                if let Some(failure) = leftover {
+                    activity.errors += 1;
+                    warn_of(&key, Half::Metadata, &failure);
+                }
+            }
+            Outcome::Changed => self.pause(key, now.mono + CHANGED_PAUSE, past),
+            Outcome::Failed(failure) => {
+                activity.errors += 1;
+                self.failed(key, &failure, past, now);
+            }
+            Outcome::Stranded(failure) => {
+                activity.errors += 1;
+                let pause = growing_pause(past.failures);
+                self.trees_later.push(Arc::clone(&key.dir), std::cmp::Reverse(now.mono + pause));
+                self.failed(key, &failure, past, now);
+            }
+        }
+        activity
+    }
+
+    /// Takes in broken metadata; whether it is to be counted.
+    #[allow(clippy::too_many_arguments)]
+    fn broken(
+        &mut self,
+        key: Key,
+        metadata: &Seen,
+        reason: Broken,
+        wait: Duration,
+        flight: &Flight,
+        pause: Option<Pause>,
+        now: Now,
+    ) -> bool {
+        let version = metadata.version;
+        if let Some(told) = self.told.get_mut(&key)
+            && (told.version, &told.reason) == (version, &reason)
+        {
+            told.seen = self.last_scan;
+            return false;
+        }
+        let suspect = Some((version, metadata.ctime));
+        if flight.past.suspect != suspect {
+            let until = match (flight.trigger.writer, pause) {
+                // It says when it is done. (A file that was complete when it was linked here does
+                // not, and has more names than one.)
+                (Writer::AtWork, _) if !metadata.is_linked() => return false,
+                (Writer::Done, _) => now.mono + CONFIRMATION,
+                // It is being waited for already.
+                (_, Some(pause)) if pause.past.suspect == suspect => pause.until,
+                _ => now.mono + wait,
+            };
+            if until > now.mono {
+                self.pause(key, until, Past { suspect, ..flight.past });
+                return false;
+            }
+        }
+        tracing::warn!(
+            path = ?key.path(Half::Metadata),
+            reason = %reason,
+            "the metadata is broken, so its result stays"
+        );
+        let key = self.interned(key);
+        self.told.insert(key, Told { version, reason, seen: self.last_scan });
+        true
+    }
+
+    fn failed(&mut self, key: Key, failure: &Failure, past: Past, now: Now) {
+        let pause = growing_pause(past.failures);
+        if past.failures == 0 {
+            warn_of(&key, Half::Result, failure);
+        } else {
+            let path = key.path(Half::Result);
+            tracing::debug!(?path, reason = %failure, again_in = ?pause, "still failing");
+        }
+        let past = Past { failures: past.failures.saturating_add(1), ..past };
+        self.pause(key, now.mono + pause, past);
+    }
+
+    fn pause(&mut self, key: Key, until: Instant, past: Past) {
+        let key = self.interned(key);
+        self.later.push(key, Pause { until, past });
+    }
+
+    fn interned(&mut self, key: Key) -> Key {
+        let dir = match self.dirs.get(&key.dir) {
+            Some(dir) => Arc::clone(dir),
+            None => {
+                self.dirs.insert(Arc::clone(&key.dir));
+                key.dir
+            }
+        };
+        Key { dir, stem: key.stem }
+    }
+
+    /// The directories that are to be scanned now.
+    pub fn take_trees(&mut self, now: Now) -> Vec<Arc<Path>> {
+        while let Some((tree, _)) = self.trees_later.pop_if(|_, until| until.0 <= now.mono) {
+            self.trees.insert(tree);
+        }
+        let trees = std::mem::take(&mut self.trees);
+        // What lies below another one is scanned with it.
+        let nested = |tree: &Arc<Path>| tree.ancestors().skip(1).any(|above| trees.contains(above));
+        trees.iter().filter(|tree| !nested(tree)).cloned().collect()
+    }
+
+    /// A scan begins.
+    pub fn begin_scan(&mut self, scope: Scope) -> ScanId {
+        self.last_scan += 1;
+        let id = self.last_scan;
+        self.scans.push(Scanning { id, scope, touched: HashSet::new() });
+        id
+    }
+
+    /// A scan was completed, and all that it found is settled: what it should have seen and did
+    /// not is gone. What that adds to the figures.
+    pub fn end_scan(&mut self, id: ScanId, summary: Summary, now: Now) -> Activity {
+        let mut activity = Activity {
+            deleted: summary.finished,
+            freed_bytes: summary.freed,
+            ..Activity::default()
+        };
+        let Some(at) = self.scans.iter().position(|scan| scan.id == id) else {
+            return activity;
+        };
+        let scope = self.scans.swap_remove(at).scope;
+        let unread: HashSet<Arc<Path>> =
+            summary.unreadable.iter().map(|(dir, _)| Arc::clone(dir)).collect();
+        let gone = |dir: &Path, seen: ScanId| {
+            seen < id && scope.covers(dir) && !dir.ancestors().any(|above| unread.contains(above))
+        };
+        if self.dirs.iter().any(|dir| scope.covers(dir)) {
+            self.waiting.retain(|key, deadline| !gone(&key.dir, deadline.seen));
+            self.told.retain(|key, told| !gone(&key.dir, told.seen));
+            self.dirs.retain(|dir| Arc::strong_count(dir) > 1);
+        }
+        self.unreadable.retain(|dir| !scope.covers(dir) || unread.contains(dir));
+        for (dir, error) in summary.unreadable {
+            if self.unreadable.insert(Arc::clone(&dir)) {
+                activity.errors += 1;
+                tracing::warn!(path = ?dir, %error, "can't read a directory, so its results stay");
+            }
+        }
+        let soon = std::cmp::Reverse(now.mono + FIRST_PAUSE);
+        for dir in summary.owned {
+            self.trees_later.push(dir, soon);
+        }
+        for (path, error) in summary.stranded {
+            activity.errors += 1;
+            tracing::warn!(?path, %error, "can't take up what a killed cleaner has left");
+        }
+        activity
+    }
+
+    /// How many complete, valid pairs wait for their time.
+    pub fn heap_size(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The soonest `expires_at` of these.
+    pub fn next_expiry(&self) -> Option<DateTime<Utc>> {
+        self.waiting.peek().map(|(_, deadline)| deadline.at)
+    }
+
+    /// When there will be something to do next, if nothing happens before.
+    pub fn next_wake(&self, now: Now) -> Option<Instant> {
+        if !self.looks.is_empty() || !self.trees.is_empty() {
+            return Some(now.mono);
+        }
+        let expiry = self.next_expiry().and_then(|at| {
+            let left = (at - now.wall).to_std().unwrap_or(Duration::ZERO);
+            now.mono.checked_add(left)
+        });
+        let pause = self.later.peek().map(|(_, pause)| pause.until);
+        let tree = self.trees_later.peek().map(|(_, until)| until.0);
+        [expiry, pause, tree].into_iter().flatten().min()
+    }
+
+    /// How many pairs wait, by when they expire.
+    pub fn buckets(&self, now: DateTime<Utc>) -> Vec<ExpiryBucket> {
+        let mut counts = [0; BUCKETS.len() + 1];
+        for (_, deadline) in self.waiting.iter() {
+            let left = u64::try_from((deadline.at - now).num_seconds()).unwrap_or(0);
+            counts[BUCKETS.partition_point(|&end| end <= left)] += 1;
+        }
+        let ends = BUCKETS.iter().copied().map(Some).chain([None]);
+        ends.zip(counts)
+            .map(|(within_seconds, count)| ExpiryBucket { within_seconds, count })
+            .collect()
+    }
+}
+
+/// What an outcome adds to the figures if it tells nothing new of the pair.
+pub(crate) fn figures_alone(outcome: &Outcome) -> Activity {
+    match outcome {
+        Outcome::Removed { freed, leftover } => Activity {
+            deleted: 1,
+            freed_bytes: *freed,
+            checked: 1,
+            errors: u64::from(leftover.is_some()),
+            ..Activity::default()
+        },
+        Outcome::Failed(_) | Outcome::Stranded(_) => {
+            Activity { checked: 1, errors: 1, ..Activity::default() }
+        }
+        _ => Activity { checked: 1, ..Activity::default() },
+    }
+}
+
+fn growing_pause(failures: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures)).min(LAST_PAUSE)
+}
+
+fn warn_of(key: &Key, half: Half, failure: &Failure) {
+    tracing::warn!(path = ?key.path(half), "{failure}");
+}

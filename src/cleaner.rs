@@ -1,0 +1,206 @@
+//! The handle by which an application, or the command line, holds a running cleaner.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::config::Config;
+use crate::error::Error;
+use crate::root::{Standing, look_at};
+use crate::runtime;
+use crate::stats::{Stats, SweepReport};
+use crate::worker::{Request, Worker, panic_message};
+
+/// What stopping may take: a little less than the second that is promised.
+const STOP_TIME: Duration = Duration::from_millis(900);
+
+/// A running cleaner: it deletes each result of its cache directory within milliseconds of its
+/// expiry, until it is stopped or dropped.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), result_cleaner::Error> {
+/// use result_cleaner::{Cleaner, Config};
+/// # let dir = tempfile::tempdir().unwrap();
+/// let config = Config::new(dir.path()).with_metrics_url(None);
+/// let cleaner = Cleaner::spawn(config).await?;
+/// let report = cleaner.sweep().await?;
+/// assert_eq!(report.errors, 0);
+/// println!("{} waiting", cleaner.get_stats().heap_size);
+/// cleaner.stop().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Cleaner {
+    /// Closing it stops the worker.
+    requests: mpsc::UnboundedSender<Request>,
+    stats: Arc<Mutex<Stats>>,
+    task: JoinHandle<Result<(), Error>>,
+}
+
+impl Cleaner {
+    /// Starts a cleaner on the current tokio runtime.
+    ///
+    /// The cache directory need not exist yet. This returns once the configuration was found to be
+    /// good; the first scan then goes on by itself.
+    ///
+    /// # Errors
+    /// [`Error::NoRuntime`] and [`Error::NoDriver`] where there is no fitting runtime,
+    /// [`Error::NotADirectory`] where something else stands in the cache directory's place, and
+    /// those of a configuration that makes no sense.
+    pub async fn spawn(config: Config) -> Result<Self, Error> {
+        let runtime = runtime::current()?;
+        runtime::require_timer()?;
+        config.validate()?;
+        let path = config.expanded_cache_dir()?;
+        // What is relative stays so to the directory that is the working one now.
+        let absolute = std::path::absolute(&path)
+            .map_err(|source| Error::Unreadable { path: path.clone(), source })?;
+        let looked_at = absolute.clone();
+        let standing = runtime.spawn_blocking(move || look_at(&looked_at)).await;
+        if let Ok(Standing::NotADirectory) = standing {
+            return Err(Error::NotADirectory { path });
+        }
+        let reporter = start_reporter(&config)?;
+        let (worker, events, stats) = Worker::new(&config, absolute, reporter);
+        let (requests, asked) = mpsc::unbounded_channel();
+        let task = runtime.spawn(async move {
+            let run = worker.run(events, asked).await;
+            let (reporter, asked_to_stop) = run.map_err(|message| {
+                tracing::error!("the cleaner has died, and deletes nothing any more: {message}");
+                Error::Died { message }
+            })?;
+            finish(reporter, STOP_TIME.saturating_sub(asked_to_stop.elapsed())).await;
+            Ok(())
+        });
+        Ok(Self { requests, stats, task })
+    }
+
+    /// The state at this moment. Never waits for the file system.
+    #[must_use]
+    pub fn get_stats(&self) -> Stats {
+        self.observer().get_stats()
+    }
+
+    /// Something to read the stats by from elsewhere, which does not keep the cleaner running.
+    #[must_use]
+    pub fn observer(&self) -> Observer {
+        Observer { stats: Arc::clone(&self.stats), requests: self.requests.downgrade() }
+    }
+
+    /// Makes a full sweep now, after the one that may be under way; what it did. Where the cache
+    /// directory does not exist, zeros.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] where the cleaner ends before the sweep does.
+    pub async fn sweep(&self) -> Result<SweepReport, Error> {
+        let (answer, report) = oneshot::channel();
+        self.requests.send(Request::Sweep(answer)).map_err(|_| Error::Stopped)?;
+        report.await.map_err(|_| Error::Stopped)
+    }
+
+    /// Stops it: what is under way ends, and one attempt is made to deliver pending reports. Takes
+    /// less than a second.
+    ///
+    /// # Errors
+    /// [`Error::Died`] where it had ended by itself because of a bug.
+    pub async fn stop(self) -> Result<(), Error> {
+        let Self { requests, task, .. } = self;
+        drop(requests);
+        join(task).await
+    }
+
+    /// Returns once the cleaner has ended by itself, which it does only because of a bug.
+    ///
+    /// # Errors
+    /// [`Error::Died`], always.
+    pub async fn died(&mut self) -> Error {
+        match join_mut(&mut self.task).await {
+            Err(error) => error,
+            Ok(()) => Error::Stopped,
+        }
+    }
+}
+
+async fn join(mut task: JoinHandle<Result<(), Error>>) -> Result<(), Error> {
+    join_mut(&mut task).await
+}
+
+async fn join_mut(task: &mut JoinHandle<Result<(), Error>>) -> Result<(), Error> {
+    match task.await {
+        Ok(ended) => ended,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => Err(Error::Died { message: panic_message(panic.as_ref()) }),
+            // The runtime is shutting down, and the worker went with it.
+            Err(_) => Ok(()),
+        },
+    }
+}
+
+/// Reads the stats of a [`Cleaner`] without keeping it running.
+#[derive(Debug, Clone)]
+pub struct Observer {
+    stats: Arc<Mutex<Stats>>,
+    requests: mpsc::WeakUnboundedSender<Request>,
+}
+
+impl Observer {
+    /// The state at this moment. Never waits for the file system.
+    #[must_use]
+    pub fn get_stats(&self) -> Stats {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The state, and how many pairs expire when. That takes the worker some milliseconds for each
+    /// million of pairs.
+    pub async fn get_stats_and_expiries(&self) -> Stats {
+        let (answer, buckets) = oneshot::channel();
+        let asked = self.requests.upgrade().map(|requests| requests.send(Request::Buckets(answer)));
+        let expiring = match asked {
+            Some(Ok(())) => buckets.await.ok(),
+            _ => None,
+        };
+        Stats { expiring, ..self.get_stats() }
+    }
+}
+
+#[cfg(feature = "server")]
+impl crate::server::StatsSource for Observer {
+    fn stats(&self) -> std::pin::Pin<Box<dyn Future<Output = Stats> + Send + '_>> {
+        Box::pin(self.get_stats_and_expiries())
+    }
+
+    fn alive(&self) -> bool {
+        self.get_stats().running
+    }
+}
+
+#[cfg(feature = "report")]
+fn start_reporter(config: &Config) -> Result<Option<crate::report::Reporter>, Error> {
+    let url = config.metrics_url.as_deref();
+    url.map(|url| crate::report::Reporter::start(url, config.report_interval)).transpose()
+}
+
+#[cfg(feature = "report")]
+async fn finish(reporter: Option<crate::report::Reporter>, patience: Duration) {
+    if let Some(reporter) = reporter {
+        reporter.finish(patience).await;
+    }
+}
+
+#[cfg(not(feature = "report"))]
+fn start_reporter(config: &Config) -> Result<(), Error> {
+    match &config.metrics_url {
+        None => Ok(()),
+        Some(url) => Err(Error::MetricsUrl {
+            url: url.clone(),
+            reason: "can't be reported to: enable the feature `report`, or set it to `None`".into(),
+        }),
+    }
+}
+
+#[cfg(not(feature = "report"))]
+async fn finish((): (), _: Duration) {}

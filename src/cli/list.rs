@@ -1,0 +1,107 @@
+//! `result-cleaner list`: what expires when.
+
+use std::fmt::Write as _;
+use std::os::unix::ffi::OsStrExt;
+
+use chrono::{DateTime, Utc};
+use clap::Args;
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::BinaryBytes;
+use result_cleaner::{ListedPair, list};
+use serde::Serialize;
+
+use super::{Directory, Failure, block_on, log, output};
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    directory: Directory,
+    /// Print one JSON object a line
+    #[arg(long, env = "RESULT_CLEANER_JSON")]
+    json: bool,
+}
+
+pub(crate) fn execute(args: ListArgs) -> Result<(), Failure> {
+    log::start_quietly();
+    let config = args.directory.config();
+    let pairs = block_on(async { Ok(list(&config).await?) })?;
+    let now = Utc::now();
+    output::print(|out| {
+        if args.json {
+            for pair in &pairs {
+                writeln!(out, "{}", serde_json::to_string(&Line::new(pair, now))?)?;
+            }
+            return Ok(());
+        }
+        if pairs.is_empty() {
+            return writeln!(out, "no results");
+        }
+        writeln!(out, "{}", table(&pairs, now))
+    })
+}
+
+/// One pair as JSON.
+#[derive(Serialize)]
+struct Line {
+    expires_at: Option<String>,
+    expires_in_seconds: Option<f64>,
+    bytes: u64,
+    result: String,
+    /// The path's bytes in hex, where it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result_bytes: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+impl Line {
+    fn new(pair: &ListedPair, now: DateTime<Utc>) -> Self {
+        let expires_at = pair.expires_at.as_ref().ok();
+        Self {
+            expires_at: expires_at.map(|at| output::rfc3339(*at)),
+            expires_in_seconds: expires_at.map(|at| (*at - now).as_seconds_f64()),
+            bytes: pair.bytes,
+            result: pair.result.to_string_lossy().into_owned(),
+            result_bytes: pair
+                .result
+                .to_str()
+                .is_none()
+                .then(|| hex(pair.result.as_os_str().as_bytes())),
+            reason: pair.expires_at.as_ref().err().cloned(),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string can't fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn table(pairs: &[ListedPair], now: DateTime<Utc>) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["EXPIRES", "LEFT", "SIZE", "RESULT"]);
+    for pair in pairs {
+        let result = output::shown(&pair.result);
+        let size = BinaryBytes(pair.bytes).to_string();
+        match &pair.expires_at {
+            Ok(at) => {
+                table.add_row([output::local(*at), output::time_left(*at, now), size, result]);
+            }
+            Err(reason) => {
+                table.add_row([
+                    "never".to_owned(),
+                    "invalid".to_owned(),
+                    size,
+                    format!("{result}: {reason}"),
+                ]);
+            }
+        }
+    }
+    if let Some(size) = table.column_mut(2) {
+        size.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}

@@ -1,0 +1,137 @@
+//! Arguments, and one module for each subcommand.
+
+mod list;
+mod log;
+mod output;
+mod run;
+mod status;
+mod sweep;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use result_cleaner::{Config, DEFAULT_CACHE_DIR};
+
+/// Why a command failed: one line for the person who called it.
+pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Deletes expired cached results the moment they expire.
+///
+/// A result X.result.json.lz4 and its metadata X.metadata.json are deleted once the metadata's
+/// `expires_at` has passed. Nothing else is ever touched.
+#[derive(Debug, Parser)]
+#[command(name = "result-cleaner", version, max_term_width = 100, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  result-cleaner sweep --dry-run                  what would go now
+  result-cleaner run --listen 127.0.0.1:8004      the service, with its stats over HTTP
+  result-cleaner status --watch                   what that service is doing
+  result-cleaner list --json ~/cache              what expires when, for programs
+
+Durations read like 6h, 90s, 250ms, 30d or 1h30m; a bare number is seconds.
+Every flag has an environment variable: --check-interval is RESULT_CLEANER_CHECK_INTERVAL.
+Exit status: 0 if it was done, 1 if it could not be done, 2 on wrong usage.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Watch a directory and delete each result as it expires, until SIGTERM or SIGINT
+    Run(run::RunArgs),
+    /// Delete what has expired now, and end
+    Sweep(sweep::SweepArgs),
+    /// List the results, the soonest to expire first
+    List(list::ListArgs),
+    /// Show what a running service is doing
+    Status(status::StatusArgs),
+}
+
+/// Where the results are.
+#[derive(Debug, Args)]
+struct Directory {
+    /// The cache directory
+    #[arg(value_name = "DIR", default_value = DEFAULT_CACHE_DIR)]
+    dir: PathBuf,
+}
+
+impl Directory {
+    fn config(self) -> Config {
+        Config::new(self.dir)
+    }
+}
+
+pub(crate) fn execute(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Run(args) => run::execute(args),
+        Command::Sweep(args) => sweep::execute(args),
+        Command::List(args) => list::execute(args),
+        Command::Status(args) => status::execute(args),
+    }
+}
+
+/// A runtime for the commands that do one thing and end.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+/// Reads a duration such as `6h`, `1h30m` or `250ms`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => humantime::parse_duration(text)
+            .map_err(|error| format!("{error}; write it like 6h, 90s, 250ms, 30d or 1h30m"))?,
+    };
+    if parsed.is_zero() {
+        return Err("it must be more than zero".to_owned());
+    }
+    Ok(parsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_of_the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_has_its_environment_variable() {
+        for command in Cli::command().get_subcommands() {
+            for arg in command.get_arguments().filter(|arg| !arg.is_positional()) {
+                let Some(long) = arg.get_long() else { panic!("{arg} has no long form") };
+                let expected = format!("RESULT_CLEANER_{}", long.to_uppercase().replace('-', "_"));
+                let variable = arg.get_env().map(|name| name.to_string_lossy().into_owned());
+                assert_eq!(variable, Some(expected), "{} --{long}", command.get_name());
+            }
+        }
+    }
+
+    #[test]
+    fn durations_read_as_documented() {
+        let seconds = Duration::from_secs;
+        for (text, expected) in [
+            ("6h", seconds(6 * 3600)),
+            ("90s", seconds(90)),
+            ("250ms", Duration::from_millis(250)),
+            ("30d", seconds(30 * 86_400)),
+            ("2w", seconds(14 * 86_400)),
+            ("1h30m", seconds(5400)),
+            ("1h 30m", seconds(5400)),
+            ("7", seconds(7)),
+        ] {
+            assert_eq!(duration(text), Ok(expected), "{text}");
+        }
+        for wrong in
+            ["", "0", "0s", "0ms", "-1s", "6x", "h", "1.5", "six hours", "99999999999999999999"]
+        {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

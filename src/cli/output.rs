@@ -1,0 +1,82 @@
+//! Writing results to standard output.
+
+use std::io::{self, ErrorKind, Write, stdout};
+use std::path::Path;
+use std::time::Duration;
+
+use chrono::{DateTime, Local, SecondsFormat, Timelike, Utc};
+
+use super::Failure;
+
+/// Writes to standard output. Whoever reads may have seen enough (`| head`): that is no failure.
+pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
+    let mut out = io::BufWriter::new(stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(format!("can't write to standard output: {error}").into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// RFC 3339 in UTC, with the milliseconds at least and more where there is more.
+pub(crate) fn rfc3339(at: DateTime<Utc>) -> String {
+    let digits = match at.nanosecond() {
+        nanos if nanos % 1_000_000 == 0 => SecondsFormat::Millis,
+        nanos if nanos % 1_000 == 0 => SecondsFormat::Micros,
+        _ => SecondsFormat::Nanos,
+    };
+    at.to_rfc3339_opts(digits, true)
+}
+
+/// The local time, for people.
+pub(crate) fn local(at: DateTime<Utc>) -> String {
+    at.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// How long from now, in at most two units: `3h 20m`, or `expired`.
+pub(crate) fn time_left(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
+    let Ok(left) = (at - now).to_std() else {
+        return "expired".to_owned();
+    };
+    let text = humantime::format_duration(Duration::from_secs(left.as_secs())).to_string();
+    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// A path that can't change the terminal's state, however it is named.
+pub(crate) fn shown(path: &Path) -> String {
+    match path.to_str() {
+        Some(text) if !text.chars().any(char::is_control) => text.to_owned(),
+        _ => format!("{path:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instants_have_at_least_milliseconds() {
+        let at = |nanos| rfc3339(DateTime::from_timestamp(0, nanos).unwrap());
+        assert_eq!(at(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(at(250_000_000), "1970-01-01T00:00:00.250Z");
+        assert_eq!(at(250_000), "1970-01-01T00:00:00.000250Z");
+        assert_eq!(at(1), "1970-01-01T00:00:00.000000001Z");
+    }
+
+    #[test]
+    fn time_left_has_two_units_at_most() {
+        let now = DateTime::UNIX_EPOCH;
+        let left = |seconds| time_left(DateTime::from_timestamp(seconds, 0).unwrap(), now);
+        assert_eq!(left(3 * 3600 + 20 * 60 + 5), "3h 20m");
+        assert_eq!(left(59), "59s");
+        assert_eq!(left(0), "0s");
+        assert_eq!(left(-1), "expired");
+    }
+
+    #[test]
+    fn odd_names_are_shown_escaped() {
+        assert_eq!(shown(Path::new("/a/ä b")), "/a/ä b");
+        assert_eq!(shown(Path::new("/a/\u{1b}[2J")), "\"/a/\\u{1b}[2J\"");
+    }
+}

@@ -1,0 +1,122 @@
+//! `result-cleaner run`: the service.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+use clap::Args;
+use result_cleaner::{Cleaner, DEFAULT_METRICS_URL, Stats, server};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+use super::log::{LogArgs, LogFormat};
+use super::{Directory, Failure, duration, output};
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    directory: Directory,
+    /// Time from one full sweep to the next, at least 1s
+    #[arg(long, value_name = "TIME", value_parser = check_interval, default_value = "6h", env = "RESULT_CLEANER_CHECK_INTERVAL")]
+    check_interval: Duration,
+    /// Where to report cleanups: `/track/cleanup` is added
+    #[arg(long, value_name = "URL", default_value = DEFAULT_METRICS_URL, env = "RESULT_CLEANER_METRICS_URL")]
+    metrics_url: String,
+    /// Report to no metrics service
+    #[arg(long, conflicts_with = "metrics_url", env = "RESULT_CLEANER_NO_METRICS")]
+    no_metrics: bool,
+    /// Serve /stats and /healthz on this address, such as 127.0.0.1:8004
+    #[arg(long, value_name = "ADDR:PORT", env = "RESULT_CLEANER_LISTEN")]
+    listen: Option<SocketAddr>,
+    /// Report what was deleted between sweeps at most once in this time
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s", env = "RESULT_CLEANER_REPORT_INTERVAL")]
+    report_interval: Duration,
+    /// Time from one sweep to the next while the kernel can't tell of all changes
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s", env = "RESULT_CLEANER_FALLBACK_INTERVAL")]
+    fallback_interval: Duration,
+    /// A host name by which --listen may be called, besides addresses and localhost
+    #[arg(long, value_name = "NAME", value_delimiter = ',', env = "RESULT_CLEANER_ALLOW_HOST")]
+    allow_host: Vec<String>,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+fn check_interval(text: &str) -> Result<Duration, String> {
+    let interval = duration(text)?;
+    if interval < Duration::from_secs(1) {
+        return Err("it must be at least 1s".to_owned());
+    }
+    Ok(interval)
+}
+
+pub(crate) fn execute(args: RunArgs) -> Result<(), Failure> {
+    args.log.start();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(serve(args));
+    // What hangs in the file system must not keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(50));
+    result
+}
+
+async fn serve(args: RunArgs) -> Result<(), Failure> {
+    let mut config = args.directory.config().with_check_interval(args.check_interval);
+    config.metrics_url = (!args.no_metrics).then_some(args.metrics_url);
+    config.report_interval = args.report_interval;
+    config.fallback_interval = args.fallback_interval;
+    // Before anything is deleted, so that a second service does not start by mistake.
+    let listener = match args.listen {
+        Some(address) => Some(server::bind(address).await?),
+        None => None,
+    };
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut cleaner = Cleaner::spawn(config).await?;
+    let observer = cleaner.observer();
+
+    let (stop_server, server_stops) = oneshot::channel::<()>();
+    let served = listener.map(|listener| {
+        let source = Arc::new(observer.clone());
+        let stops = async move { drop(server_stops.await) };
+        tokio::spawn(server::serve(listener, source, args.allow_host, stops))
+    });
+
+    let died = tokio::select! {
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+        _ = cleaner.died() => true,
+    };
+    drop(stop_server);
+    let stopped = if died {
+        Err("the cleaner has died; see the log".into())
+    } else {
+        cleaner.stop().await.map_err(Failure::from)
+    };
+    if let Some(served) = served {
+        let _ = served.await;
+    }
+    log_last(&observer.get_stats(), args.log.log_format);
+    stopped
+}
+
+/// The last log line: the stats, as JSON.
+fn log_last(stats: &Stats, format: LogFormat) {
+    match format {
+        LogFormat::Text => {
+            let json = serde_json::to_string(stats).unwrap_or_default();
+            tracing::info!("stopped: {json}");
+        }
+        // Nested, which the log's own formatter can't do.
+        LogFormat::Json if tracing::enabled!(tracing::Level::INFO) => {
+            let line = serde_json::json!({
+                "timestamp": output::rfc3339(Utc::now()),
+                "level": "INFO",
+                "message": "stopped",
+                "stats": stats,
+            });
+            eprintln!("{line}");
+        }
+        LogFormat::Json => {}
+    }
+}

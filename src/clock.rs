@@ -1,0 +1,146 @@
+//! The clocks. The only module that reads the system's.
+//!
+//! `expires_at` is wall-clock time, which can jump; pauses are monotonic time, which can't. A
+//! wall clock that jumps far ahead may be wrong, and what it makes due can't be brought back, so
+//! such a jump takes effect only after [`STEP_HOLD`].
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use rustix::time::{ClockId, clock_gettime};
+
+/// How long the wall clock is read again at the latest while something waits for it.
+pub(crate) const TICK: Duration = Duration::from_secs(1);
+/// A jump ahead by more than this is held back for a while.
+const STEP_LIMIT: TimeDelta = TimeDelta::days(1);
+/// How long it is held back.
+const STEP_HOLD: TimeDelta = TimeDelta::seconds(60);
+
+/// One moment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Now {
+    /// What decides whether a pair is due.
+    pub wall: DateTime<Utc>,
+    /// What measures pauses.
+    pub mono: Instant,
+}
+
+/// The clock of one cleaner.
+#[derive(Debug, Default)]
+pub(crate) struct Clock {
+    steps: Mutex<Steps>,
+}
+
+impl Clock {
+    pub fn now(&self) -> Now {
+        Now { wall: self.wall(), mono: Instant::now() }
+    }
+
+    /// The wall clock's time, without a jump that is being held back.
+    pub fn wall(&self) -> DateTime<Utc> {
+        self.steps().settle(Utc::now(), since_boot())
+    }
+
+    /// Looks for a jump since the last call; the jump, if it is one to be held back.
+    pub fn tick(&self) -> Option<TimeDelta> {
+        self.steps().observe(Utc::now(), since_boot())
+    }
+
+    fn steps(&self) -> std::sync::MutexGuard<'_, Steps> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Time since boot, suspends included, so that a machine that was asleep shows no jump.
+fn since_boot() -> TimeDelta {
+    let time = clock_gettime(ClockId::Boottime);
+    TimeDelta::new(time.tv_sec, u32::try_from(time.tv_nsec).unwrap_or(0)).unwrap_or_default()
+}
+
+/// Tells a jump of the wall clock from time that passed.
+#[derive(Debug, Default)]
+struct Steps {
+    last: Option<(DateTime<Utc>, TimeDelta)>,
+    /// How far the clock jumped, and until when since boot that is held back.
+    held: Option<(TimeDelta, TimeDelta)>,
+}
+
+impl Steps {
+    fn observe(&mut self, wall: DateTime<Utc>, boot: TimeDelta) -> Option<TimeDelta> {
+        let (last_wall, last_boot) = self.last.replace((wall, boot))?;
+        let step = (wall - last_wall) - (boot - last_boot);
+        if step > STEP_LIMIT {
+            let already = self.held.map_or(TimeDelta::zero(), |(held, _)| held);
+            self.held = Some((already + step, boot + STEP_HOLD));
+            return Some(step);
+        }
+        if step < -STEP_LIMIT {
+            // The clock was set back: what is left of the jump, if anything, stays held.
+            self.held = self
+                .held
+                .map(|(held, until)| (held + step, until))
+                .filter(|(held, _)| *held > TimeDelta::zero());
+        }
+        None
+    }
+
+    fn settle(&mut self, wall: DateTime<Utc>, boot: TimeDelta) -> DateTime<Utc> {
+        self.held = self.held.filter(|(_, until)| boot < *until);
+        // Between a jump and the tick that notices it, the jump is already not believed.
+        let unseen = self.last.map_or(TimeDelta::zero(), |(last_wall, last_boot)| {
+            (wall - last_wall) - (boot - last_boot)
+        });
+        let unseen = if unseen > STEP_LIMIT { unseen } else { TimeDelta::zero() };
+        let held = self.held.map_or(TimeDelta::zero(), |(held, _)| held);
+        wall.checked_sub_signed(held + unseen).unwrap_or(wall)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAYS_40: TimeDelta = TimeDelta::days(40);
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
+    }
+
+    fn boot(seconds: i64) -> TimeDelta {
+        TimeDelta::seconds(100 + seconds)
+    }
+
+    #[test]
+    fn a_jump_ahead_is_held_back_for_a_minute() {
+        let mut steps = Steps::default();
+        assert_eq!(steps.observe(at(0), boot(0)), None);
+        assert_eq!(steps.settle(at(1) + DAYS_40, boot(1)), at(1), "noticed before any tick");
+        assert_eq!(steps.observe(at(1) + DAYS_40, boot(1)), Some(DAYS_40));
+        assert_eq!(steps.observe(at(2) + DAYS_40, boot(2)), None, "told once");
+        assert_eq!(steps.settle(at(60) + DAYS_40, boot(60)), at(60));
+        assert_eq!(steps.settle(at(61) + DAYS_40, boot(61)), at(61) + DAYS_40);
+    }
+
+    #[test]
+    fn a_jump_that_is_taken_back_leaves_nothing_held() {
+        let mut steps = Steps::default();
+        steps.observe(at(0), boot(0));
+        steps.observe(at(1) + DAYS_40, boot(1));
+        steps.observe(at(2), boot(2));
+        assert_eq!(steps.settle(at(3), boot(3)), at(3));
+    }
+
+    #[test]
+    fn sleep_and_small_jumps_are_believed_at_once() {
+        let mut steps = Steps::default();
+        steps.observe(at(0), boot(0));
+        // A suspended machine: both clocks went on.
+        assert_eq!(steps.observe(at(1_000_000), boot(1_000_000)), None);
+        assert_eq!(steps.settle(at(1_000_000), boot(1_000_000)), at(1_000_000));
+        assert_eq!(steps.observe(at(1_000_000 + 3600), boot(1_000_001)), None);
+        assert_eq!(steps.settle(at(1_003_600), boot(1_000_001)), at(1_003_600));
+        assert_eq!(steps.observe(at(0), boot(1_000_002)), None);
+        assert_eq!(steps.settle(at(0), boot(1_000_002)), at(0));
+    }
+}

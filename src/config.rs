@@ -1,0 +1,193 @@
+//! What an embedding application or the command line can set.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::Error;
+
+/// Where results are cached unless another directory is given.
+pub const DEFAULT_CACHE_DIR: &str = "~/.omnimemory/cached_results";
+/// Where reports go unless another service is given.
+pub const DEFAULT_METRICS_URL: &str = "http://localhost:8003";
+
+/// Is told of each result that was removed, so that an application can drop what refers to it.
+///
+/// The call comes from a thread that may block, right after the removal, once a result. A panic
+/// in it is caught and logged.
+///
+/// ```
+/// use std::path::Path;
+/// struct Index;
+/// impl result_cleaner::ResultStore for Index {
+///     fn removed(&self, result: &Path) {
+///         println!("{} is gone", result.display());
+///     }
+/// }
+/// let config = result_cleaner::Config::new("/tmp/results").with_result_store(Index);
+/// assert!(config.result_store.is_some());
+/// ```
+pub trait ResultStore: Send + Sync + 'static {
+    /// The result at `result` (its path below the resolved cache directory) was removed.
+    fn removed(&self, result: &Path);
+}
+
+/// How a cleaner works.
+///
+/// The defaults are those of the polling daemon that it replaces.
+///
+/// ```
+/// use std::time::Duration;
+/// let mut config = result_cleaner::Config::new("~/.omnimemory/cached_results");
+/// assert_eq!(config.check_interval, Duration::from_secs(6 * 3600));
+/// config.metrics_url = None;
+/// ```
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Config {
+    /// The directory whose expired results are deleted. A leading `~` is the home directory. It
+    /// may be a symbolic link, and need not exist yet.
+    pub cache_dir: PathBuf,
+    /// How long from the end of one full sweep to the next; at least a second, 6 hours by default.
+    pub check_interval: Duration,
+    /// Base address of the metrics service, to which `/track/cleanup` is added; `None` sends no
+    /// reports. [`DEFAULT_METRICS_URL`] by default; without the feature `report` it is `None`, and
+    /// a set one is refused.
+    pub metrics_url: Option<String>,
+    /// Is told of each removed result; nobody by default.
+    pub result_store: Option<Arc<dyn ResultStore>>,
+    /// At most one report of what the timer deleted is sent in this time; 10 s by default.
+    pub report_interval: Duration,
+    /// How often to sweep while the kernel can't tell of all changes; 60 s by default.
+    pub fallback_interval: Duration,
+}
+
+impl Config {
+    /// A configuration with every default but the directory.
+    pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            cache_dir: cache_dir.into(),
+            check_interval: Duration::from_secs(6 * 3600),
+            metrics_url: cfg!(feature = "report").then(|| DEFAULT_METRICS_URL.to_owned()),
+            result_store: None,
+            report_interval: Duration::from_secs(10),
+            fallback_interval: Duration::from_secs(60),
+        }
+    }
+
+    /// Sets [`check_interval`](Self::check_interval).
+    #[must_use]
+    pub fn with_check_interval(mut self, interval: Duration) -> Self {
+        self.check_interval = interval;
+        self
+    }
+
+    /// Sets [`metrics_url`](Self::metrics_url).
+    #[must_use]
+    pub fn with_metrics_url(mut self, url: impl Into<Option<String>>) -> Self {
+        self.metrics_url = url.into();
+        self
+    }
+
+    /// Sets [`result_store`](Self::result_store).
+    #[must_use]
+    pub fn with_result_store(mut self, store: impl ResultStore) -> Self {
+        self.result_store = Some(Arc::new(store));
+        self
+    }
+
+    /// The cache directory with `~` expanded.
+    pub(crate) fn expanded_cache_dir(&self) -> Result<PathBuf, Error> {
+        expand_home(&self.cache_dir)
+    }
+
+    /// Refuses values that make no sense.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let least = [
+            ("check_interval", self.check_interval, Duration::from_secs(1)),
+            ("report_interval", self.report_interval, Duration::from_millis(1)),
+            ("fallback_interval", self.fallback_interval, Duration::from_millis(1)),
+        ];
+        for (setting, value, minimum) in least {
+            if value < minimum {
+                return Err(Error::TooShort { setting, value, minimum });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Default for Config {
+    /// The configuration for [`DEFAULT_CACHE_DIR`].
+    fn default() -> Self {
+        Self::new(DEFAULT_CACHE_DIR)
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("cache_dir", &self.cache_dir)
+            .field("check_interval", &self.check_interval)
+            .field("metrics_url", &self.metrics_url.as_deref().map(redacted))
+            .field("result_store", &self.result_store.as_ref().map(|_| "..."))
+            .field("report_interval", &self.report_interval)
+            .field("fallback_interval", &self.fallback_interval)
+            .finish()
+    }
+}
+
+/// `url`, whatever it is, without what may be secret: user name and password, and the query.
+pub(crate) fn redacted(url: &str) -> String {
+    let start = url.find("://").map_or(0, |at| at + 3);
+    // A password may hold any character unescaped, so the last @ counts, not the first.
+    let (credentials, rest) = match url.rfind('@') {
+        Some(at) if at >= start => ("***", &url[at..]),
+        _ => ("", &url[start..]),
+    };
+    let (rest, query) = match rest.find('?') {
+        Some(at) => (&rest[..at], "?***"),
+        None => (rest, ""),
+    };
+    format!("{}{credentials}{rest}{query}", &url[..start])
+}
+
+/// `path` with a leading `~` replaced by the home directory.
+///
+/// # Errors
+/// [`Error::NoHome`] where there is a `~` to expand and no home directory is known.
+pub fn expand_home(path: &Path) -> Result<PathBuf, Error> {
+    let Ok(rest) = path.strip_prefix("~") else {
+        return Ok(path.to_owned());
+    };
+    match std::env::home_dir() {
+        Some(home) if !home.as_os_str().is_empty() => Ok(home.join(rest)),
+        _ => Err(Error::NoHome { path: path.to_owned() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_leading_tilde_component_is_the_home_directory() {
+        for plain in ["/a/~/b", "a~", "~user/x", "./~"] {
+            assert_eq!(expand_home(Path::new(plain)).unwrap(), Path::new(plain));
+        }
+        let home = std::env::home_dir().unwrap();
+        assert_eq!(expand_home(Path::new("~")).unwrap(), home);
+        assert_eq!(expand_home(Path::new("~/x")).unwrap(), home.join("x"));
+    }
+
+    #[test]
+    fn intervals_that_make_no_sense_are_refused() {
+        let mut config = Config::new("/x").with_check_interval(Duration::from_millis(999));
+        assert!(config.validate().unwrap_err().to_string().contains("check_interval"));
+        config.check_interval = Duration::from_secs(1);
+        config.validate().unwrap();
+        config.fallback_interval = Duration::ZERO;
+        assert!(config.validate().is_err());
+    }
+}

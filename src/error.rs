@@ -1,0 +1,89 @@
+//! What can go wrong with the cleaner as a whole. Trouble with a single file is never one of
+//! these: it is counted, logged and tried again while everything else goes on.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Why a cleaner could not be started, or why a request to it was not carried out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// [`Cleaner::spawn`](crate::Cleaner::spawn) or [`sweep_once`](crate::sweep_once) was polled
+    /// outside of a tokio runtime.
+    #[error(
+        "no tokio runtime is running here: call this from within one (`#[tokio::main]`, or `Runtime::block_on`)"
+    )]
+    NoRuntime,
+    /// The tokio runtime was built without a driver that the cleaner needs.
+    #[error("the tokio runtime lacks its {driver} driver: build it with `Builder::enable_all()`")]
+    NoDriver {
+        /// The missing driver: `time` or `io`.
+        driver: &'static str,
+    },
+    /// A setting has a value that makes no sense.
+    #[error("{setting} is {value:?}, but must be at least {minimum:?}")]
+    TooShort {
+        /// The field of [`Config`](crate::Config).
+        setting: &'static str,
+        /// What it was set to.
+        value: Duration,
+        /// The least that it may be.
+        minimum: Duration,
+    },
+    /// `~` stands for a home directory, and none is known.
+    #[error(
+        "{} begins with ~, but no home directory is known: set HOME, or give the whole path", .path.display()
+    )]
+    NoHome {
+        /// The path as it was given.
+        path: PathBuf,
+    },
+    /// The cache directory is something else than a directory.
+    #[error("{} is not a directory: give the directory that holds the cached results", .path.display())]
+    NotADirectory {
+        /// The cache directory as it was given.
+        path: PathBuf,
+    },
+    /// The cache directory is there, but can't be read.
+    #[error("can't read the cache directory {}: {source}", .path.display())]
+    Unreadable {
+        /// The cache directory as it was given.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The address of the metrics service can't be used.
+    #[error("metrics URL {url:?} {reason}")]
+    MetricsUrl {
+        /// The address as it was given.
+        url: String,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// No cleaner answers at an address.
+    #[error("no cleaner answers at {url}: {reason}")]
+    NoAnswer {
+        /// The address, without what may be secret.
+        url: String,
+        /// What happened instead.
+        reason: String,
+    },
+    /// The address to listen on can't be used.
+    #[error("can't listen on {address}: {source}")]
+    Listen {
+        /// The address as it was given.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The cleaner has ended, so that it can't take a request any more.
+    #[error("the cleaner has stopped")]
+    Stopped,
+    /// A task of the cleaner panicked. This is a bug in it; nothing is deleted any more.
+    #[error("the cleaner has died: {message}")]
+    Died {
+        /// The panic's message.
+        message: String,
+    },
+}

@@ -1,0 +1,87 @@
+//! Deletes expired cached results the moment they expire.
+//!
+//! A result is a pair of files, `X.result.json.lz4` and `X.metadata.json`, whose metadata says
+//! when it may go. A [`Cleaner`] watches a directory of them and deletes each pair within
+//! milliseconds of its `expires_at`:
+//!
+//! ```
+//! use result_cleaner::{Cleaner, Config};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), result_cleaner::Error> {
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let cache_dir = dir.path();
+//! let config = Config::new(cache_dir).with_metrics_url(None); // or "~/.omnimemory/cached_results"
+//! let cleaner = Cleaner::spawn(config).await?;
+//! println!("next expiry: {:?}", cleaner.get_stats().next_expiry);
+//! cleaner.stop().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How it works
+//! One full scan fills a min-heap keyed on `expires_at`; events of the kernel keep it current; a
+//! timer takes from it what is due; a full sweep every 6 hours reconciles heap and disk, so that
+//! the outcome equals that of a program that polls.
+//!
+//! What holds everywhere in here:
+//! - Only the worker changes the heap; there is no lock around it. Pending news is taken in before
+//!   anything is given out to be deleted.
+//! - Events are hints to look at a name again; the disk is the truth. The metadata is read again
+//!   right before a deletion. Nothing read from it ever chooses a path.
+//! - A directory's watch is set before the directory is listed; the first scan is the first sweep.
+//! - No event, file or network error ends the worker.
+//! - `notify` is named only in `watch`, `walkdir` only in `scan`, `rename` and `unlink` only in
+//!   `remove`, `reqwest` only in `report`, the system's clock only in `clock`.
+//!
+//! # Known limits
+//! - A writer has to publish the metadata within a second of its result. A longer pause, or a
+//!   clock step between the two, can let old metadata judge a new result.
+//! - Metadata that is extended after its `expires_at` has passed may come too late.
+//! - Where a file can't be renamed to a reserved name (its own is near 255 bytes long, the file
+//!   system knows no `renameat2` flags, the disk is full), a writer that publishes it anew between
+//!   the last look and the `unlink`, some microseconds, loses it.
+//! - A writer that opened metadata before its expiry, and writes it after, may write to a file
+//!   that is gone.
+//! - Changes through a hard link elsewhere, a memory map or another host are seen by the next
+//!   sweep only; an extension is always seen.
+//! - A clock that is wrong by years when the cleaner starts makes everything due.
+//! - Paths longer than the system's limit of 4,096 bytes can't be watched or listed.
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+mod agenda;
+mod attend;
+mod change;
+mod cleaner;
+mod clock;
+mod config;
+mod entry;
+mod error;
+mod expires_at;
+#[cfg(feature = "report")]
+mod http;
+mod look;
+mod metadata;
+mod place;
+mod remove;
+#[cfg(feature = "report")]
+mod report;
+mod root;
+mod runtime;
+mod scan;
+#[cfg(feature = "server")]
+pub mod server;
+mod stats;
+mod sweep;
+mod watch;
+mod worker;
+
+pub use cleaner::{Cleaner, Observer};
+pub use config::{Config, DEFAULT_CACHE_DIR, DEFAULT_METRICS_URL, ResultStore, expand_home};
+pub use error::Error;
+#[cfg(feature = "report")]
+pub use http::fetch_stats;
+pub use stats::{ExpiryBucket, Stats, SweepReport, WatchState};
+pub use sweep::{ListedPair, list, sweep_dry_run, sweep_once};

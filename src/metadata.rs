@@ -1,0 +1,199 @@
+//! The bytes of a metadata file, and the `expires_at` in them.
+//!
+//! A scan passes every metadata file through [`expires_at`], so that it keeps nothing but the one
+//! value. It never recurses on its input: nesting costs heap, a byte a level, and no stack.
+
+use crate::expires_at::{InvalidExpiry, from_number, from_text};
+use chrono::{DateTime, Utc};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use std::fmt;
+
+/// The size in bytes up to which a metadata file is read; larger ones are invalid.
+pub(crate) const MAX_METADATA_BYTES: u64 = 1024 * 1024;
+
+/// Why metadata does not say when its result expires. Displayed as one line.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidMetadata {
+    /// There is nothing in it.
+    #[error("the file is empty")]
+    Empty,
+    /// There is more in it than is read.
+    #[error("the file is larger than {} bytes", MAX_METADATA_BYTES)]
+    TooLarge,
+    /// A UTF-8 byte order mark.
+    #[error("the file begins with a byte order mark; write UTF-8 without one")]
+    ByteOrderMark,
+    /// Two bytes a character.
+    #[error("the file is in UTF-16; write UTF-8")]
+    Utf16,
+    /// Holds the offset of the first wrong byte.
+    #[error("the file is not UTF-8 (first wrong byte at offset {0})")]
+    NotUtf8(usize),
+    /// Holds what was expected, and where.
+    #[error("the file is cut short: {0}")]
+    Truncated(String),
+    /// Holds what is wrong, and where.
+    #[error("the file is not JSON: {0}")]
+    NotJson(String),
+    /// An array, a string, a number, a boolean or null.
+    #[error("the file is JSON, but not an object")]
+    NotAnObject,
+    /// Not there at the top level.
+    #[error("expires_at is missing")]
+    MissingExpiresAt,
+    /// Which of the two is meant is not defined, even if they are equal.
+    #[error("expires_at is there more than once")]
+    DuplicateExpiresAt,
+    /// The value is there, but means no instant.
+    #[error(transparent)]
+    ExpiresAt(#[from] InvalidExpiry),
+}
+
+/// The instant from which on the result beside the metadata file with this content is expired.
+pub(crate) fn expires_at(json: &[u8]) -> Result<DateTime<Utc>, InvalidMetadata> {
+    if json.len() as u64 > MAX_METADATA_BYTES {
+        return Err(InvalidMetadata::TooLarge);
+    }
+    match json {
+        [] => return Err(InvalidMetadata::Empty),
+        [0xEF, 0xBB, 0xBF, ..] => return Err(InvalidMetadata::ByteOrderMark),
+        [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] | [b'{', 0, ..] | [0, b'{', ..] => {
+            return Err(InvalidMetadata::Utf16);
+        }
+        _ => {}
+    }
+    // serde_json does not look into the strings that it skips.
+    let json = str::from_utf8(json).map_err(|e| InvalidMetadata::NotUtf8(e.valid_up_to()))?;
+
+    let mut parser = serde_json::Deserializer::from_str(json);
+    let outcome = parser.deserialize_map(Metadata).map_err(from_json_error)?;
+    parser.end().map_err(from_json_error)?;
+    outcome
+}
+
+fn from_json_error(error: serde_json::Error) -> InvalidMetadata {
+    if error.is_data() {
+        return InvalidMetadata::NotAnObject;
+    }
+    let message = error.to_string();
+    // Numbers are only converted where they are wanted, in `expires_at`.
+    if message.starts_with("number out of range") {
+        return InvalidExpiry::TooLarge.into();
+    }
+    if error.is_eof() {
+        return InvalidMetadata::Truncated(message);
+    }
+    InvalidMetadata::NotJson(message)
+}
+
+/// Reads the whole object. An object that is JSON but says nothing usable is a value, not an
+/// error: the parser's own errors are then about JSON alone.
+struct Metadata;
+
+impl<'de> Visitor<'de> for Metadata {
+    type Value = Result<DateTime<Utc>, InvalidMetadata>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = None;
+        let mut duplicate = false;
+        while let Some(is_expires_at) = map.next_key_seed(Key)? {
+            if is_expires_at {
+                duplicate |= found.is_some();
+                found = Some(map.next_value_seed(Expiry)?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(match found {
+            _ if duplicate => Err(InvalidMetadata::DuplicateExpiresAt),
+            None => Err(InvalidMetadata::MissingExpiresAt),
+            Some(expiry) => expiry.map_err(InvalidMetadata::ExpiresAt),
+        })
+    }
+}
+
+/// Reads a key as whether it is `expires_at`.
+struct Key;
+
+impl<'de> DeserializeSeed<'de> for Key {
+    type Value = bool;
+
+    /// Asks for bytes, because as text a key with half of a surrogate pair would be an error.
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_bytes(self)
+    }
+}
+
+impl Visitor<'_> for Key {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_bytes<E>(self, key: &[u8]) -> Result<bool, E> {
+        Ok(key == b"expires_at")
+    }
+}
+
+/// Reads the value of `expires_at`. One that is JSON but no valid expiry is a value as well.
+struct Expiry;
+
+impl<'de> DeserializeSeed<'de> for Expiry {
+    type Value = Result<DateTime<Utc>, InvalidExpiry>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Expiry {
+    type Value = Result<DateTime<Utc>, InvalidExpiry>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    // Integers beyond 2^53, which lose digits here, are years out of range.
+    fn visit_u64<E>(self, n: u64) -> Result<Self::Value, E> {
+        Ok(from_number(n as f64))
+    }
+
+    fn visit_i64<E>(self, n: i64) -> Result<Self::Value, E> {
+        Ok(from_number(n as f64))
+    }
+
+    fn visit_f64<E>(self, n: f64) -> Result<Self::Value, E> {
+        Ok(from_number(n))
+    }
+
+    fn visit_str<E>(self, s: &str) -> Result<Self::Value, E> {
+        Ok(from_text(s))
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(Err(InvalidExpiry::Null))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(Err(InvalidExpiry::Boolean))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Err(InvalidExpiry::Array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Err(InvalidExpiry::Object))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,200 @@
+//! The cache directory and the directories below it, held by descriptor.
+//!
+//! A path that was checked may lead elsewhere by the time it is used, so directories are opened
+//! relative to the cache directory's own descriptor, by a lookup that follows no symbolic link and
+//! enters no mount point.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{
+    Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, fstat, open, openat, openat2, stat,
+};
+use rustix::io::Errno;
+
+const DIR_FLAGS: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// What stands where the cache directory should be.
+#[derive(Debug)]
+pub(crate) enum Standing {
+    /// A directory that can be read.
+    Directory(RootId),
+    /// Nothing.
+    Absent,
+    /// Something that is no directory.
+    NotADirectory,
+    /// It can't be looked at, or not be read.
+    Unreadable(io::Error),
+}
+
+/// Which directory it is: it is another one as soon as one of these differs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RootId {
+    /// The path with every symbolic link resolved.
+    pub path: PathBuf,
+    dev: u64,
+    ino: u64,
+}
+
+/// Looks at what stands at `path`, which may be a symbolic link.
+pub(crate) fn look_at(path: &Path) -> Standing {
+    let identity = || -> io::Result<Option<RootId>> {
+        let resolved = std::fs::canonicalize(path)?;
+        let seen = stat(&resolved)?;
+        if !rustix::fs::FileType::from_raw_mode(seen.st_mode).is_dir() {
+            return Ok(None);
+        }
+        accessat(CWD, &resolved, Access::READ_OK | Access::EXEC_OK, AtFlags::EACCESS)?;
+        Ok(Some(RootId { path: resolved, dev: seen.st_dev, ino: seen.st_ino }))
+    };
+    match identity() {
+        Ok(Some(id)) => Standing::Directory(id),
+        Ok(None) => Standing::NotADirectory,
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound => Standing::Absent,
+            io::ErrorKind::NotADirectory => Standing::NotADirectory,
+            _ => Standing::Unreadable(error),
+        },
+    }
+}
+
+/// The cache directory, open.
+#[derive(Debug)]
+pub(crate) struct Root {
+    pub id: RootId,
+    fd: OwnedFd,
+}
+
+impl Root {
+    /// Opens the directory that `id` names.
+    ///
+    /// # Errors
+    /// Those of the system; `NotFound` also where another directory stands there by now.
+    pub fn open(id: RootId) -> io::Result<Self> {
+        let fd = open(&id.path, DIR_FLAGS, Mode::empty())?;
+        let seen = fstat(&fd)?;
+        if (seen.st_dev, seen.st_ino) != (id.dev, id.ino) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(Self { id, fd })
+    }
+
+    /// The resolved path of the cache directory.
+    pub fn path(&self) -> &Path {
+        &self.id.path
+    }
+
+    /// Opens the directory `rel` below the cache directory; the empty path is the latter itself.
+    ///
+    /// # Errors
+    /// Those of the system: `ELOOP` or `ENOTDIR` where the path leads over a symbolic link, `EXDEV`
+    /// where it leads into a mount point.
+    pub fn open_dir(&self, rel: &Arc<Path>) -> io::Result<Dir> {
+        let path = if rel.as_os_str().is_empty() { Path::new(".") } else { rel };
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let fd = loop {
+            match openat2(&self.fd, path, DIR_FLAGS, Mode::empty(), resolve) {
+                Ok(fd) => break fd,
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                // Older kernels, containers whose filter does not know the call, and long paths.
+                Err(Errno::NOSYS | Errno::PERM | Errno::NAMETOOLONG) => {
+                    break self.step_down(path)?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
+        Ok(Dir { rel: Arc::clone(rel), fd })
+    }
+
+    /// The same lookup, one component at a time.
+    fn step_down(&self, path: &Path) -> io::Result<OwnedFd> {
+        let mut fd = openat(&self.fd, ".", DIR_FLAGS, Mode::empty())?;
+        for component in path.components() {
+            match component {
+                Component::CurDir => {}
+                Component::Normal(name) => {
+                    fd = openat(&fd, name, DIR_FLAGS, Mode::empty())?;
+                    if fstat(&fd)?.st_dev != self.id.dev {
+                        return Err(Errno::XDEV.into());
+                    }
+                }
+                _ => return Err(Errno::INVAL.into()),
+            }
+        }
+        Ok(fd)
+    }
+}
+
+/// A directory within the cache directory, open.
+#[derive(Debug)]
+pub(crate) struct Dir {
+    /// Its path relative to the cache directory.
+    pub rel: Arc<Path>,
+    fd: OwnedFd,
+}
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Whether the error says that a name leads to nothing that is ours to look at: it is gone, or a
+/// symbolic link, something else than a directory, or a mount point stands in the way.
+pub(crate) fn leads_nowhere(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn both_lookups_follow_no_link_and_stay_beneath() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(temp.path().join("cache/a/b")).unwrap();
+        std::fs::create_dir(temp.path().join("outside")).unwrap();
+        symlink("../outside", temp.path().join("cache/link")).unwrap();
+        symlink("b", temp.path().join("cache/a/inner")).unwrap();
+        let Standing::Directory(id) = look_at(&temp.path().join("cache")) else { panic!() };
+        let root = Root::open(id).unwrap();
+        for (path, allowed) in [
+            ("", true),
+            ("a/b", true),
+            ("link", false),
+            ("a/inner", false),
+            ("..", false),
+            ("a/../../outside", false),
+            ("gone", false),
+        ] {
+            let rel: Arc<Path> = Path::new(path).into();
+            assert_eq!(root.open_dir(&rel).is_ok(), allowed, "{path}");
+            let path = if path.is_empty() { "." } else { path };
+            assert_eq!(root.step_down(Path::new(path)).is_ok(), allowed, "{path}, stepwise");
+        }
+    }
+
+    #[test]
+    fn a_replaced_directory_is_another_one() {
+        let temp = tempfile::tempdir().unwrap();
+        let cache = temp.path().join("cache");
+        assert!(matches!(look_at(&cache), Standing::Absent));
+        std::fs::create_dir(&cache).unwrap();
+        let Standing::Directory(first) = look_at(&cache) else { panic!() };
+        std::fs::rename(&cache, temp.path().join("old")).unwrap();
+        std::fs::create_dir(&cache).unwrap();
+        let Standing::Directory(second) = look_at(&cache) else { panic!() };
+        assert_ne!(first, second);
+        assert_eq!(Root::open(first).unwrap_err().kind(), io::ErrorKind::NotFound);
+        std::fs::remove_dir(&cache).unwrap();
+        std::fs::write(&cache, "").unwrap();
+        assert!(matches!(look_at(&cache), Standing::NotADirectory));
+    }
+}

@@ -1,0 +1,238 @@
+//! One reading pass over the cache directory, or over some directories in it. The only module
+//! that names walkdir.
+//!
+//! One thread lists directory after directory, each right after its watch was set, while others
+//! attend to the pairs that were listed. What they find is handed over in batches, so that memory
+//! does not grow with the tree.
+
+use std::io;
+use std::num::NonZero;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use walkdir::WalkDir;
+
+use crate::attend::{Attendant, Found};
+use crate::entry::{Half, Key, Name, Stem};
+use crate::remove::{Recovery, recover};
+use crate::root::{Dir, Root, leads_nowhere};
+use crate::watch::{Refusal, Watcher};
+
+/// How many pairs of one directory are handed over at once.
+const BATCH: usize = 128;
+/// For how long claims of the living are waited for before they are left alone.
+const OWNERS_PATIENCE: Duration = Duration::from_millis(500);
+
+/// A scan to be made.
+pub(crate) struct Scan<'a> {
+    pub root: &'a Root,
+    /// Sets the watches; without it nothing is watched.
+    pub watcher: Option<&'a Watcher>,
+    pub attendant: &'a Attendant,
+    /// Ends the scan early once it is true.
+    pub cancel: &'a AtomicBool,
+    /// Takes what was found, from several threads.
+    pub found: &'a (dyn Fn(Vec<Found>) + Sync),
+}
+
+/// What a scan saw besides pairs.
+#[derive(Debug, Default)]
+pub(crate) struct Summary {
+    /// Results seen.
+    pub results: u64,
+    /// Directories that could not be read, relative to the cache directory, and why.
+    pub unreadable: Vec<(Arc<Path>, io::Error)>,
+    /// How many directories the kernel refused to watch, and why it refused the last of them.
+    pub refused: Option<(u64, Refusal)>,
+    /// Deletions that a killed cleaner had left unfinished, and the bytes that this freed.
+    pub finished: u64,
+    pub freed: u64,
+    /// Directories with claims that could not be taken up yet.
+    pub owned: Vec<Arc<Path>>,
+    /// Reserved names that could not be dealt with, and why.
+    pub stranded: Vec<(PathBuf, io::Error)>,
+}
+
+/// Pairs of one directory to be attended to.
+struct Batch {
+    dir: Arc<Dir>,
+    stems: Vec<Stem>,
+}
+
+impl Scan<'_> {
+    /// Scans the directories `trees`, relative to the cache directory, and all below them.
+    pub fn run(&self, trees: &[Arc<Path>]) -> Summary {
+        let mut summary = Summary::default();
+        let mut claims = Vec::new();
+        let threads = thread::available_parallelism().map_or(2, NonZero::get).clamp(2, 8);
+        let (batches, queue) = mpsc::sync_channel(threads * 2);
+        // Only the attending threads hold it: were they to die, the listing would not wait for them.
+        let queue = Arc::new(Mutex::new(queue));
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                let queue = Arc::clone(&queue);
+                scope.spawn(move || self.attend(&queue));
+            }
+            drop(queue);
+            for tree in trees {
+                self.list_tree(tree, &batches, &mut summary, &mut claims);
+            }
+            drop(batches);
+        });
+        // Only now, when no thread of this scan holds claims of its own any more.
+        if self.attendant.deletes() {
+            self.take_up(claims, &mut summary);
+        }
+        summary
+    }
+
+    fn list_tree(
+        &self,
+        tree: &Arc<Path>,
+        batches: &SyncSender<Batch>,
+        summary: &mut Summary,
+        claims: &mut Vec<(Arc<Path>, Vec<Vec<u8>>)>,
+    ) {
+        let mut pending = vec![Arc::clone(tree)];
+        while let Some(rel) = pending.pop() {
+            if self.cancelled() {
+                return;
+            }
+            match self.list(&rel, batches, summary, claims, &mut pending) {
+                Ok(()) => {}
+                Err(error) if leads_nowhere(&error) => {
+                    if let Some(watcher) = self.watcher {
+                        watcher.forget(&rel);
+                    }
+                }
+                Err(error) => summary.unreadable.push((rel, error)),
+            }
+        }
+    }
+
+    fn list(
+        &self,
+        rel: &Arc<Path>,
+        batches: &SyncSender<Batch>,
+        summary: &mut Summary,
+        claims: &mut Vec<(Arc<Path>, Vec<Vec<u8>>)>,
+        pending: &mut Vec<Arc<Path>>,
+    ) -> io::Result<()> {
+        let dir = Arc::new(self.root.open_dir(rel)?);
+        if let Some(Err(refusal)) = self.watcher.map(|watcher| watcher.watch(rel)) {
+            let before = summary.refused.take().map_or(0, |(count, _)| count);
+            summary.refused = Some((before + 1, refusal));
+        }
+        let mut stems = Vec::new();
+        let mut own_claims = Vec::new();
+        let listing = WalkDir::new(self.root.path().join(rel))
+            .min_depth(1)
+            .max_depth(1)
+            .follow_root_links(false);
+        for entry in listing {
+            let entry = entry?;
+            if entry.file_type().is_dir() {
+                pending.push(rel.join(entry.file_name()).into());
+                continue;
+            }
+            if !entry.file_type().is_file() {
+                continue;
+            }
+            match Name::of(entry.file_name().as_bytes()) {
+                Name::Half(Half::Result, _) => summary.results += 1,
+                Name::Half(Half::Metadata, stem) => stems.push(stem),
+                Name::Claim(..) => own_claims.push(entry.file_name().as_bytes().to_owned()),
+                Name::Other => {}
+            }
+            if stems.len() >= BATCH {
+                if self.cancelled() {
+                    return Ok(());
+                }
+                send(batches, &dir, &mut stems);
+            }
+        }
+        if !stems.is_empty() {
+            send(batches, &dir, &mut stems);
+        }
+        if !own_claims.is_empty() {
+            claims.push((Arc::clone(rel), own_claims));
+        }
+        Ok(())
+    }
+
+    fn attend(&self, queue: &Mutex<Receiver<Batch>>) {
+        let mut buffer = Vec::new();
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(Batch { dir, stems }) = next else { return };
+            let mut found = Vec::with_capacity(stems.len());
+            for stem in stems {
+                if self.cancelled() {
+                    break;
+                }
+                let outcome = self.attendant.attend(self.root, &dir, &stem, None, &mut buffer);
+                found.push(Found { key: Key { dir: Arc::clone(&dir.rel), stem }, outcome });
+            }
+            (self.found)(found);
+        }
+    }
+
+    /// Takes up the claims that killed cleaners left behind.
+    fn take_up(&self, claims: Vec<(Arc<Path>, Vec<Vec<u8>>)>, summary: &mut Summary) {
+        let deadline = Instant::now() + OWNERS_PATIENCE;
+        for (rel, names) in claims {
+            match self.take_up_one(&rel, &names, deadline) {
+                Ok(recovery) => self.recovered(rel, recovery, summary),
+                Err(error) if leads_nowhere(&error) => {}
+                Err(error) => summary.unreadable.push((rel, error)),
+            }
+        }
+    }
+
+    fn take_up_one(
+        &self,
+        rel: &Arc<Path>,
+        names: &[Vec<u8>],
+        deadline: Instant,
+    ) -> io::Result<Recovery> {
+        loop {
+            let recovery = recover(self.root, rel, names, self.attendant.clock().wall())?;
+            if !recovery.owned || self.cancelled() || Instant::now() >= deadline {
+                return Ok(recovery);
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn recovered(&self, rel: Arc<Path>, recovery: Recovery, summary: &mut Summary) {
+        summary.finished += recovery.finished;
+        summary.freed += recovery.freed;
+        summary.stranded.extend(recovery.failed);
+        if recovery.owned {
+            summary.owned.push(Arc::clone(&rel));
+        }
+        if let Ok(dir) = self.root.open_dir(&rel) {
+            let mut buffer = Vec::new();
+            let attend = |stem: Stem| {
+                let outcome = self.attendant.attend(self.root, &dir, &stem, None, &mut buffer);
+                Found { key: Key { dir: Arc::clone(&rel), stem }, outcome }
+            };
+            (self.found)(recovery.given_back.into_iter().map(attend).collect());
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
+    }
+}
+
+fn send(batches: &SyncSender<Batch>, dir: &Arc<Dir>, stems: &mut Vec<Stem>) {
+    let batch = Batch { dir: Arc::clone(dir), stems: std::mem::take(stems) };
+    // The queue outlives the listing; were it gone, nobody would want the batch.
+    let _ = batches.send(batch);
+}

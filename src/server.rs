@@ -1,0 +1,360 @@
+//! The HTTP server of `run --listen`: the state of the cleaner for people, scripts and monitoring.
+//!
+//! It only reads. What is said by name is answered only under names that the operator knows, so
+//! that no web page can read it through a name of its own that suddenly means this machine (DNS
+//! rebinding). Every client has bounds of time, and all of them a bound of number, so that those
+//! who are slow or say nothing hold up nobody else.
+
+mod site;
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+
+use self::site::Site;
+use crate::error::Error;
+use crate::stats::Stats;
+
+/// So many connections at a time; one more, and the oldest has to go.
+const MOST_CONNECTIONS: usize = 128;
+/// How long a client may take for the head of a request, and how long a connection may lie idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may last, whatever goes on in it: also one that does not take its answers.
+const CONNECTION_LIFE: Duration = Duration::from_secs(60);
+/// How long a connection that is to end may take for the answer that is on its way.
+const GRACE: Duration = Duration::from_millis(400);
+/// How much of what a client sends is held in memory.
+const MOST_BUFFERED: usize = 64 * 1024;
+/// The pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// That this happens is logged at most so often.
+const WARN_PAUSE: Duration = Duration::from_secs(60);
+
+/// Where the server gets from what it tells.
+pub trait StatsSource: Send + Sync + 'static {
+    /// The state of the cleaner, soon: an answer that takes seconds is given up.
+    fn stats(&self) -> Pin<Box<dyn Future<Output = Stats> + Send + '_>>;
+    /// Whether the worker lives. It does during the first scan and while the directory is absent.
+    fn alive(&self) -> bool;
+}
+
+/// Begins to listen at `address`; port 0 takes a free one.
+///
+/// # Errors
+/// [`Error::Listen`], with what to do about the usual causes.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let advice = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "another program listens there already: end it, or choose another port"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "that port takes privileges: choose one from 1024 upwards"
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                "this machine has no such address: choose one of its own, such as 127.0.0.1"
+            }
+            _ => {
+                return Error::Listen { address, source: error };
+            }
+        };
+        Error::Listen { address, source: io::Error::new(error.kind(), advice) }
+    })
+}
+
+/// Answers requests until `shutdown` completes, and for less than half a second after that.
+///
+/// Requests are answered if their `Host` is an address, `localhost`, or one of `allow_hosts`
+/// (in any case, with or without a port).
+pub async fn serve(
+    listener: TcpListener,
+    source: Arc<dyn StatsSource>,
+    allow_hosts: Vec<String>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let site = Arc::new(Site::new(source, &allow_hosts));
+    // Dropped to tell all connections that the end has come.
+    let (open, closing) = watch::channel(());
+    let mut connections = JoinSet::new();
+    let mut by_age: VecDeque<AbortHandle> = VecDeque::new();
+    let mut warned = None;
+    let mut shutdown = pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut shutdown => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                by_age.retain(|connection| !connection.is_finished());
+                if by_age.len() >= MOST_CONNECTIONS
+                    && let Some(oldest) = by_age.pop_front()
+                {
+                    oldest.abort();
+                }
+                let connection = serve_connection(stream, site.clone(), closing.clone());
+                by_age.push_back(connections.spawn(connection));
+            }
+            // Out of file descriptors, most likely: the connection stays in the kernel's queue, so
+            // that without a pause this would go round and round.
+            Err(error) => {
+                if warned.is_none_or(|warned: Instant| warned.elapsed() > WARN_PAUSE) {
+                    warned = Some(Instant::now());
+                    tracing::warn!(
+                        "can't accept connections to --listen, and keep trying: {error}"
+                    );
+                }
+                // Clients that say nothing may be what holds the descriptors.
+                for oldest in by_age.drain(..by_age.len().div_ceil(4)) {
+                    oldest.abort();
+                }
+                tokio::select! {
+                    () = &mut shutdown => break,
+                    () = sleep(ACCEPT_PAUSE) => {}
+                }
+            }
+        }
+    }
+    drop((listener, open));
+    // Each ends in time by itself.
+    while connections.join_next().await.is_some() {}
+}
+
+/// Serves one client until it leaves, has been here for too long, or `closing` loses its sender.
+async fn serve_connection(stream: TcpStream, site: Arc<Site>, mut closing: watch::Receiver<()>) {
+    // Answers are small: one that waits for more to send would only be late.
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |request| {
+        let site = site.clone();
+        async move { Ok::<_, Infallible>(site.answer(request).await) }
+    });
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(MOST_BUFFERED)
+            // A client that has said all may close its side and still wants the answer.
+            .half_close(true)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    tokio::select! {
+        // Nothing that a client does wrong is worth a line in the log.
+        _ = &mut connection => return,
+        _ = closing.changed() => {}
+        () = sleep(CONNECTION_LIFE) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    let _ = timeout(GRACE, connection).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::oneshot;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::stats::WatchState;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    struct Cleaner(AtomicBool);
+
+    impl StatsSource for Cleaner {
+        fn stats(&self) -> Pin<Box<dyn Future<Output = Stats> + Send + '_>> {
+            Box::pin(async { stats() })
+        }
+
+        fn alive(&self) -> bool {
+            self.0.load(SeqCst)
+        }
+    }
+
+    fn stats() -> Stats {
+        Stats {
+            running: true,
+            check_interval_hours: 6.0,
+            total_cleanups: 1,
+            total_deleted: 2,
+            total_freed_bytes: 3,
+            total_freed_mb: 0.0,
+            total_errors: 4,
+            cache_directory: "/x".into(),
+            heap_size: 5,
+            next_expiry: None,
+            watch: WatchState::Active,
+            expiring: None,
+        }
+    }
+
+    struct Server {
+        address: SocketAddr,
+        cleaner: Arc<Cleaner>,
+        stop: oneshot::Sender<()>,
+        task: JoinHandle<()>,
+    }
+
+    impl Server {
+        async fn start() -> Self {
+            let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let cleaner = Arc::new(Cleaner(AtomicBool::new(true)));
+            let (stop, stopped) = oneshot::channel();
+            let names = vec!["Box.lan".to_owned(), "other:8004".to_owned()];
+            let task = tokio::spawn(serve(listener, cleaner.clone(), names, async {
+                let _ = stopped.await;
+            }));
+            Self { address, cleaner, stop, task }
+        }
+
+        async fn connect(&self) -> TcpStream {
+            TcpStream::connect(self.address).await.unwrap()
+        }
+
+        /// Head and body of the answer to `request`, after which the client has no more to say.
+        async fn answer(&self, request: &str) -> (String, String) {
+            let mut stream = self.connect().await;
+            stream.write_all(request.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let answer = read_all(stream).await;
+            let (head, body) = answer.split_once("\r\n\r\n").expect("an answer with a head");
+            (head.to_ascii_lowercase(), body.to_owned())
+        }
+
+        async fn status(&self, request: &str) -> u16 {
+            let (head, _) = self.answer(request).await;
+            head.split(' ').nth(1).unwrap().parse().unwrap()
+        }
+    }
+
+    async fn read_all(mut stream: TcpStream) -> String {
+        let mut answer = String::new();
+        let read = stream.read_to_string(&mut answer);
+        timeout(PATIENCE, read).await.expect("the connection is never closed").unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn stats_are_json_that_nobody_keeps() {
+        let server = Server::start().await;
+        let (head, body) = server.answer("GET /stats?x HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+        assert_eq!(serde_json::from_str::<Stats>(&body).unwrap(), stats());
+        assert!(head.starts_with("http/1.1 200 "), "{head}");
+        for line in [
+            "content-type: application/json",
+            "cache-control: no-store",
+            "x-content-type-options: nosniff",
+            &format!("content-length: {}", body.len()),
+        ] {
+            assert!(head.lines().any(|found| found == line), "no {line} in {head}");
+        }
+
+        let (without, nothing) = server.answer("HEAD /stats HTTP/1.1\r\nHost: [::1]\r\n\r\n").await;
+        assert_eq!(nothing, "");
+        let undated = |head: &str| {
+            let lines = head.lines().filter(|line| !line.starts_with("date:"));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(undated(&without), undated(&head));
+    }
+
+    #[tokio::test]
+    async fn health_is_that_of_the_worker() {
+        let server = Server::start().await;
+        let request = "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1:8004\r\n\r\n";
+        let (head, body) = server.answer(request).await;
+        assert!(head.starts_with("http/1.1 200 ") && body == "ok\n", "{head}");
+        server.cleaner.0.store(false, SeqCst);
+        let (head, body) = server.answer(request).await;
+        assert!(head.starts_with("http/1.1 503 ") && body == "the worker has died\n", "{head}");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_and_what_does_not_work_is_told() {
+        let server = Server::start().await;
+        for (request, status) in [
+            ("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+            ("GET /stats/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+            ("POST /x HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+            ("DELETE /stats HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421),
+            ("GET /stats HTTP/1.1\r\n\r\n", 400),
+            ("GET /stats HTTP/1.0\r\n\r\n", 400),
+            ("GET /stats HTTP/1.0\r\nHost: localhost\r\n\r\n", 200),
+            ("GET /stats HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
+            ("GET http://localhost/stats HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+            ("GET http://evil.example/stats HTTP/1.1\r\nHost: localhost\r\n\r\n", 421),
+            ("GET http://localhost/stats HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421),
+            ("nonsense\r\n\r\n", 400),
+        ] {
+            assert_eq!(server.status(request).await, status, "{request}");
+        }
+        for method in ["POST", "PUT", "OPTIONS", "TRACE", "PATCH", "DELETE"] {
+            let request = format!(
+                "{method} /stats HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50000\r\n\r\n{:50000}",
+                ""
+            );
+            let (head, _) = server.answer(&request).await;
+            assert!(head.starts_with("http/1.1 405 "), "{method}: {head}");
+            assert!(head.contains("\r\nallow: get, head\r\n"), "{head}");
+        }
+    }
+
+    #[tokio::test]
+    async fn clients_that_say_nothing_hold_up_nobody() {
+        let server = Server::start().await;
+        let mut half_open = Vec::new();
+        for n in 0..200 {
+            let mut stream = server.connect().await;
+            let start =
+                ["", "GET /stats HTTP/1.1\r\n", "POST /stats HTTP/1.1\r\nHost: localhost\r\n"];
+            // The server may have had enough of it already.
+            let _ = stream.write_all(start[n % 3].as_bytes()).await;
+            half_open.push(stream);
+        }
+        let request = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        assert_eq!(server.status(request).await, 200);
+
+        // The oldest had to go; the end of the server closes the others.
+        let mut byte = [0];
+        let oldest = timeout(PATIENCE, half_open[0].read(&mut byte)).await.unwrap();
+        assert!(matches!(oldest, Ok(0) | Err(_)), "{oldest:?}");
+        server.stop.send(()).unwrap();
+        timeout(PATIENCE, server.task).await.unwrap().unwrap();
+        let last = timeout(PATIENCE, half_open[199].read(&mut byte)).await.unwrap();
+        assert!(matches!(last, Ok(0) | Err(_)), "{last:?}");
+        assert!(TcpStream::connect(server.address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_connection_serves_several_requests_and_ends_when_it_lies_idle() {
+        let server = Server::start().await;
+        let mut stream = server.connect().await;
+        let request = "GET /healthz HTTP/1.1\r\nHost: other\r\n\r\n";
+        stream.write_all(request.repeat(2).as_bytes()).await.unwrap();
+        let answers = read_all(stream).await;
+        assert_eq!(answers.matches("\r\n\r\nok\n").count(), 2, "{answers}");
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_is_told_with_what_to_do() {
+        let server = Server::start().await;
+        let error = bind(server.address).await.unwrap_err().to_string();
+        assert!(error.contains(&server.address.to_string()), "{error}");
+        assert!(error.contains("choose another port"), "{error}");
+    }
+}

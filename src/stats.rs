@@ -1,0 +1,165 @@
+//! What the cleaner tells of itself.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize, Serializer};
+
+/// How the cleaner learns of changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum WatchState {
+    /// The kernel tells of every change.
+    Active,
+    /// Some watches were refused, or the directory can't be read: sweeps come more often.
+    Degraded,
+    /// The file system does not tell of all changes: sweeps come more often.
+    Polling,
+    /// The cache directory does not exist; it is picked up when it appears.
+    Absent,
+}
+
+/// The state of a cleaner at one moment.
+///
+/// As JSON it has the keys and types that the polling daemon's `get_stats()` had, and more.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Whether the cleaner works: false once it was stopped, or has died.
+    pub running: bool,
+    /// [`Config::check_interval`](crate::Config::check_interval) in hours.
+    pub check_interval_hours: f64,
+    /// Full sweeps that were completed, the first scan included.
+    pub total_cleanups: u64,
+    /// Pairs whose result this cleaner removed.
+    pub total_deleted: u64,
+    /// `st_size` of the files that this cleaner removed, in bytes.
+    pub total_freed_bytes: u64,
+    /// The same in MiB, rounded to two places.
+    pub total_freed_mb: f64,
+    /// Broken metadata (once a version), failed attempts to delete, directories that can't be read.
+    pub total_errors: u64,
+    /// The cache directory, resolved; as it was given while it is absent.
+    #[serde(serialize_with = "lossy")]
+    pub cache_directory: PathBuf,
+    /// Complete, valid pairs whose `expires_at` lies ahead.
+    pub heap_size: u64,
+    /// The soonest `expires_at` of these.
+    pub next_expiry: Option<DateTime<Utc>>,
+    /// How the cleaner learns of changes.
+    pub watch: WatchState,
+    /// How many pairs expire when; only where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expiring: Option<Vec<ExpiryBucket>>,
+}
+
+/// How many waiting pairs expire in a span of time that ends `within_seconds` from now and begins
+/// where the bucket before ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExpiryBucket {
+    /// The end of the span, in seconds from now; `None` for all that is later.
+    pub within_seconds: Option<u64>,
+    /// The pairs in it.
+    pub count: u64,
+}
+
+/// What one full sweep did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct SweepReport {
+    /// Pairs whose result was removed; in a dry run, those that would be.
+    pub deleted_count: u64,
+    /// `st_size` of the removed files, in bytes.
+    pub freed_bytes: u64,
+    /// Results seen.
+    pub checked_count: u64,
+    /// Broken pairs, failed deletions and directories that can't be read.
+    pub errors: u64,
+    /// How long the sweep took, in milliseconds.
+    pub duration_ms: f64,
+}
+
+/// Figures of work that was done: those of a [`SweepReport`], before they are told to anybody.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Activity {
+    pub deleted: u64,
+    pub freed_bytes: u64,
+    pub checked: u64,
+    pub errors: u64,
+    pub duration: Duration,
+}
+
+impl Activity {
+    /// Whether there is nothing in it that anybody needs to hear of.
+    #[cfg(feature = "report")]
+    pub fn is_idle(&self) -> bool {
+        self.deleted == 0 && self.errors == 0
+    }
+
+    pub fn report(&self) -> SweepReport {
+        SweepReport {
+            deleted_count: self.deleted,
+            freed_bytes: self.freed_bytes,
+            checked_count: self.checked,
+            errors: self.errors,
+            duration_ms: self.duration.as_secs_f64() * 1000.0,
+        }
+    }
+}
+
+impl std::ops::AddAssign for Activity {
+    fn add_assign(&mut self, more: Self) {
+        self.deleted += more.deleted;
+        self.freed_bytes += more.freed_bytes;
+        self.checked += more.checked;
+        self.errors += more.errors;
+        self.duration += more.duration;
+    }
+}
+
+/// `bytes` in MiB, rounded to two places.
+pub(crate) fn mib(bytes: u64) -> f64 {
+    (bytes as f64 / (1024.0 * 1024.0) * 100.0).round() / 100.0
+}
+
+/// A path that is not UTF-8 has its odd bytes replaced rather than no stats at all.
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_the_documented_keys_and_forms() {
+        let stats = Stats {
+            running: true,
+            check_interval_hours: 6.0,
+            total_cleanups: 42,
+            total_deleted: 156,
+            total_freed_bytes: 52_428_800,
+            total_freed_mb: mib(52_428_800),
+            total_errors: 0,
+            cache_directory: "/x".into(),
+            heap_size: 1,
+            next_expiry: DateTime::from_timestamp_millis(1_795_507_200_250),
+            watch: WatchState::Active,
+            expiring: None,
+        };
+        let json = serde_json::to_string(&stats).unwrap();
+        assert_eq!(
+            json,
+            r#"{"running":true,"check_interval_hours":6.0,"total_cleanups":42,"total_deleted":156,"total_freed_bytes":52428800,"total_freed_mb":50.0,"total_errors":0,"cache_directory":"/x","heap_size":1,"next_expiry":"2026-11-24T08:00:00.250Z","watch":"active"}"#
+        );
+        assert_eq!(serde_json::from_str::<Stats>(&json).unwrap(), stats);
+    }
+
+    #[test]
+    fn mebibytes_are_rounded_to_two_places() {
+        assert_eq!(mib(1024 * 1024 + 5243), 1.01);
+        assert_eq!(mib(5242), 0.0);
+    }
+}

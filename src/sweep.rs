@@ -1,0 +1,264 @@
+//! One cleanup, or one look, without a service.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+
+use crate::attend::{Attendant, Failure, Found, Job, Outcome};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::entry::{Half, Key};
+use crate::error::Error;
+use crate::look::{FileTime, Seen, Version};
+use crate::root::{Root, Standing, look_at};
+use crate::scan::{Scan, Summary};
+use crate::stats::{Activity, SweepReport};
+use crate::worker::panic_message;
+
+/// Deletes what has expired now, without a running service.
+///
+/// A result that may be half published, or metadata that may be half written, is looked at again
+/// after a second, before this returns. A cache directory that does not exist gives a report of
+/// zeros. Nothing is reported to the metrics service.
+///
+/// # Errors
+/// [`Error::NotADirectory`] and [`Error::Unreadable`] for the cache directory, and those of a bad
+/// configuration. Trouble with single files is counted in the report.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), result_cleaner::Error> {
+/// # let dir = tempfile::tempdir().unwrap();
+/// # std::fs::write(dir.path().join("a.result.json.lz4"), "data").unwrap();
+/// # std::fs::write(dir.path().join("a.metadata.json"), r#"{"expires_at": 1.5}"#).unwrap();
+/// let config = result_cleaner::Config::new(dir.path());
+/// let report = result_cleaner::sweep_once(&config).await?;
+/// assert_eq!((report.deleted_count, report.checked_count), (1, 1));
+/// # Ok(())
+/// # }
+/// ```
+pub async fn sweep_once(config: &Config) -> Result<SweepReport, Error> {
+    let clock = Arc::new(Clock::default());
+    let attendant = Attendant::deleting(clock, config.result_store.clone());
+    on_thread(config, move |root| sweep(&root, &attendant)).await
+}
+
+/// Counts what [`sweep_once`] would delete, and deletes nothing.
+///
+/// # Errors
+/// As for [`sweep_once`].
+pub async fn sweep_dry_run(config: &Config) -> Result<SweepReport, Error> {
+    let attendant = Attendant::looking(Arc::new(Clock::default()));
+    on_thread(config, move |root| sweep(&root, &attendant)).await
+}
+
+/// A pair as [`list`] finds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ListedPair {
+    /// The result's path.
+    pub result: PathBuf,
+    /// The size of both files, in bytes.
+    pub bytes: u64,
+    /// When the pair may go, or why its metadata can't tell.
+    pub expires_at: Result<DateTime<Utc>, String>,
+}
+
+/// Lists the pairs, the soonest first, those with broken metadata last.
+///
+/// # Errors
+/// As for [`sweep_once`].
+pub async fn list(config: &Config) -> Result<Vec<ListedPair>, Error> {
+    let attendant = Attendant::looking(Arc::new(Clock::default()));
+    on_thread(config, move |root| list_blocking(&root, &attendant)).await
+}
+
+/// Runs `work` on the cache directory on a thread that may block; the default where there is no
+/// such directory.
+async fn on_thread<T: Default + Send + 'static>(
+    config: &Config,
+    work: impl FnOnce(Root) -> T + Send + 'static,
+) -> Result<T, Error> {
+    let runtime = crate::runtime::current()?;
+    let path = config.expanded_cache_dir()?;
+    let task = runtime.spawn_blocking(move || {
+        let unreadable = |source| Error::Unreadable { path: path.clone(), source };
+        match look_at(&path) {
+            Standing::Directory(id) => match Root::open(id) {
+                Ok(root) => Ok(work(root)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(T::default()),
+                Err(error) => Err(unreadable(error)),
+            },
+            Standing::Absent => {
+                tracing::warn!(
+                    ?path,
+                    "the cache directory does not exist, so there is nothing to do"
+                );
+                Ok(T::default())
+            }
+            Standing::NotADirectory => Err(Error::NotADirectory { path }),
+            Standing::Unreadable(error) => Err(unreadable(error)),
+        }
+    });
+    task.await.unwrap_or_else(|error| {
+        let message = error.try_into_panic().map_or_else(
+            |_| "the runtime was shut down".to_owned(),
+            |panic| panic_message(panic.as_ref()),
+        );
+        Err(Error::Died { message })
+    })
+}
+
+/// Scans everything, and hands over what is found.
+fn scan(root: &Root, attendant: &Attendant, found: &(dyn Fn(Vec<Found>) + Sync)) -> Summary {
+    let cancel = AtomicBool::new(false);
+    Scan { root, watcher: None, attendant, cancel: &cancel, found }
+        .run(&[std::path::Path::new("").into()])
+}
+
+fn sweep(root: &Root, attendant: &Attendant) -> SweepReport {
+    let start = Instant::now();
+    let sums = Mutex::new(Sums::default());
+    let summary = scan(root, attendant, &|found| {
+        let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
+        found.into_iter().for_each(|found| sums.add(found, None));
+    });
+    let mut sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
+    sums.activity.checked = summary.results;
+    sums.activity.deleted += summary.finished;
+    sums.activity.freed_bytes += summary.freed;
+    for (path, error) in summary.unreadable {
+        sums.error(&path, &format_args!("can't read the directory: {error}"));
+    }
+    for (path, error) in summary.stranded {
+        sums.error(&path, &format_args!("can't take up what a killed cleaner has left: {error}"));
+    }
+    let doubts = std::mem::take(&mut sums.doubts);
+    if let Some(wait) = doubts.iter().map(|doubt| doubt.wait).max() {
+        thread::sleep(wait);
+    }
+    for doubt in doubts {
+        let settled = match doubt.about {
+            About::Result(changed) => Some(changed),
+            About::Metadata(..) => None,
+        };
+        let job = Job { key: doubt.key, settled };
+        for found in attendant.attend_all(root, &[job]) {
+            sums.add(found, Some(doubt.about));
+        }
+    }
+    sums.activity.duration = start.elapsed();
+    sums.activity.report()
+}
+
+/// The figures of a sweep, and what it has to look at again before it can tell.
+#[derive(Default)]
+struct Sums {
+    activity: Activity,
+    doubts: Vec<Doubt>,
+}
+
+struct Doubt {
+    key: Key,
+    wait: Duration,
+    about: About,
+}
+
+/// What was given time to settle.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum About {
+    Result(FileTime),
+    Metadata(Version, FileTime),
+}
+
+impl Sums {
+    /// Adds what was found; `again` is the doubt because of which it was looked at again.
+    fn add(&mut self, found: Found, again: Option<About>) {
+        let Found { key, outcome } = found;
+        match outcome {
+            Outcome::Incomplete | Outcome::Waiting { .. } | Outcome::Changed => {}
+            Outcome::Due { bytes, .. } => {
+                self.activity.deleted += 1;
+                self.activity.freed_bytes += bytes;
+            }
+            Outcome::Removed { freed, leftover } => {
+                self.activity.deleted += 1;
+                self.activity.freed_bytes += freed;
+                if let Some(failure) = leftover {
+                    self.failure(&key, Half::Metadata, failure);
+                }
+            }
+            Outcome::Unsettled { changed, wait, .. } => {
+                // One that goes on changing is not waited for again: it is being written.
+                if again.is_none() {
+                    self.doubts.push(Doubt { key, wait, about: About::Result(changed) });
+                }
+            }
+            Outcome::Broken { metadata, reason, wait, .. } => {
+                let about = suspect(&metadata);
+                if wait.is_zero() || again == Some(about) {
+                    let path = key.path(Half::Metadata);
+                    self.error(
+                        &path,
+                        &format_args!("the metadata is broken, so its result stays: {reason}"),
+                    );
+                } else if again.is_none() {
+                    self.doubts.push(Doubt { key, wait, about });
+                }
+            }
+            Outcome::Failed(failure) | Outcome::Stranded(failure) => {
+                self.failure(&key, Half::Result, failure);
+            }
+        }
+    }
+
+    fn failure(&mut self, key: &Key, half: Half, failure: Failure) {
+        self.error(&key.path(half), &failure);
+    }
+
+    fn error(&mut self, path: &std::path::Path, reason: &dyn std::fmt::Display) {
+        self.activity.errors += 1;
+        tracing::warn!(?path, "{reason}");
+    }
+}
+
+fn suspect(metadata: &Seen) -> About {
+    About::Metadata(metadata.version, metadata.ctime)
+}
+
+fn list_blocking(root: &Root, attendant: &Attendant) -> Vec<ListedPair> {
+    let pairs = Mutex::new(Vec::new());
+    let summary = scan(root, attendant, &|found| {
+        let listed = found.into_iter().filter_map(|found| listed(root, found));
+        pairs.lock().unwrap_or_else(PoisonError::into_inner).extend(listed);
+    });
+    for (path, error) in summary.unreadable {
+        tracing::warn!(?path, %error, "can't read a directory");
+    }
+    let mut pairs = pairs.into_inner().unwrap_or_else(PoisonError::into_inner);
+    pairs.sort_by(|a: &ListedPair, b: &ListedPair| {
+        match (&a.expires_at, &b.expires_at) {
+            (Ok(a), Ok(b)) => a.cmp(b),
+            (a, b) => a.is_err().cmp(&b.is_err()),
+        }
+        .then_with(|| a.result.cmp(&b.result))
+    });
+    pairs
+}
+
+fn listed(root: &Root, found: Found) -> Option<ListedPair> {
+    let (expires_at, bytes) = match found.outcome {
+        Outcome::Waiting { expires_at, bytes }
+        | Outcome::Due { expires_at, bytes }
+        | Outcome::Unsettled { expires_at, bytes, .. } => (Ok(expires_at), bytes),
+        Outcome::Broken { reason, bytes, .. } => (Err(reason.to_string()), bytes),
+        Outcome::Failed(failure) => (Err(failure.to_string()), 0),
+        _ => return None,
+    };
+    let result = root.path().join(found.key.path(Half::Result));
+    Some(ListedPair { result, bytes, expires_at })
+}
