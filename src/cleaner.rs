@@ -9,9 +9,9 @@ use tokio::task::JoinHandle;
 use crate::config::Config;
 use crate::error::Error;
 use crate::root::{Standing, look_at};
-use crate::runtime;
+use crate::runtime::{self, panic_message};
 use crate::stats::{Stats, SweepReport};
-use crate::worker::{Request, Worker, panic_message};
+use crate::worker::{Request, Worker};
 
 /// What stopping may take: a little less than the second that is promised.
 const STOP_TIME: Duration = Duration::from_millis(900);

@@ -49,7 +49,8 @@
 //! - Paths longer than the system's limit of 4,096 bytes can't be watched or listed.
 
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
+#![warn(missing_docs, missing_debug_implementations)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
 
 mod agenda;
 mod attend;

@@ -32,7 +32,7 @@ pub(crate) struct Version {
 pub(crate) struct Seen {
     pub version: Version,
     pub ctime: FileTime,
-    links: u64,
+    linked: bool,
 }
 
 impl Seen {
@@ -45,14 +45,14 @@ impl Seen {
                 mtime: (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
             },
             ctime: (stat.st_ctime, u32::try_from(stat.st_ctime_nsec).unwrap_or(0)),
-            links: u64::try_from(stat.st_nlink).unwrap_or(1),
+            linked: stat.st_nlink > 1,
         })
     }
 
     /// Whether it has more names than one, so that it may have been complete when this one was
     /// made.
     pub fn is_linked(&self) -> bool {
-        self.links > 1
+        self.linked
     }
 
     /// How much longer it has to stay unchanged before it counts as settled.
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     fn seen(ctime: FileTime) -> Seen {
-        Seen { version: Version { ino: 1, size: 1, mtime: (0, 0) }, ctime, links: 1 }
+        Seen { version: Version { ino: 1, size: 1, mtime: (0, 0) }, ctime, linked: false }
     }
 
     #[test]

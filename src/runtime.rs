@@ -1,4 +1,4 @@
-//! Whether the tokio runtime has what is needed. tokio tells of a missing driver only by panicking,
+//! The tokio runtime: whether it has what is needed, and what became of its tasks. tokio tells of a missing driver only by panicking,
 //! there is no way to ask.
 
 use std::cell::Cell;
@@ -48,4 +48,10 @@ fn panics(probe: impl FnOnce()) -> bool {
     let outcome = panic::catch_unwind(AssertUnwindSafe(probe));
     PROBING.set(false);
     outcome.is_err()
+}
+
+/// The message of a caught panic.
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".to_owned())
 }

@@ -15,9 +15,9 @@ use crate::entry::{Half, Key};
 use crate::error::Error;
 use crate::look::{FileTime, Seen, Version};
 use crate::root::{Root, Standing, look_at};
+use crate::runtime::panic_message;
 use crate::scan::{Scan, Summary};
 use crate::stats::{Activity, SweepReport};
-use crate::worker::panic_message;
 
 /// Deletes what has expired now, without a running service.
 ///

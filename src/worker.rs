@@ -23,6 +23,7 @@ use crate::clock::{Clock, TICK};
 use crate::config::Config;
 use crate::place::{Open, Place, probe};
 use crate::root::RootId;
+use crate::runtime::panic_message;
 use crate::scan::{Scan, Summary};
 use crate::stats::{Activity, ExpiryBucket, Stats, SweepReport, WatchState, mib};
 
@@ -613,9 +614,3 @@ impl<R: Reports> Worker<R> {
 
 /// Where the worker's threads send what they found.
 pub(crate) struct Receiver(mpsc::Receiver<Event>);
-
-/// The message of a caught panic.
-pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".to_owned())
-}

@@ -1,0 +1,100 @@
+//! Rules about the source that no compiler knows.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+/// Each module's code, without its tests.
+fn modules() -> HashMap<String, String> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut modules = HashMap::new();
+    for entry in walkdir::WalkDir::new(&source) {
+        let entry = entry.unwrap();
+        let path = entry.path().strip_prefix(&source).unwrap();
+        let name = path.to_str().unwrap();
+        if !name.ends_with(".rs") || name.ends_with("tests.rs") {
+            continue;
+        }
+        let code = fs::read_to_string(entry.path()).unwrap();
+        let code = code.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        let code = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+        modules
+            .insert(name.trim_end_matches(".rs").to_owned(), code.collect::<Vec<_>>().join("\n"));
+    }
+    assert!(modules.len() > 20, "the source is not where it is looked for");
+    modules
+}
+
+#[test]
+fn what_is_dangerous_or_replaceable_is_named_in_one_module_only() {
+    for (words, homes) in [
+        (&["notify::", "use notify"][..], &["watch"][..]),
+        (&["walkdir"], &["scan"]),
+        (&["unlinkat", "renameat", "remove_file", "fs::rename", "remove_dir"], &["remove"]),
+        (&["reqwest"], &["http"]),
+        (
+            &["Utc::now", "SystemTime::now", "clock_gettime"],
+            &["clock", "cli/list", "cli/run", "cli/status"],
+        ),
+        (&["hyper::", "hyper_util"], &["server", "server/site"]),
+        (&["priority_queue"], &["agenda"]),
+        (
+            &["clap::"],
+            &["main", "cli/mod", "cli/log", "cli/run", "cli/sweep", "cli/list", "cli/status"],
+        ),
+    ] {
+        for (module, code) in modules() {
+            let named = words.iter().find(|word| code.contains(*word));
+            assert!(
+                named.is_none() || homes.contains(&module.as_str()),
+                "{module} names {}, which is for {homes:?} alone",
+                named.unwrap()
+            );
+        }
+    }
+}
+
+#[test]
+fn dependencies_between_modules_go_one_way() {
+    // Each module may use only those that stand before it.
+    let order = [
+        "error",
+        "config",
+        "expires_at",
+        "metadata",
+        "entry",
+        "stats",
+        "clock",
+        "runtime",
+        "root",
+        "change",
+        "look",
+        "remove",
+        "watch",
+        "attend",
+        "scan",
+        "agenda",
+        "http",
+        "report",
+        "place",
+        "worker",
+        "sweep",
+        "server",
+        "server/site",
+        "cleaner",
+    ];
+    let rank = |module: &str| order.iter().position(|known| *known == module);
+    for (module, code) in modules() {
+        if module.starts_with("cli") || module == "main" || module == "lib" {
+            continue;
+        }
+        let own = rank(&module).unwrap_or_else(|| panic!("{module} has no place in the order"));
+        for used in code.split("crate::").skip(1) {
+            let used: String =
+                used.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            if let Some(used_rank) = rank(&used) {
+                assert!(used_rank <= own, "{module} uses {used}, which stands above it");
+            }
+        }
+    }
+}
