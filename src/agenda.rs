@@ -24,11 +24,13 @@ use crate::stats::{Activity, ExpiryBucket};
 /// How long metadata that its writer has closed stays broken before that is believed: the next
 /// writer may have opened it already, and its events be on their way.
 const CONFIRMATION: Duration = Duration::from_millis(100);
-/// How long a pair is left alone that changed while it was about to be deleted.
+/// How long a pair is left alone at first that changed while it was about to be deleted.
 const CHANGED_PAUSE: Duration = Duration::from_millis(50);
 /// Pauses between attempts grow from the first to the last of these.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(600);
+/// How much broken metadata is remembered.
+const MAX_TOLD: usize = 65_536;
 /// The ends of the spans in which expiries are counted, in seconds from now.
 const BUCKETS: [u64; 7] = [60, 600, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400];
 
@@ -48,14 +50,21 @@ pub(crate) enum Source {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Scope {
     Everything,
-    Trees(Vec<Arc<Path>>),
+    Trees(HashSet<Arc<Path>>),
 }
 
 impl Scope {
     fn covers(&self, dir: &Path) -> bool {
         match self {
             Self::Everything => true,
-            Self::Trees(trees) => trees.iter().any(|tree| dir.starts_with(tree)),
+            Self::Trees(trees) => dir.ancestors().any(|above| trees.contains(above)),
+        }
+    }
+
+    fn extend(&mut self, other: &Self) {
+        match (&mut *self, other) {
+            (Self::Trees(trees), Self::Trees(more)) => trees.extend(more.iter().cloned()),
+            _ => *self = Self::Everything,
         }
     }
 }
@@ -70,8 +79,9 @@ pub(crate) struct Agenda {
     looks: HashMap<Key, Trigger>,
     /// Pairs that are being attended to.
     in_flight: HashMap<Key, Flight>,
-    /// Broken metadata that was counted, so that each version counts once.
-    told: HashMap<Key, Told>,
+    /// Broken metadata that was counted, so that each version of a file counts once, whatever its
+    /// name is by now.
+    told: HashSet<(Version, Broken)>,
     /// Directories that could not be read when they were last scanned.
     unreadable: HashSet<Arc<Path>>,
     /// Directories to scan now, and after a pause.
@@ -124,6 +134,8 @@ soonest_is_greatest!(Pause, until);
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Past {
     failures: u32,
+    /// How often it changed while it was about to be deleted.
+    changes: u32,
     /// The change of the result after which it was given time to settle.
     settled: Option<FileTime>,
     /// The broken metadata that was given time to be completed.
@@ -139,18 +151,19 @@ struct Flight {
 }
 
 #[derive(Debug)]
-struct Told {
-    version: Version,
-    reason: Broken,
-    seen: ScanId,
-}
-
-#[derive(Debug)]
 struct Scanning {
     id: ScanId,
     scope: Scope,
-    /// Pairs of which others told since it began: what it read of them may be older.
+    /// Pairs of which others told since it began, and what other scans began to cover since: what
+    /// this one read of them may be older.
     touched: HashSet<Key>,
+    overtaken: Scope,
+}
+
+impl Scanning {
+    fn may_be_outdated_on(&self, key: &Key) -> bool {
+        self.touched.contains(key) || self.overtaken.covers(&key.dir)
+    }
 }
 
 impl Agenda {
@@ -174,7 +187,7 @@ impl Agenda {
     }
 
     fn knows(&self, key: &Key) -> bool {
-        self.waiting.contains(key) || self.later.contains(key) || self.told.contains_key(key)
+        self.waiting.contains(key) || self.later.contains(key)
     }
 
     /// Gives out what is to be attended to now, at most `limit` pairs. Each has to be settled.
@@ -204,8 +217,8 @@ impl Agenda {
 
     /// What is known of a pair whose pause has not ended: what was to settle has not.
     fn unripe_past(&self, key: &Key) -> Past {
-        let failures = self.later.get_priority(key).map_or(0, |pause| pause.past.failures);
-        Past { failures, ..Past::default() }
+        let past = self.later.get_priority(key).map(|pause| pause.past).unwrap_or_default();
+        Past { settled: None, suspect: None, ..past }
     }
 
     /// `None` where it is in flight already: whatever comes of that decides.
@@ -248,7 +261,7 @@ impl Agenda {
             return Some(flight.news.get_or_insert_default());
         }
         let scan = self.scans.iter().find(|scan| scan.id == id)?;
-        scan.touched.contains(key).then(|| self.looks.entry(key.clone()).or_default())
+        scan.may_be_outdated_on(key).then(|| self.looks.entry(key.clone()).or_default())
     }
 
     fn apply(&mut self, key: Key, outcome: Outcome, flight: &Flight, now: Now) -> Activity {
@@ -257,17 +270,13 @@ impl Agenda {
         let pause = self.later.remove(&key).map(|(_, pause)| pause);
         if let Outcome::Waiting { expires_at, .. } = outcome {
             let key = self.interned(key);
-            self.told.remove(&key);
             let seen = self.last_scan;
             self.waiting.push(key, Deadline { at: expires_at, seen });
             return activity;
         }
         self.waiting.remove(&key);
         match outcome {
-            Outcome::Waiting { .. } | Outcome::Due { .. } => {}
-            Outcome::Incomplete => {
-                self.told.remove(&key);
-            }
+            Outcome::Waiting { .. } | Outcome::Due { .. } | Outcome::Incomplete => {}
             Outcome::Unsettled { changed, wait, .. } => {
                 let until = match pause {
                     // It is being waited for already.
@@ -278,11 +287,11 @@ impl Agenda {
                 self.pause(key, until, past);
             }
             Outcome::Broken { metadata, reason, wait, .. } => {
-                let counts = self.broken(key, &metadata, reason, wait, flight, pause, now);
+                let believed_at = believed_at(&metadata, wait, flight, pause, now);
+                let counts = self.broken(key, &metadata, reason, believed_at, past, now);
                 activity.errors += u64::from(counts);
             }
             Outcome::Removed { freed, leftover } => {
-                self.told.remove(&key);
                 activity.deleted += 1;
                 activity.freed_bytes += freed;
                 if let Some(failure) = leftover {
@@ -290,7 +299,11 @@ impl Agenda {
                     warn_of(&key, Half::Metadata, &failure);
                 }
             }
-            Outcome::Changed => self.pause(key, now.mono + CHANGED_PAUSE, past),
+            Outcome::Changed => {
+                let pause = CHANGED_PAUSE.saturating_mul(2_u32.saturating_pow(past.changes));
+                let past = Past { changes: past.changes.saturating_add(1), ..past };
+                self.pause(key, now.mono + pause.min(LAST_PAUSE), past);
+            }
             Outcome::Failed(failure) => {
                 activity.errors += 1;
                 self.failed(key, &failure, past, now);
@@ -305,48 +318,40 @@ impl Agenda {
         activity
     }
 
-    /// Takes in broken metadata; whether it is to be counted.
-    #[allow(clippy::too_many_arguments)]
+    /// Takes in metadata that is broken, and when that is to be believed (`None`: its writer will
+    /// tell); whether it is to be counted now.
     fn broken(
         &mut self,
         key: Key,
         metadata: &Seen,
         reason: Broken,
-        wait: Duration,
-        flight: &Flight,
-        pause: Option<Pause>,
+        believed_at: Option<Instant>,
+        past: Past,
         now: Now,
     ) -> bool {
         let version = metadata.version;
-        if let Some(told) = self.told.get_mut(&key)
-            && (told.version, &told.reason) == (version, &reason)
-        {
-            told.seen = self.last_scan;
+        let broken = (version, reason);
+        if self.told.contains(&broken) {
             return false;
         }
-        let suspect = Some((version, metadata.ctime));
-        if flight.past.suspect != suspect {
-            let until = match (flight.trigger.writer, pause) {
-                // It says when it is done. (A file that was complete when it was linked here does
-                // not, and has more names than one.)
-                (Writer::AtWork, _) if !metadata.is_linked() => return false,
-                (Writer::Done, _) => now.mono + CONFIRMATION,
-                // It is being waited for already.
-                (_, Some(pause)) if pause.past.suspect == suspect => pause.until,
-                _ => now.mono + wait,
-            };
-            if until > now.mono {
-                self.pause(key, until, Past { suspect, ..flight.past });
-                return false;
-            }
+        let Some(believed_at) = believed_at else {
+            return false;
+        };
+        if believed_at > now.mono {
+            let past = Past { suspect: Some((version, metadata.ctime)), ..past };
+            self.pause(key, believed_at, past);
+            return false;
         }
         tracing::warn!(
             path = ?key.path(Half::Metadata),
-            reason = %reason,
+            reason = %broken.1,
             "the metadata is broken, so its result stays"
         );
-        let key = self.interned(key);
-        self.told.insert(key, Told { version, reason, seen: self.last_scan });
+        if self.told.len() >= MAX_TOLD {
+            // Some may be told again: better than to grow without bound.
+            self.told.clear();
+        }
+        self.told.insert(broken);
         true
     }
 
@@ -379,7 +384,7 @@ impl Agenda {
     }
 
     /// The directories that are to be scanned now.
-    pub fn take_trees(&mut self, now: Now) -> Vec<Arc<Path>> {
+    pub fn take_trees(&mut self, now: Now) -> HashSet<Arc<Path>> {
         while let Some((tree, _)) = self.trees_later.pop_if(|_, until| until.0 <= now.mono) {
             self.trees.insert(tree);
         }
@@ -389,11 +394,21 @@ impl Agenda {
         trees.iter().filter(|tree| !nested(tree)).cloned().collect()
     }
 
-    /// A scan begins.
+    /// A scan begins. What was read before, and is not settled yet, may be outdated by its end.
     pub fn begin_scan(&mut self, scope: Scope) -> ScanId {
+        for (key, flight) in &mut self.in_flight {
+            if scope.covers(&key.dir) {
+                let again = Trigger { appeared: true, writer: Writer::Unknown };
+                flight.news.get_or_insert_default().merge(again);
+            }
+        }
+        for scan in &mut self.scans {
+            scan.overtaken.extend(&scope);
+        }
         self.last_scan += 1;
         let id = self.last_scan;
-        self.scans.push(Scanning { id, scope, touched: HashSet::new() });
+        let overtaken = Scope::Trees(HashSet::new());
+        self.scans.push(Scanning { id, scope, touched: HashSet::new(), overtaken });
         id
     }
 
@@ -416,7 +431,6 @@ impl Agenda {
         };
         if self.dirs.iter().any(|dir| scope.covers(dir)) {
             self.waiting.retain(|key, deadline| !gone(&key.dir, deadline.seen));
-            self.told.retain(|key, told| !gone(&key.dir, told.seen));
             self.dirs.retain(|dir| Arc::strong_count(dir) > 1);
         }
         self.unreadable.retain(|dir| !scope.covers(dir) || unread.contains(dir));
@@ -492,6 +506,29 @@ pub(crate) fn figures_alone(outcome: &Outcome) -> Activity {
     }
 }
 
+/// When it is to be believed that metadata is broken, and not just half written; `None` where its
+/// writer will tell.
+fn believed_at(
+    metadata: &Seen,
+    wait: Duration,
+    flight: &Flight,
+    pause: Option<Pause>,
+    now: Now,
+) -> Option<Instant> {
+    let suspect = Some((metadata.version, metadata.ctime));
+    match (flight.trigger.writer, pause) {
+        // It was waited for.
+        _ if flight.past.suspect == suspect => Some(now.mono),
+        // (A file that was complete when it was linked here has more names than one, and no writer
+        // that closes it.)
+        (Writer::AtWork, _) if !metadata.is_linked() => None,
+        (Writer::Done, _) => Some(now.mono + CONFIRMATION),
+        // It is being waited for.
+        (_, Some(pause)) if pause.past.suspect == suspect => Some(pause.until),
+        _ => Some(now.mono + wait),
+    }
+}
+
 fn growing_pause(failures: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures)).min(LAST_PAUSE)
 }
@@ -499,3 +536,6 @@ fn growing_pause(failures: u32) -> Duration {
 fn warn_of(key: &Key, half: Half, failure: &Failure) {
     tracing::warn!(path = ?key.path(half), "{failure}");
 }
+
+#[cfg(test)]
+mod tests;

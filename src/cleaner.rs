@@ -95,11 +95,12 @@ impl Cleaner {
     /// directory does not exist, zeros.
     ///
     /// # Errors
-    /// [`Error::Stopped`] where the cleaner ends before the sweep does.
+    /// [`Error::Stopped`] where the cleaner ends before the sweep does, [`Error::Unreadable`] where
+    /// the cache directory can't be read.
     pub async fn sweep(&self) -> Result<SweepReport, Error> {
         let (answer, report) = oneshot::channel();
         self.requests.send(Request::Sweep(answer)).map_err(|_| Error::Stopped)?;
-        report.await.map_err(|_| Error::Stopped)
+        report.await.map_err(|_| Error::Stopped)?
     }
 
     /// Stops it: what is under way ends, and one attempt is made to deliver pending reports. Takes
@@ -192,9 +193,9 @@ async fn finish(reporter: Option<crate::report::Reporter>, patience: Duration) {
 }
 
 #[cfg(not(feature = "report"))]
-fn start_reporter(config: &Config) -> Result<(), Error> {
+fn start_reporter(config: &Config) -> Result<crate::worker::Nobody, Error> {
     match &config.metrics_url {
-        None => Ok(()),
+        None => Ok(crate::worker::Nobody),
         Some(url) => Err(Error::MetricsUrl {
             url: url.clone(),
             reason: "can't be reported to: enable the feature `report`, or set it to `None`".into(),
@@ -203,4 +204,4 @@ fn start_reporter(config: &Config) -> Result<(), Error> {
 }
 
 #[cfg(not(feature = "report"))]
-async fn finish((): (), _: Duration) {}
+async fn finish(_: crate::worker::Nobody, _: Duration) {}

@@ -49,6 +49,12 @@ impl Seen {
         })
     }
 
+    /// A file that exists only for a test; another `ino` is another file.
+    #[cfg(test)]
+    pub fn pretended(ino: u64) -> Self {
+        Self { version: Version { ino, size: 1, mtime: (0, 0) }, ctime: (0, 0), linked: false }
+    }
+
     /// Whether it has more names than one, so that it may have been complete when this one was
     /// made.
     pub fn is_linked(&self) -> bool {
@@ -69,7 +75,7 @@ impl Seen {
 }
 
 /// Why the metadata of a pair can't be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 pub(crate) enum Broken {
     #[error(transparent)]
     Invalid(#[from] InvalidMetadata),
@@ -216,7 +222,7 @@ mod tests {
     use super::*;
 
     fn seen(ctime: FileTime) -> Seen {
-        Seen { version: Version { ino: 1, size: 1, mtime: (0, 0) }, ctime, linked: false }
+        Seen { ctime, ..Seen::pretended(1) }
     }
 
     #[test]

@@ -177,18 +177,19 @@ impl Translator {
                 }
             }
             EventKind::Modify(ModifyKind::Metadata(_)) => {
-                if self.is_watched(rel) {
-                    // Perhaps it can be read now.
-                    put(Change::Tree(rel.into()));
-                } else {
+                if let Name::Half(..) = name_of(rel) {
                     self.appeared(rel, Unknown, put);
+                }
+                // A directory perhaps can be read now.
+                if self.is_watched(rel) || is_directory(path) {
+                    put(Change::Tree(rel.into()));
                 }
             }
             EventKind::Modify(ModifyKind::Name(RenameMode::To)) => {
                 if matches!(name_of(rel), Name::Claim(..)) {
                     return;
                 }
-                if path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+                if is_directory(path) {
                     put(Change::Tree(rel.into()));
                 } else {
                     self.appeared(rel, Done, put);
@@ -230,6 +231,10 @@ impl Translator {
     fn is_watched(&self, rel: &Path) -> bool {
         self.watched.lock().contains(rel)
     }
+}
+
+fn is_directory(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| found.is_dir())
 }
 
 fn name_of(rel: &Path) -> Name {

@@ -21,6 +21,7 @@ use crate::attend::{Attendant, Found};
 use crate::change::Inbox;
 use crate::clock::{Clock, TICK};
 use crate::config::Config;
+use crate::error::Error;
 use crate::place::{Open, Place, probe};
 use crate::root::RootId;
 use crate::runtime::panic_message;
@@ -33,11 +34,14 @@ const BATCH: usize = 256;
 /// How long work that is under way may take to end when the cleaner is stopped.
 const STOP_PATIENCE: Duration = Duration::from_millis(400);
 
+/// Where a sweep that was asked for is answered.
+pub(crate) type SweepAnswer = oneshot::Sender<Result<SweepReport, Error>>;
+
 /// What an outsider asks of the worker.
 #[derive(Debug)]
 pub(crate) enum Request {
     /// Make a full sweep that begins from now on.
-    Sweep(oneshot::Sender<SweepReport>),
+    Sweep(SweepAnswer),
     /// Count what expires when.
     Buckets(oneshot::Sender<Vec<ExpiryBucket>>),
 }
@@ -73,7 +77,11 @@ pub(crate) trait Reports: Send {
 
 /// Without an HTTP client, nobody is told.
 #[cfg(not(feature = "report"))]
-impl Reports for () {
+#[derive(Default)]
+pub(crate) struct Nobody;
+
+#[cfg(not(feature = "report"))]
+impl Reports for Nobody {
     fn sweep(&self, _: Activity) {}
     fn between(&self, _: Activity) {}
 }
@@ -121,7 +129,7 @@ pub(crate) struct Worker<R> {
 struct Run {
     id: ScanId,
     activity: Activity,
-    waiters: Vec<oneshot::Sender<SweepReport>>,
+    waiters: Vec<SweepAnswer>,
 }
 
 /// When full sweeps are to begin.
@@ -131,7 +139,7 @@ struct Sweeps {
     /// Not before this, however much was missed.
     not_before: Instant,
     missed: bool,
-    waiters: Vec<oneshot::Sender<SweepReport>>,
+    waiters: Vec<SweepAnswer>,
 }
 
 impl<R> Drop for Worker<R> {
@@ -284,11 +292,7 @@ impl<R: Reports> Worker<R> {
 
     fn start_work(&mut self) {
         let Place::Open(open) = &self.place else {
-            // Nothing is there to be swept.
-            for waiter in self.sweeps.waiters.drain(..) {
-                let _ = waiter.send(SweepReport::default());
-            }
-            return;
+            return self.answer_without_sweep();
         };
         let open = Arc::clone(open);
         let now = self.clock.now();
@@ -320,6 +324,27 @@ impl<R: Reports> Worker<R> {
         }
     }
 
+    /// Answers those who wait for a sweep where there is nothing that could be swept.
+    fn answer_without_sweep(&mut self) {
+        let answer = || match &self.place {
+            Place::Absent => Some(Ok(SweepReport::default())),
+            Place::Unreadable { reason } => Some(Err(Error::Unreadable {
+                path: self.path.clone(),
+                source: std::io::Error::other(reason.clone()),
+            })),
+            // What stands there is about to be known.
+            Place::Same | Place::Open(_) => None,
+        };
+        if answer().is_none() {
+            return;
+        }
+        for waiter in std::mem::take(&mut self.sweeps.waiters) {
+            if let Some(answer) = answer() {
+                let _ = waiter.send(answer);
+            }
+        }
+    }
+
     fn sweep_is_due(&self, now: Instant) -> bool {
         !self.sweeps.waiters.is_empty()
             || now >= self.sweeps.next
@@ -329,7 +354,7 @@ impl<R: Reports> Worker<R> {
     fn start_scan(&mut self, open: &Arc<Open>, scope: Scope) -> ScanId {
         let trees = match &scope {
             Scope::Everything => vec![Path::new("").into()],
-            Scope::Trees(trees) => trees.clone(),
+            Scope::Trees(trees) => trees.iter().cloned().collect(),
         };
         let id = self.agenda.begin_scan(scope);
         let (attendant, open, epoch) = (self.attendant.clone(), Arc::clone(open), self.epoch);
@@ -444,7 +469,7 @@ impl<R: Reports> Worker<R> {
         self.lock_stats().total_cleanups += 1;
         self.refused_by(refused);
         self.sweeps.not_before = now.mono + took.max(Duration::from_secs(1));
-        self.sweeps.next = now.mono + self.sweep_interval();
+        self.sweeps.next = after(now.mono, self.sweep_interval());
         let report = run.activity.report();
         tracing::info!(
             deleted = report.deleted_count,
@@ -456,7 +481,7 @@ impl<R: Reports> Worker<R> {
         );
         self.reports.sweep(run.activity);
         for waiter in run.waiters {
-            let _ = waiter.send(report);
+            let _ = waiter.send(Ok(report));
         }
     }
 
@@ -476,7 +501,7 @@ impl<R: Reports> Worker<R> {
             }
             _ => {}
         }
-        self.sweeps.next = self.sweeps.next.min(Instant::now() + self.sweep_interval());
+        self.sweeps.next = self.sweeps.next.min(after(Instant::now(), self.sweep_interval()));
     }
 
     fn sweep_interval(&self) -> Duration {
@@ -610,6 +635,12 @@ impl<R: Reports> Worker<R> {
             stats.cache_directory.clone_from(resolved);
         }
     }
+}
+
+/// An interval may be longer than the clock can tell: a century stands for never.
+fn after(now: Instant, interval: Duration) -> Instant {
+    let century = Duration::from_secs(100 * 365 * 86_400);
+    now + interval.min(century)
 }
 
 /// Where the worker's threads send what they found.
