@@ -4,20 +4,25 @@
 //! after a pause wait beside it. What is being attended to is remembered until its outcome is
 //! settled, so that nothing is forgotten, and news of it that comes meanwhile is not lost.
 
-use std::cmp::Ordering;
+mod scanning;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use priority_queue::PriorityQueue;
 
+use self::scanning::Scanning;
+pub(crate) use self::scanning::{ScanId, Scope};
 use crate::attend::{Failure, Found, Job, Outcome};
 use crate::change::{News, Trigger, Writer};
 use crate::clock::Now;
 use crate::entry::{Half, Key};
 use crate::look::{Broken, FileTime, Seen, Version};
+use crate::queue::Queue;
 use crate::scan::Summary;
 use crate::stats::{Activity, ExpiryBucket};
 
@@ -34,9 +39,6 @@ const MAX_TOLD: usize = 65_536;
 /// The ends of the spans in which expiries are counted, in seconds from now.
 const BUCKETS: [u64; 7] = [60, 600, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400];
 
-/// Names one scan; later ones have greater numbers.
-pub(crate) type ScanId = u32;
-
 /// Where an outcome comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -46,35 +48,13 @@ pub(crate) enum Source {
     Scan(ScanId),
 }
 
-/// What a scan covers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Scope {
-    Everything,
-    Trees(HashSet<Arc<Path>>),
-}
-
-impl Scope {
-    fn covers(&self, dir: &Path) -> bool {
-        match self {
-            Self::Everything => true,
-            Self::Trees(trees) => dir.ancestors().any(|above| trees.contains(above)),
-        }
-    }
-
-    fn extend(&mut self, other: &Self) {
-        match (&mut *self, other) {
-            (Self::Trees(trees), Self::Trees(more)) => trees.extend(more.iter().cloned()),
-            _ => *self = Self::Everything,
-        }
-    }
-}
-
 #[derive(Debug, Default)]
 pub(crate) struct Agenda {
-    /// Complete, valid pairs whose time is to come.
-    waiting: PriorityQueue<Key, Deadline>,
+    /// Complete, valid pairs whose time is to come, by `expires_at`; and the last scan that had
+    /// begun when each was last seen.
+    waiting: Queue<Key, DateTime<Utc>, ScanId>,
     /// Pairs to be attended to again after a pause.
-    later: PriorityQueue<Key, Pause>,
+    later: Queue<Key, Instant, Past>,
     /// Pairs of which there is news.
     looks: HashMap<Key, Trigger>,
     /// Pairs that are being attended to.
@@ -86,49 +66,12 @@ pub(crate) struct Agenda {
     unreadable: HashSet<Arc<Path>>,
     /// Directories to scan now, and after a pause.
     trees: HashSet<Arc<Path>>,
-    trees_later: PriorityQueue<Arc<Path>, std::cmp::Reverse<Instant>>,
+    trees_later: Queue<Arc<Path>, Instant, ()>,
     scans: Vec<Scanning>,
     last_scan: ScanId,
     /// One copy of each directory's path, shared by the pairs in it.
     dirs: HashSet<Arc<Path>>,
 }
-
-/// The soonest is the greatest, as the heap wants it.
-#[derive(Debug, Clone, Copy)]
-struct Deadline {
-    at: DateTime<Utc>,
-    /// The last scan that had begun when the pair was last seen.
-    seen: ScanId,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Pause {
-    until: Instant,
-    past: Past,
-}
-
-macro_rules! soonest_is_greatest {
-    ($type:ty, $field:ident) => {
-        impl Ord for $type {
-            fn cmp(&self, other: &Self) -> Ordering {
-                other.$field.cmp(&self.$field)
-            }
-        }
-        impl PartialOrd for $type {
-            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-                Some(self.cmp(other))
-            }
-        }
-        impl PartialEq for $type {
-            fn eq(&self, other: &Self) -> bool {
-                self.cmp(other).is_eq()
-            }
-        }
-        impl Eq for $type {}
-    };
-}
-soonest_is_greatest!(Deadline, at);
-soonest_is_greatest!(Pause, until);
 
 /// What earlier attempts at a pair have told.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -148,22 +91,6 @@ struct Flight {
     trigger: Trigger,
     /// News that came since it was begun.
     news: Option<Trigger>,
-}
-
-#[derive(Debug)]
-struct Scanning {
-    id: ScanId,
-    scope: Scope,
-    /// Pairs of which others told since it began, and what other scans began to cover since: what
-    /// this one read of them may be older.
-    touched: HashSet<Key>,
-    overtaken: Scope,
-}
-
-impl Scanning {
-    fn may_be_outdated_on(&self, key: &Key) -> bool {
-        self.touched.contains(key) || self.overtaken.covers(&key.dir)
-    }
 }
 
 impl Agenda {
@@ -201,14 +128,14 @@ impl Agenda {
             jobs.extend(self.begin(key, past, trigger));
         }
         while jobs.len() < limit
-            && let Some((key, _)) = self.waiting.pop_if(|_, deadline| deadline.at <= now.wall)
+            && let Some((key, _)) = self.waiting.pop_due(now.wall)
         {
             jobs.extend(self.begin(key, Past::default(), Trigger::default()));
         }
         while jobs.len() < limit
-            && let Some((key, pause)) = self.later.pop_if(|_, pause| pause.until <= now.mono)
+            && let Some((key, past)) = self.later.pop_due(now.mono)
         {
-            jobs.extend(self.begin(key, pause.past, Trigger::default()));
+            jobs.extend(self.begin(key, past, Trigger::default()));
         }
         // So that each directory is opened once.
         jobs.sort_by(|a, b| a.key.dir.as_os_str().cmp(b.key.dir.as_os_str()));
@@ -217,7 +144,7 @@ impl Agenda {
 
     /// What is known of a pair whose pause has not ended: what was to settle has not.
     fn unripe_past(&self, key: &Key) -> Past {
-        let past = self.later.get_priority(key).map(|pause| pause.past).unwrap_or_default();
+        let past = self.later.get(key).copied().unwrap_or_default();
         Past { settled: None, suspect: None, ..past }
     }
 
@@ -267,11 +194,10 @@ impl Agenda {
     fn apply(&mut self, key: Key, outcome: Outcome, flight: &Flight, now: Now) -> Activity {
         let mut activity = Activity { checked: 1, ..Activity::default() };
         let past = flight.past;
-        let pause = self.later.remove(&key).map(|(_, pause)| pause);
+        let pause = self.later.remove(&key);
         if let Outcome::Waiting { expires_at, .. } = outcome {
             let key = self.interned(key);
-            let seen = self.last_scan;
-            self.waiting.push(key, Deadline { at: expires_at, seen });
+            self.waiting.insert(key, expires_at, self.last_scan);
             return activity;
         }
         self.waiting.remove(&key);
@@ -280,7 +206,7 @@ impl Agenda {
             Outcome::Unsettled { changed, wait, .. } => {
                 let until = match pause {
                     // It is being waited for already.
-                    Some(pause) if pause.past.settled == Some(changed) => pause.until,
+                    Some((until, past)) if past.settled == Some(changed) => until,
                     _ => now.mono + wait,
                 };
                 let past = Past { settled: Some(changed), ..past };
@@ -311,7 +237,7 @@ impl Agenda {
             Outcome::Stranded(failure) => {
                 activity.errors += 1;
                 let pause = growing_pause(past.failures);
-                self.trees_later.push(Arc::clone(&key.dir), std::cmp::Reverse(now.mono + pause));
+                self.trees_later.insert(Arc::clone(&key.dir), now.mono + pause, ());
                 self.failed(key, &failure, past, now);
             }
         }
@@ -369,7 +295,7 @@ impl Agenda {
 
     fn pause(&mut self, key: Key, until: Instant, past: Past) {
         let key = self.interned(key);
-        self.later.push(key, Pause { until, past });
+        self.later.insert(key, until, past);
     }
 
     fn interned(&mut self, key: Key) -> Key {
@@ -385,7 +311,7 @@ impl Agenda {
 
     /// The directories that are to be scanned now.
     pub fn take_trees(&mut self, now: Now) -> HashSet<Arc<Path>> {
-        while let Some((tree, _)) = self.trees_later.pop_if(|_, until| until.0 <= now.mono) {
+        while let Some((tree, _)) = self.trees_later.pop_due(now.mono) {
             self.trees.insert(tree);
         }
         let trees = std::mem::take(&mut self.trees);
@@ -407,8 +333,7 @@ impl Agenda {
         }
         self.last_scan += 1;
         let id = self.last_scan;
-        let overtaken = Scope::Trees(HashSet::new());
-        self.scans.push(Scanning { id, scope, touched: HashSet::new(), overtaken });
+        self.scans.push(Scanning::new(id, scope));
         id
     }
 
@@ -430,7 +355,7 @@ impl Agenda {
             seen < id && scope.covers(dir) && !dir.ancestors().any(|above| unread.contains(above))
         };
         if self.dirs.iter().any(|dir| scope.covers(dir)) {
-            self.waiting.retain(|key, deadline| !gone(&key.dir, deadline.seen));
+            self.waiting.retain(|key, seen| !gone(&key.dir, *seen));
             self.dirs.retain(|dir| Arc::strong_count(dir) > 1);
         }
         self.unreadable.retain(|dir| !scope.covers(dir) || unread.contains(dir));
@@ -440,9 +365,8 @@ impl Agenda {
                 tracing::warn!(path = ?dir, %error, "can't read a directory, so its results stay");
             }
         }
-        let soon = std::cmp::Reverse(now.mono + FIRST_PAUSE);
         for dir in summary.owned {
-            self.trees_later.push(dir, soon);
+            self.trees_later.insert(dir, now.mono + FIRST_PAUSE, ());
         }
         for (path, error) in summary.stranded {
             activity.errors += 1;
@@ -458,28 +382,34 @@ impl Agenda {
 
     /// The soonest `expires_at` of these.
     pub fn next_expiry(&self) -> Option<DateTime<Utc>> {
-        self.waiting.peek().map(|(_, deadline)| deadline.at)
+        self.waiting.next()
     }
 
-    /// When there will be something to do next, if nothing happens before.
-    pub fn next_wake(&self, now: Now) -> Option<Instant> {
-        if !self.looks.is_empty() || !self.trees.is_empty() {
+    /// When a pair is to be attended to next, if nothing happens before.
+    pub fn next_pair(&self, now: Now) -> Option<Instant> {
+        if !self.looks.is_empty() {
             return Some(now.mono);
         }
         let expiry = self.next_expiry().and_then(|at| {
             let left = (at - now.wall).to_std().unwrap_or(Duration::ZERO);
             now.mono.checked_add(left)
         });
-        let pause = self.later.peek().map(|(_, pause)| pause.until);
-        let tree = self.trees_later.peek().map(|(_, until)| until.0);
-        [expiry, pause, tree].into_iter().flatten().min()
+        [expiry, self.later.next()].into_iter().flatten().min()
+    }
+
+    /// When a directory is to be scanned next, if nothing happens before.
+    pub fn next_tree(&self, now: Now) -> Option<Instant> {
+        if !self.trees.is_empty() {
+            return Some(now.mono);
+        }
+        self.trees_later.next()
     }
 
     /// How many pairs wait, by when they expire.
     pub fn buckets(&self, now: DateTime<Utc>) -> Vec<ExpiryBucket> {
         let mut counts = [0; BUCKETS.len() + 1];
-        for (_, deadline) in self.waiting.iter() {
-            let left = u64::try_from((deadline.at - now).num_seconds()).unwrap_or(0);
+        for (_, at) in self.waiting.iter() {
+            let left = u64::try_from((at - now).num_seconds()).unwrap_or(0);
             counts[BUCKETS.partition_point(|&end| end <= left)] += 1;
         }
         let ends = BUCKETS.iter().copied().map(Some).chain([None]);
@@ -512,7 +442,7 @@ fn believed_at(
     metadata: &Seen,
     wait: Duration,
     flight: &Flight,
-    pause: Option<Pause>,
+    pause: Option<(Instant, Past)>,
     now: Now,
 ) -> Option<Instant> {
     let suspect = Some((metadata.version, metadata.ctime));
@@ -524,7 +454,7 @@ fn believed_at(
         (Writer::AtWork, _) if !metadata.is_linked() => None,
         (Writer::Done, _) => Some(now.mono + CONFIRMATION),
         // It is being waited for.
-        (_, Some(pause)) if pause.past.suspect == suspect => Some(pause.until),
+        (_, Some((until, past))) if past.suspect == suspect => Some(until),
         _ => Some(now.mono + wait),
     }
 }
@@ -536,6 +466,3 @@ fn growing_pause(failures: u32) -> Duration {
 fn warn_of(key: &Key, half: Half, failure: &Failure) {
     tracing::warn!(path = ?key.path(half), "{failure}");
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,6 +1,5 @@
 //! The handle by which an application, or the command line, holds a running cleaner.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -10,7 +9,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::root::{Standing, look_at};
 use crate::runtime::{self, panic_message};
-use crate::stats::{Stats, SweepReport};
+use crate::stats::{SharedStats, Stats, SweepReport};
 use crate::worker::{Request, Worker};
 
 /// What stopping may take: a little less than the second that is promised.
@@ -37,7 +36,7 @@ const STOP_TIME: Duration = Duration::from_millis(900);
 pub struct Cleaner {
     /// Closing it stops the worker.
     requests: mpsc::UnboundedSender<Request>,
-    stats: Arc<Mutex<Stats>>,
+    stats: SharedStats,
     task: JoinHandle<Result<(), Error>>,
 }
 
@@ -88,7 +87,7 @@ impl Cleaner {
     /// Something to read the stats by from elsewhere, which does not keep the cleaner running.
     #[must_use]
     pub fn observer(&self) -> Observer {
-        Observer { stats: Arc::clone(&self.stats), requests: self.requests.downgrade() }
+        Observer { stats: self.stats.clone(), requests: self.requests.downgrade() }
     }
 
     /// Makes a full sweep now, after the one that may be under way; what it did. Where the cache
@@ -144,7 +143,7 @@ async fn join_mut(task: &mut JoinHandle<Result<(), Error>>) -> Result<(), Error>
 /// Reads the stats of a [`Cleaner`] without keeping it running.
 #[derive(Debug, Clone)]
 pub struct Observer {
-    stats: Arc<Mutex<Stats>>,
+    stats: SharedStats,
     requests: mpsc::WeakUnboundedSender<Request>,
 }
 
@@ -152,7 +151,7 @@ impl Observer {
     /// The state at this moment. Never waits for the file system.
     #[must_use]
     pub fn get_stats(&self) -> Stats {
-        self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.stats.get()
     }
 
     /// The state, and how many pairs expire when. That takes the worker some milliseconds for each
@@ -193,9 +192,9 @@ async fn finish(reporter: Option<crate::report::Reporter>, patience: Duration) {
 }
 
 #[cfg(not(feature = "report"))]
-fn start_reporter(config: &Config) -> Result<crate::worker::Nobody, Error> {
+fn start_reporter(config: &Config) -> Result<crate::reports::Nobody, Error> {
     match &config.metrics_url {
-        None => Ok(crate::worker::Nobody),
+        None => Ok(crate::reports::Nobody),
         Some(url) => Err(Error::MetricsUrl {
             url: url.clone(),
             reason: "can't be reported to: enable the feature `report`, or set it to `None`".into(),
@@ -204,4 +203,4 @@ fn start_reporter(config: &Config) -> Result<crate::worker::Nobody, Error> {
 }
 
 #[cfg(not(feature = "report"))]
-async fn finish(_: crate::worker::Nobody, _: Duration) {}
+async fn finish(_: crate::reports::Nobody, _: Duration) {}

@@ -58,6 +58,7 @@ mod change;
 mod cleaner;
 mod clock;
 mod config;
+mod crew;
 mod entry;
 mod error;
 mod expires_at;
@@ -66,12 +67,15 @@ mod http;
 mod look;
 mod metadata;
 mod place;
+mod queue;
 mod remove;
 #[cfg(feature = "report")]
 mod report;
+mod reports;
 mod root;
 mod runtime;
 mod scan;
+mod schedule;
 #[cfg(feature = "server")]
 pub mod server;
 mod stats;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::change::Inbox;
 use crate::root::{Root, RootId, Standing, look_at};
@@ -28,6 +29,37 @@ impl Place {
             _ => None,
         }
     }
+
+    /// Whether nothing has changed since `before`.
+    pub fn is_as_before(&self, before: &Self) -> bool {
+        match self {
+            Self::Same => true,
+            Self::Absent => matches!(before, Self::Absent),
+            Self::Unreadable { .. } => matches!(before, Self::Unreadable { .. }),
+            Self::Open(_) => false,
+        }
+    }
+
+    /// Logs that this stands at `path` from now on, where `before` stood; `every` is how often to
+    /// sweep where the kernel does not tell of changes.
+    pub fn announce(&self, before: &Self, path: &Path, every: Duration) {
+        match (self, before) {
+            (Self::Same, _) => {}
+            (Self::Absent, Self::Same) => tracing::info!(
+                ?path,
+                "the cache directory does not exist yet; it is picked up when it appears"
+            ),
+            (Self::Absent, _) => tracing::warn!(
+                ?path,
+                "the cache directory is gone; it is picked up when it appears again"
+            ),
+            (Self::Unreadable { reason }, _) => tracing::error!(
+                ?path,
+                "can't read the cache directory, so it is tried again every second: {reason}"
+            ),
+            (Self::Open(open), _) => open.announce(every),
+        }
+    }
 }
 
 /// A cache directory that is being worked on.
@@ -40,20 +72,44 @@ pub(crate) struct Open {
     pub gives_events: bool,
 }
 
+impl Open {
+    fn announce(&self, every: Duration) {
+        let path = self.root.path();
+        match &self.watcher {
+            Err(refusal) => tracing::warn!(
+                ?path,
+                ?every,
+                "the kernel does not tell of changes, so that they are swept for: {refusal}"
+            ),
+            Ok(_) if !self.gives_events => tracing::warn!(
+                ?path,
+                ?every,
+                "the file system does not tell of changes that are made elsewhere, so that they \
+                 are swept for (--fallback-interval)"
+            ),
+            Ok(_) => tracing::info!(?path, "watching the cache directory"),
+        }
+    }
+}
+
 /// Looks at `path` again, where the directory `known` stood before, and opens what stands there.
-pub(crate) fn probe(path: &Path, known: Option<&RootId>, inbox: &Arc<Inbox>) -> Place {
+pub(crate) fn probe(path: &Path, known: Option<&Open>, inbox: &Arc<Inbox>) -> Place {
     let id = match look_at(path) {
         Standing::Directory(id) => id,
         Standing::Absent | Standing::NotADirectory => return Place::Absent,
         Standing::Unreadable(error) => return Place::Unreadable { reason: error.to_string() },
     };
-    if Some(&id) == known {
+    let known = known.filter(|known| known.root.id == id);
+    if known.is_some_and(|known| known.watcher.is_ok()) {
+        return Place::Same;
+    }
+    let watcher = Watcher::start(&id.path, Arc::clone(inbox));
+    if known.is_some() && watcher.is_err() {
         return Place::Same;
     }
     let open = || -> std::io::Result<Open> {
         let root = Root::open(id)?;
         let gives_events = gives_events(&root.open_dir(&Path::new("").into())?);
-        let watcher = Watcher::start(root.path(), Arc::clone(inbox));
         Ok(Open { root, watcher, gives_events })
     };
     match open() {

@@ -1,6 +1,7 @@
 //! What the cleaner tells of itself.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -119,8 +120,53 @@ impl std::ops::AddAssign for Activity {
     }
 }
 
+/// The stats of a running cleaner: one writes them, and any number read them.
+#[derive(Debug, Clone)]
+pub(crate) struct SharedStats(Arc<Mutex<Stats>>);
+
+impl SharedStats {
+    pub fn new(check_interval: Duration, cache_directory: PathBuf) -> Self {
+        Self(Arc::new(Mutex::new(Stats {
+            running: true,
+            check_interval_hours: check_interval.as_secs_f64() / 3600.0,
+            total_cleanups: 0,
+            total_deleted: 0,
+            total_freed_bytes: 0,
+            total_freed_mb: 0.0,
+            total_errors: 0,
+            cache_directory,
+            heap_size: 0,
+            next_expiry: None,
+            watch: WatchState::Absent,
+            expiring: None,
+        })))
+    }
+
+    pub fn get(&self) -> Stats {
+        self.lock().clone()
+    }
+
+    pub fn update(&self, change: impl FnOnce(&mut Stats)) {
+        change(&mut self.lock());
+    }
+
+    /// Adds to the totals.
+    pub fn count(&self, activity: Activity) {
+        self.update(|stats| {
+            stats.total_deleted += activity.deleted;
+            stats.total_freed_bytes += activity.freed_bytes;
+            stats.total_freed_mb = mib(stats.total_freed_bytes);
+            stats.total_errors += activity.errors;
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Stats> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// `bytes` in MiB, rounded to two places.
-pub(crate) fn mib(bytes: u64) -> f64 {
+fn mib(bytes: u64) -> f64 {
     (bytes as f64 / (1024.0 * 1024.0) * 100.0).round() / 100.0
 }
 

@@ -337,8 +337,8 @@ impl World {
             let at_rest = self.events.is_empty()
                 && self.scans.is_empty()
                 && !self.missed
-                && self.agenda.next_wake(self.now()).is_none_or(|at| at > self.mono)
-                && self.agenda.later.is_empty()
+                && self.agenda.next_pair(self.now()).is_none_or(|at| at > self.mono)
+                && self.agenda.later.len() == 0
                 && self.agenda.trees.is_empty();
             if at_rest {
                 return;
@@ -356,12 +356,8 @@ impl World {
                 expected.insert(name.clone(), *at);
             }
         }
-        let heap: BTreeMap<Name, DateTime<Utc>> = self
-            .agenda
-            .waiting
-            .iter()
-            .map(|(key, deadline)| (Self::name(key), deadline.at))
-            .collect();
+        let heap: BTreeMap<Name, DateTime<Utc>> =
+            self.agenda.waiting.iter().map(|(key, at)| (Self::name(key), at)).collect();
         assert_eq!(heap, expected);
         assert!(self.agenda.in_flight.is_empty() && self.agenda.looks.is_empty());
         assert!(self.errors <= self.broken_seen.len() as u64, "a broken version was counted twice");

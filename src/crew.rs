@@ -1,0 +1,164 @@
+//! The threads that work for the worker: all that blocks happens on them.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use crate::agenda::ScanId;
+use crate::attend::{Attendant, Found, Job};
+use crate::change::Inbox;
+use crate::place::{Open, Place, probe};
+use crate::runtime::panic_message;
+use crate::scan::{Scan, Summary};
+
+/// How many batches of jobs are under way at once.
+const BATCHES: usize = 2;
+/// How many events wait for the worker; a thread that has more to tell waits.
+pub(crate) const EVENTS: usize = 64;
+
+/// What the threads tell the worker.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A batch of jobs is done.
+    Attended { epoch: Epoch, found: Vec<Found>, took: Duration },
+    /// A scan has found this so far.
+    Scanned { epoch: Epoch, id: ScanId, found: Vec<Found> },
+    /// A scan has told all that it found.
+    ScanEnded { epoch: Epoch, id: ScanId, summary: Summary, took: Duration },
+    /// This stands where the cache directory should be.
+    Probed(Place),
+    /// A thread panicked.
+    Died(String),
+}
+
+/// Numbers the cache directories that have stood in the place, so that what was found in an
+/// earlier one is told apart.
+pub(crate) type Epoch = u64;
+
+/// The threads of one worker. Dropping it ends what they do.
+pub(crate) struct Crew {
+    attendant: Attendant,
+    events: mpsc::Sender<Event>,
+    epoch: Epoch,
+    batches: usize,
+    probing: bool,
+    /// Ends the scans of this epoch.
+    cancel: Arc<AtomicBool>,
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+impl Crew {
+    /// A crew, and where it tells what happens.
+    pub fn new(attendant: Attendant) -> (Self, mpsc::Receiver<Event>) {
+        let (events, receiver) = mpsc::channel(EVENTS);
+        let cancel = Arc::default();
+        (Self { attendant, events, epoch: 0, batches: 0, probing: false, cancel }, receiver)
+    }
+
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Ends what is under way as soon as may be.
+    pub fn cancel(&self) {
+        self.cancel.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
+    }
+
+    /// Another cache directory stands in the place.
+    pub fn next_epoch(&mut self) {
+        self.cancel();
+        self.cancel = Arc::default();
+        self.epoch += 1;
+    }
+
+    /// Whether another batch of jobs can be begun.
+    pub fn has_room(&self) -> bool {
+        self.batches < BATCHES
+    }
+
+    /// Whether jobs are under way.
+    pub fn is_attending(&self) -> bool {
+        self.batches > 0
+    }
+
+    /// Attends to a batch of jobs.
+    pub fn attend(&mut self, open: &Arc<Open>, jobs: Vec<Job>) {
+        self.batches += 1;
+        let (attendant, open, epoch) = (self.attendant.clone(), Arc::clone(open), self.epoch);
+        self.on_thread(move || {
+            let start = Instant::now();
+            let found = attendant.attend_all(&open.root, &jobs);
+            Event::Attended { epoch, found, took: start.elapsed() }
+        });
+    }
+
+    /// Takes note of [`Event::Attended`].
+    pub fn attended(&mut self) {
+        self.batches -= 1;
+    }
+
+    /// Scans `trees`.
+    pub fn scan(&mut self, open: &Arc<Open>, id: ScanId, trees: Vec<Arc<Path>>) {
+        let (attendant, open, epoch) = (self.attendant.clone(), Arc::clone(open), self.epoch);
+        let (events, cancel) = (self.events.clone(), Arc::clone(&self.cancel));
+        self.on_thread(move || {
+            let start = Instant::now();
+            let summary = Scan {
+                root: &open.root,
+                watcher: open.watcher.as_ref().ok(),
+                attendant: &attendant,
+                cancel: &cancel,
+                found: &|found| {
+                    if events.blocking_send(Event::Scanned { epoch, id, found }).is_err() {
+                        cancel.store(true, Ordering::Relaxed);
+                    }
+                },
+            }
+            .run(&trees);
+            Event::ScanEnded { epoch, id, summary, took: start.elapsed() }
+        });
+    }
+
+    /// Looks at what stands at `path`, where `known` stood before, unless that is under way.
+    pub fn probe(&mut self, path: &Path, known: &Place, inbox: &Arc<Inbox>) {
+        if self.probing {
+            return;
+        }
+        self.probing = true;
+        let (path, inbox): (PathBuf, _) = (path.to_owned(), Arc::clone(inbox));
+        let known = match known {
+            Place::Open(open) => Some(Arc::clone(open)),
+            _ => None,
+        };
+        self.on_thread(move || Event::Probed(probe(&path, known.as_deref(), &inbox)));
+    }
+
+    /// Takes note of [`Event::Probed`].
+    pub fn probed(&mut self) {
+        self.probing = false;
+    }
+
+    /// Runs blocking work on a thread for it, and has its outcome told.
+    fn on_thread(&self, work: impl FnOnce() -> Event + Send + 'static) {
+        let events = self.events.clone();
+        tokio::task::spawn_blocking(move || {
+            let event = catch_unwind(AssertUnwindSafe(work))
+                .unwrap_or_else(|panic| Event::Died(panic_message(panic.as_ref())));
+            // Without a worker nobody wants to know.
+            let _ = events.blocking_send(event);
+        });
+    }
+}

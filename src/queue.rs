@@ -1,0 +1,127 @@
+//! A min-heap whose entries are found by their keys. Pure: whoever asks tells what time it is.
+
+use std::cmp::Ordering;
+use std::hash::Hash;
+
+use priority_queue::PriorityQueue;
+
+/// Keys that wait, each for a time and with a value. The soonest comes first.
+#[derive(Debug)]
+pub(crate) struct Queue<K: Hash + Eq, T: Ord, V>(PriorityQueue<K, Entry<T, V>>);
+
+/// The soonest is the greatest, as the heap wants it.
+#[derive(Debug)]
+struct Entry<T, V> {
+    at: T,
+    value: V,
+}
+
+impl<T: Ord, V> Ord for Entry<T, V> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.at.cmp(&self.at)
+    }
+}
+
+impl<T: Ord, V> PartialOrd for Entry<T, V> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T: Ord, V> PartialEq for Entry<T, V> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl<T: Ord, V> Eq for Entry<T, V> {}
+
+impl<K: Hash + Eq, T: Ord, V> Default for Queue<K, T, V> {
+    fn default() -> Self {
+        Self(PriorityQueue::new())
+    }
+}
+
+impl<K: Hash + Eq, T: Ord + Copy, V> Queue<K, T, V> {
+    /// Has `key` wait until `at`, whatever it waited for before.
+    pub fn insert(&mut self, key: K, at: T, value: V) {
+        self.0.push(key, Entry { at, value });
+    }
+
+    pub fn remove(&mut self, key: &K) -> Option<(T, V)> {
+        self.0.remove(key).map(|(_, entry)| (entry.at, entry.value))
+    }
+
+    pub fn get(&self, key: &K) -> Option<&V> {
+        self.0.get_priority(key).map(|entry| &entry.value)
+    }
+
+    pub fn contains(&self, key: &K) -> bool {
+        self.0.contains(key)
+    }
+
+    /// Takes out the soonest if its time has come.
+    pub fn pop_due(&mut self, now: T) -> Option<(K, V)> {
+        self.0.pop_if(|_, entry| entry.at <= now).map(|(key, entry)| (key, entry.value))
+    }
+
+    /// When the soonest is due.
+    pub fn next(&self) -> Option<T> {
+        self.0.peek().map(|(_, entry)| entry.at)
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// What waits, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, T)> {
+        self.0.iter().map(|(key, entry)| (key, entry.at))
+    }
+
+    /// Keeps what `keep` says of.
+    pub fn retain(&mut self, mut keep: impl FnMut(&K, &V) -> bool) {
+        self.0.retain(|key, entry| keep(key, &entry.value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The seed of a failure is printed by proptest.
+        #[test]
+        fn it_behaves_as_a_sorted_map(operations in prop::collection::vec((0_u8..40, 0_u8..50, 0_u8..6), 1..300)) {
+            let mut queue = Queue::default();
+            let mut model: BTreeMap<u8, (u8, u8)> = BTreeMap::new();
+            for (key, at, operation) in operations {
+                match operation {
+                    0..=2 => {
+                        queue.insert(key, at, operation);
+                        model.insert(key, (at, operation));
+                    }
+                    3 => prop_assert_eq!(queue.remove(&key), model.remove(&key)),
+                    4 => {
+                        while let Some((key, value)) = queue.pop_due(at) {
+                            let (due, expected) = model.remove(&key).unwrap();
+                            prop_assert!(due <= at && model.values().all(|other| other.0 >= due));
+                            prop_assert_eq!(value, expected);
+                        }
+                        prop_assert!(model.values().all(|(due, _)| *due > at));
+                    }
+                    _ => {
+                        queue.retain(|key, _| key % 3 != at % 3);
+                        model.retain(|key, _| key % 3 != at % 3);
+                    }
+                }
+                prop_assert_eq!(queue.len(), model.len());
+                prop_assert_eq!(queue.next(), model.values().map(|(at, _)| *at).min());
+                prop_assert_eq!(queue.get(&key), model.get(&key).map(|(_, value)| value));
+            }
+        }
+    }
+}
