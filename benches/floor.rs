@@ -22,7 +22,7 @@ const FAR: f64 = 4_890_621_416.3;
 const PAST: f64 = 1_700_000_000.5;
 
 fn main() {
-    let pairs: usize = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(20_000);
+    let pairs: usize = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(5_000);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     println!("{pairs} pairs in directories of {PAIRS_A_DIRECTORY}, medians of {ROUNDS} runs\n");
     println!("{:<10} {:>12} {:>12} {:>8}", "work", "floor", "ours", "ratio");

@@ -21,14 +21,11 @@ use crate::attend::{Failure, Found, Job, Outcome};
 use crate::change::{News, Trigger, Writer};
 use crate::clock::Now;
 use crate::entry::{Half, Key};
-use crate::look::{Broken, FileTime, Seen, Version};
+use crate::look::{Broken, FileTime, SETTLING, Seen, Version};
 use crate::queue::Queue;
 use crate::scan::Summary;
 use crate::stats::{Activity, ExpiryBucket};
 
-/// How long metadata that its writer has closed stays broken before that is believed: the next
-/// writer may have opened it already, and its events be on their way.
-const CONFIRMATION: Duration = Duration::from_millis(100);
 /// How long a pair is left alone at first that changed while it was about to be deleted.
 const CHANGED_PAUSE: Duration = Duration::from_millis(50);
 /// Pauses between attempts grow from the first to the last of these.
@@ -192,6 +189,7 @@ impl Agenda {
     }
 
     fn apply(&mut self, key: Key, outcome: Outcome, flight: &Flight, now: Now) -> Activity {
+        tracing::trace!(?key, ?outcome, trigger = ?flight.trigger, past = ?flight.past, "settled");
         let mut activity = Activity { checked: 1, ..Activity::default() };
         let past = flight.past;
         let pause = self.later.remove(&key);
@@ -452,7 +450,8 @@ fn believed_at(
         // (A file that was complete when it was linked here has more names than one, and no writer
         // that closes it.)
         (Writer::AtWork, _) if !metadata.is_linked() => None,
-        (Writer::Done, _) => Some(now.mono + CONFIRMATION),
+        // The next writer may have opened it already, and its events be on their way.
+        (Writer::Done, _) => Some(now.mono + SETTLING),
         // It is being waited for.
         (_, Some((until, past))) if past.suspect == suspect => Some(until),
         _ => Some(now.mono + wait),

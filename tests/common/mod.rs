@@ -3,7 +3,7 @@
 //!
 //! Time is waited for by condition: [`wait_until`] gives up after [`PATIENCE`] only.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -406,4 +406,217 @@ fn answer(stream: TcpStream, state: &Mutex<StubState>) -> Option<()> {
     drop(state);
     let mut stream = stream;
     write!(stream, "HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").ok()
+}
+
+/// A pair whose stem is any bytes, in any directory.
+pub fn pair_of_bytes(dir: &Path, stem: &[u8]) -> Pair {
+    use std::os::unix::ffi::OsStrExt;
+    let name = |suffix: &[u8]| dir.join(std::ffi::OsStr::from_bytes(&[stem, suffix].concat()));
+    Pair { result: name(b".result.json.lz4"), metadata: name(b".metadata.json") }
+}
+
+impl Pair {
+    /// Writes both files in place, the result first, and makes their directory.
+    pub fn write(self, expires_at: f64) -> Self {
+        fs::create_dir_all(self.result.parent().unwrap()).unwrap();
+        fs::write(&self.result, b"a result of 23 bytes...").unwrap();
+        fs::write(&self.metadata, format!(r#"{{"expires_at": {expires_at}}}"#)).unwrap();
+        self
+    }
+}
+
+/// Runs a tool of the system; false, with a message, where it is not installed.
+pub fn tool(program: &str, args: &[&std::ffi::OsStr]) -> bool {
+    match Command::new(program).args(args).output() {
+        Ok(output) => {
+            assert!(output.status.success(), "{program}: {output:?}");
+            true
+        }
+        Err(error) => {
+            eprintln!("skipped: {program} can't be run: {error}");
+            false
+        }
+    }
+}
+
+#[cfg(feature = "cli")]
+impl Service {
+    /// Like [`Service::start`], and waits until the first scan is over.
+    pub fn ready(dir: &Path, args: &[&str]) -> Self {
+        let service = Self::start(dir, args);
+        service.wait_for_stat("watch", "active");
+        wait_until("the first scan is over", || service.stats()["total_cleanups"] != 0);
+        service
+    }
+
+    /// Asserts that there was no sweep but the first scan, and no error.
+    #[track_caller]
+    pub fn assert_calm(&self) {
+        self.assert_errors(0);
+    }
+
+    /// Asserts that there was no sweep but the first scan, and so many errors.
+    #[track_caller]
+    pub fn assert_errors(&self, count: u64) {
+        let stats = self.stats();
+        assert_eq!(stats["total_cleanups"], 1, "a sweep was needed\n{}", self.log());
+        assert_eq!(stats["total_errors"], count, "{}", self.log());
+    }
+
+    /// How many lines of the log have `text` in them.
+    pub fn lines_with(&self, text: &str) -> usize {
+        self.log().lines().filter(|line| line.contains(text)).count()
+    }
+
+    /// Asserts that so many lines of the log have `text` in them; the last may still be on its way.
+    #[track_caller]
+    pub fn assert_lines_with(&self, text: &str, count: usize) {
+        wait_until("the lines are logged", || self.lines_with(text) >= count);
+        assert_eq!(self.lines_with(text), count, "{}", self.log());
+    }
+}
+
+/// Waits until the cleaner of `cache` has dealt with all that is due now: a pair that came later
+/// is gone.
+#[track_caller]
+pub fn wait_for_later_pair(cache: &CacheDir) {
+    use std::os::unix::fs::MetadataExt;
+    let ctime = |path: &Path| {
+        let seen = fs::metadata(path).unwrap();
+        (seen.ctime(), seen.ctime_nsec())
+    };
+    let later = cache.pair("a-later-pair");
+    publish(&later.result, b"result");
+    // Halves of the same instant would be waited for, as if one were missing.
+    let tick = cache.outside("tick");
+    wait_until("the clock of the file system goes on", || {
+        fs::write(&tick, "").unwrap();
+        ctime(&tick) > ctime(&later.result)
+    });
+    later.set_expiry(now());
+    wait_until("a later pair is gone", || later.is_gone());
+}
+
+/// The binary as a user whom permissions bind, for a service on `cache`, which that user owns; its
+/// address. `None`, with a message, where there is no such user.
+#[cfg(feature = "cli")]
+pub fn unprivileged_run(cache: &CacheDir, args: &[&str]) -> Option<(Command, String)> {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    const NOBODY: u32 = 65534;
+    let address = free_address();
+    let mut command = result_cleaner();
+    if rustix::process::geteuid().is_root() {
+        let temp = cache.path().parent().unwrap();
+        fs::set_permissions(temp, fs::Permissions::from_mode(0o755)).unwrap();
+        for entry in walkdir::WalkDir::new(cache.path()) {
+            chown(entry.unwrap().path(), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        // That user might not reach the binary where it is.
+        let binary = temp.join("result-cleaner");
+        fs::copy(env!("CARGO_BIN_EXE_result-cleaner"), &binary).unwrap();
+        let user = ["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];
+        let mut trial = Command::new("setpriv");
+        if !trial.args(user).arg("true").status().is_ok_and(|status| status.success()) {
+            eprintln!("skipped: permissions do not bind root, and setpriv does not work");
+            return None;
+        }
+        command = Command::new("setpriv");
+        command.args(user).arg("env").arg("-i").arg(binary);
+    }
+    command.arg("run").arg(cache.path()).args(["--no-metrics", "--listen", &address]).args(args);
+    Some((command, format!("http://{address}")))
+}
+
+/// The stats in the last line of a log, whichever its format.
+pub fn last_stats(log: &str) -> Value {
+    let line = log.lines().last().expect("something was logged");
+    if line.starts_with('{') {
+        let line: Value = serde_json::from_str(line).unwrap();
+        return line["stats"].clone();
+    }
+    let (_, stats) = line.split_once("stopped: ").expect("the last line has the stats");
+    serde_json::from_str(stats).unwrap()
+}
+
+#[cfg(feature = "cli")]
+impl Service {
+    /// Sends `signal`, which has to end it; the exit status and all that it logged.
+    pub fn end(mut self, signal: rustix::process::Signal) -> (ExitStatus, String) {
+        self.signal(signal);
+        let status = self.child.wait().unwrap();
+        self.reader.take().unwrap().join().unwrap();
+        (status, self.log())
+    }
+}
+
+impl MetricsStub {
+    /// One at `address`, which nothing listens on.
+    pub fn at(address: &str) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
+        let state = StubState { answer: Some(200), delivered: Vec::new(), requests: Vec::new() };
+        let stub = Self { url: format!("http://{address}"), state: Arc::new(Mutex::new(state)) };
+        let shared = Arc::clone(&stub.state);
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let shared = Arc::clone(&shared);
+                thread::spawn(move || answer(stream, &shared));
+            }
+        });
+        stub
+    }
+}
+
+/// `path` as an argument.
+#[cfg(feature = "cli")]
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[cfg(feature = "cli")]
+pub fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+#[cfg(feature = "cli")]
+pub fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+/// The output of a call that has to succeed.
+#[cfg(feature = "cli")]
+#[track_caller]
+pub fn succeed(args: &[&str]) -> Output {
+    let output = call(args);
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+    output
+}
+
+/// The keys of a JSON object, sorted.
+pub fn keys(object: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = object.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
+
+/// All that a change to the tree would change.
+pub fn snapshot(cache: &CacheDir) -> Vec<(PathBuf, [i64; 8])> {
+    use std::os::unix::fs::MetadataExt;
+
+    let entries = walkdir::WalkDir::new(cache.path()).sort_by_file_name();
+    let seen = entries.into_iter().map(|entry| {
+        let entry = entry.unwrap();
+        let seen: fs::Metadata = entry.metadata().unwrap();
+        let numbers = [
+            seen.ino().cast_signed(),
+            seen.size().cast_signed(),
+            seen.mode().into(),
+            seen.nlink().cast_signed(),
+            seen.mtime(),
+            seen.mtime_nsec(),
+            seen.ctime(),
+            seen.ctime_nsec(),
+        ];
+        (entry.into_path(), numbers)
+    });
+    seen.collect()
 }
