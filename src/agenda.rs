@@ -56,6 +56,8 @@ pub(crate) struct Agenda {
     looks: HashMap<Key, Trigger>,
     /// Pairs that are being attended to.
     in_flight: HashMap<Key, Flight>,
+    /// Pairs whose metadata is being written, as far as events tell: its writer has not closed it.
+    writers: HashMap<Key, Writer>,
     /// Broken metadata that was counted, so that each version of a file counts once, whatever its
     /// name is by now.
     told: HashSet<(Version, Broken)>,
@@ -100,6 +102,15 @@ impl Agenda {
     }
 
     fn note_pair(&mut self, key: Key, trigger: Trigger) {
+        match trigger.writer {
+            Writer::Unknown => {}
+            Writer::Created | Writer::AtWork => {
+                self.writers.insert(key.clone(), trigger.writer);
+            }
+            Writer::Done => {
+                self.writers.remove(&key);
+            }
+        }
         if let Some(flight) = self.in_flight.get_mut(&key) {
             flight.news.get_or_insert_default().merge(trigger);
         } else if let Some(pending) = self.looks.get_mut(&key) {
@@ -192,6 +203,9 @@ impl Agenda {
         tracing::trace!(?key, ?outcome, trigger = ?flight.trigger, past = ?flight.past, "settled");
         let mut activity = Activity { checked: 1, ..Activity::default() };
         let past = flight.past;
+        if !matches!(outcome, Outcome::Broken { .. } | Outcome::Incomplete) {
+            self.writers.remove(&key);
+        }
         let pause = self.later.remove(&key);
         if let Outcome::Waiting { expires_at, .. } = outcome {
             let key = self.interned(key);
@@ -211,7 +225,8 @@ impl Agenda {
                 self.pause(key, until, past);
             }
             Outcome::Broken { metadata, reason, wait, .. } => {
-                let believed_at = believed_at(&metadata, wait, flight, pause, now);
+                let writer = self.writers.get(&key).copied().unwrap_or(flight.trigger.writer);
+                let believed_at = believed_at(&metadata, wait, writer, past, pause, now);
                 let counts = self.broken(key, &metadata, reason, believed_at, past, now);
                 activity.errors += u64::from(counts);
             }
@@ -329,6 +344,10 @@ impl Agenda {
         for scan in &mut self.scans {
             scan.overtaken.extend(&scope);
         }
+        if scope == Scope::Everything {
+            // It sees for itself what is there; a lost event must not have a writer write for ever.
+            self.writers.clear();
+        }
         self.last_scan += 1;
         let id = self.last_scan;
         self.scans.push(Scanning::new(id, scope));
@@ -439,17 +458,18 @@ pub(crate) fn figures_alone(outcome: &Outcome) -> Activity {
 fn believed_at(
     metadata: &Seen,
     wait: Duration,
-    flight: &Flight,
+    writer: Writer,
+    past: Past,
     pause: Option<(Instant, Past)>,
     now: Now,
 ) -> Option<Instant> {
     let suspect = Some((metadata.version, metadata.ctime));
-    match (flight.trigger.writer, pause) {
+    match (writer, pause) {
+        (Writer::AtWork, _) => None,
+        // What has content without having been written to was complete when it was linked here.
+        (Writer::Created, _) if metadata.version.size == 0 && !metadata.is_linked() => None,
         // It was waited for.
-        _ if flight.past.suspect == suspect => Some(now.mono),
-        // (A file that was complete when it was linked here has more names than one, and no writer
-        // that closes it.)
-        (Writer::AtWork, _) if !metadata.is_linked() => None,
+        _ if past.suspect == suspect => Some(now.mono),
         // The next writer may have opened it already, and its events be on their way.
         (Writer::Done, _) => Some(now.mono + SETTLING),
         // It is being waited for.

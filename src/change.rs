@@ -20,7 +20,9 @@ pub(crate) enum Writer {
     /// Nothing.
     #[default]
     Unknown,
-    /// It has created or changed the file, and not closed it yet.
+    /// It has given the file its name, by creating or by linking it.
+    Created,
+    /// It has changed the file, and not closed it yet.
     AtWork,
     /// It is done: the file was closed, or got its name when it was complete.
     Done,

@@ -116,7 +116,12 @@ impl Root {
             match component {
                 Component::CurDir => {}
                 Component::Normal(name) => {
-                    fd = openat(&fd, name, DIR_FLAGS, Mode::empty())?;
+                    fd = match open_beneath(&fd, Path::new(name)) {
+                        Err(Errno::NOSYS | Errno::PERM) => {
+                            openat(&fd, name, DIR_FLAGS, Mode::empty())?
+                        }
+                        opened => opened?,
+                    };
                     if fstat(&fd)?.st_dev != self.id.dev {
                         return Err(Errno::XDEV.into());
                     }
@@ -125,6 +130,18 @@ impl Root {
             }
         }
         Ok(fd)
+    }
+}
+
+/// Opens the directory `path` below `dir`, over no symbolic link and into no mount point.
+fn open_beneath(dir: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    loop {
+        match openat2(dir, path, DIR_FLAGS, Mode::empty(), resolve) {
+            // A rename elsewhere in the system came between.
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            opened => return opened,
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::num::NonZero;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -110,7 +111,12 @@ impl Scan<'_> {
                         watcher.forget(&rel);
                     }
                 }
-                Err(error) => summary.unreadable.push((rel, error)),
+                Err(error) => {
+                    if let Some(watcher) = self.watcher {
+                        watcher.expect(&rel);
+                    }
+                    summary.unreadable.push((rel, error));
+                }
             }
         }
     }
@@ -130,12 +136,16 @@ impl Scan<'_> {
         }
         let mut stems = Vec::new();
         let mut own_claims = Vec::new();
-        let listing = WalkDir::new(self.root.path().join(rel))
-            .min_depth(1)
-            .max_depth(1)
-            .follow_root_links(false);
-        for entry in listing {
-            let entry = entry?;
+        for entry in WalkDir::new(listed_path(self.root, &dir)).min_depth(1).max_depth(1) {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => match (error.depth(), error.into_io_error()) {
+                    // One that vanished while it was listed.
+                    (1.., Some(error)) if leads_nowhere(&error) => continue,
+                    (_, Some(error)) => return Err(error),
+                    (_, None) => return Err(io::ErrorKind::Other.into()),
+                },
+            };
             if entry.file_type().is_dir() {
                 pending.push(rel.join(entry.file_name()).into());
                 continue;
@@ -229,6 +239,13 @@ impl Scan<'_> {
     fn cancelled(&self) -> bool {
         self.cancel.load(Ordering::Relaxed)
     }
+}
+
+/// A path by which `dir` itself is listed, whatever stands under its name by now; where the system
+/// has none, its path.
+fn listed_path(root: &Root, dir: &Dir) -> PathBuf {
+    let by_descriptor = PathBuf::from(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd()));
+    if by_descriptor.exists() { by_descriptor } else { root.path().join(&dir.rel) }
 }
 
 fn send(batches: &SyncSender<Batch>, dir: &Arc<Dir>, stems: &mut Vec<Stem>) {

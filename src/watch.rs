@@ -56,7 +56,8 @@ pub(crate) struct Watcher {
     watched: Watched,
 }
 
-/// The directories that have a watch, relative to the cache directory.
+/// The directories that have a watch, or would have one if they could be read, relative to the
+/// cache directory.
 #[derive(Debug, Clone, Default)]
 struct Watched(Arc<Mutex<HashSet<PathBuf>>>);
 
@@ -95,6 +96,12 @@ impl Watcher {
                 if is_gone(&error) { Ok(()) } else { Err(refusal(&error)) }
             }
         }
+    }
+
+    /// Has news of the directory `rel`, which can't be read and so not be watched: its permissions
+    /// may change.
+    pub fn expect(&self, rel: &Path) {
+        self.watched.lock().insert(rel.to_owned());
     }
 
     /// Forgets that `rel` and all below it were watched: the directory is gone, and its watches
@@ -161,12 +168,12 @@ impl Translator {
         rel: &Path,
         put: &mut dyn FnMut(Change),
     ) {
-        use Writer::{AtWork, Done, Unknown};
+        use Writer::{AtWork, Created, Done, Unknown};
         match kind {
             EventKind::Create(CreateKind::Folder) | EventKind::Remove(RemoveKind::Folder) => {
                 put(Change::Tree(rel.into()));
             }
-            EventKind::Create(_) => self.appeared(rel, AtWork, put),
+            EventKind::Create(_) => self.appeared(rel, Created, put),
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
                 self.appeared(rel, Done, put)
             }
@@ -282,7 +289,7 @@ mod tests {
 
     #[test]
     fn events_become_the_least_news_that_tells_all() {
-        use Writer::{AtWork, Done, Unknown};
+        use Writer::{AtWork, Created, Done, Unknown};
         let close = EventKind::Access(AccessKind::Close(AccessMode::Write));
         let file = EventKind::Create(CreateKind::File);
         let from = EventKind::Modify(ModifyKind::Name(RenameMode::From));
@@ -292,8 +299,8 @@ mod tests {
         let removed = EventKind::Remove(RemoveKind::File);
         let tree = |dir: &str| vec![Change::Tree(Path::new(dir).into())];
         for (kind, path, expected) in [
-            (file, "s/a.metadata.json", pair("s", "a", true, AtWork)),
-            (file, "a.metadata.json", pair("", "a", true, AtWork)),
+            (file, "s/a.metadata.json", pair("s", "a", true, Created)),
+            (file, "a.metadata.json", pair("", "a", true, Created)),
             (file, "a.result.json.lz4", pair("", "a", true, Unknown)),
             (file, "a.result.json.lz4.tmp", vec![]),
             (close, "a.metadata.json", pair("", "a", true, Done)),
