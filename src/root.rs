@@ -17,6 +17,9 @@ use rustix::io::Errno;
 const DIR_FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
+/// How often a lookup is made that the kernel could not make undisturbed.
+const LOOKUPS: u32 = 100;
+
 /// What stands where the cache directory should be.
 #[derive(Debug)]
 pub(crate) enum Standing {
@@ -136,13 +139,14 @@ impl Root {
 /// Opens the directory `path` below `dir`, over no symbolic link and into no mount point.
 fn open_beneath(dir: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    loop {
+    for _ in 0..LOOKUPS {
         match openat2(dir, path, DIR_FLAGS, Mode::empty(), resolve) {
             // A rename elsewhere in the system came between.
             Err(Errno::INTR | Errno::AGAIN) => {}
             opened => return opened,
         }
     }
+    Err(Errno::AGAIN)
 }
 
 /// A directory within the cache directory, open.
