@@ -10,14 +10,14 @@ use indicatif::BinaryBytes;
 use result_cleaner::{ListedPair, list};
 use serde::Serialize;
 
-use super::{Directory, Failure, block_on, log, output};
+use super::{Directory, Failure, block_on, log, output, switch};
 
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
     #[command(flatten)]
     directory: Directory,
     /// Print one JSON object a line
-    #[arg(long, env = "RESULT_CLEANER_JSON")]
+    #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
     json: bool,
 }
 

@@ -2,12 +2,14 @@
 
 use std::io::{IsTerminal, stderr};
 
-use clap::{Args, ValueEnum};
+use clap::{ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::time::ChronoUtc;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use super::{exclusive, switch};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
@@ -15,29 +17,59 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-#[derive(Debug, Args)]
+/// How to log.
+#[derive(Debug)]
 pub(crate) struct LogArgs {
+    pub format: LogFormat,
+    level: Level,
+}
+
+#[derive(Debug, Args)]
+struct LogFlags {
     /// How log lines are written
     #[arg(long, value_name = "FORMAT", default_value = "text", env = "RESULT_CLEANER_LOG_FORMAT")]
-    pub log_format: LogFormat,
+    log_format: LogFormat,
     /// Log more: each deletion, each repeated failure
-    #[arg(short, long, action = clap::ArgAction::Count, conflicts_with = "quiet", env = "RESULT_CLEANER_VERBOSE")]
-    pub verbose: u8,
+    #[arg(short, long, action = clap::ArgAction::Count, env = "RESULT_CLEANER_VERBOSE")]
+    verbose: u8,
     /// Log warnings and errors only
-    #[arg(short, long, env = "RESULT_CLEANER_QUIET")]
-    pub quiet: bool,
+    #[arg(short, long, value_parser = switch(), env = "RESULT_CLEANER_QUIET")]
+    quiet: bool,
+}
+
+impl Args for LogArgs {
+    fn augment_args(command: Command) -> Command {
+        LogFlags::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        LogFlags::augment_args_for_update(command)
+    }
+}
+
+impl FromArgMatches for LogArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let LogFlags { log_format, verbose, quiet } = LogFlags::from_arg_matches(matches)?;
+        let [verbose_counts, quiet_counts] = exclusive(matches, ["verbose", "quiet"])?;
+        let level = match verbose {
+            _ if quiet && quiet_counts => Level::WARN,
+            1 if verbose_counts => Level::DEBUG,
+            2.. if verbose_counts => Level::TRACE,
+            _ => Level::INFO,
+        };
+        Ok(Self { format: log_format, level })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 impl LogArgs {
     /// Starts logging.
     pub fn start(&self) {
-        let level = match (self.quiet, self.verbose) {
-            (true, _) => Level::WARN,
-            (false, 0) => Level::INFO,
-            (false, 1) => Level::DEBUG,
-            (false, _) => Level::TRACE,
-        };
-        start(level, self.log_format);
+        start(self.level, self.format);
     }
 }
 

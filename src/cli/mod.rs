@@ -2,6 +2,7 @@
 
 mod list;
 mod log;
+mod metrics;
 mod output;
 mod run;
 mod status;
@@ -10,7 +11,10 @@ mod sweep;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::FalseyValueParser;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Parser, Subcommand};
 use result_cleaner::{Config, DEFAULT_CACHE_DIR};
 
 /// Why a command failed: one line for the person who called it.
@@ -76,6 +80,27 @@ pub(crate) fn execute(cli: Cli) -> Result<(), Failure> {
 /// A runtime for the commands that do one thing and end.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+/// What the variable of a switch may be: `1`, `true`, `yes`; off are `0`, `false`, `no`, nothing.
+fn switch() -> FalseyValueParser {
+    FalseyValueParser::new()
+}
+
+/// Of two flags that exclude each other, which count: one that is on the command line beats the
+/// variable of the other.
+///
+/// # Errors
+/// Wrong usage, where both are on the command line.
+fn exclusive(matches: &ArgMatches, ids: [&str; 2]) -> Result<[bool; 2], clap::Error> {
+    match ids.map(|id| matches.value_source(id) == Some(ValueSource::CommandLine)) {
+        [true, true] => {
+            let [one, other] = ids.map(|id| id.replace('_', "-"));
+            let message = format!("--{one} and --{other} exclude each other: leave one out");
+            Err(clap::Error::raw(ErrorKind::ArgumentConflict, message))
+        }
+        [one, other] => Ok([!other, !one]),
+    }
 }
 
 /// Reads a duration such as `6h`, `1h30m` or `250ms`; a bare number is seconds.

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use chrono::Utc;
 use clap::Args;
-use result_cleaner::{Cleaner, DEFAULT_METRICS_URL, Stats, server};
+use result_cleaner::{Cleaner, Stats, server};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::log::{LogArgs, LogFormat};
+use super::metrics::Metrics;
 use super::{Directory, Failure, duration, output};
 
 #[derive(Debug, Args)]
@@ -20,12 +21,8 @@ pub(crate) struct RunArgs {
     /// Time from one full sweep to the next, at least 1s
     #[arg(long, value_name = "TIME", value_parser = check_interval, default_value = "6h", env = "RESULT_CLEANER_CHECK_INTERVAL")]
     check_interval: Duration,
-    /// Where to report cleanups: `/track/cleanup` is added
-    #[arg(long, value_name = "URL", default_value = DEFAULT_METRICS_URL, env = "RESULT_CLEANER_METRICS_URL")]
-    metrics_url: String,
-    /// Report to no metrics service
-    #[arg(long, conflicts_with = "metrics_url", env = "RESULT_CLEANER_NO_METRICS")]
-    no_metrics: bool,
+    #[command(flatten)]
+    metrics: Metrics,
     /// Serve /stats and /healthz on this address, such as 127.0.0.1:8004
     #[arg(long, value_name = "ADDR:PORT", env = "RESULT_CLEANER_LISTEN")]
     listen: Option<SocketAddr>,
@@ -62,7 +59,7 @@ pub(crate) fn execute(args: RunArgs) -> Result<(), Failure> {
 
 async fn serve(args: RunArgs) -> Result<(), Failure> {
     let mut config = args.directory.config().with_check_interval(args.check_interval);
-    config.metrics_url = (!args.no_metrics).then_some(args.metrics_url);
+    config.metrics_url = args.metrics.url;
     config.report_interval = args.report_interval;
     config.fallback_interval = args.fallback_interval;
     // Before anything is deleted, so that a second service does not start by mistake.
@@ -96,7 +93,7 @@ async fn serve(args: RunArgs) -> Result<(), Failure> {
     if let Some(served) = served {
         let _ = served.await;
     }
-    log_last(&observer.get_stats(), args.log.log_format);
+    log_last(&observer.get_stats(), args.log.format);
     stopped
 }
 

@@ -9,7 +9,7 @@ use console::Term;
 use indicatif::BinaryBytes;
 use result_cleaner::{ExpiryBucket, Stats, WatchState, fetch_stats};
 
-use super::{Failure, block_on, output};
+use super::{Failure, block_on, output, switch};
 
 /// How often `--watch` draws.
 const REDRAW: Duration = Duration::from_secs(1);
@@ -26,10 +26,10 @@ pub(crate) struct StatusArgs {
     )]
     url: String,
     /// Print the stats as JSON
-    #[arg(long, env = "RESULT_CLEANER_JSON")]
+    #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
     json: bool,
     /// Keep drawing, until interrupted
-    #[arg(long, env = "RESULT_CLEANER_WATCH")]
+    #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_WATCH")]
     watch: bool,
 }
 

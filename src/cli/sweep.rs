@@ -6,17 +6,17 @@ use clap::Args;
 use indicatif::BinaryBytes;
 use result_cleaner::{sweep_dry_run, sweep_once};
 
-use super::{Directory, Failure, block_on, log, output};
+use super::{Directory, Failure, block_on, log, output, switch};
 
 #[derive(Debug, Args)]
 pub(crate) struct SweepArgs {
     #[command(flatten)]
     directory: Directory,
     /// Delete nothing, but count what would go
-    #[arg(long, env = "RESULT_CLEANER_DRY_RUN")]
+    #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_DRY_RUN")]
     dry_run: bool,
     /// Print one JSON object
-    #[arg(long, env = "RESULT_CLEANER_JSON")]
+    #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
     json: bool,
 }
 
