@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -115,13 +116,16 @@ impl Attendant {
     }
 
     /// Attends to jobs of any directories, opening each directory once for those that follow each
-    /// other.
-    pub fn attend_all(&self, root: &Root, jobs: &[Job]) -> Vec<Found> {
+    /// other, until `cancel` is set.
+    pub fn attend_all(&self, root: &Root, jobs: &[Job], cancel: &AtomicBool) -> Vec<Found> {
         let mut buffer = Vec::new();
         let mut found = Vec::with_capacity(jobs.len());
         for group in jobs.chunk_by(|a, b| a.key.dir == b.key.dir) {
             let dir = root.open_dir(&group[0].key.dir);
             for Job { key, settled } in group {
+                if cancel.load(Ordering::Relaxed) {
+                    return found;
+                }
                 let outcome = match &dir {
                     Ok(dir) => self.attend(root, dir, &key.stem, *settled, &mut buffer),
                     Err(error) if leads_nowhere(error) => Outcome::Incomplete,

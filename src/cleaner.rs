@@ -64,7 +64,7 @@ impl Cleaner {
             return Err(Error::NotADirectory { path });
         }
         let reporter = start_reporter(&config)?;
-        let (worker, events, stats) = Worker::new(&config, absolute, reporter);
+        let (worker, events, stats) = Worker::new(&config, path, absolute, reporter);
         let (requests, asked) = mpsc::unbounded_channel();
         let task = runtime.spawn(async move {
             let run = worker.run(events, asked).await;

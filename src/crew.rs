@@ -46,7 +46,7 @@ pub(crate) struct Crew {
     epoch: Epoch,
     batches: usize,
     probing: bool,
-    /// Ends the scans of this epoch.
+    /// Ends the scans and jobs of this epoch.
     cancel: Arc<AtomicBool>,
 }
 
@@ -98,9 +98,10 @@ impl Crew {
     pub fn attend(&mut self, open: &Arc<Open>, jobs: Vec<Job>) {
         self.batches += 1;
         let (attendant, open, epoch) = (self.attendant.clone(), Arc::clone(open), self.epoch);
+        let cancel = Arc::clone(&self.cancel);
         self.on_thread(move || {
             let start = Instant::now();
-            let found = attendant.attend_all(&open.root, &jobs);
+            let found = attendant.attend_all(&open.root, &jobs, &cancel);
             Event::Attended { epoch, found, took: start.elapsed() }
         });
     }

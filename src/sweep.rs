@@ -147,7 +147,7 @@ fn sweep(root: &Root, attendant: &Attendant) -> SweepReport {
             About::Metadata(..) => None,
         };
         let job = Job { key: doubt.key, settled };
-        for found in attendant.attend_all(root, &[job]) {
+        for found in attendant.attend_all(root, &[job], &AtomicBool::new(false)) {
             sums.add(found, Some(doubt.about));
         }
     }

@@ -42,6 +42,8 @@ pub(crate) enum Request {
 }
 
 pub(crate) struct Worker<R> {
+    /// The cache directory as it was given, and where that is from any working directory.
+    given: PathBuf,
     path: PathBuf,
     check_interval: Duration,
     fallback_interval: Duration,
@@ -73,17 +75,20 @@ impl<R> Drop for Worker<R> {
 }
 
 impl<R: Reports> Worker<R> {
-    /// A worker for the cache directory at `path`, and the stats that it keeps.
+    /// A worker for the cache directory at `path`, which was given as `given`, and the stats that
+    /// it keeps.
     pub fn new(
         config: &Config,
+        given: PathBuf,
         path: PathBuf,
         reports: R,
     ) -> (Self, mpsc::Receiver<Event>, SharedStats) {
         let clock = Arc::new(Clock::default());
-        let stats = SharedStats::new(config.check_interval, path.clone());
+        let stats = SharedStats::new(config.check_interval, given.clone());
         let attendant = Attendant::deleting(Arc::clone(&clock), config.result_store.clone());
         let (crew, events) = Crew::new(attendant);
         let worker = Self {
+            given,
             path,
             check_interval: config.check_interval,
             fallback_interval: config.fallback_interval,
@@ -410,7 +415,7 @@ impl<R: Reports> Worker<R> {
 
     fn publish(&self) {
         let watch = self.watch_state();
-        let resolved = self.place.id().map_or(&self.path, |id| &id.path);
+        let resolved = self.place.id().map_or(&self.given, |id| &id.path);
         self.stats.update(|stats| {
             stats.heap_size = self.agenda.heap_size() as u64;
             stats.next_expiry = self.agenda.next_expiry();

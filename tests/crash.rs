@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 
 use common::{CacheDir, Pair, call, now, publish, result_cleaner, wait_until};
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// The calls that change the directory, and those around them.
 const CHANGING: [&str; 2] = ["renameat2", "unlinkat"];
@@ -79,10 +80,13 @@ fn a_service_killed_at_any_call_is_finished_by_a_sweep() {
                 killed = child.try_wait().unwrap().is_some();
                 killed || tree.expired.iter().all(Pair::is_gone)
             });
-            child.kill().unwrap();
+            // The tracer ends with the one that it traces, but not the other way round.
+            let children = format!("/proc/{0}/task/{0}/children", child.id());
+            for pid in fs::read_to_string(children).unwrap_or_default().split_whitespace() {
+                let pid = Pid::from_raw(pid.parse().unwrap()).unwrap();
+                let _ = kill_process(pid, Signal::KILL);
+            }
             child.wait().unwrap();
-            // The tracer's end lets the traced one go on, if only for an instant.
-            wait_until("it has ended", || !is_locked(tree.cache.path()));
             tree.check_after_restart(&format!("{call} {nth}"));
             if !killed {
                 break;

@@ -8,7 +8,8 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::ops::AddAssign;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -31,6 +32,12 @@ const FAR: f64 = 8e9;
 /// may count as abandoned, proves nothing.
 const LONGEST_PAUSE: Duration = Duration::from_millis(900);
 
+/// Opening a file in order to truncate it is not one step: the name is looked up, then the file is
+/// emptied. A file that a cleaner took and deleted in between, while its writer was held up for
+/// longer than a deletion takes, is lost with what its writer then writes. This is the least time
+/// of opening at which that may be the cause; such a loss is told, and must be rare.
+const HELD_UP: Duration = Duration::from_micros(30);
+const RARE: u64 = 400;
 /// A file that was written in place for longer than this may have been counted as broken.
 const SLOW: Duration = Duration::from_millis(8);
 
@@ -83,6 +90,8 @@ struct Publication {
     tag: String,
     result: (Instant, Instant),
     metadata: (Instant, Instant),
+    /// How long it took to open a file at the most, where that was written in place.
+    opening: Duration,
 }
 
 impl Publication {
@@ -102,6 +111,7 @@ struct Tally {
     expired: u64,
     excluded: u64,
     slow: u64,
+    held_up: Vec<String>,
     lost: Vec<String>,
 }
 
@@ -111,6 +121,7 @@ impl AddAssign for Tally {
         self.expired += other.expired;
         self.excluded += other.excluded;
         self.slow += other.slow;
+        self.held_up.extend(other.held_up);
         self.lost.extend(other.lost);
     }
 }
@@ -163,9 +174,11 @@ impl Trial {
             tally.lost.len(),
             self.seed
         );
+        println!("{} lost whose writer was held up: {:#?}", tally.held_up.len(), tally.held_up);
+        assert!(tally.held_up.len() as u64 <= 2 + tally.published / RARE);
         let logs = || services.each_ref().map(Service::log).join("----\n");
         assert!(tally.lost.is_empty(), "lost: {:#?}\n{}", tally.lost, logs());
-        if tally.excluded == 0 {
+        if tally.excluded == 0 && tally.held_up.is_empty() {
             wait_until("only the last pairs are left", || self.cache.files() == expected);
         }
         for pair in &pairs {
@@ -263,7 +276,9 @@ impl Trial {
         {
             if Instant::now() > deadline {
                 let there = [&pair.result, &pair.metadata].map(fs::read_to_string);
-                tally.lost.push(format!("{pair:?}: {last:?}, but {there:?}"));
+                let held_up = last.iter().any(|publication| publication.opening > HELD_UP);
+                let lost = if held_up { &mut tally.held_up } else { &mut tally.lost };
+                lost.push(format!("{pair:?}: {last:?}, but {there:?}"));
                 return;
             }
             thread::sleep(Duration::from_millis(1));
@@ -294,7 +309,8 @@ impl Trial {
         // All of one length, so that their sizes do not tell them apart.
         let result = format!("{:>40}", quoted(tag));
         let metadata = format!("{{\"expires_at\": {expires_at:.6}, \"by\": {result}}}");
-        let put = |path: &Path, content: &str, other: &str| {
+        let mut opening = Duration::ZERO;
+        let mut put = |path: &Path, content: &str, other: &str| {
             let start = Instant::now();
             match self.style {
                 // Writers that fight must not take each other's temporary file.
@@ -304,15 +320,17 @@ impl Trial {
                     fs::rename(&temporary, path).unwrap();
                 }
                 Style::Renamed => publish(path, content.as_bytes()),
-                Style::InPlace => fs::write(path, content).unwrap(),
+                Style::InPlace => {
+                    let mut file = File::create(path).unwrap();
+                    opening = opening.max(start.elapsed());
+                    file.write_all(content.as_bytes()).unwrap();
+                }
             }
             (start, Instant::now())
         };
-        Publication {
-            tag: tag.to_owned(),
-            result: put(&pair.result, &result, tag),
-            metadata: put(&pair.metadata, &metadata, tag),
-        }
+        let result_put = put(&pair.result, &result, tag);
+        let metadata_put = put(&pair.metadata, &metadata, tag);
+        Publication { tag: tag.to_owned(), result: result_put, metadata: metadata_put, opening }
     }
 }
 
