@@ -243,6 +243,11 @@ impl Agenda {
                 let past = Past { changes: past.changes.saturating_add(1), ..past };
                 self.pause(key, now.mono + pause.min(LAST_PAUSE), past);
             }
+            Outcome::Taken => {
+                // Its owner may be dead.
+                self.trees_later.insert(Arc::clone(&key.dir), now.mono + FIRST_PAUSE, ());
+                self.pause(key, now.mono + FIRST_PAUSE, past);
+            }
             Outcome::Failed(failure) => {
                 activity.errors += 1;
                 self.failed(key, &failure, past, now);

@@ -14,10 +14,13 @@ use rustix::io::Errno;
 
 use crate::clock::Clock;
 use crate::config::ResultStore;
-use crate::entry::{Half, Key, Stem, Token};
+use crate::entry::{Half, Key, Stem};
 use crate::look::{Broken, FileTime, Pair, Seen, Sight, look};
 use crate::remove::{Removal, remove};
 use crate::root::{Dir, Root, leads_nowhere};
+
+/// For how long a file may be empty before its times tell that it was truncated.
+const TRUNCATION: Duration = Duration::from_millis(50);
 
 /// What was found of a pair, and what became of it.
 #[derive(Debug)]
@@ -37,6 +40,8 @@ pub(crate) enum Outcome {
     Removed { freed: u64, leftover: Option<Failure> },
     /// It changed just when it was about to be deleted.
     Changed,
+    /// Another cleaner has taken it, or a dead one had.
+    Taken,
     /// It could not be looked at, or not be deleted.
     Failed(Failure),
     /// A file of it is still under a reserved name, and could not be given its own name back.
@@ -89,7 +94,6 @@ pub(crate) struct Found {
 #[derive(Clone)]
 pub(crate) struct Attendant {
     clock: Arc<Clock>,
-    token: Token,
     store: Option<Arc<dyn ResultStore>>,
     /// Whether it deletes, or only looks.
     deletes: bool,
@@ -98,12 +102,12 @@ pub(crate) struct Attendant {
 impl Attendant {
     /// One that deletes what may go.
     pub fn deleting(clock: Arc<Clock>, store: Option<Arc<dyn ResultStore>>) -> Self {
-        Self { clock, token: Token::random(), store, deletes: true }
+        Self { clock, store, deletes: true }
     }
 
     /// One that only looks.
     pub fn looking(clock: Arc<Clock>) -> Self {
-        Self { clock, token: Token::random(), store: None, deletes: false }
+        Self { clock, store: None, deletes: false }
     }
 
     /// Whether it deletes, or only looks.
@@ -149,7 +153,7 @@ impl Attendant {
         let pair = match look(dir, stem, buffer) {
             Ok(Sight::Incomplete) => return Outcome::Incomplete,
             Ok(Sight::Broken { result, metadata, reason }) => {
-                let wait = metadata.settles_in(self.clock.wall());
+                let wait = metadata.settles_in(self.clock.wall()).max(least_wait(&metadata));
                 let bytes = result.version.size + metadata.version.size;
                 return Outcome::Broken { metadata, reason, wait, bytes };
             }
@@ -182,7 +186,7 @@ impl Attendant {
         buffer: &mut Vec<u8>,
     ) -> Outcome {
         let wall = || self.clock.wall();
-        match remove(dir, stem, pair, self.token, &wall, buffer) {
+        match remove(dir, stem, pair, &wall, buffer) {
             Removal::Removed { freed, leftover } => {
                 self.tell_removed(root, dir, stem, pair);
                 let leftover = leftover.map(|error| Failure::new("delete its metadata", &error));
@@ -190,6 +194,7 @@ impl Attendant {
             }
             Removal::Changed => Outcome::Changed,
             Removal::Gone => Outcome::Incomplete,
+            Removal::Taken => Outcome::Taken,
             Removal::Failed(error) => Outcome::Failed(Failure::new("delete it", &error)),
             Removal::Stranded(error) => {
                 Outcome::Stranded(Failure::new("give it its name back", &error))
@@ -214,4 +219,9 @@ impl Attendant {
             }
         }
     }
+}
+
+/// A file that is being truncated is empty for an instant before its times tell that it changed.
+fn least_wait(metadata: &Seen) -> Duration {
+    if metadata.version.size == 0 { TRUNCATION } else { Duration::ZERO }
 }

@@ -1,8 +1,8 @@
 //! Names on the disk: results, their metadata, and the reserved names of files that were taken.
 //!
 //! Nothing here touches the disk. A name is bytes; what is recognised is only its end:
-//! `<stem>.result.json.lz4`, `<stem>.metadata.json`, and `.result-cleaner-<token>.<stem>.r` (or
-//! `.m`) for a half that a cleaner has taken to look at it undisturbed.
+//! `<stem>.result.json.lz4`, `<stem>.metadata.json`, and `.result-cleaner-<stem>.r` (or `.m`)
+//! for a half that a cleaner has taken to look at it undisturbed.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -14,8 +14,6 @@ use std::sync::Arc;
 const RESULT_SUFFIX: &[u8] = b".result.json.lz4";
 const METADATA_SUFFIX: &[u8] = b".metadata.json";
 const RESERVED_PREFIX: &[u8] = b".result-cleaner-";
-/// How many characters tell one cleaner's claims from another's.
-const TOKEN_LEN: usize = 8;
 
 /// One of the two files of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,7 +44,7 @@ pub(crate) enum Name {
     /// A half of a pair, under its own name.
     Half(Half, Stem),
     /// A half that a cleaner, perhaps a dead one, has taken to a reserved name.
-    Claim(Half, Stem, Token),
+    Claim(Half, Stem),
     /// Nothing of ours.
     Other,
 }
@@ -61,39 +59,12 @@ impl Name {
         let Some(claim) = name.strip_prefix(RESERVED_PREFIX) else {
             return Self::Other;
         };
-        let Some((token, rest)) = claim.split_at_checked(TOKEN_LEN) else {
-            return Self::Other;
-        };
-        let Some(token) = Token::parse(token) else {
-            return Self::Other;
-        };
         for half in [Half::Result, Half::Metadata] {
-            let stem =
-                rest.strip_prefix(b".").and_then(|rest| rest.strip_suffix(half.claim_suffix()));
-            if let Some(stem) = stem {
-                return Self::Claim(half, Stem::new(stem), token);
+            if let Some(stem) = claim.strip_suffix(half.claim_suffix()) {
+                return Self::Claim(half, Stem::new(stem));
             }
         }
         Self::Other
-    }
-}
-
-/// What tells the claims of one cleaner from those of another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Token(u32);
-
-impl Token {
-    /// A token that no other cleaner is likely to have. (Two that had the same would only get in
-    /// each other's way: a claim never replaces a file.)
-    pub fn random() -> Self {
-        use std::hash::{BuildHasher, RandomState};
-        Self(RandomState::new().hash_one(std::process::id()) as u32)
-    }
-
-    fn parse(digits: &[u8]) -> Option<Self> {
-        let digits = std::str::from_utf8(digits).ok()?;
-        let canonical = digits.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
-        canonical.then(|| u32::from_str_radix(digits, 16).ok().map(Self)).flatten()
     }
 }
 
@@ -123,10 +94,9 @@ impl Stem {
         [&self.bytes(), half.suffix()].concat()
     }
 
-    /// The name that a half of this pair bears while the cleaner with `token` has taken it.
-    pub fn claim(&self, half: Half, token: Token) -> Vec<u8> {
-        let token = format!("{:08x}", token.0);
-        [RESERVED_PREFIX, token.as_bytes(), b".", &self.bytes(), half.claim_suffix()].concat()
+    /// The name that a half of this pair bears while a cleaner, whichever it is, has taken it.
+    pub fn claim(&self, half: Half) -> Vec<u8> {
+        [RESERVED_PREFIX, &self.bytes(), half.claim_suffix()].concat()
     }
 }
 
@@ -201,7 +171,6 @@ mod tests {
     #[test]
     fn names_are_told_by_their_ends() {
         use Half::{Metadata, Result};
-        let token = Token(0x0123_abcd);
         for (name, expected) in [
             (&b"a.result.json.lz4"[..], half(Result, b"a")),
             (b"a.metadata.json", half(Metadata, b"a")),
@@ -209,18 +178,13 @@ mod tests {
             (b"\xff\n.metadata.json", half(Metadata, b"\xff\n")),
             (b"a.metadata.json.result.json.lz4", half(Result, b"a.metadata.json")),
             // A pattern wins over the reserved prefix.
-            (
-                b".result-cleaner-0123abcd.a.metadata.json",
-                half(Metadata, b".result-cleaner-0123abcd.a"),
-            ),
+            (b".result-cleaner-a.metadata.json", half(Metadata, b".result-cleaner-a")),
             (b"a.result.json.lz4.tmp", Name::Other),
             (b"a.RESULT.json.lz4", Name::Other),
             (b"aresult.json.lz4", Name::Other),
-            (b".result-cleaner-0123abcd.a.r", Name::Claim(Result, Stem::new(b"a"), token)),
-            (b".result-cleaner-0123abcd..m", Name::Claim(Metadata, Stem::new(b""), token)),
-            (b".result-cleaner-0123ABCD.a.r", Name::Other),
+            (b".result-cleaner-a.r", Name::Claim(Result, Stem::new(b"a"))),
+            (b".result-cleaner-.m", Name::Claim(Metadata, Stem::new(b""))),
             (b".result-cleaner-canary", Name::Other),
-            (b".result-cleaner-0123abcg.a.r", Name::Other),
         ] {
             assert_eq!(Name::of(name), expected, "{}", name.escape_ascii());
         }
@@ -228,7 +192,6 @@ mod tests {
 
     #[test]
     fn every_name_can_be_made_again_from_its_parts() {
-        let token = Token::random();
         for stem in [
             &b"b9cae70a-aead-4aa8-9037-cd243541f7b3"[..],
             b"B9CAE70A-AEAD-4AA8-9037-CD243541F7B3",
@@ -243,8 +206,8 @@ mod tests {
             assert_eq!(*parsed.bytes(), *stem);
             for half in [Half::Result, Half::Metadata] {
                 assert_eq!(Name::of(&parsed.name(half)), Name::Half(half, parsed.clone()));
-                let claim = parsed.claim(half, token);
-                assert_eq!(Name::of(&claim), Name::Claim(half, parsed.clone(), token));
+                let claim = parsed.claim(half);
+                assert_eq!(Name::of(&claim), Name::Claim(half, parsed.clone()));
                 assert!(!claim.ends_with(b".tmp"));
             }
         }

@@ -41,8 +41,8 @@
 //! - Where a file can't be renamed to a reserved name (its own is near 255 bytes long, the file
 //!   system knows no `renameat2` flags, the disk is full), a writer that publishes it anew between
 //!   the last look and the `unlink`, some microseconds, loses it.
-//! - A writer that opened metadata before its expiry, and writes it after, may write to a file
-//!   that is gone.
+//! - A writer that rewrites files in place, instead of renaming new ones over them, and has opened
+//!   one before its expiry but changes it only after, may write to a file that is gone.
 //! - Changes through a hard link elsewhere, a memory map or another host are seen by the next
 //!   sweep only; an extension is always seen.
 //! - A clock that is wrong by years when the cleaner starts makes everything due.

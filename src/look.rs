@@ -171,11 +171,15 @@ pub(crate) fn read_metadata(
     let Some(seen) = Seen::of(&fstat(&file)?) else {
         return Ok(None);
     };
-    let expires_at = if seen.version.size > MAX_METADATA_BYTES {
-        Err(InvalidMetadata::TooLarge.into())
-    } else {
-        read_all(&file, seen.version.size, buffer)?;
-        metadata::expires_at(buffer).map_err(Broken::from)
+    if seen.version.size > MAX_METADATA_BYTES {
+        return Ok(Some(Metadata { seen, expires_at: Err(InvalidMetadata::TooLarge.into()) }));
+    }
+    read_all(&file, seen.version.size, buffer)?;
+    let expires_at = metadata::expires_at(buffer).map_err(Broken::from);
+    // What was read may be newer than what was seen before.
+    let seen = match &expires_at {
+        Err(_) => Seen::of(&fstat(&file)?).unwrap_or(seen),
+        Ok(_) => seen,
     };
     Ok(Some(Metadata { seen, expires_at }))
 }

@@ -11,6 +11,10 @@
 //!       no: put it back ┘          no: put the result back ┘          no: put both back ┘
 //! ```
 //!
+//! All cleaners use one reserved name for one half, and a claim replaces nothing. So there is one
+//! claimant of a pair at a time, and what it gives back is never newer than what a writer has put
+//! in its place meanwhile, nor older than what another cleaner holds.
+//!
 //! A claim outlives its owner if that is killed. Whoever holds claims in a directory holds a shared
 //! lock on it, so that [`recover`], which takes an exclusive one, never touches the claims of the
 //! living. (A lock needs no file of its own, ends with its process, and is seen across containers.)
@@ -27,7 +31,7 @@ use chrono::{DateTime, Utc};
 use rustix::fs::{AtFlags, FlockOperation, RenameFlags, flock, renameat_with, unlinkat};
 use rustix::io::{Errno, retry_on_intr};
 
-use crate::entry::{Half, Name, Stem, Token};
+use crate::entry::{Half, Name, Stem};
 use crate::look::{Metadata, Pair, Seen, read_metadata, regular};
 use crate::root::{Dir, Root};
 
@@ -44,6 +48,8 @@ pub(crate) enum Removal {
     Changed,
     /// Somebody else was faster.
     Gone,
+    /// Another cleaner has taken it, or a dead one had.
+    Taken,
     /// The system refused; the pair is as it was found.
     Failed(io::Error),
     /// The system refused to give a file its name back; a recovery has to do it.
@@ -56,13 +62,12 @@ pub(crate) fn remove(
     dir: &Dir,
     stem: &Stem,
     pair: &Pair,
-    token: Token,
     wall: &dyn Fn() -> DateTime<Utc>,
     buffer: &mut Vec<u8>,
 ) -> Removal {
     let removal = Attempt { dir, stem, pair, wall, buffer };
     match lock_shared(dir) {
-        Ok(true) => removal.by_claims(token),
+        Ok(true) => removal.by_claims(),
         Ok(false) => removal.directly(),
         Err(error) => Removal::Failed(error),
     }
@@ -77,43 +82,50 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    fn by_claims(mut self, token: Token) -> Removal {
-        let result = Claim::new(self.dir, self.stem, Half::Result, token);
+    fn by_claims(mut self) -> Removal {
+        let result = Claim::new(self.dir, self.stem, Half::Result);
         match result.take() {
             Ok(()) => {}
             Err(Errno::NOENT) => return Removal::Gone,
+            Err(Errno::EXIST) => return Removal::Taken,
             Err(error) if cannot_claim(error) => return self.directly(),
             Err(error) => return Removal::Failed(error.into()),
         }
         if !result.is(&self.pair.result) {
-            return given_back(&[&result], Removal::Changed);
+            return given_back(&result, None, Removal::Changed);
         }
         match self.read_again() {
             Ok(true) => {}
-            Ok(false) => return given_back(&[&result], Removal::Changed),
-            Err(error) => return given_back(&[&result], Removal::Failed(error)),
+            Ok(false) => return given_back(&result, None, Removal::Changed),
+            Err(error) => return given_back(&result, None, Removal::Failed(error)),
         }
-        let metadata = Claim::new(self.dir, self.stem, Half::Metadata, token);
+        let metadata = Claim::new(self.dir, self.stem, Half::Metadata);
         match metadata.take() {
             Ok(()) => {}
-            Err(Errno::NOENT) => return given_back(&[&result], Removal::Changed),
+            Err(Errno::NOENT) => return given_back(&result, None, Removal::Changed),
+            Err(Errno::EXIST) => return given_back(&result, None, Removal::Taken),
             Err(error) if cannot_claim(error) => return self.metadata_directly(&result),
-            Err(error) => return given_back(&[&result], Removal::Failed(error.into())),
+            Err(error) => return given_back(&result, None, Removal::Failed(error.into())),
         }
         if !metadata.is(&self.pair.metadata) || !result.is(&self.pair.result) {
-            return given_back(&[&result, &metadata], Removal::Changed);
+            return given_back(&result, Some(&metadata), Removal::Changed);
         }
-        match result.unlink() {
-            Ok(()) => {}
-            Err(error) => return given_back(&[&result, &metadata], Removal::Failed(error.into())),
+        if let Err(error) = result.unlink() {
+            return given_back(&result, Some(&metadata), Removal::Failed(error.into()));
         }
-        self.removed(metadata.unlink())
+        // A writer that had opened it by its own name may only now have begun to write to it.
+        let unlinked = if metadata.is(&self.pair.metadata) {
+            metadata.unlink()
+        } else {
+            metadata.give_back().and(Err(Errno::NOENT))
+        };
+        self.removed(unlinked)
     }
 
     /// The result is claimed, but its metadata can't be.
     fn metadata_directly(mut self, result: &Claim<'_>) -> Removal {
         if let Err(error) = result.unlink() {
-            return given_back(&[result], Removal::Failed(error.into()));
+            return given_back(result, None, Removal::Failed(error.into()));
         }
         let unlinked = self.unlink_metadata_if_same();
         self.removed(unlinked)
@@ -177,8 +189,8 @@ struct Claim<'a> {
 }
 
 impl<'a> Claim<'a> {
-    fn new(dir: &'a Dir, stem: &Stem, half: Half, token: Token) -> Self {
-        Self { dir, own: stem.name(half), reserved: stem.claim(half, token) }
+    fn new(dir: &'a Dir, stem: &Stem, half: Half) -> Self {
+        Self { dir, own: stem.name(half), reserved: stem.claim(half) }
     }
 
     fn take(&self) -> rustix::io::Result<()> {
@@ -190,6 +202,11 @@ impl<'a> Claim<'a> {
     fn is(&self, judged: &Seen) -> bool {
         regular(self.dir, &self.reserved)
             .is_ok_and(|seen| seen.is_some_and(|seen| seen.version == judged.version))
+    }
+
+    /// Whether a result stands under the name that this one would get back.
+    fn own_name_is_taken(&self) -> bool {
+        regular(self.dir, &self.own).is_ok_and(|seen| seen.is_some())
     }
 
     fn unlink(&self) -> rustix::io::Result<()> {
@@ -207,14 +224,31 @@ impl<'a> Claim<'a> {
     }
 }
 
-/// Gives claims back, the result first, so that metadata is never seen to be older than it.
-fn given_back(claims: &[&Claim<'_>], removal: Removal) -> Removal {
-    for claim in claims {
-        if let Err(error) = claim.give_back() {
-            return Removal::Stranded(error.into());
+/// Gives back what was claimed of a pair.
+fn given_back(result: &Claim<'_>, metadata: Option<&Claim<'_>>, removal: Removal) -> Removal {
+    let done = match metadata {
+        Some(metadata) => give_back_both(result, metadata),
+        None => result.give_back(),
+    };
+    done.map_or_else(|error| Removal::Stranded(error.into()), |()| removal)
+}
+
+/// Gives both halves back, the result last. That makes it the newer one, so that it counts as half
+/// published for a second: if it was published anew meanwhile, what is given back may be the
+/// metadata of an older one.
+fn give_back_both(result: &Claim<'_>, metadata: &Claim<'_>) -> rustix::io::Result<()> {
+    if result.own_name_is_taken() {
+        match result.unlink() {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+        match result.take() {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
         }
     }
-    removal
+    metadata.give_back()?;
+    result.give_back()
 }
 
 /// Why a file can't be taken to a reserved name although it might be unlinked: the file system
@@ -262,8 +296,8 @@ pub(crate) struct Recovery {
     /// Pairs whose deletion was finished, and the bytes that this freed.
     pub finished: u64,
     pub freed: u64,
-    /// Files that have their own names again, so that they are to be judged anew.
-    pub given_back: Vec<Stem>,
+    /// Pairs that had claims, which are to be judged anew.
+    pub touched: Vec<Stem>,
     /// Claims that have a living owner.
     pub owned: bool,
     /// Reserved names that could not be dealt with, and why.
@@ -291,59 +325,58 @@ pub(crate) fn recover(
         }
         Err(error) => return Err(error.into()),
     }
-    let mut left = Vec::new();
+    let mut stems: Vec<Stem> = Vec::new();
     for reserved in claims {
-        let Name::Claim(half, stem, token) = Name::of(reserved) else { continue };
-        let Some(seen) = regular(dir, reserved)? else { continue };
-        let claim = Claim { dir, own: stem.name(half), reserved: reserved.clone() };
-        left.push(Left { claim, stem, half, token, seen });
-    }
-    // Where several have one name, the newest is the one to be given back.
-    left.sort_by_key(|left| std::cmp::Reverse(left.seen.version.mtime));
-    // An owner claims metadata only after it made sure of the result that it had claimed before.
-    let due: Vec<(Stem, Token)> =
-        left.iter().filter(|left| left.is_due(now)).map(|left| left.owner()).collect();
-    // Results first: no crash in between leaves metadata alone as if its result had never been.
-    for half in [Half::Result, Half::Metadata] {
-        for left in left.iter().filter(|left| left.half == half) {
-            let finish = due.contains(&left.owner());
-            let done = if finish { left.claim.unlink() } else { left.claim.give_back() };
-            match done {
-                Ok(()) if finish => {
-                    recovery.finished += u64::from(half == Half::Result);
-                    recovery.freed += left.seen.version.size;
-                }
-                Ok(()) => recovery.given_back.push(left.stem.clone()),
-                Err(Errno::NOENT) => {}
-                Err(error) => {
-                    let name = OsStr::from_bytes(&left.claim.reserved);
-                    recovery.failed.push((dir.rel.join(name), error.into()));
-                }
-            }
+        if let Name::Claim(_, stem) = Name::of(reserved)
+            && !stems.contains(&stem)
+        {
+            stems.push(stem);
         }
+    }
+    for stem in stems {
+        let result = Claim::new(dir, &stem, Half::Result);
+        let metadata = Claim::new(dir, &stem, Half::Metadata);
+        let taken = regular(dir, &result.reserved)?;
+        // An owner claims metadata only after it made sure of the result that it had claimed
+        // before. It may be that of a newer result by mistake, if there is one.
+        let done = match claimed_metadata(&metadata, now)? {
+            Some((seen, true)) if !result.own_name_is_taken() => {
+                finish(&result, taken, &metadata, seen, &mut recovery)
+            }
+            Some(_) => give_back_both(&result, &metadata),
+            None if taken.is_some() => result.give_back(),
+            None => Ok(()),
+        };
+        if let Err(error) = done {
+            let name = OsStr::from_bytes(&result.reserved);
+            recovery.failed.push((dir.rel.join(name), error.into()));
+        }
+        recovery.touched.push(stem);
     }
     Ok(recovery)
 }
 
-/// A claim without an owner.
-struct Left<'a> {
-    claim: Claim<'a>,
-    stem: Stem,
-    half: Half,
-    token: Token,
-    seen: Seen,
+/// Claimed metadata, and whether it says that its pair may go.
+fn claimed_metadata(claim: &Claim<'_>, now: DateTime<Utc>) -> io::Result<Option<(Seen, bool)>> {
+    let read = read_metadata(claim.dir, &claim.reserved, &mut Vec::new())?;
+    Ok(read.map(|read| (read.seen, read.expires_at.is_ok_and(|at| at <= now))))
 }
 
-impl Left<'_> {
-    fn owner(&self) -> (Stem, Token) {
-        (self.stem.clone(), self.token)
+/// Finishes a deletion: the result first, so that no crash in between leaves metadata alone as if
+/// its result had never been.
+fn finish(
+    result: &Claim<'_>,
+    taken: Option<Seen>,
+    metadata: &Claim<'_>,
+    seen: Seen,
+    recovery: &mut Recovery,
+) -> rustix::io::Result<()> {
+    if let Some(taken) = taken {
+        result.unlink()?;
+        recovery.finished += 1;
+        recovery.freed += taken.version.size;
     }
-
-    /// Whether it is metadata that says that its pair may go.
-    fn is_due(&self, now: DateTime<Utc>) -> bool {
-        self.half == Half::Metadata
-            && read_metadata(self.claim.dir, &self.claim.reserved, &mut Vec::new()).is_ok_and(
-                |read| read.is_some_and(|read| read.expires_at.is_ok_and(|at| at <= now)),
-            )
-    }
+    metadata.unlink()?;
+    recovery.freed += seen.version.size;
+    Ok(())
 }

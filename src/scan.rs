@@ -232,7 +232,7 @@ impl Scan<'_> {
                 let outcome = self.attendant.attend(self.root, &dir, &stem, None, &mut buffer);
                 Found { key: Key { dir: Arc::clone(&rel), stem }, outcome }
             };
-            (self.found)(recovery.given_back.into_iter().map(attend).collect());
+            (self.found)(recovery.touched.into_iter().map(attend).collect());
         }
     }
 

@@ -180,7 +180,7 @@ impl Sums {
     fn add(&mut self, found: Found, again: Option<About>) {
         let Found { key, outcome } = found;
         match outcome {
-            Outcome::Incomplete | Outcome::Waiting { .. } | Outcome::Changed => {}
+            Outcome::Incomplete | Outcome::Waiting { .. } | Outcome::Changed | Outcome::Taken => {}
             Outcome::Due { bytes, .. } => {
                 self.activity.deleted += 1;
                 self.activity.freed_bytes += bytes;

@@ -308,7 +308,7 @@ mod tests {
             (data, "a.metadata.json", pair("", "a", true, AtWork)),
             (data, "a.result.json.lz4", vec![]),
             (to, "a.metadata.json", pair("", "a", true, Done)),
-            (to, ".result-cleaner-00000000.a.m", vec![]),
+            (to, ".result-cleaner-a.m", vec![]),
             (from, "a.metadata.json", pair("", "a", false, Unknown)),
             (from, "a.metadata.json.tmp", vec![]),
             (from, "session", tree("session")),
