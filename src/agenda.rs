@@ -9,7 +9,7 @@ mod scanning;
 mod tests;
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,8 @@ pub(crate) enum Source {
 
 #[derive(Debug, Default)]
 pub(crate) struct Agenda {
+    /// The cache directory, to name files in the log.
+    root: PathBuf,
     /// Complete, valid pairs whose time is to come, by `expires_at`; and the last scan that had
     /// begun when each was last seen.
     waiting: Queue<Key, DateTime<Utc>, ScanId>,
@@ -93,6 +95,11 @@ struct Flight {
 }
 
 impl Agenda {
+    /// An empty one for the cache directory `root`.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), ..Self::default() }
+    }
+
     /// Takes in news.
     pub fn note(&mut self, news: News) {
         self.trees.extend(news.trees);
@@ -235,7 +242,7 @@ impl Agenda {
                 activity.freed_bytes += freed;
                 if let Some(failure) = leftover {
                     activity.errors += 1;
-                    warn_of(&key, Half::Metadata, &failure);
+                    self.warn_of(&key, Half::Metadata, &failure);
                 }
             }
             Outcome::Changed => {
@@ -287,7 +294,7 @@ impl Agenda {
             return false;
         }
         tracing::warn!(
-            path = ?key.path(Half::Metadata),
+            path = ?self.root.join(key.path(Half::Metadata)),
             reason = %broken.1,
             "the metadata is broken, so its result stays"
         );
@@ -302,13 +309,17 @@ impl Agenda {
     fn failed(&mut self, key: Key, failure: &Failure, past: Past, now: Now) {
         let pause = growing_pause(past.failures);
         if past.failures == 0 {
-            warn_of(&key, Half::Result, failure);
+            self.warn_of(&key, Half::Result, failure);
         } else {
-            let path = key.path(Half::Result);
+            let path = self.root.join(key.path(Half::Result));
             tracing::debug!(?path, reason = %failure, again_in = ?pause, "still failing");
         }
         let past = Past { failures: past.failures.saturating_add(1), ..past };
         self.pause(key, now.mono + pause, past);
+    }
+
+    fn warn_of(&self, key: &Key, half: Half, failure: &Failure) {
+        tracing::warn!(path = ?self.root.join(key.path(half)), "{failure}");
     }
 
     fn pause(&mut self, key: Key, until: Instant, past: Past) {
@@ -384,7 +395,7 @@ impl Agenda {
         for (dir, error) in summary.unreadable {
             if self.unreadable.insert(Arc::clone(&dir)) {
                 activity.errors += 1;
-                tracing::warn!(path = ?dir, %error, "can't read a directory, so its results stay");
+                tracing::warn!(path = ?self.root.join(&dir), %error, "can't read a directory, so its results stay");
             }
         }
         for dir in summary.owned {
@@ -392,6 +403,7 @@ impl Agenda {
         }
         for (path, error) in summary.stranded {
             activity.errors += 1;
+            let path = self.root.join(path);
             tracing::warn!(?path, %error, "can't take up what a killed cleaner has left");
         }
         activity
@@ -485,8 +497,4 @@ fn believed_at(
 
 fn growing_pause(failures: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures)).min(LAST_PAUSE)
-}
-
-fn warn_of(key: &Key, half: Half, failure: &Failure) {
-    tracing::warn!(path = ?key.path(half), "{failure}");
 }

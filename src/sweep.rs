@@ -122,7 +122,7 @@ fn scan(root: &Root, attendant: &Attendant, found: &(dyn Fn(Vec<Found>) + Sync))
 
 fn sweep(root: &Root, attendant: &Attendant) -> SweepReport {
     let start = Instant::now();
-    let sums = Mutex::new(Sums::default());
+    let sums = Mutex::new(Sums { root: root.path().to_owned(), ..Sums::default() });
     let summary = scan(root, attendant, &|found| {
         let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
         found.into_iter().for_each(|found| sums.add(found, None));
@@ -158,6 +158,8 @@ fn sweep(root: &Root, attendant: &Attendant) -> SweepReport {
 /// The figures of a sweep, and what it has to look at again before it can tell.
 #[derive(Default)]
 struct Sums {
+    /// The cache directory, to name files in the log.
+    root: PathBuf,
     activity: Activity,
     doubts: Vec<Doubt>,
 }
@@ -222,7 +224,7 @@ impl Sums {
 
     fn error(&mut self, path: &std::path::Path, reason: &dyn std::fmt::Display) {
         self.activity.errors += 1;
-        tracing::warn!(?path, "{reason}");
+        tracing::warn!(path = ?self.root.join(path), "{reason}");
     }
 }
 
@@ -237,7 +239,7 @@ fn list_blocking(root: &Root, attendant: &Attendant) -> Vec<ListedPair> {
         pairs.lock().unwrap_or_else(PoisonError::into_inner).extend(listed);
     });
     for (path, error) in summary.unreadable {
-        tracing::warn!(?path, %error, "can't read a directory");
+        tracing::warn!(path = ?root.path().join(path), %error, "can't read a directory");
     }
     let mut pairs = pairs.into_inner().unwrap_or_else(PoisonError::into_inner);
     pairs.sort_by(|a: &ListedPair, b: &ListedPair| {

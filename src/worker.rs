@@ -373,15 +373,14 @@ impl<R: Reports> Worker<R> {
             self.stats.count(activity);
             self.reports.between(activity);
         }
-        self.forget_everything();
-        self.place = place;
+        self.begin_anew(place);
         self.sweeps.at_the_latest(Instant::now(), Duration::ZERO);
     }
 
-    /// What is known of a cache directory that is another one by now.
-    fn forget_everything(&mut self) {
+    /// Forgets what is known, since this stands there from now on.
+    fn begin_anew(&mut self, place: Place) {
         self.crew.next_epoch();
-        self.agenda = Agenda::default();
+        self.agenda = Agenda::new(place.id().map_or(&self.path, |id| &id.path));
         self.refused = false;
         let _ = self.inbox.take();
         for run in [self.full.take(), self.trees.take()].into_iter().flatten() {
@@ -389,6 +388,7 @@ impl<R: Reports> Worker<R> {
             // The sweep that was asked for is made of what stands there now.
             self.sweeps.ask(run.waiters);
         }
+        self.place = place;
     }
 
     fn answer(&mut self, request: Request) {

@@ -81,7 +81,7 @@ pub(crate) fn start_quietly() {
 fn start(level: Level, format: LogFormat) {
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(stderr)
-        .with_timer(ChronoUtc::rfc_3339())
+        .with_timer(ChronoUtc::new("%Y-%m-%dT%H:%M:%S%.3fZ".to_owned()))
         .with_target(false)
         .with_ansi(colour());
     let levels = Targets::new().with_default(Level::WARN).with_target("result_cleaner", level);

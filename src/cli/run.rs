@@ -24,7 +24,7 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     metrics: Metrics,
     /// Serve /stats and /healthz on this address, such as 127.0.0.1:8004
-    #[arg(long, value_name = "ADDR:PORT", env = "RESULT_CLEANER_LISTEN")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = address, env = "RESULT_CLEANER_LISTEN")]
     listen: Option<SocketAddr>,
     /// Report what was deleted between sweeps at most once in this time
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s", env = "RESULT_CLEANER_REPORT_INTERVAL")]
@@ -45,6 +45,10 @@ fn check_interval(text: &str) -> Result<Duration, String> {
         return Err("it must be at least 1s".to_owned());
     }
     Ok(interval)
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write an address and a port, like 127.0.0.1:8004".to_owned())
 }
 
 pub(crate) fn execute(args: RunArgs) -> Result<(), Failure> {
