@@ -80,8 +80,8 @@ struct Past {
     failures: u32,
     /// How often it changed while it was about to be deleted.
     changes: u32,
-    /// The change of the result after which it was given time to settle.
-    settled: Option<FileTime>,
+    /// The result as it was when it was given time to settle.
+    settled: Option<Seen>,
     /// The broken metadata that was given time to be completed.
     suspect: Option<(Version, FileTime)>,
 }
@@ -222,13 +222,17 @@ impl Agenda {
         self.waiting.remove(&key);
         match outcome {
             Outcome::Waiting { .. } | Outcome::Due { .. } | Outcome::Incomplete => {}
-            Outcome::Unsettled { changed, wait, .. } => {
+            Outcome::Unsettled { result, wait, .. } => {
                 let until = match pause {
                     // It is being waited for already.
-                    Some((until, past)) if past.settled == Some(changed) => until,
+                    Some((until, Past { settled: Some(then), .. }))
+                        if result.is_unchanged_since(&then) =>
+                    {
+                        until
+                    }
                     _ => now.mono + wait,
                 };
-                let past = Past { settled: Some(changed), ..past };
+                let past = Past { settled: Some(result), ..past };
                 self.pause(key, until, past);
             }
             Outcome::Broken { metadata, reason, wait, .. } => {

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use crate::clock::Clock;
 use crate::config::ResultStore;
 use crate::entry::{Half, Key, Stem};
-use crate::look::{Broken, FileTime, Pair, Seen, Sight, look};
+use crate::look::{Broken, Pair, Seen, Sight, look};
 use crate::remove::{Removal, remove};
 use crate::root::{Dir, Root, leads_nowhere};
 
@@ -33,7 +33,7 @@ pub(crate) enum Outcome {
     Due { expires_at: DateTime<Utc>, bytes: u64 },
     /// It is due, but its result may be half published: to be looked at again in a while, with
     /// what was seen in hand.
-    Unsettled { changed: FileTime, wait: Duration, expires_at: DateTime<Utc>, bytes: u64 },
+    Unsettled { result: Seen, wait: Duration, expires_at: DateTime<Utc>, bytes: u64 },
     /// Its metadata can't be used; `wait` tells for how long it may still be half written.
     Broken { metadata: Seen, reason: Broken, wait: Duration, bytes: u64 },
     /// It was deleted; `leftover` tells why its metadata could not be.
@@ -79,8 +79,8 @@ impl fmt::Display for Failure {
 #[derive(Debug, Clone)]
 pub(crate) struct Job {
     pub key: Key,
-    /// The change of the result that has been waited for: it counts as settled.
-    pub settled: Option<FileTime>,
+    /// The result as it was when it was given time to settle, which has passed.
+    pub settled: Option<Seen>,
 }
 
 /// An outcome and the pair that it is about.
@@ -147,7 +147,7 @@ impl Attendant {
         root: &Root,
         dir: &Dir,
         stem: &Stem,
-        settled: Option<FileTime>,
+        settled: Option<Seen>,
         buffer: &mut Vec<u8>,
     ) -> Outcome {
         let pair = match look(dir, stem, buffer) {
@@ -165,10 +165,11 @@ impl Attendant {
         if now < expires_at {
             return Outcome::Waiting { expires_at, bytes };
         }
-        if pair.may_be_half_published() && settled != Some(pair.result.ctime) {
+        let settled = settled.is_some_and(|then| pair.result.is_unchanged_since(&then));
+        if pair.may_be_half_published() && !settled {
             let wait = pair.result.settles_in(now);
             if !wait.is_zero() {
-                return Outcome::Unsettled { changed: pair.result.ctime, wait, expires_at, bytes };
+                return Outcome::Unsettled { result: pair.result, wait, expires_at, bytes };
             }
         }
         if !self.deletes {
@@ -186,7 +187,7 @@ impl Attendant {
         buffer: &mut Vec<u8>,
     ) -> Outcome {
         let wall = || self.clock.wall();
-        match remove(dir, stem, pair, &wall, buffer) {
+        match remove(root, dir, stem, pair, &wall, buffer) {
             Removal::Removed { freed, leftover } => {
                 self.tell_removed(root, dir, stem, pair);
                 let leftover = leftover.map(|error| Failure::new("delete its metadata", &error));

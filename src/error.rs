@@ -2,8 +2,18 @@
 //! these: it is counted, logged and tried again while everything else goes on.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// A path for people to read: what could change a terminal's state, or look like another line, is
+/// escaped.
+#[must_use]
+pub fn display_path(path: &Path) -> String {
+    match path.to_str() {
+        Some(text) if !text.chars().any(char::is_control) => text.to_owned(),
+        _ => format!("{path:?}"),
+    }
+}
 
 /// Why a cleaner could not be started, or why a request to it was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -33,20 +43,20 @@ pub enum Error {
     },
     /// `~` stands for a home directory, and none is known.
     #[error(
-        "{} begins with ~, but no home directory is known: set HOME, or give the whole path", .path.display()
+        "{} begins with ~, but no home directory is known: set HOME, or give the whole path", display_path(.path)
     )]
     NoHome {
         /// The path as it was given.
         path: PathBuf,
     },
     /// The cache directory is something else than a directory.
-    #[error("{} is not a directory: give the directory that holds the cached results", .path.display())]
+    #[error("{} is not a directory: give the directory that holds the cached results", display_path(.path))]
     NotADirectory {
         /// The cache directory as it was given.
         path: PathBuf,
     },
     /// The cache directory is there, but can't be read.
-    #[error("can't read the cache directory {}: {source}", .path.display())]
+    #[error("can't read the cache directory {}: {source}", display_path(.path))]
     Unreadable {
         /// The cache directory as it was given.
         path: PathBuf,
@@ -56,6 +66,14 @@ pub enum Error {
     /// The address of the metrics service can't be used.
     #[error("metrics URL {url:?} {reason}")]
     MetricsUrl {
+        /// The address as it was given.
+        url: String,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// The address of a running cleaner can't be used.
+    #[error("address {url:?} {reason}")]
+    Address {
         /// The address as it was given.
         url: String,
         /// What is wrong with it, and what to do.
@@ -86,4 +104,17 @@ pub enum Error {
         /// The panic's message.
         message: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_names_are_shown_escaped() {
+        assert_eq!(display_path(Path::new("/a/ä b")), "/a/ä b");
+        assert_eq!(display_path(Path::new("/a/\u{1b}[2J")), "\"/a/\\u{1b}[2J\"");
+        let error = Error::NotADirectory { path: "fi\nle".into() };
+        assert!(!error.to_string().contains('\n'));
+    }
 }

@@ -18,11 +18,11 @@ const STATS_TIMEOUT: Duration = Duration::from_secs(5);
 /// The stats of a cleaner that serves them at the base address `url` (`run --listen`).
 ///
 /// # Errors
-/// [`Error::NoAnswer`] where no cleaner answers there, or `url` is no such address.
+/// [`Error::NoAnswer`] where no cleaner answers there, [`Error::Address`] where `url` is no address.
 pub async fn fetch_stats(url: &str) -> Result<Stats, Error> {
     let no_answer = |url: String, reason| Error::NoAnswer { url, reason };
-    let service =
-        Service::new(url, STATS_TIMEOUT).map_err(|reason| no_answer(redacted(url), reason))?;
+    let service = Service::new(url, STATS_TIMEOUT)
+        .map_err(|reason| Error::Address { url: redacted(url), reason })?;
     let answer = service.send(|client| client.get(service.endpoint("/stats"))).await;
     let answer = answer.map_err(|reason| no_answer(service.address.clone(), reason))?;
     answer.json().await.map_err(|error| {
@@ -119,7 +119,10 @@ fn tls(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig, rustls::Err
 
 /// The base address, or what is wrong with it.
 fn parse(given: &str) -> Result<Url, String> {
-    const FORM: &str = "give one like http://localhost:8003";
+    const FORM: &str = "give one like http://localhost:PORT";
+    if given.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(format!("has spaces or control characters in it: {FORM}"));
+    }
     let lower = given.to_ascii_lowercase();
     // The parser alone would take `http:host`, and find a host in `http:///path`.
     let Some(rest) = lower.strip_prefix("http://").or_else(|| lower.strip_prefix("https://"))

@@ -46,7 +46,10 @@
 //! - Changes through a hard link elsewhere, a memory map or another host are seen by the next
 //!   sweep only; an extension is always seen.
 //! - A clock that is wrong by years when the cleaner starts makes everything due.
-//! - Paths longer than the system's limit of 4,096 bytes can't be watched or listed.
+//! - Directories whose paths are longer than the system's limit of 4,096 bytes can't be watched;
+//!   they are swept every [`Config::fallback_interval`].
+//! - A program that keeps an exclusive lock (`flock`) on a directory keeps what is in it from being
+//!   deleted.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs, missing_debug_implementations)]
@@ -85,7 +88,7 @@ mod worker;
 
 pub use cleaner::{Cleaner, Observer};
 pub use config::{Config, DEFAULT_CACHE_DIR, DEFAULT_METRICS_URL, ResultStore, expand_home};
-pub use error::Error;
+pub use error::{Error, display_path};
 #[cfg(feature = "report")]
 pub use http::fetch_stats;
 pub use stats::{ExpiryBucket, Stats, SweepReport, WatchState};

@@ -55,6 +55,12 @@ impl Seen {
         Self { version: Version { ino, size: 1, mtime: (0, 0) }, ctime: (0, 0), linked: false }
     }
 
+    /// Whether nothing has happened to it since it was seen as `then`. Making or removing another
+    /// of its names changes its ctime, which tells nothing.
+    pub fn is_unchanged_since(&self, then: &Self) -> bool {
+        self.version == then.version && (self.ctime == then.ctime || then.linked)
+    }
+
     /// Whether it has more names than one, so that it may have been complete when this one was
     /// made.
     pub fn is_linked(&self) -> bool {

@@ -18,6 +18,7 @@
 //! A claim outlives its owner if that is killed. Whoever holds claims in a directory holds a shared
 //! lock on it, so that [`recover`], which takes an exclusive one, never touches the claims of the
 //! living. (A lock needs no file of its own, ends with its process, and is seen across containers.)
+//! Another program that keeps an exclusive lock on a directory keeps what is in it from deletion.
 
 use std::ffi::OsStr;
 use std::io;
@@ -59,6 +60,7 @@ pub(crate) enum Removal {
 /// Deletes `pair`, which was judged to be due, if it still is what was judged, and still due by
 /// the time that `wall` tells.
 pub(crate) fn remove(
+    root: &Root,
     dir: &Dir,
     stem: &Stem,
     pair: &Pair,
@@ -66,6 +68,10 @@ pub(crate) fn remove(
     buffer: &mut Vec<u8>,
 ) -> Removal {
     let removal = Attempt { dir, stem, pair, wall, buffer };
+    // A directory that was moved out of the cache directory takes its pairs with it.
+    if !root.still_holds(dir) {
+        return Removal::Gone;
+    }
     match lock_shared(dir) {
         Ok(true) => removal.by_claims(),
         Ok(false) => removal.directly(),
@@ -140,7 +146,7 @@ impl Attempt<'_> {
         }
         let name = self.stem.name(Half::Result);
         match regular(self.dir, &name) {
-            Ok(Some(seen)) if seen == self.pair.result => {}
+            Ok(Some(seen)) if seen.version == self.pair.result.version => {}
             Ok(Some(_)) => return Removal::Changed,
             Ok(None) => return Removal::Gone,
             Err(error) => return Removal::Failed(error),
@@ -167,7 +173,8 @@ impl Attempt<'_> {
     fn read_again(&mut self) -> io::Result<bool> {
         let again = read_metadata(self.dir, &self.stem.name(Half::Metadata), self.buffer)?;
         Ok(again.is_some_and(|Metadata { seen, expires_at }| {
-            seen == self.pair.metadata && expires_at.is_ok_and(|at| at <= (self.wall)())
+            seen.version == self.pair.metadata.version
+                && expires_at.is_ok_and(|at| at <= (self.wall)())
         }))
     }
 

@@ -109,7 +109,16 @@ impl Root {
                 Err(error) => return Err(error.into()),
             }
         };
-        Ok(Dir { rel: Arc::clone(rel), fd })
+        let seen = fstat(&fd)?;
+        Ok(Dir { rel: Arc::clone(rel), fd, identity: (seen.st_dev, seen.st_ino) })
+    }
+
+    /// Whether `dir` still is where it was opened, and not moved out of the cache directory, say.
+    pub fn still_holds(&self, dir: &Dir) -> bool {
+        if dir.rel.as_os_str().is_empty() {
+            return true;
+        }
+        self.open_dir(&dir.rel).is_ok_and(|there| there.identity == dir.identity)
     }
 
     /// The same lookup, one component at a time.
@@ -155,6 +164,8 @@ pub(crate) struct Dir {
     /// Its path relative to the cache directory.
     pub rel: Arc<Path>,
     fd: OwnedFd,
+    /// Device and inode.
+    identity: (u64, u64),
 }
 
 impl AsFd for Dir {

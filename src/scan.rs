@@ -159,15 +159,15 @@ impl Scan<'_> {
                 Name::Claim(..) => own_claims.push(entry.file_name().as_bytes().to_owned()),
                 Name::Other => {}
             }
-            if stems.len() >= BATCH {
-                if self.cancelled() {
-                    return Ok(());
-                }
-                send(batches, &dir, &mut stems);
-            }
         }
-        if !stems.is_empty() {
-            send(batches, &dir, &mut stems);
+        // Only now, since what is deleted while a directory is listed may be listed or not.
+        for batch in stems.chunks(BATCH) {
+            if self.cancelled() {
+                return Ok(());
+            }
+            let batch = Batch { dir: Arc::clone(&dir), stems: batch.to_vec() };
+            // The queue outlives the listing; were it gone, nobody would want the batch.
+            let _ = batches.send(batch);
         }
         if !own_claims.is_empty() {
             claims.push((Arc::clone(rel), own_claims));
@@ -246,10 +246,4 @@ impl Scan<'_> {
 fn listed_path(root: &Root, dir: &Dir) -> PathBuf {
     let by_descriptor = PathBuf::from(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd()));
     if by_descriptor.exists() { by_descriptor } else { root.path().join(&dir.rel) }
-}
-
-fn send(batches: &SyncSender<Batch>, dir: &Arc<Dir>, stems: &mut Vec<Stem>) {
-    let batch = Batch { dir: Arc::clone(dir), stems: std::mem::take(stems) };
-    // The queue outlives the listing; were it gone, nobody would want the batch.
-    let _ = batches.send(batch);
 }

@@ -143,7 +143,7 @@ fn sweep(root: &Root, attendant: &Attendant) -> SweepReport {
     }
     for doubt in doubts {
         let settled = match doubt.about {
-            About::Result(changed) => Some(changed),
+            About::Result(then) => Some(then),
             About::Metadata(..) => None,
         };
         let job = Job { key: doubt.key, settled };
@@ -173,7 +173,7 @@ struct Doubt {
 /// What was given time to settle.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum About {
-    Result(FileTime),
+    Result(Seen),
     Metadata(Version, FileTime),
 }
 
@@ -194,10 +194,10 @@ impl Sums {
                     self.failure(&key, Half::Metadata, failure);
                 }
             }
-            Outcome::Unsettled { changed, wait, .. } => {
+            Outcome::Unsettled { result, wait, .. } => {
                 // One that goes on changing is not waited for again: it is being written.
                 if again.is_none() {
-                    self.doubts.push(Doubt { key, wait, about: About::Result(changed) });
+                    self.doubts.push(Doubt { key, wait, about: About::Result(result) });
                 }
             }
             Outcome::Broken { metadata, reason, wait, .. } => {

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::BinaryBytes;
-use result_cleaner::{ListedPair, list};
+use result_cleaner::{ListedPair, display_path, list};
 use serde::Serialize;
 
 use super::{Directory, Failure, block_on, log, output, switch};
@@ -84,7 +84,7 @@ fn table(pairs: &[ListedPair], now: DateTime<Utc>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(["EXPIRES", "LEFT", "SIZE", "RESULT"]);
     for pair in pairs {
-        let result = output::shown(&pair.result);
+        let result = display_path(&pair.result);
         let size = BinaryBytes(pair.bytes).to_string();
         match &pair.expires_at {
             Ok(at) => {

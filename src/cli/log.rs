@@ -1,15 +1,25 @@
 //! Logging of the commands, on standard error.
 
-use std::io::{IsTerminal, stderr};
+use std::io::{IsTerminal, Write, stderr};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 use tracing::Level;
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::time::ChronoUtc;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::{exclusive, switch};
+
+/// How many lines wait for a reader; later ones are dropped.
+const MOST_LINES: usize = 10_000;
+/// How long the last lines may take to be read.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
@@ -67,20 +77,53 @@ impl FromArgMatches for LogArgs {
 }
 
 impl LogArgs {
-    /// Starts logging.
-    pub fn start(&self) {
-        start(self.level, self.format);
+    /// Starts the log of a service, which never waits for whoever reads it.
+    pub fn start(&self) -> ServiceLog {
+        let (writer, guard) = NonBlockingBuilder::default()
+            .buffered_lines_limit(MOST_LINES)
+            .thread_name("log")
+            .finish(stderr());
+        start(self.level, self.format, writer.clone());
+        ServiceLog { writer, guard }
+    }
+}
+
+/// The log of a service.
+pub(crate) struct ServiceLog {
+    writer: NonBlocking,
+    guard: WorkerGuard,
+}
+
+impl ServiceLog {
+    /// Writes a line as it is.
+    pub fn line(&mut self, line: &str) {
+        // Where it can't be written, nobody can be told.
+        let _ = self.writer.write_all(format!("{line}\n").as_bytes());
+    }
+
+    /// Writes what waits, for as long as somebody reads it.
+    pub fn finish(self) {
+        let (written, is_written) = mpsc::channel();
+        thread::spawn(move || {
+            drop(self.guard);
+            let _ = written.send(());
+        });
+        let _ = is_written.recv_timeout(LAST_WORDS);
     }
 }
 
 /// Starts logging for a command that does one thing: only what is wrong.
 pub(crate) fn start_quietly() {
-    start(Level::WARN, LogFormat::Text);
+    start(Level::WARN, LogFormat::Text, stderr);
 }
 
-fn start(level: Level, format: LogFormat) {
+fn start(
+    level: Level,
+    format: LogFormat,
+    writer: impl for<'a> MakeWriter<'a> + Send + Sync + 'static,
+) {
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(stderr)
+        .with_writer(writer)
         .with_timer(ChronoUtc::new("%Y-%m-%dT%H:%M:%S%.3fZ".to_owned()))
         .with_target(false)
         .with_ansi(colour());

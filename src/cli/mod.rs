@@ -15,7 +15,7 @@ use clap::builder::FalseyValueParser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Parser, Subcommand};
-use result_cleaner::{Config, DEFAULT_CACHE_DIR};
+use result_cleaner::{Config, DEFAULT_CACHE_DIR, Error};
 
 /// Why a command failed: one line for the person who called it.
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -77,6 +77,14 @@ pub(crate) fn execute(cli: Cli) -> Result<(), Failure> {
     }
 }
 
+/// 2 for wrong usage that only the library has noticed, else 1.
+pub(crate) fn exit_status(error: &Failure) -> u8 {
+    match error.downcast_ref::<Error>() {
+        Some(Error::MetricsUrl { .. } | Error::Address { .. } | Error::TooShort { .. }) => 2,
+        _ => 1,
+    }
+}
+
 /// A runtime for the commands that do one thing and end.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
@@ -108,7 +116,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     let parsed = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => humantime::parse_duration(text)
-            .map_err(|error| format!("{error}; write it like 6h, 90s, 250ms, 30d or 1h30m"))?,
+            .map_err(|_| "write it like 6h, 90s, 250ms, 30d or 1h30m".to_owned())?,
     };
     if parsed.is_zero() {
         return Err("it must be more than zero".to_owned());

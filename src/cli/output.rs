@@ -1,7 +1,6 @@
 //! Writing results to standard output.
 
 use std::io::{self, ErrorKind, Write, stdout};
-use std::path::Path;
 use std::time::Duration;
 
 use chrono::{DateTime, Local, SecondsFormat, Timelike, Utc};
@@ -43,14 +42,6 @@ pub(crate) fn time_left(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
     text.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
-/// A path that can't change the terminal's state, however it is named.
-pub(crate) fn shown(path: &Path) -> String {
-    match path.to_str() {
-        Some(text) if !text.chars().any(char::is_control) => text.to_owned(),
-        _ => format!("{path:?}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,11 +63,5 @@ mod tests {
         assert_eq!(left(59), "59s");
         assert_eq!(left(0), "0s");
         assert_eq!(left(-1), "expired");
-    }
-
-    #[test]
-    fn odd_names_are_shown_escaped() {
-        assert_eq!(shown(Path::new("/a/ä b")), "/a/ä b");
-        assert_eq!(shown(Path::new("/a/\u{1b}[2J")), "\"/a/\\u{1b}[2J\"");
     }
 }

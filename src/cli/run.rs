@@ -10,7 +10,7 @@ use result_cleaner::{Cleaner, Stats, server};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use super::log::{LogArgs, LogFormat};
+use super::log::{LogArgs, LogFormat, ServiceLog};
 use super::metrics::Metrics;
 use super::{Directory, Failure, duration, output};
 
@@ -52,16 +52,17 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 }
 
 pub(crate) fn execute(args: RunArgs) -> Result<(), Failure> {
-    args.log.start();
+    let mut log = args.log.start();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let result = runtime.block_on(serve(args));
+    let result = runtime.block_on(serve(args, &mut log));
     // What hangs in the file system must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(50));
+    log.finish();
     result
 }
 
-async fn serve(args: RunArgs) -> Result<(), Failure> {
+async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
     let mut config = args.directory.config().with_check_interval(args.check_interval);
     config.metrics_url = args.metrics.url;
     config.report_interval = args.report_interval;
@@ -97,12 +98,12 @@ async fn serve(args: RunArgs) -> Result<(), Failure> {
     if let Some(served) = served {
         let _ = served.await;
     }
-    log_last(&observer.get_stats(), args.log.format);
+    log_last(&observer.get_stats(), args.log.format, log);
     stopped
 }
 
 /// The last log line: the stats, as JSON.
-fn log_last(stats: &Stats, format: LogFormat) {
+fn log_last(stats: &Stats, format: LogFormat, log: &mut ServiceLog) {
     match format {
         LogFormat::Text => {
             let json = serde_json::to_string(stats).unwrap_or_default();
@@ -116,7 +117,7 @@ fn log_last(stats: &Stats, format: LogFormat) {
                 "message": "stopped",
                 "stats": stats,
             });
-            eprintln!("{line}");
+            log.line(&line.to_string());
         }
         LogFormat::Json => {}
     }

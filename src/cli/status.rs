@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use console::Term;
 use indicatif::BinaryBytes;
-use result_cleaner::{ExpiryBucket, Stats, WatchState, fetch_stats};
+use result_cleaner::{Error, ExpiryBucket, Stats, WatchState, display_path, fetch_stats};
 
 use super::{Failure, block_on, output, switch};
 
@@ -40,8 +40,11 @@ pub(crate) fn execute(args: StatusArgs) -> Result<(), Failure> {
 async fn show(args: StatusArgs) -> Result<(), Failure> {
     let terminal = Term::stdout();
     loop {
-        let stats = fetch_stats(&args.url).await.map_err(|error| {
-            format!("{error}; start one with `result-cleaner run --listen 127.0.0.1:8004`")
+        let stats = fetch_stats(&args.url).await.map_err(|error| match error {
+            Error::NoAnswer { .. } => Failure::from(format!(
+                "{error}; start one with `result-cleaner run --listen 127.0.0.1:8004`"
+            )),
+            error => error.into(),
         })?;
         if args.watch && terminal.is_term() && !args.json {
             terminal.clear_screen()?;
@@ -70,7 +73,7 @@ fn draw(out: &mut dyn Write, stats: &Stats, now: DateTime<Utc>) -> io::Result<()
     let next = stats.next_expiry.map_or("none".to_owned(), |at| {
         format!("in {} ({})", output::time_left(at, now), output::local(at))
     });
-    writeln!(out, "cache        {}", output::shown(&stats.cache_directory))?;
+    writeln!(out, "cache        {}", display_path(&stats.cache_directory))?;
     writeln!(out, "running      {}", if stats.running { "yes" } else { "no" })?;
     writeln!(out, "watch        {watch}")?;
     writeln!(out, "next expiry  {next}")?;
