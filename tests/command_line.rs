@@ -5,15 +5,15 @@
 mod common;
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use common::{
     CacheDir, Pair, Service, call, free_address, keys, now, publish, result_cleaner, snapshot,
-    stderr, stdout, succeed, text,
+    stderr, stdout, succeed, text, wait_until,
 };
 use serde_json::Value;
 
@@ -252,6 +252,22 @@ fn status_of_nothing_says_how_to_start_a_service() {
         let output = call(args);
         let line = failure(&output);
         assert!(line.contains(&url) && line.contains("run --listen 127.0.0.1:8004"), "{line}");
+    }
+}
+
+#[test]
+fn status_keeps_drawing_for_as_long_as_somebody_reads() {
+    let cache = CacheDir::new();
+    let service = Service::start(cache.path(), &[]);
+    for json in [&["--json"][..], &[]] {
+        let mut command = result_cleaner();
+        command.args(["status", "--watch", "--url", &service.url]).args(json);
+        let mut status = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(status.stdout.take().unwrap()).lines();
+        let drawn = lines.map_while(Result::ok).filter(|line| line.contains("running")).take(2);
+        assert_eq!(drawn.count(), 2);
+        wait_until("it has ended", || status.try_wait().unwrap().is_some());
+        assert!(status.wait().unwrap().success());
     }
 }
 

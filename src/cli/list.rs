@@ -37,7 +37,8 @@ pub(crate) fn execute(args: ListArgs) -> Result<(), Failure> {
             return writeln!(out, "no results");
         }
         writeln!(out, "{}", table(&pairs, now))
-    })
+    })?;
+    Ok(())
 }
 
 /// One pair as JSON.

@@ -7,14 +7,14 @@ use chrono::{DateTime, Local, SecondsFormat, Timelike, Utc};
 
 use super::Failure;
 
-/// Writes to standard output. Whoever reads may have seen enough (`| head`): that is no failure.
-pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
+/// Writes to standard output; whether somebody still reads it. Who does not may have seen enough
+/// (`| head`): that is no failure.
+pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<bool, Failure> {
     let mut out = io::BufWriter::new(stdout().lock());
     match write(&mut out).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(format!("can't write to standard output: {error}").into())
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(format!("can't write to standard output: {error}").into()),
     }
 }
 

@@ -49,13 +49,13 @@ async fn show(args: StatusArgs) -> Result<(), Failure> {
         if args.watch && terminal.is_term() && !args.json {
             terminal.clear_screen()?;
         }
-        output::print(|out| {
+        let is_read = output::print(|out| {
             if args.json {
                 return writeln!(out, "{}", serde_json::to_string(&stats)?);
             }
             draw(out, &stats, Utc::now())
         })?;
-        if !args.watch {
+        if !args.watch || !is_read {
             return Ok(());
         }
         tokio::time::sleep(REDRAW).await;

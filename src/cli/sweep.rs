@@ -44,5 +44,6 @@ pub(crate) fn execute(args: SweepArgs) -> Result<(), Failure> {
             report.errors,
             took.as_secs_f64(),
         )
-    })
+    })?;
+    Ok(())
 }
