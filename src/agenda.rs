@@ -31,8 +31,10 @@ const CHANGED_PAUSE: Duration = Duration::from_millis(50);
 /// Pauses between attempts grow from the first to the last of these.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(600);
-/// How much broken metadata is remembered.
-const MAX_TOLD: usize = 65_536;
+/// How much broken metadata is remembered at least, although it may be gone.
+const LEAST_TOLD: usize = 65_536;
+/// How often a pair may be found in the hands of another cleaner before that is told.
+const TAKEN_PATIENCE: u32 = 3;
 /// The ends of the spans in which expiries are counted, in seconds from now.
 const BUCKETS: [u64; 7] = [60, 600, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400];
 
@@ -61,15 +63,21 @@ pub(crate) struct Agenda {
     /// Pairs whose metadata is being written, as far as events tell: its writer has not closed it.
     writers: HashMap<Key, Writer>,
     /// Broken metadata that was counted, so that each version of a file counts once, whatever its
-    /// name is by now.
-    told: HashSet<(Version, Broken)>,
+    /// name is by now; and the last scan that had begun when it was last seen.
+    told: HashMap<(Version, Broken), ScanId>,
+    /// When to look for what can be forgotten of these.
+    told_limit: usize,
     /// Directories that could not be read when they were last scanned.
     unreadable: HashSet<Arc<Path>>,
     /// Directories to scan now, and after a pause.
     trees: HashSet<Arc<Path>>,
     trees_later: Queue<Arc<Path>, Instant, ()>,
+    /// How often the claims in a directory could not be taken up.
+    owned: HashMap<Arc<Path>, u32>,
     scans: Vec<Scanning>,
     last_scan: ScanId,
+    /// The last full scan that was completed.
+    last_full: ScanId,
     /// One copy of each directory's path, shared by the pairs in it.
     dirs: HashSet<Arc<Path>>,
 }
@@ -230,6 +238,8 @@ impl Agenda {
                     {
                         until
                     }
+                    // What was given back because it can't be deleted is no news of its own.
+                    Some((until, Past { failures: 1.., .. })) => until.max(now.mono + wait),
                     _ => now.mono + wait,
                 };
                 let past = Past { settled: Some(result), ..past };
@@ -256,8 +266,15 @@ impl Agenda {
             }
             Outcome::Taken => {
                 // Its owner may be dead.
-                self.trees_later.insert(Arc::clone(&key.dir), now.mono + FIRST_PAUSE, ());
-                self.pause(key, now.mono + FIRST_PAUSE, past);
+                let until = self.recover_later(&key.dir, now);
+                if past.changes == TAKEN_PATIENCE {
+                    activity.errors += 1;
+                    tracing::warn!(
+                        path = ?self.root.join(key.path(Half::Result)),
+                        "can't delete it: something bears the reserved name, and does not go away"
+                    );
+                }
+                self.pause(key, until, Past { changes: past.changes.saturating_add(1), ..past });
             }
             Outcome::Failed(failure) => {
                 activity.errors += 1;
@@ -265,8 +282,7 @@ impl Agenda {
             }
             Outcome::Stranded(failure) => {
                 activity.errors += 1;
-                let pause = growing_pause(past.failures);
-                self.trees_later.insert(Arc::clone(&key.dir), now.mono + pause, ());
+                self.recover_later(&key.dir, now);
                 self.failed(key, &failure, past, now);
             }
         }
@@ -286,7 +302,8 @@ impl Agenda {
     ) -> bool {
         let version = metadata.version;
         let broken = (version, reason);
-        if self.told.contains(&broken) {
+        if let Some(seen) = self.told.get_mut(&broken) {
+            *seen = self.last_scan;
             return false;
         }
         let Some(believed_at) = believed_at else {
@@ -302,12 +319,22 @@ impl Agenda {
             reason = %broken.1,
             "the metadata is broken, so its result stays"
         );
-        if self.told.len() >= MAX_TOLD {
-            // Some may be told again: better than to grow without bound.
-            self.told.clear();
+        if self.told.len() >= self.told_limit.max(LEAST_TOLD) {
+            let last_full = self.last_full;
+            self.told.retain(|_, seen| *seen >= last_full);
+            self.told_limit = self.told.len() * 2;
         }
-        self.told.insert(broken);
+        self.told.insert(broken, self.last_scan);
         true
+    }
+
+    /// Has a directory scanned after a pause that grows each time, to take up the claims in it.
+    fn recover_later(&mut self, dir: &Arc<Path>, now: Now) -> Instant {
+        let tries = self.owned.entry(Arc::clone(dir)).or_default();
+        let until = now.mono + growing_pause(*tries);
+        *tries = tries.saturating_add(1);
+        self.trees_later.insert(Arc::clone(dir), until, ());
+        until
     }
 
     fn failed(&mut self, key: Key, failure: &Failure, past: Past, now: Now) {
@@ -370,7 +397,8 @@ impl Agenda {
         }
         self.last_scan += 1;
         let id = self.last_scan;
-        self.scans.push(Scanning::new(id, scope));
+        let covers_known = self.dirs.iter().any(|dir| scope.covers(dir));
+        self.scans.push(Scanning::new(id, scope, covers_known));
         id
     }
 
@@ -385,13 +413,16 @@ impl Agenda {
         let Some(at) = self.scans.iter().position(|scan| scan.id == id) else {
             return activity;
         };
-        let scope = self.scans.swap_remove(at).scope;
+        let Scanning { scope, covers_known, .. } = self.scans.swap_remove(at);
+        if scope == Scope::Everything {
+            self.last_full = id;
+        }
         let unread: HashSet<Arc<Path>> =
             summary.unreadable.iter().map(|(dir, _)| Arc::clone(dir)).collect();
         let gone = |dir: &Path, seen: ScanId| {
             seen < id && scope.covers(dir) && !dir.ancestors().any(|above| unread.contains(above))
         };
-        if self.dirs.iter().any(|dir| scope.covers(dir)) {
+        if covers_known {
             self.waiting.retain(|key, seen| !gone(&key.dir, *seen));
             self.dirs.retain(|dir| Arc::strong_count(dir) > 1);
         }
@@ -402,8 +433,9 @@ impl Agenda {
                 tracing::warn!(path = ?self.root.join(&dir), %error, "can't read a directory, so its results stay");
             }
         }
+        self.owned.retain(|dir, _| !scope.covers(dir) || summary.owned.contains(dir));
         for dir in summary.owned {
-            self.trees_later.insert(dir, now.mono + FIRST_PAUSE, ());
+            self.recover_later(&dir, now);
         }
         for (path, error) in summary.stranded {
             activity.errors += 1;

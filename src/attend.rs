@@ -1,23 +1,23 @@
 //! Attending to pairs: look at one, and delete it if it may go. Blocking; runs on threads for it.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use rustix::io::Errno;
 
 use crate::clock::Clock;
 use crate::config::ResultStore;
 use crate::entry::{Half, Key, Stem};
 use crate::look::{Broken, Pair, Seen, Sight, look};
 use crate::remove::{Removal, remove};
-use crate::root::{Dir, Root, leads_nowhere};
+use crate::root::{Dir, Root, is_mounted_over, leads_nowhere};
 
 /// For how long a file may be empty before its times tell that it was truncated.
 const TRUNCATION: Duration = Duration::from_millis(50);
@@ -38,7 +38,7 @@ pub(crate) enum Outcome {
     Broken { metadata: Seen, reason: Broken, wait: Duration, bytes: u64 },
     /// It was deleted; `leftover` tells why its metadata could not be.
     Removed { freed: u64, leftover: Option<Failure> },
-    /// It changed just when it was about to be deleted.
+    /// It changed just when it was about to be deleted, or a file system is mounted over it.
     Changed,
     /// Another cleaner has taken it, or a dead one had.
     Taken,
@@ -52,26 +52,26 @@ pub(crate) enum Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Failure {
     doing: &'static str,
-    errno: i32,
+    /// `None` where the system did not refuse, but a lock is held.
+    errno: Option<i32>,
 }
 
 impl Failure {
     pub fn new(doing: &'static str, error: &io::Error) -> Self {
-        // What is not the system's is that a lock is held.
-        Self { doing, errno: error.raw_os_error().unwrap_or(Errno::WOULDBLOCK.raw_os_error()) }
+        Self { doing, errno: error.raw_os_error() }
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.errno == Errno::WOULDBLOCK.raw_os_error() {
-            return write!(
-                f,
-                "can't {}: another program holds a lock on its directory",
-                self.doing
-            );
+        match self.errno {
+            Some(errno) => {
+                write!(f, "can't {}: {}", self.doing, io::Error::from_raw_os_error(errno))
+            }
+            None => {
+                write!(f, "can't {}: another program holds a lock on its directory", self.doing)
+            }
         }
-        write!(f, "can't {}: {}", self.doing, io::Error::from_raw_os_error(self.errno))
     }
 }
 
@@ -132,6 +132,8 @@ impl Attendant {
                 }
                 let outcome = match &dir {
                     Ok(dir) => self.attend(root, dir, &key.stem, *settled, &mut buffer),
+                    // What is mounted over it may be unmounted again.
+                    Err(error) if is_mounted_over(error) => Outcome::Changed,
                     Err(error) if leads_nowhere(error) => Outcome::Incomplete,
                     Err(error) => Outcome::Failed(Failure::new("open its directory", error)),
                 };
@@ -189,7 +191,13 @@ impl Attendant {
         let wall = || self.clock.wall();
         match remove(root, dir, stem, pair, &wall, buffer) {
             Removal::Removed { freed, leftover } => {
-                self.tell_removed(root, dir, stem, pair);
+                let late = self.clock.wall() - pair.expires_at;
+                tracing::debug!(
+                    path = ?result_path(root, &dir.rel, stem),
+                    late_ms = late.num_milliseconds(),
+                    "deleted an expired result"
+                );
+                self.tell_removed(root, &dir.rel, stem);
                 let leftover = leftover.map(|error| Failure::new("delete its metadata", &error));
                 Outcome::Removed { freed, leftover }
             }
@@ -203,23 +211,20 @@ impl Attendant {
         }
     }
 
-    fn tell_removed(&self, root: &Root, dir: &Dir, stem: &Stem, pair: &Pair) {
-        let path = || {
-            let name = stem.name(Half::Result);
-            root.path().join(&dir.rel).join(std::ffi::OsStr::from_bytes(&name))
-        };
-        tracing::debug!(
-            path = ?path(),
-            late_ms = (self.clock.wall() - pair.expires_at).num_milliseconds(),
-            "deleted an expired result"
-        );
+    /// Tells the result store, if there is one, that a result was removed.
+    pub fn tell_removed(&self, root: &Root, rel: &Path, stem: &Stem) {
         if let Some(store) = &self.store {
-            let path: &Path = &path();
-            if catch_unwind(AssertUnwindSafe(|| store.removed(path))).is_err() {
-                tracing::error!(path = ?path, "the result store panicked when told of a removal");
+            let path = result_path(root, rel, stem);
+            if catch_unwind(AssertUnwindSafe(|| store.removed(&path))).is_err() {
+                tracing::error!(?path, "the result store panicked when told of a removal");
             }
         }
     }
+}
+
+fn result_path(root: &Root, rel: &Path, stem: &Stem) -> PathBuf {
+    let name = stem.name(Half::Result);
+    root.path().join(rel).join(OsStr::from_bytes(&name))
 }
 
 /// A file that is being truncated is empty for an instant before its times tell that it changed.

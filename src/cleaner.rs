@@ -12,8 +12,8 @@ use crate::runtime::{self, panic_message};
 use crate::stats::{SharedStats, Stats, SweepReport};
 use crate::worker::{Request, Worker};
 
-/// What stopping may take: a little less than the second that is promised.
-const STOP_TIME: Duration = Duration::from_millis(900);
+/// What stopping may take: enough less than the second that is promised for a process to end.
+const STOP_TIME: Duration = Duration::from_millis(650);
 
 /// A running cleaner: it deletes each result of its cache directory within milliseconds of its
 /// expiry, until it is stopped or dropped.

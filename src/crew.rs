@@ -133,18 +133,24 @@ impl Crew {
         });
     }
 
-    /// Looks at what stands at `path`, where `known` stood before, unless that is under way.
-    pub fn probe(&mut self, path: &Path, known: &Place, inbox: &Arc<Inbox>) {
+    /// Looks at what stands at `path`, where `known` stood before, unless that is under way; with
+    /// `rewatch`, even the same directory is opened anew.
+    pub fn probe(&mut self, path: &Path, known: &Place, inbox: &Arc<Inbox>, rewatch: bool) {
         if self.probing {
             return;
         }
         self.probing = true;
         let (path, inbox): (PathBuf, _) = (path.to_owned(), Arc::clone(inbox));
         let known = match known {
-            Place::Open(open) => Some(Arc::clone(open)),
+            Place::Open(open) if !rewatch => Some(Arc::clone(open)),
             _ => None,
         };
         self.on_thread(move || Event::Probed(probe(&path, known.as_deref(), &inbox)));
+    }
+
+    /// Whether the look at the cache directory is under way.
+    pub fn is_probing(&self) -> bool {
+        self.probing
     }
 
     /// Takes note of [`Event::Probed`].

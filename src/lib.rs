@@ -32,7 +32,7 @@
 //! - A directory's watch is set before the directory is listed; the first scan is the first sweep.
 //! - No event, file or network error ends the worker.
 //! - `notify` is named only in `watch`, `walkdir` only in `scan`, `rename` and `unlink` only in
-//!   `remove`, `reqwest` only in `report`, the system's clock only in `clock`.
+//!   `remove`, `reqwest` only in `http`; what is due is told by `clock` alone.
 //!
 //! # Known limits
 //! - A writer has to publish the metadata within a second of its result. A longer pause, or a
@@ -46,6 +46,8 @@
 //! - Changes through a hard link elsewhere, a memory map or another host are seen by the next
 //!   sweep only; an extension is always seen.
 //! - A clock that is wrong by years when the cleaner starts makes everything due.
+//! - Directories that are removed by the thousands at once hold up the news of everything else for
+//!   some seconds; what is known by then still goes on time.
 //! - Directories whose paths are longer than the system's limit of 4,096 bytes can't be watched;
 //!   they are swept every [`Config::fallback_interval`].
 //! - A program that keeps an exclusive lock (`flock`) on a directory keeps what is in it from being

@@ -30,6 +30,11 @@ impl Place {
         }
     }
 
+    /// Whether the kernel tells of changes there.
+    pub fn is_watched(&self) -> bool {
+        matches!(self, Self::Open(open) if open.watcher.is_ok())
+    }
+
     /// Whether nothing has changed since `before`.
     pub fn is_as_before(&self, before: &Self) -> bool {
         match self {

@@ -211,7 +211,7 @@ impl<'a> Claim<'a> {
             .is_ok_and(|seen| seen.is_some_and(|seen| seen.version == judged.version))
     }
 
-    /// Whether a result stands under the name that this one would get back.
+    /// Whether a file stands under the name that this one would get back.
     fn own_name_is_taken(&self) -> bool {
         regular(self.dir, &self.own).is_ok_and(|seen| seen.is_some())
     }
@@ -283,7 +283,9 @@ fn unlink(dir: &Dir, name: &[u8]) -> rustix::io::Result<()> {
 /// Locks the directory against recoveries until its descriptor is closed; false where the file
 /// system knows no such locks, so that claims can't be told from a dead owner's.
 fn lock_shared(dir: &Dir) -> io::Result<bool> {
-    for _ in 0..LOCK_TRIES {
+    // Who holds it for so long is no recovery, and the other pairs need not wait as long.
+    let tries = if dir.is_locked_by_others() { 1 } else { LOCK_TRIES };
+    for _ in 0..tries {
         match flock(dir, FlockOperation::NonBlockingLockShared) {
             Ok(()) => return Ok(true),
             Err(Errno::INTR) => {}
@@ -294,6 +296,7 @@ fn lock_shared(dir: &Dir) -> io::Result<bool> {
             Err(error) => return Err(error.into()),
         }
     }
+    dir.note_locked_by_others();
     Err(io::Error::new(io::ErrorKind::WouldBlock, "another program holds a lock on the directory"))
 }
 
@@ -301,7 +304,7 @@ fn lock_shared(dir: &Dir) -> io::Result<bool> {
 #[derive(Debug, Default)]
 pub(crate) struct Recovery {
     /// Pairs whose deletion was finished, and the bytes that this freed.
-    pub finished: u64,
+    pub finished: Vec<Stem>,
     pub freed: u64,
     /// Pairs that had claims, which are to be judged anew.
     pub touched: Vec<Stem>,
@@ -345,9 +348,15 @@ pub(crate) fn recover(
         let metadata = Claim::new(dir, &stem, Half::Metadata);
         let taken = regular(dir, &result.reserved)?;
         // An owner claims metadata only after it made sure of the result that it had claimed
-        // before. It may be that of a newer result by mistake, if there is one.
+        // before. It may be that of a newer result by mistake, if there is one; and a recovery may
+        // have taken a newer result for an instant, which then has not settled.
+        let untouched = !result.own_name_is_taken() && !metadata.own_name_is_taken();
+        let settled = taken.is_none_or(|taken| taken.settles_in(now).is_zero());
         let done = match claimed_metadata(&metadata, now)? {
-            Some((seen, true)) if !result.own_name_is_taken() => {
+            Some((seen, true)) if untouched && settled => {
+                if taken.is_some() {
+                    recovery.finished.push(stem.clone());
+                }
                 finish(&result, taken, &metadata, seen, &mut recovery)
             }
             Some(_) => give_back_both(&result, &metadata),
@@ -380,7 +389,6 @@ fn finish(
 ) -> rustix::io::Result<()> {
     if let Some(taken) = taken {
         result.unlink()?;
-        recovery.finished += 1;
         recovery.freed += taken.version.size;
     }
     metadata.unlink()?;

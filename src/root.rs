@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
     Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, fstat, open, openat, openat2, stat,
@@ -110,7 +111,12 @@ impl Root {
             }
         };
         let seen = fstat(&fd)?;
-        Ok(Dir { rel: Arc::clone(rel), fd, identity: (seen.st_dev, seen.st_ino) })
+        Ok(Dir {
+            rel: Arc::clone(rel),
+            fd,
+            identity: (seen.st_dev, seen.st_ino),
+            locked: AtomicBool::new(false),
+        })
     }
 
     /// Whether `dir` still is where it was opened, and not moved out of the cache directory, say.
@@ -166,12 +172,30 @@ pub(crate) struct Dir {
     fd: OwnedFd,
     /// Device and inode.
     identity: (u64, u64),
+    /// Whether a lock on it was waited for in vain.
+    locked: AtomicBool,
+}
+
+impl Dir {
+    /// Whether a lock on it was waited for in vain since it was opened.
+    pub fn is_locked_by_others(&self) -> bool {
+        self.locked.load(Ordering::Relaxed)
+    }
+
+    pub fn note_locked_by_others(&self) {
+        self.locked.store(true, Ordering::Relaxed);
+    }
 }
 
 impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Whether the error says that a directory leads into another file system.
+pub(crate) fn is_mounted_over(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::XDEV)
 }
 
 /// Whether the error says that a name leads to nothing that is ours to look at: it is gone, or a

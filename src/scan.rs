@@ -146,6 +146,9 @@ impl Scan<'_> {
                     (_, None) => return Err(io::ErrorKind::Other.into()),
                 },
             };
+            if self.cancelled() {
+                return Ok(());
+            }
             if entry.file_type().is_dir() {
                 pending.push(rel.join(entry.file_name()).into());
                 continue;
@@ -199,7 +202,7 @@ impl Scan<'_> {
             match self.take_up_one(&rel, &names, deadline) {
                 Ok(recovery) => self.recovered(rel, recovery, summary),
                 Err(error) if leads_nowhere(&error) => {}
-                Err(error) => summary.unreadable.push((rel, error)),
+                Err(error) => summary.stranded.push((rel.to_path_buf(), error)),
             }
         }
     }
@@ -220,7 +223,12 @@ impl Scan<'_> {
     }
 
     fn recovered(&self, rel: Arc<Path>, recovery: Recovery, summary: &mut Summary) {
-        summary.finished += recovery.finished;
+        // They were not listed under their own names.
+        summary.results += recovery.finished.len() as u64;
+        summary.finished += recovery.finished.len() as u64;
+        for stem in &recovery.finished {
+            self.attendant.tell_removed(self.root, &rel, stem);
+        }
         summary.freed += recovery.freed;
         summary.stranded.extend(recovery.failed);
         if recovery.owned {

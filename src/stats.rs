@@ -96,7 +96,7 @@ impl Activity {
     /// Whether there is nothing in it that anybody needs to hear of.
     #[cfg(feature = "report")]
     pub fn is_idle(&self) -> bool {
-        self.deleted == 0 && self.errors == 0
+        self.deleted == 0 && self.freed_bytes == 0 && self.errors == 0
     }
 
     pub fn report(&self) -> SweepReport {

@@ -58,6 +58,10 @@ pub(crate) struct Worker<R> {
     trees: Option<Run>,
     sweeps: Sweeps,
     refused: bool,
+    /// Whether news was lost, so that watches may be missing of which notify thinks otherwise.
+    blind: bool,
+    /// What expires when, as it was last counted, and when that was.
+    buckets: Option<(Instant, Vec<ExpiryBucket>)>,
 }
 
 /// A scan that is under way.
@@ -103,6 +107,8 @@ impl<R: Reports> Worker<R> {
             trees: None,
             sweeps: Sweeps::new(Instant::now()),
             refused: false,
+            blind: false,
+            buckets: None,
         };
         (worker, events, stats)
     }
@@ -125,6 +131,10 @@ impl<R: Reports> Worker<R> {
                 self.tick();
                 next_tick = Instant::now() + TICK;
             }
+            // Requests must not keep events from being taken in, nor events what is due.
+            for event in std::iter::from_fn(|| events.try_recv().ok()).take(EVENTS) {
+                self.take_in(event)?;
+            }
             self.take_news();
             self.start_work();
             self.publish();
@@ -139,11 +149,6 @@ impl<R: Reports> Worker<R> {
                     // The crew holds a sender, so that there always is an event.
                     let Some(event) = event else { break };
                     self.take_in(event)?;
-                    // What came meanwhile is taken in before anything is given out; but scans
-                    // may go on telling, and what is due must not wait for them.
-                    for event in std::iter::from_fn(|| events.try_recv().ok()).take(EVENTS) {
-                        self.take_in(event)?;
-                    }
                 }
                 () = self.inbox.arrived(), if self.can_work() => {}
                 () = sleep_until(wake.into()) => {}
@@ -165,6 +170,9 @@ impl<R: Reports> Worker<R> {
                 Ok(None) | Err(_) => break,
             }
         }
+        for run in [self.full.take(), self.trees.take()].into_iter().flatten() {
+            self.reports.between(run.activity);
+        }
         Ok(())
     }
 
@@ -176,7 +184,7 @@ impl<R: Reports> Worker<R> {
                 step.num_hours()
             );
         }
-        self.crew.probe(&self.path, &self.place, &self.inbox);
+        self.crew.probe(&self.path, &self.place, &self.inbox, false);
     }
 
     fn can_work(&self) -> bool {
@@ -187,6 +195,7 @@ impl<R: Reports> Worker<R> {
         if self.can_work() {
             let news = self.inbox.take();
             if news.missed {
+                self.blind = true;
                 self.sweeps.something_was_missed();
             }
             self.agenda.note(news);
@@ -206,7 +215,10 @@ impl<R: Reports> Worker<R> {
             }
             self.crew.attend(&open, jobs);
         }
-        if self.full.is_none() && self.sweeps.is_due(now.mono) {
+        if self.full.is_none() && self.sweeps.is_due(now.mono) && self.blind {
+            // First new watches: the sweep sets them.
+            self.crew.probe(&self.path, &self.place, &self.inbox, true);
+        } else if self.full.is_none() && self.sweeps.is_due(now.mono) {
             let waiters = self.sweeps.begin();
             self.full = Some(self.begin_scan(&open, Scope::Everything, waiters));
         }
@@ -367,7 +379,17 @@ impl<R: Reports> Worker<R> {
         if place.is_as_before(&self.place) {
             return;
         }
-        place.announce(&self.place, &self.path, self.check_interval.min(self.fallback_interval));
+        let is_same = place.id().is_some() && place.id() == self.place.id();
+        if !is_same || place.is_watched() != self.place.is_watched() {
+            let every = self.check_interval.min(self.fallback_interval);
+            place.announce(&self.place, &self.path, every);
+        }
+        if is_same {
+            // The same directory with new watches.
+            self.place = place;
+            self.blind = false;
+            return self.sweeps.at_the_latest(Instant::now(), Duration::ZERO);
+        }
         if matches!(place, Place::Unreadable { .. }) {
             let activity = Activity { errors: 1, ..Activity::default() };
             self.stats.count(activity);
@@ -382,6 +404,7 @@ impl<R: Reports> Worker<R> {
         self.crew.next_epoch();
         self.agenda = Agenda::new(place.id().map_or(&self.path, |id| &id.path));
         self.refused = false;
+        self.blind = false;
         let _ = self.inbox.take();
         for run in [self.full.take(), self.trees.take()].into_iter().flatten() {
             self.reports.between(run.activity);
@@ -395,7 +418,13 @@ impl<R: Reports> Worker<R> {
         match request {
             Request::Sweep(waiter) => self.sweeps.ask([waiter]),
             Request::Buckets(waiter) => {
-                let _ = waiter.send(self.agenda.buckets(self.clock.wall()));
+                let now = self.clock.now();
+                // Counting takes a while where very many wait, and many may ask.
+                let counted = self.buckets.take().filter(|(at, _)| now.mono < *at + TICK);
+                let counted = counted.unwrap_or_else(|| (now.mono, self.agenda.buckets(now.wall)));
+                // Whoever asked may have gone.
+                let _ = waiter.send(counted.1.clone());
+                self.buckets = Some(counted);
             }
         }
     }
@@ -409,7 +438,8 @@ impl<R: Reports> Worker<R> {
         // What can't be begun before something ends is not waited for here.
         let pair = self.agenda.next_pair(now).filter(|_| self.crew.has_room());
         let tree = self.agenda.next_tree(now).filter(|_| self.trees.is_none());
-        let sweep = self.full.is_none().then(|| self.sweeps.next());
+        let can_sweep = self.full.is_none() && !(self.blind && self.crew.is_probing());
+        let sweep = can_sweep.then(|| self.sweeps.next());
         [pair, tree, sweep].into_iter().flatten().fold(far, Instant::min)
     }
 

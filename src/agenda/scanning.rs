@@ -39,13 +39,15 @@ pub(super) struct Scanning {
     /// Pairs of which others told since it began, and what other scans began to cover since: what
     /// this one read of them may be older.
     pub touched: HashSet<Key>,
+    /// Whether any pair in its scope was known when it began, so that it may be found to be gone.
+    pub covers_known: bool,
     pub overtaken: Scope,
 }
 
 impl Scanning {
-    pub fn new(id: ScanId, scope: Scope) -> Self {
+    pub fn new(id: ScanId, scope: Scope, covers_known: bool) -> Self {
         let overtaken = Scope::Trees(HashSet::new());
-        Self { id, scope, touched: HashSet::new(), overtaken }
+        Self { id, scope, touched: HashSet::new(), covers_known, overtaken }
     }
 
     pub fn may_be_outdated_on(&self, key: &Key) -> bool {

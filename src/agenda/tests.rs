@@ -364,7 +364,7 @@ impl World {
         for (name, halves) in &self.disk {
             if let Halves { result: true, metadata: Some(Metadata::Broken(version)) } = halves {
                 let broken = (Seen::pretended(*version).version, Broken::Unreadable(5));
-                assert!(self.agenda.told.contains(&broken), "{name:?} was not told");
+                assert!(self.agenda.told.contains_key(&broken), "{name:?} was not told");
             }
         }
     }

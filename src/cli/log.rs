@@ -19,7 +19,7 @@ use super::{exclusive, switch};
 /// How many lines wait for a reader; later ones are dropped.
 const MOST_LINES: usize = 10_000;
 /// How long the last lines may take to be read.
-const LAST_WORDS: Duration = Duration::from_millis(300);
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {

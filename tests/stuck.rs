@@ -1,0 +1,141 @@
+//! One thing that is stuck, flooded or lost holds up nothing else.
+
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{CacheDir, Service, call, get, now, wait_until};
+use rustix::fs::{FlockOperation, flock};
+use rustix::process::Signal;
+
+#[test]
+fn a_directory_that_was_replaced_while_events_were_lost_is_watched_again() {
+    let cache = CacheDir::new();
+    cache.store("s/live", now() + 1000.0);
+    let service = Service::start(cache.path(), &[]);
+    service.wait_for_stat("heap_size", 1);
+    service.signal(Signal::STOP);
+    let queue: usize = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events")
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    // A creation and a close each, twice as many as fit; what happens after that is lost.
+    for number in 0..queue {
+        File::create(cache.path().join(format!("{number}.tmp"))).unwrap();
+    }
+    fs::remove_dir_all(cache.path().join("s")).unwrap();
+    fs::create_dir(cache.path().join("s")).unwrap();
+    service.signal(Signal::CONT);
+    service.wait_for_stat("total_cleanups", 2);
+    let pair = cache.store("s/new", now() + 0.2);
+    wait_until("the pair is gone", || pair.is_gone());
+    assert_eq!(service.stats()["total_cleanups"], 2, "a sweep had to find it");
+    assert_eq!(service.stats()["watch"], "active");
+}
+
+#[test]
+fn a_flood_of_requests_holds_up_no_deletion() {
+    let cache = CacheDir::new();
+    for number in 0..5000 {
+        let pair = cache.pair(&format!("waiting/{number}"));
+        fs::write(&pair.result, "").unwrap();
+        fs::write(&pair.metadata, r#"{"expires_at": 8000000000}"#).unwrap();
+    }
+    let service = Service::start(cache.path(), &[]);
+    service.wait_for_stat("heap_size", 5000);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    assert!(get(&service.url, "/stats").is_some_and(|(status, _)| status == 200));
+                }
+            });
+        }
+        let pairs: Vec<_> =
+            (0..300).map(|number| cache.store(&format!("due/{number}"), now() + 0.3)).collect();
+        wait_until("every pair is gone", || pairs.iter().all(common::Pair::is_gone));
+        over.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_directory_that_another_program_has_locked_holds_up_no_other() {
+    let cache = CacheDir::new();
+    fs::create_dir(cache.path().join("locked")).unwrap();
+    let locked = File::open(cache.path().join("locked")).unwrap();
+    flock(&locked, FlockOperation::LockExclusive).unwrap();
+    for number in 0..600 {
+        cache.store(&format!("locked/{number}"), 1.5);
+    }
+    let service = Service::start(cache.path(), &[]);
+    wait_until("the lock is told", || service.log().contains("holds a lock on its directory"));
+    let free = cache.store("free/pair", now() + 0.2);
+    let start = Instant::now();
+    wait_until("the other pair is gone", || free.is_gone());
+    assert!(start.elapsed() < Duration::from_secs(30), "it waited for the locked ones");
+    drop(locked);
+    service.wait_for_stat("total_deleted", 601);
+}
+
+#[test]
+fn metadata_that_can_not_be_deleted_is_tried_again_with_growing_pauses() {
+    let cache = CacheDir::new();
+    let pair = cache.store("stuck", now() + 1000.0);
+    let immutable = |flag: &str| {
+        let chattr = Command::new("chattr").arg(flag).arg(&pair.metadata).output();
+        chattr.is_ok_and(|output| output.status.success())
+    };
+    pair.set_expiry(now() + 0.5);
+    if !immutable("+i") {
+        return println!("skipped: files can't be made immutable here");
+    }
+    let service = Service::start(cache.path(), &["-v"]);
+    wait_until("it fails", || service.log().contains("can't delete it"));
+    let start = Instant::now();
+    wait_until("it has failed four times", || service.log().contains("again_in=8s"));
+    let took = start.elapsed();
+    let whole = pair.is_whole();
+    assert!(immutable("-i"));
+    assert!(took > Duration::from_millis(6500), "the fourth attempt came after {took:?}");
+    assert!(whole, "half of the pair went");
+    wait_until("the pair is gone", || pair.is_gone());
+}
+
+#[test]
+fn something_else_under_a_reserved_name_is_told_and_left_alone() {
+    let cache = CacheDir::new();
+    let reserved = cache.path().join(".result-cleaner-a.r");
+    fs::create_dir(&reserved).unwrap();
+    fs::set_permissions(&reserved, fs::Permissions::from_mode(0o700)).unwrap();
+    let blocked = cache.store("a", 1.5);
+    let service = Service::start(cache.path(), &[]);
+    wait_until("it is told", || service.log().contains("something bears the reserved name"));
+    let free = cache.store("b", now() + 0.2);
+    wait_until("the other pair is gone", || free.is_gone());
+    assert!(blocked.is_whole() && reserved.is_dir());
+    assert_eq!(service.stats()["total_errors"], 1);
+    fs::remove_dir(&reserved).unwrap();
+    wait_until("the pair is gone", || blocked.is_gone());
+}
+
+#[test]
+fn a_fresh_result_that_a_killed_recovery_had_in_its_hands_is_given_back() {
+    let cache = CacheDir::new();
+    let pair = cache.store("a", now() + 1000.0);
+    // The recovery took the fresh result for an instant, and had not yet given back the old
+    // metadata; the fresh one was published meanwhile.
+    fs::rename(&pair.result, cache.path().join(".result-cleaner-a.r")).unwrap();
+    fs::write(cache.path().join(".result-cleaner-a.m"), r#"{"expires_at": 1.5}"#).unwrap();
+    assert!(call(&["sweep", cache.path().to_str().unwrap()]).status.success());
+    assert_eq!(cache.files(), ["a.metadata.json", "a.result.json.lz4"]);
+    assert!(fs::read_to_string(&pair.metadata).unwrap().contains("query_context"));
+}
