@@ -5,6 +5,7 @@
 //! settled, so that nothing is forgotten, and news of it that comes meanwhile is not lost.
 
 mod scanning;
+mod suspects;
 #[cfg(test)]
 mod tests;
 
@@ -17,11 +18,12 @@ use chrono::{DateTime, Utc};
 
 use self::scanning::Scanning;
 pub(crate) use self::scanning::{ScanId, Scope};
+use self::suspects::{Suspects, believed_at};
 use crate::attend::{Failure, Found, Job, Outcome};
 use crate::change::{News, Trigger, Writer};
 use crate::clock::Now;
 use crate::entry::{Half, Key};
-use crate::look::{Broken, FileTime, SETTLING, Seen, Version};
+use crate::look::{Broken, FileTime, Seen, Version};
 use crate::queue::Queue;
 use crate::scan::Summary;
 use crate::stats::{Activity, ExpiryBucket};
@@ -31,8 +33,6 @@ const CHANGED_PAUSE: Duration = Duration::from_millis(50);
 /// Pauses between attempts grow from the first to the last of these.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(600);
-/// How much broken metadata is remembered at least, although it may be gone.
-const LEAST_TOLD: usize = 65_536;
 /// How often a pair may be found in the hands of another cleaner before that is told.
 const TAKEN_PATIENCE: u32 = 3;
 /// The ends of the spans in which expiries are counted, in seconds from now.
@@ -60,13 +60,8 @@ pub(crate) struct Agenda {
     looks: HashMap<Key, Trigger>,
     /// Pairs that are being attended to.
     in_flight: HashMap<Key, Flight>,
-    /// Pairs whose metadata is being written, as far as events tell: its writer has not closed it.
-    writers: HashMap<Key, Writer>,
-    /// Broken metadata that was counted, so that each version of a file counts once, whatever its
-    /// name is by now; and the last scan that had begun when it was last seen.
-    told: HashMap<(Version, Broken), ScanId>,
-    /// When to look for what can be forgotten of these.
-    told_limit: usize,
+    /// Metadata that is broken, or still being written.
+    suspects: Suspects,
     /// Directories that could not be read when they were last scanned.
     unreadable: HashSet<Arc<Path>>,
     /// Directories to scan now, and after a pause.
@@ -76,8 +71,6 @@ pub(crate) struct Agenda {
     owned: HashMap<Arc<Path>, u32>,
     scans: Vec<Scanning>,
     last_scan: ScanId,
-    /// The last full scan that was completed.
-    last_full: ScanId,
     /// One copy of each directory's path, shared by the pairs in it.
     dirs: HashSet<Arc<Path>>,
 }
@@ -117,15 +110,7 @@ impl Agenda {
     }
 
     fn note_pair(&mut self, key: Key, trigger: Trigger) {
-        match trigger.writer {
-            Writer::Unknown => {}
-            Writer::Created | Writer::AtWork => {
-                self.writers.insert(key.clone(), trigger.writer);
-            }
-            Writer::Done => {
-                self.writers.remove(&key);
-            }
-        }
+        self.suspects.note_writer(&key, trigger.writer);
         if let Some(flight) = self.in_flight.get_mut(&key) {
             flight.news.get_or_insert_default().merge(trigger);
         } else if let Some(pending) = self.looks.get_mut(&key) {
@@ -219,7 +204,7 @@ impl Agenda {
         let mut activity = Activity { checked: 1, ..Activity::default() };
         let past = flight.past;
         if !matches!(outcome, Outcome::Broken { .. } | Outcome::Incomplete) {
-            self.writers.remove(&key);
+            self.suspects.forget_writer(&key);
         }
         let pause = self.later.remove(&key);
         if let Outcome::Waiting { expires_at, .. } = outcome {
@@ -246,7 +231,7 @@ impl Agenda {
                 self.pause(key, until, past);
             }
             Outcome::Broken { metadata, reason, wait, .. } => {
-                let writer = self.writers.get(&key).copied().unwrap_or(flight.trigger.writer);
+                let writer = self.suspects.writer(&key).unwrap_or(flight.trigger.writer);
                 let believed_at = believed_at(&metadata, wait, writer, past, pause, now);
                 let counts = self.broken(key, &metadata, reason, believed_at, past, now);
                 activity.errors += u64::from(counts);
@@ -301,9 +286,7 @@ impl Agenda {
         now: Now,
     ) -> bool {
         let version = metadata.version;
-        let broken = (version, reason);
-        if let Some(seen) = self.told.get_mut(&broken) {
-            *seen = self.last_scan;
+        if self.suspects.was_told(version, &reason, self.last_scan) {
             return false;
         }
         let Some(believed_at) = believed_at else {
@@ -316,15 +299,10 @@ impl Agenda {
         }
         tracing::warn!(
             path = ?self.root.join(key.path(Half::Metadata)),
-            reason = %broken.1,
+            %reason,
             "the metadata is broken, so its result stays"
         );
-        if self.told.len() >= self.told_limit.max(LEAST_TOLD) {
-            let last_full = self.last_full;
-            self.told.retain(|_, seen| *seen >= last_full);
-            self.told_limit = self.told.len() * 2;
-        }
-        self.told.insert(broken, self.last_scan);
+        self.suspects.tell(version, reason, self.last_scan);
         true
     }
 
@@ -393,7 +371,7 @@ impl Agenda {
         }
         if scope == Scope::Everything {
             // It sees for itself what is there; a lost event must not have a writer write for ever.
-            self.writers.clear();
+            self.suspects.forget_writers();
         }
         self.last_scan += 1;
         let id = self.last_scan;
@@ -415,7 +393,7 @@ impl Agenda {
         };
         let Scanning { scope, covers_known, .. } = self.scans.swap_remove(at);
         if scope == Scope::Everything {
-            self.last_full = id;
+            self.suspects.full_scan_ended(id);
         }
         let unread: HashSet<Arc<Path>> =
             summary.unreadable.iter().map(|(dir, _)| Arc::clone(dir)).collect();
@@ -503,31 +481,6 @@ pub(crate) fn figures_alone(outcome: &Outcome) -> Activity {
             Activity { checked: 1, errors: 1, ..Activity::default() }
         }
         _ => Activity { checked: 1, ..Activity::default() },
-    }
-}
-
-/// When it is to be believed that metadata is broken, and not just half written; `None` where its
-/// writer will tell.
-fn believed_at(
-    metadata: &Seen,
-    wait: Duration,
-    writer: Writer,
-    past: Past,
-    pause: Option<(Instant, Past)>,
-    now: Now,
-) -> Option<Instant> {
-    let suspect = Some((metadata.version, metadata.ctime));
-    match (writer, pause) {
-        (Writer::AtWork, _) => None,
-        // What has content without having been written to was complete when it was linked here.
-        (Writer::Created, _) if metadata.version.size == 0 && !metadata.is_linked() => None,
-        // It was waited for.
-        _ if past.suspect == suspect => Some(now.mono),
-        // The next writer may have opened it already, and its events be on their way.
-        (Writer::Done, _) => Some(now.mono + SETTLING),
-        // It is being waited for.
-        (_, Some((until, past))) if past.suspect == suspect => Some(until),
-        _ => Some(now.mono + wait),
     }
 }
 

@@ -1,0 +1,99 @@
+//! Metadata that is broken, or only looks so because it is still being written.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::{Past, ScanId};
+use crate::change::Writer;
+use crate::clock::Now;
+use crate::entry::Key;
+use crate::look::{Broken, SETTLING, Seen, Version};
+
+/// How much broken metadata is remembered at least, although it may be gone.
+const LEAST_TOLD: usize = 65_536;
+
+#[derive(Debug, Default)]
+pub(super) struct Suspects {
+    /// Pairs whose metadata is being written, as far as events tell: its writer has not closed it.
+    writers: HashMap<Key, Writer>,
+    /// Broken metadata that was counted, so that each version of a file counts once, whatever its
+    /// name is by now; and the last scan that had begun when it was last seen.
+    told: HashMap<(Version, Broken), ScanId>,
+    /// When to look for what can be forgotten of these.
+    told_limit: usize,
+    /// The last full scan that was completed.
+    last_full: ScanId,
+}
+
+impl Suspects {
+    /// Takes in what an event tells of the writer of a pair's metadata.
+    pub fn note_writer(&mut self, key: &Key, writer: Writer) {
+        match writer {
+            Writer::Unknown => {}
+            Writer::Created | Writer::AtWork => {
+                self.writers.insert(key.clone(), writer);
+            }
+            Writer::Done => self.forget_writer(key),
+        }
+    }
+
+    pub fn forget_writer(&mut self, key: &Key) {
+        self.writers.remove(key);
+    }
+
+    pub fn forget_writers(&mut self) {
+        self.writers.clear();
+    }
+
+    pub fn writer(&self, key: &Key) -> Option<Writer> {
+        self.writers.get(key).copied()
+    }
+
+    /// Whether this version of a file, broken for this reason, was counted before.
+    pub fn was_told(&mut self, version: Version, reason: &Broken, scan: ScanId) -> bool {
+        let told = self.told.get_mut(&(version, reason.clone()));
+        told.is_some_and(|seen| {
+            *seen = scan;
+            true
+        })
+    }
+
+    /// Remembers that it is counted now.
+    pub fn tell(&mut self, version: Version, reason: Broken, scan: ScanId) {
+        if self.told.len() >= self.told_limit.max(LEAST_TOLD) {
+            let last_full = self.last_full;
+            self.told.retain(|_, seen| *seen >= last_full);
+            self.told_limit = self.told.len() * 2;
+        }
+        self.told.insert((version, reason), scan);
+    }
+
+    pub fn full_scan_ended(&mut self, id: ScanId) {
+        self.last_full = id;
+    }
+}
+
+/// When it is to be believed that metadata is broken, and not just half written; `None` where its
+/// writer will tell.
+pub(super) fn believed_at(
+    metadata: &Seen,
+    wait: Duration,
+    writer: Writer,
+    past: Past,
+    pause: Option<(Instant, Past)>,
+    now: Now,
+) -> Option<Instant> {
+    let suspect = Some((metadata.version, metadata.ctime));
+    match (writer, pause) {
+        (Writer::AtWork, _) => None,
+        // What has content without having been written to was complete when it was linked here.
+        (Writer::Created, _) if metadata.version.size == 0 && !metadata.is_linked() => None,
+        // It was waited for.
+        _ if past.suspect == suspect => Some(now.mono),
+        // The next writer may have opened it already, and its events be on their way.
+        (Writer::Done, _) => Some(now.mono + SETTLING),
+        // It is being waited for.
+        (_, Some((until, past))) if past.suspect == suspect => Some(until),
+        _ => Some(now.mono + wait),
+    }
+}

@@ -1,0 +1,266 @@
+//! The real binary, and what it answers.
+
+use super::*;
+
+/// The binary that is tested, with nothing of this process's own settings for it.
+#[cfg(feature = "cli")]
+pub fn result_cleaner() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_result-cleaner"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("RESULT_CLEANER_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs the binary to its end.
+#[cfg(feature = "cli")]
+pub fn call(args: &[&str]) -> Output {
+    result_cleaner().args(args).output().unwrap()
+}
+
+/// `result-cleaner run` as a process of its own; killed with this value.
+#[cfg(feature = "cli")]
+pub struct Service {
+    child: Child,
+    log: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+    pub url: String,
+}
+
+#[cfg(feature = "cli")]
+impl Service {
+    /// Starts the service on `dir`, with `--listen` on a free port and without a metrics service
+    /// unless `args` name one.
+    pub fn start(dir: &Path, args: &[&str]) -> Self {
+        let address = free_address();
+        let mut command = result_cleaner();
+        command.arg("run").arg(dir).args(["--listen", &address]).args(args);
+        if !args.contains(&"--metrics-url") {
+            command.arg("--no-metrics");
+        }
+        Self::spawn(command, &format!("http://{address}"))
+    }
+
+    /// Starts `command`, which has to serve at `url`, and waits until it answers.
+    pub fn spawn(mut command: Command, url: &str) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let log = Arc::new(Mutex::new(String::new()));
+        let kept = Arc::clone(&log);
+        let reader = thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                kept.lock().unwrap().push_str(&(line + "\n"));
+            }
+        });
+        let mut service = Self { child, log, reader: Some(reader), url: url.to_owned() };
+        wait_until("the service answers", || {
+            if let Some(status) = service.child.try_wait().unwrap() {
+                panic!("the service ended with {status}: {}", service.log());
+            }
+            service.get("/healthz").is_some_and(|(status, _)| status == 200)
+        });
+        service
+    }
+
+    /// Status and body of a GET request; `None` where nothing answers.
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        get(&self.url, path)
+    }
+
+    /// What `/stats` says.
+    pub fn stats(&self) -> Value {
+        let (status, body) = self.get("/stats").expect("the service answers");
+        assert_eq!(status, 200);
+        serde_json::from_str(&body).unwrap()
+    }
+
+    /// Waits until `/stats` has `value` for `key`.
+    #[track_caller]
+    pub fn wait_for_stat(&self, key: &str, value: impl Into<Value>) {
+        let value = value.into();
+        let mut last = Value::Null;
+        let deadline = Instant::now() + PATIENCE;
+        while last != value {
+            assert!(Instant::now() < deadline, "{key} is {last}, not {value}\n{}", self.log());
+            last = self.stats()[key].clone();
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Sends SIGTERM; the exit status, how long it took to end, and all that it logged.
+    pub fn terminate(mut self) -> (ExitStatus, Duration, String) {
+        let start = Instant::now();
+        self.signal(rustix::process::Signal::TERM);
+        let status = self.child.wait().unwrap();
+        let took = start.elapsed();
+        self.reader.take().unwrap().join().unwrap();
+        (status, took, self.log())
+    }
+
+    /// Kills it as the machine would.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+#[cfg(feature = "cli")]
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An address on loopback that nothing listens on (or nothing did a moment ago).
+pub fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+/// Status and body of a GET request; `None` where nothing answers.
+pub fn get(url: &str, path: &str) -> Option<(u16, String)> {
+    let host = url.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(host).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, body.to_owned()))
+}
+
+#[cfg(feature = "cli")]
+impl Service {
+    /// Like [`Service::start`], and waits until the first scan is over.
+    pub fn ready(dir: &Path, args: &[&str]) -> Self {
+        let service = Self::start(dir, args);
+        service.wait_for_stat("watch", "active");
+        wait_until("the first scan is over", || service.stats()["total_cleanups"] != 0);
+        service
+    }
+
+    /// Asserts that there was no sweep but the first scan, and no error.
+    #[track_caller]
+    pub fn assert_calm(&self) {
+        self.assert_errors(0);
+    }
+
+    /// Asserts that there was no sweep but the first scan, and so many errors.
+    #[track_caller]
+    pub fn assert_errors(&self, count: u64) {
+        let stats = self.stats();
+        assert_eq!(stats["total_cleanups"], 1, "a sweep was needed\n{}", self.log());
+        assert_eq!(stats["total_errors"], count, "{}", self.log());
+    }
+
+    /// How many lines of the log have `text` in them.
+    pub fn lines_with(&self, text: &str) -> usize {
+        self.log().lines().filter(|line| line.contains(text)).count()
+    }
+
+    /// Asserts that so many lines of the log have `text` in them; the last may still be on its way.
+    #[track_caller]
+    pub fn assert_lines_with(&self, text: &str, count: usize) {
+        wait_until("the lines are logged", || self.lines_with(text) >= count);
+        assert_eq!(self.lines_with(text), count, "{}", self.log());
+    }
+}
+
+/// The binary as a user whom permissions bind, for a service on `cache`, which that user owns; its
+/// address. `None`, with a message, where there is no such user.
+#[cfg(feature = "cli")]
+pub fn unprivileged_run(cache: &CacheDir, args: &[&str]) -> Option<(Command, String)> {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    const NOBODY: u32 = 65534;
+    let address = free_address();
+    let mut command = result_cleaner();
+    if rustix::process::geteuid().is_root() {
+        let temp = cache.path().parent().unwrap();
+        fs::set_permissions(temp, fs::Permissions::from_mode(0o755)).unwrap();
+        for entry in walkdir::WalkDir::new(cache.path()) {
+            chown(entry.unwrap().path(), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        // That user might not reach the binary where it is.
+        let binary = temp.join("result-cleaner");
+        fs::copy(env!("CARGO_BIN_EXE_result-cleaner"), &binary).unwrap();
+        let user = ["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];
+        let mut trial = Command::new("setpriv");
+        if !trial.args(user).arg("true").status().is_ok_and(|status| status.success()) {
+            eprintln!("skipped: permissions do not bind root, and setpriv does not work");
+            return None;
+        }
+        command = Command::new("setpriv");
+        command.args(user).arg("env").arg("-i").arg(binary);
+    }
+    command.arg("run").arg(cache.path()).args(["--no-metrics", "--listen", &address]).args(args);
+    Some((command, format!("http://{address}")))
+}
+
+/// The stats in the last line of a log, whichever its format.
+pub fn last_stats(log: &str) -> Value {
+    let line = log.lines().last().expect("something was logged");
+    if line.starts_with('{') {
+        let line: Value = serde_json::from_str(line).unwrap();
+        return line["stats"].clone();
+    }
+    let (_, stats) = line.split_once("stopped: ").expect("the last line has the stats");
+    serde_json::from_str(stats).unwrap()
+}
+
+#[cfg(feature = "cli")]
+impl Service {
+    /// Sends `signal`, which has to end it; the exit status and all that it logged.
+    pub fn end(mut self, signal: rustix::process::Signal) -> (ExitStatus, String) {
+        self.signal(signal);
+        let status = self.child.wait().unwrap();
+        self.reader.take().unwrap().join().unwrap();
+        (status, self.log())
+    }
+}
+
+/// `path` as an argument.
+#[cfg(feature = "cli")]
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[cfg(feature = "cli")]
+pub fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+#[cfg(feature = "cli")]
+pub fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+/// The output of a call that has to succeed.
+#[cfg(feature = "cli")]
+#[track_caller]
+pub fn succeed(args: &[&str]) -> Output {
+    let output = call(args);
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+    output
+}
