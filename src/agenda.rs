@@ -23,7 +23,7 @@ use crate::attend::{Failure, Found, Job, Outcome};
 use crate::change::{News, Trigger, Writer};
 use crate::clock::Now;
 use crate::entry::{Half, Key};
-use crate::error::display_path;
+use crate::error::path_field;
 use crate::look::{Broken, FileTime, Seen, Version};
 use crate::queue::Queue;
 use crate::scan::Summary;
@@ -256,7 +256,7 @@ impl Agenda {
                 if past.changes == TAKEN_PATIENCE {
                     activity.errors += 1;
                     tracing::warn!(
-                        path = display_path(&self.root.join(key.path(Half::Result))),
+                        path = path_field(&self.root.join(key.path(Half::Result))),
                         "can't delete it: something bears the reserved name, and does not go away"
                     );
                 }
@@ -299,7 +299,7 @@ impl Agenda {
             return false;
         }
         tracing::warn!(
-            path = display_path(&self.root.join(key.path(Half::Metadata))),
+            path = path_field(&self.root.join(key.path(Half::Metadata))),
             %reason,
             "the metadata is broken, so its result stays"
         );
@@ -322,14 +322,14 @@ impl Agenda {
             self.warn_of(&key, Half::Result, failure);
         } else {
             let path = self.root.join(key.path(Half::Result));
-            tracing::debug!(path = display_path(&path), reason = %failure, again_in = ?pause, "still failing");
+            tracing::debug!(path = path_field(&path), reason = %failure, again_in = ?pause, "still failing");
         }
         let past = Past { failures: past.failures.saturating_add(1), ..past };
         self.pause(key, now.mono + pause, past);
     }
 
     fn warn_of(&self, key: &Key, half: Half, failure: &Failure) {
-        tracing::warn!(path = display_path(&self.root.join(key.path(half))), "{failure}");
+        tracing::warn!(path = path_field(&self.root.join(key.path(half))), "{failure}");
     }
 
     fn pause(&mut self, key: Key, until: Instant, past: Past) {
@@ -409,7 +409,7 @@ impl Agenda {
         for (dir, error) in summary.unreadable {
             if self.unreadable.insert(Arc::clone(&dir)) {
                 activity.errors += 1;
-                tracing::warn!(path = display_path(&self.root.join(&dir)), %error, "can't read a directory, so its results stay");
+                tracing::warn!(path = path_field(&self.root.join(&dir)), %error, "can't read a directory, so its results stay");
             }
         }
         self.owned.retain(|dir, _| !scope.covers(dir) || summary.owned.contains(dir));
@@ -419,7 +419,7 @@ impl Agenda {
         for (path, error) in summary.stranded {
             activity.errors += 1;
             let path = self.root.join(path);
-            tracing::warn!(path = display_path(&path), %error, "can't take up what a killed cleaner has left");
+            tracing::warn!(path = path_field(&path), %error, "can't take up what a killed cleaner has left");
         }
         activity
     }

@@ -15,7 +15,7 @@ use chrono::{DateTime, Utc};
 use crate::clock::Clock;
 use crate::config::ResultStore;
 use crate::entry::{Half, Key, Stem};
-use crate::error::display_path;
+use crate::error::path_field;
 use crate::look::{Broken, Pair, Seen, Sight, look};
 use crate::remove::{Removal, remove};
 use crate::root::{Dir, Root, is_mounted_over, leads_nowhere};
@@ -194,7 +194,7 @@ impl Attendant {
             Removal::Removed { freed, leftover } => {
                 let late = self.clock.wall() - pair.expires_at;
                 tracing::debug!(
-                    path = display_path(&result_path(root, &dir.rel, stem)),
+                    path = path_field(&result_path(root, &dir.rel, stem)),
                     late_ms = late.num_milliseconds(),
                     "deleted an expired result"
                 );
@@ -218,7 +218,7 @@ impl Attendant {
             let path = result_path(root, rel, stem);
             if catch_unwind(AssertUnwindSafe(|| store.removed(&path))).is_err() {
                 tracing::error!(
-                    path = display_path(&path),
+                    path = path_field(&path),
                     "the result store panicked when told of a removal"
                 );
             }

@@ -15,6 +15,12 @@ pub fn display_path(path: &Path) -> String {
     }
 }
 
+/// A path as a field of a log line. It is text, so that each format of the log quotes and escapes
+/// it in its own way.
+pub(crate) fn path_field(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
 /// Why a cleaner could not be started, or why a request to it was not carried out.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::change::Inbox;
-use crate::error::display_path;
+use crate::error::path_field;
 use crate::root::{Root, RootId, Standing, look_at};
 use crate::watch::{Refusal, Watcher, gives_events};
 
@@ -52,15 +52,15 @@ impl Place {
         match (self, before) {
             (Self::Same, _) => {}
             (Self::Absent, Self::Same) => tracing::info!(
-                path = display_path(path),
+                path = path_field(path),
                 "the cache directory does not exist yet; it is picked up when it appears"
             ),
             (Self::Absent, _) => tracing::warn!(
-                path = display_path(path),
+                path = path_field(path),
                 "the cache directory is gone; it is picked up when it appears again"
             ),
             (Self::Unreadable { reason }, _) => tracing::error!(
-                path = display_path(path),
+                path = path_field(path),
                 "can't read the cache directory, so it is tried again every second: {reason}"
             ),
             (Self::Open(open), _) => open.announce(every),
@@ -83,17 +83,17 @@ impl Open {
         let path = self.root.path();
         match &self.watcher {
             Err(refusal) => tracing::warn!(
-                path = display_path(path),
+                path = path_field(path),
                 ?every,
                 "the kernel does not tell of changes, so that they are swept for: {refusal}"
             ),
             Ok(_) if !self.gives_events => tracing::warn!(
-                path = display_path(path),
+                path = path_field(path),
                 ?every,
                 "the file system does not tell of changes that are made elsewhere, so that they \
                  are swept for (--fallback-interval)"
             ),
-            Ok(_) => tracing::info!(path = display_path(path), "watching the cache directory"),
+            Ok(_) => tracing::info!(path = path_field(path), "watching the cache directory"),
         }
     }
 }

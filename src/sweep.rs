@@ -12,7 +12,7 @@ use crate::attend::{Attendant, Failure, Found, Job, Outcome};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::entry::{Half, Key};
-use crate::error::{Error, display_path};
+use crate::error::{Error, path_field};
 use crate::look::{FileTime, Seen, Version};
 use crate::root::{Root, Standing, look_at};
 use crate::runtime::panic_message;
@@ -95,7 +95,7 @@ async fn on_thread<T: Default + Send + 'static>(
             },
             Standing::Absent => {
                 tracing::warn!(
-                    path = display_path(&path),
+                    path = path_field(&path),
                     "the cache directory does not exist, so there is nothing to do"
                 );
                 Ok(T::default())
@@ -224,7 +224,7 @@ impl Sums {
 
     fn error(&mut self, path: &std::path::Path, reason: &dyn std::fmt::Display) {
         self.activity.errors += 1;
-        tracing::warn!(path = display_path(&self.root.join(path)), "{reason}");
+        tracing::warn!(path = path_field(&self.root.join(path)), "{reason}");
     }
 }
 
@@ -239,7 +239,7 @@ fn list_blocking(root: &Root, attendant: &Attendant) -> Vec<ListedPair> {
         pairs.lock().unwrap_or_else(PoisonError::into_inner).extend(listed);
     });
     for (path, error) in summary.unreadable {
-        tracing::warn!(path = display_path(&root.path().join(path)), %error, "can't read a directory");
+        tracing::warn!(path = path_field(&root.path().join(path)), %error, "can't read a directory");
     }
     let mut pairs = pairs.into_inner().unwrap_or_else(PoisonError::into_inner);
     pairs.sort_by(|a: &ListedPair, b: &ListedPair| {
