@@ -13,7 +13,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{CacheDir, Pair, call, now, publish, result_cleaner, wait_until};
+use common::{CacheDir, Pair, call, has_strace, now, publish, result_cleaner, wait_until};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -302,13 +302,4 @@ fn calls() -> Vec<&'static str> {
 
 fn is_full() -> bool {
     std::env::var_os("RESULT_CLEANER_TEST_FULL").is_some()
-}
-
-fn has_strace() -> bool {
-    let works = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
-    let works = works.is_ok_and(|status| status.success());
-    if !works {
-        eprintln!("skipped: strace is not installed, or may not trace");
-    }
-    works
 }

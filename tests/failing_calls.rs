@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{CacheDir, Pair, call, free_address, now, result_cleaner, wait_until};
+use common::{CacheDir, Pair, call, free_address, has_strace, now, result_cleaner, wait_until};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 
@@ -314,13 +314,4 @@ impl Drop for Traced {
         let _ = self.tracer.kill();
         let _ = self.tracer.wait();
     }
-}
-
-fn has_strace() -> bool {
-    let works = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
-    let works = works.is_ok_and(|status| status.success());
-    if !works {
-        eprintln!("skipped: strace is not installed, or may not trace");
-    }
-    works
 }

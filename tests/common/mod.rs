@@ -264,3 +264,13 @@ pub fn snapshot(cache: &CacheDir) -> Vec<(PathBuf, [i64; 8])> {
     });
     seen.collect()
 }
+
+/// Whether strace can be driven here; says so where it can't.
+pub fn has_strace() -> bool {
+    let works = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
+    let works = works.is_ok_and(|status| status.success());
+    if !works {
+        eprintln!("skipped: strace is not installed, or may not trace");
+    }
+    works
+}
