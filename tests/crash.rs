@@ -1,7 +1,7 @@
 //! Cleaners that are killed, or held up, in the middle of a deletion, at every system call that matters, and
 //! what the next one makes of what they left.
 //!
-//! `RESULT_CLEANER_TEST_FULL` adds the calls that change nothing, and the service.
+//! `RESULT_CLEANER_TEST_LONG` adds the calls that change nothing, and the service.
 
 #![cfg(feature = "cli")]
 
@@ -13,7 +13,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{CacheDir, Pair, call, has_strace, now, publish, result_cleaner, wait_until};
+use common::{CacheDir, Pair, call, has_strace, is_long, now, publish, result_cleaner, wait_until};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -66,7 +66,7 @@ fn a_recovery_killed_at_any_call_is_finished_by_the_next_one() {
 
 #[test]
 fn a_service_killed_at_any_call_is_finished_by_a_sweep() {
-    if !has_strace() || !is_full() {
+    if !has_strace() || !is_long() {
         return;
     }
     for call in calls() {
@@ -296,10 +296,6 @@ fn is_locked(dir: &Path) -> bool {
 }
 
 fn calls() -> Vec<&'static str> {
-    let others = if is_full() { &OTHERS[..] } else { &[] };
+    let others = if is_long() { &OTHERS[..] } else { &[] };
     CHANGING.iter().chain(others).copied().collect()
-}
-
-fn is_full() -> bool {
-    std::env::var_os("RESULT_CLEANER_TEST_FULL").is_some()
 }

@@ -1,7 +1,7 @@
 //! Every call that a cleaner makes of the system may fail. Then the others of its pairs go on, the
 //! failing call is not repeated without end, and once the fault has passed everything goes.
 //!
-//! `RESULT_CLEANER_TEST_FULL` tries every call with every error.
+//! `RESULT_CLEANER_TEST_LONG` tries every call with every error.
 
 #![cfg(feature = "cli")]
 
@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{CacheDir, Pair, call, free_address, has_strace, now, result_cleaner, wait_until};
+use common::{
+    CacheDir, Pair, call, free_address, has_strace, is_long, now, result_cleaner, wait_until,
+};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 
@@ -259,7 +261,7 @@ fn calls_in(log: &Path) -> usize {
 }
 
 fn cases() -> Vec<(&'static str, &'static str)> {
-    if std::env::var_os("RESULT_CLEANER_TEST_FULL").is_none() {
+    if !is_long() {
         return FEW.to_vec();
     }
     CALLS.iter().flat_map(|&call| ERRORS.iter().map(move |&error| (call, error))).collect()

@@ -1,8 +1,7 @@
 //! The same names are published again just when what stands there expires, while two services
 //! delete in one directory: nothing fresh is lost, nothing is left over, nothing is counted twice.
 //!
-//! `RESULT_CLEANER_TEST_PUBLICATIONS` sets how often is published in each test (a long run:
-//! 100000), `RESULT_CLEANER_TEST_SEED` the seed of the offsets.
+//! `RESULT_CLEANER_TEST_PUBLICATIONS` sets how often is published in each test.
 
 #![cfg(feature = "cli")]
 
@@ -17,10 +16,10 @@ use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{CacheDir, Pair, Service, now, publish, wait_until};
+use common::{CacheDir, Pair, Random, Service, extent, figure, now, publish, seed, wait_until};
 
-/// How often is published in a run that nobody waits for.
-const PUBLICATIONS: u64 = 2000;
+/// How often is published in each test, ordinarily and in a long run.
+const PUBLICATIONS: (u64, u64) = (2000, 100_000);
 /// How many names each writer publishes in a round, and how far apart they expire.
 const NAMES: usize = 16;
 const APART: f64 = 0.004;
@@ -128,11 +127,10 @@ impl AddAssign for Tally {
 
 impl Trial {
     fn new(style: Style, shared: bool) -> Self {
-        let from_clock = (now() * 1e6) as u64;
         Self {
             style,
             shared,
-            seed: from_environment("RESULT_CLEANER_TEST_SEED").unwrap_or(from_clock),
+            seed: seed(),
             cache: CacheDir::new(),
             expiries: Default::default(),
             last: Default::default(),
@@ -142,7 +140,7 @@ impl Trial {
     }
 
     fn run(self) {
-        let wanted = from_environment("RESULT_CLEANER_TEST_PUBLICATIONS").unwrap_or(PUBLICATIONS);
+        let wanted = extent("RESULT_CLEANER_TEST_PUBLICATIONS", PUBLICATIONS.0, PUBLICATIONS.1);
         let services = [0, 1].map(|_| Service::start(self.cache.path(), &[]));
         // Each writer publishes each of its names twice a round; of shared names one does so once.
         let per_round = (if self.shared { 3 } else { 4 }) * NAMES as u64;
@@ -347,23 +345,5 @@ fn sleep_to(at: f64) {
         if left > 0.0005 {
             thread::sleep(Duration::from_secs_f64(left - 0.0004));
         }
-    }
-}
-
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    /// From 0 up to 1.
-    fn fraction(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((bits ^ (bits >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
     }
 }

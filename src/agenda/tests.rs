@@ -1,37 +1,16 @@
 //! The agenda against a polling oracle: random operations on a pretended disk, with events that are
 //! dropped, doubled and reordered, and with work that is read at one time and settled at another.
+//!
+//! `RESULT_CLEANER_TEST_OPERATIONS` sets how many operations.
 
 use std::collections::BTreeMap;
 
+#[path = "../../tests/common/trial.rs"]
+mod trial;
+
+use self::trial::{Random, extent, figure, seed};
 use super::*;
 use crate::look::Seen;
-
-/// How many operations, and from which seed: `RESULT_CLEANER_TEST_OPERATIONS`,
-/// `RESULT_CLEANER_TEST_SEED`.
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
-}
-
-/// SplitMix64 (Steele, Lea and Flood, 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-}
 
 #[derive(Debug, Clone, PartialEq)]
 enum Metadata {
@@ -373,12 +352,11 @@ impl World {
 
 #[test]
 fn whatever_happens_it_ends_as_a_polling_cleaner_would() {
-    let operations = setting("RESULT_CLEANER_TEST_OPERATIONS", 30_000);
-    let start = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
-    let mut seed = setting("RESULT_CLEANER_TEST_SEED", start);
+    let operations = extent("RESULT_CLEANER_TEST_OPERATIONS", 30_000, 1_000_000);
+    let mut seed = seed();
     let mut deleted = 0;
     for _ in 0..operations.div_ceil(1000) {
-        println!("seed {seed}");
+        println!("from seed {seed}");
         let mut world = World::new(seed);
         for round in 1..=1000 {
             world.step();
@@ -391,4 +369,5 @@ fn whatever_happens_it_ends_as_a_polling_cleaner_would() {
         seed = seed.wrapping_add(1);
     }
     assert!(deleted > 0, "nothing was ever deleted, so that little was tested");
+    figure("model against polling oracle", format!("{operations} operations, 0 divergences"));
 }

@@ -19,9 +19,11 @@ use tempfile::TempDir;
 
 mod metrics;
 mod service;
+mod trial;
 
 pub use metrics::*;
 pub use service::*;
+pub use trial::*;
 
 /// How long a condition may take on a machine that is busy with other things.
 pub const PATIENCE: Duration = Duration::from_secs(60);
