@@ -34,8 +34,10 @@ const CHANGED_PAUSE: Duration = Duration::from_millis(50);
 /// Pauses between attempts grow from the first to the last of these.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(600);
-/// How often a pair may be found in the hands of another cleaner before that is told.
-const TAKEN_PATIENCE: u32 = 3;
+/// How often a pair may be found in the hands of another cleaner before that is taken for dead,
+/// and before it is told.
+const TAKEN_FOR_AN_INSTANT: u32 = 2;
+const TAKEN_PATIENCE: u32 = 5;
 /// The ends of the spans in which expiries are counted, in seconds from now.
 const BUCKETS: [u64; 7] = [60, 600, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400];
 
@@ -246,13 +248,17 @@ impl Agenda {
                 }
             }
             Outcome::Changed => {
-                let pause = CHANGED_PAUSE.saturating_mul(2_u32.saturating_pow(past.changes));
+                let until = now.mono + changed_pause(past);
                 let past = Past { changes: past.changes.saturating_add(1), ..past };
-                self.pause(key, now.mono + pause.min(LAST_PAUSE), past);
+                self.pause(key, until, past);
             }
             Outcome::Taken => {
-                // Its owner may be dead.
-                let until = self.recover_later(&key.dir, now);
+                let until = if past.changes < TAKEN_FOR_AN_INSTANT {
+                    now.mono + changed_pause(past)
+                } else {
+                    // Its owner may be dead.
+                    self.recover_later(&key.dir, now)
+                };
                 if past.changes == TAKEN_PATIENCE {
                     activity.errors += 1;
                     tracing::warn!(
@@ -483,6 +489,10 @@ pub(crate) fn figures_alone(outcome: &Outcome) -> Activity {
         }
         _ => Activity { checked: 1, ..Activity::default() },
     }
+}
+
+fn changed_pause(past: Past) -> Duration {
+    CHANGED_PAUSE.saturating_mul(2_u32.saturating_pow(past.changes)).min(LAST_PAUSE)
 }
 
 fn growing_pause(failures: u32) -> Duration {

@@ -61,6 +61,11 @@ pub struct Config {
     pub report_interval: Duration,
     /// How often to sweep while the kernel can't tell of all changes; 60 s by default.
     pub fallback_interval: Duration,
+    /// Whether the threads that delete are confined to the cache directory by Landlock, where the
+    /// kernel has it: they then can create, write, rename or remove nothing elsewhere. The command
+    /// line does so. Off by default, because [`result_store`](Self::result_store) is called, and
+    /// logs are written, on those threads, and may need to write.
+    pub sandbox: bool,
 }
 
 impl Config {
@@ -73,6 +78,7 @@ impl Config {
             result_store: None,
             report_interval: Duration::from_secs(10),
             fallback_interval: Duration::from_secs(60),
+            sandbox: false,
         }
     }
 
@@ -134,6 +140,7 @@ impl fmt::Debug for Config {
             .field("result_store", &self.result_store.as_ref().map(|_| "..."))
             .field("report_interval", &self.report_interval)
             .field("fallback_interval", &self.fallback_interval)
+            .field("sandbox", &self.sandbox)
             .finish()
     }
 }

@@ -4,12 +4,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 use crate::agenda::ScanId;
-use crate::attend::{Attendant, Found, Job};
+use crate::attend::{Attendant, Attending, Found, Job};
 use crate::change::Inbox;
 use crate::place::{Open, Place, probe};
 use crate::runtime::panic_message;
@@ -17,14 +18,18 @@ use crate::scan::{Scan, Summary};
 
 /// How many batches of jobs are under way at once.
 const BATCHES: usize = 2;
+/// How many batches may still hold something.
+const HOLDING: usize = 16;
 /// How many events wait for the worker; a thread that has more to tell waits.
 pub(crate) const EVENTS: usize = 64;
 
 /// What the threads tell the worker.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// A batch of jobs is done.
-    Attended { epoch: Epoch, found: Vec<Found>, took: Duration },
+    /// A batch of jobs is done, but for what it `holds`, if anything.
+    Attended { epoch: Epoch, found: Vec<Found>, took: Duration, holds: bool },
+    /// What a batch of jobs held is done, too.
+    Finished { epoch: Epoch, found: Vec<Found>, took: Duration },
     /// A scan has found this so far.
     Scanned { epoch: Epoch, id: ScanId, found: Vec<Found> },
     /// A scan has told all that it found.
@@ -45,6 +50,7 @@ pub(crate) struct Crew {
     events: mpsc::Sender<Event>,
     epoch: Epoch,
     batches: usize,
+    holding: usize,
     probing: bool,
     /// Ends the scans and jobs of this epoch.
     cancel: Arc<AtomicBool>,
@@ -61,7 +67,10 @@ impl Crew {
     pub fn new(attendant: Attendant) -> (Self, mpsc::Receiver<Event>) {
         let (events, receiver) = mpsc::channel(EVENTS);
         let cancel = Arc::default();
-        (Self { attendant, events, epoch: 0, batches: 0, probing: false, cancel }, receiver)
+        (
+            Self { attendant, events, epoch: 0, batches: 0, holding: 0, probing: false, cancel },
+            receiver,
+        )
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -86,12 +95,12 @@ impl Crew {
 
     /// Whether another batch of jobs can be begun.
     pub fn has_room(&self) -> bool {
-        self.batches < BATCHES
+        self.batches < BATCHES && self.holding < HOLDING
     }
 
     /// Whether jobs are under way.
     pub fn is_attending(&self) -> bool {
-        self.batches > 0
+        self.batches + self.holding > 0
     }
 
     /// Attends to a batch of jobs.
@@ -99,16 +108,34 @@ impl Crew {
         self.batches += 1;
         let (attendant, open, epoch) = (self.attendant.clone(), Arc::clone(open), self.epoch);
         let cancel = Arc::clone(&self.cancel);
+        let events = self.events.clone();
         self.on_thread(move || {
-            let start = Instant::now();
-            let found = attendant.attend_all(&open.root, &jobs, &cancel);
-            Event::Attended { epoch, found, took: start.elapsed() }
+            attendant.run(&open.root, || {
+                let start = Instant::now();
+                let mut attending = Attending::new(&attendant, &open.root);
+                attending.attend_all(&jobs, &cancel);
+                let (found, holds) = (attending.take_found(), attending.holds());
+                let attended = Event::Attended { epoch, found, took: start.elapsed(), holds };
+                let Some(until) = attending.next() else { return attended };
+                // Where nobody listens any more, what is held has to be finished all the same.
+                let _ = events.blocking_send(attended);
+                thread::sleep(until.saturating_duration_since(Instant::now()));
+                let start = Instant::now();
+                attending.finish();
+                Event::Finished { epoch, found: attending.take_found(), took: start.elapsed() }
+            })
         });
     }
 
     /// Takes note of [`Event::Attended`].
-    pub fn attended(&mut self) {
+    pub fn attended(&mut self, holds: bool) {
         self.batches -= 1;
+        self.holding += usize::from(holds);
+    }
+
+    /// Takes note of [`Event::Finished`].
+    pub fn finished(&mut self) {
+        self.holding -= 1;
     }
 
     /// Scans `trees`.
@@ -117,18 +144,19 @@ impl Crew {
         let (events, cancel) = (self.events.clone(), Arc::clone(&self.cancel));
         self.on_thread(move || {
             let start = Instant::now();
-            let summary = Scan {
+            let found = |found| {
+                if events.blocking_send(Event::Scanned { epoch, id, found }).is_err() {
+                    cancel.store(true, Ordering::Relaxed);
+                }
+            };
+            let scan = Scan {
                 root: &open.root,
                 watcher: open.watcher.as_ref().ok(),
                 attendant: &attendant,
                 cancel: &cancel,
-                found: &|found| {
-                    if events.blocking_send(Event::Scanned { epoch, id, found }).is_err() {
-                        cancel.store(true, Ordering::Relaxed);
-                    }
-                },
-            }
-            .run(&trees);
+                found: &found,
+            };
+            let summary = attendant.run(&open.root, || scan.run(&trees));
             Event::ScanEnded { epoch, id, summary, took: start.elapsed() }
         });
     }

@@ -84,6 +84,7 @@ mod report;
 mod reports;
 mod root;
 mod runtime;
+mod sandbox;
 mod scan;
 mod schedule;
 #[cfg(feature = "server")]

@@ -1,14 +1,21 @@
-//! Deleting a pair. The only module that renames or unlinks.
+//! Deleting a pair.
 //!
 //! Linux has no "unlink this name if it still is that file", so between a look and an `unlink` a
 //! writer could publish the same names anew, and lose what it published. Therefore each half is
 //! first *claimed*: renamed to a reserved name beside it, where no writer will touch it. What was
-//! claimed is compared with what was judged, and put back if it is something else. Only then is it
-//! unlinked.
+//! claimed is compared with what was judged, and put back if it is something else.
+//!
+//! A writer that truncates a file in place may have looked its name up just before it was claimed,
+//! and truncate it just after. So the result is *held* for an instant before it is unlinked. (The
+//! metadata need not be: who publishes a pair anew begins with the result, whose name is free by
+//! then, so that it is noticed.)
 //!
 //! ```text
-//! claim result ─ same file? ─ read metadata again ─ still due? ─ claim metadata ─ same file? ─ unlink both
-//!       no: put it back ┘          no: put the result back ┘          no: put both back ┘
+//! claim result ─ same file? ─ read metadata again ─ still due? ─ hold ─ published anew? ─┐
+//!       no: put it back ┘          no: put it back ┘            yes: unlink the old one ┘ │
+//!                                                                                         │
+//!         unlink both ─ published anew? ─ same files still? ─ claim metadata ─────────────┘
+//!            yes: put back ┘                no: put back ┘
 //! ```
 //!
 //! All cleaners use one reserved name for one half, and a claim replaces nothing. So there is one
@@ -20,22 +27,27 @@
 //! living. (A lock needs no file of its own, ends with its process, and is seen across containers.)
 //! Another program that keeps an exclusive lock on a directory keeps what is in it from deletion.
 
-use std::ffi::OsStr;
+mod claim;
+mod recovery;
+
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use rustix::fs::{AtFlags, FlockOperation, RenameFlags, flock, renameat_with, unlinkat};
-use rustix::io::{Errno, retry_on_intr};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
-use crate::entry::{Half, Name, Stem};
-use crate::look::{Metadata, Pair, Seen, read_metadata, regular};
+use self::claim::{Claim, give_back_both, unlink};
+pub(crate) use self::recovery::{Recovery, recover};
+use crate::entry::{Half, Stem};
+use crate::look::{Metadata, Pair, read_metadata, regular};
 use crate::root::{Dir, Root};
 
+/// How long a claimed result is held before it is unlinked. `open(2)` with `O_TRUNC` takes some
+/// microseconds from the lookup to the truncation, unless its thread is held up in between.
+pub(crate) const HOLD: Duration = Duration::from_millis(5);
 /// How often, and with what pause, a lock that a recovery holds for an instant is tried again.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
@@ -43,6 +55,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(2);
 /// What became of an attempt to delete.
 #[derive(Debug)]
 pub(crate) enum Removal {
+    /// Its result is claimed, and to be unlinked once it was held.
+    Held(Held),
     /// This cleaner removed the result; `leftover` tells why its metadata could not follow.
     Removed { freed: u64, leftover: Option<io::Error> },
     /// The pair is not what was judged any more; it is as it was found.
@@ -61,34 +75,34 @@ pub(crate) enum Removal {
 /// the time that `wall` tells.
 pub(crate) fn remove(
     root: &Root,
-    dir: &Dir,
+    dir: &Arc<Dir>,
     stem: &Stem,
-    pair: &Pair,
+    pair: Pair,
     wall: &dyn Fn() -> DateTime<Utc>,
     buffer: &mut Vec<u8>,
 ) -> Removal {
-    let removal = Attempt { dir, stem, pair, wall, buffer };
     // A directory that was moved out of the cache directory takes its pairs with it.
     if !root.still_holds(dir) {
         return Removal::Gone;
     }
+    let attempt = Attempt { dir, stem, pair, wall, buffer };
     match lock_shared(dir) {
-        Ok(true) => removal.by_claims(),
-        Ok(false) => removal.directly(),
+        Ok(true) => attempt.by_claims(),
+        Ok(false) => attempt.directly(),
         Err(error) => Removal::Failed(error),
     }
 }
 
 struct Attempt<'a> {
-    dir: &'a Dir,
+    dir: &'a Arc<Dir>,
     stem: &'a Stem,
-    pair: &'a Pair,
+    pair: Pair,
     wall: &'a dyn Fn() -> DateTime<Utc>,
     buffer: &'a mut Vec<u8>,
 }
 
 impl Attempt<'_> {
-    fn by_claims(mut self) -> Removal {
+    fn by_claims(self) -> Removal {
         let result = Claim::new(self.dir, self.stem, Half::Result);
         match result.take() {
             Ok(()) => {}
@@ -100,46 +114,18 @@ impl Attempt<'_> {
         if !result.is(&self.pair.result) {
             return given_back(&result, None, Removal::Changed);
         }
-        match self.read_again() {
+        match is_still_due(self.dir, self.stem, &self.pair, self.wall, self.buffer) {
             Ok(true) => {}
             Ok(false) => return given_back(&result, None, Removal::Changed),
             Err(error) => return given_back(&result, None, Removal::Failed(error)),
         }
-        let metadata = Claim::new(self.dir, self.stem, Half::Metadata);
-        match metadata.take() {
-            Ok(()) => {}
-            Err(Errno::NOENT) => return given_back(&result, None, Removal::Changed),
-            Err(Errno::EXIST) => return given_back(&result, None, Removal::Taken),
-            Err(error) if cannot_claim(error) => return self.metadata_directly(&result),
-            Err(error) => return given_back(&result, None, Removal::Failed(error.into())),
-        }
-        if !metadata.is(&self.pair.metadata) || !result.is(&self.pair.result) {
-            return given_back(&result, Some(&metadata), Removal::Changed);
-        }
-        if let Err(error) = result.unlink() {
-            return given_back(&result, Some(&metadata), Removal::Failed(error.into()));
-        }
-        // A writer that had opened it by its own name may only now have begun to write to it.
-        let unlinked = if metadata.is(&self.pair.metadata) {
-            metadata.unlink()
-        } else {
-            metadata.give_back().and(Err(Errno::NOENT))
-        };
-        self.removed(unlinked)
-    }
-
-    /// The result is claimed, but its metadata can't be.
-    fn metadata_directly(mut self, result: &Claim<'_>) -> Removal {
-        if let Err(error) = result.unlink() {
-            return given_back(result, None, Removal::Failed(error.into()));
-        }
-        let unlinked = self.unlink_metadata_if_same();
-        self.removed(unlinked)
+        let (dir, stem) = (Arc::clone(self.dir), self.stem.clone());
+        Removal::Held(Held { dir, stem, pair: self.pair, since: Instant::now() })
     }
 
     /// Without claims: the last look and the `unlink` follow each other at once.
-    fn directly(mut self) -> Removal {
-        match self.read_again() {
+    fn directly(self) -> Removal {
+        match is_still_due(self.dir, self.stem, &self.pair, self.wall, self.buffer) {
             Ok(true) => {}
             Ok(false) => return Removal::Changed,
             Err(error) => return Removal::Failed(error),
@@ -156,78 +142,103 @@ impl Attempt<'_> {
             Err(Errno::NOENT) => return Removal::Gone,
             Err(error) => return Removal::Failed(error.into()),
         }
-        let unlinked = self.unlink_metadata_if_same();
-        self.removed(unlinked)
+        let Self { dir, stem, pair, wall, buffer } = self;
+        removed(&pair, unlink_metadata_if_due(dir, stem, &pair, wall, buffer))
+    }
+}
+
+/// Whether the metadata under its own name is the file that was judged, and still due.
+fn is_still_due(
+    dir: &Dir,
+    stem: &Stem,
+    pair: &Pair,
+    wall: &dyn Fn() -> DateTime<Utc>,
+    buffer: &mut Vec<u8>,
+) -> io::Result<bool> {
+    let again = read_metadata(dir, &stem.name(Half::Metadata), buffer)?;
+    Ok(again.is_some_and(|Metadata { seen, expires_at }| {
+        seen.version == pair.metadata.version && expires_at.is_ok_and(|at| at <= wall())
+    }))
+}
+
+fn unlink_metadata_if_due(
+    dir: &Dir,
+    stem: &Stem,
+    pair: &Pair,
+    wall: &dyn Fn() -> DateTime<Utc>,
+    buffer: &mut Vec<u8>,
+) -> rustix::io::Result<()> {
+    match is_still_due(dir, stem, pair, wall, buffer) {
+        Ok(true) => unlink(dir, &stem.name(Half::Metadata)),
+        // Published anew: it belongs to a result that is there, or about to be.
+        Ok(false) => Err(Errno::NOENT),
+        Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+    }
+}
+
+/// A pair whose result is claimed.
+#[derive(Debug)]
+pub(crate) struct Held {
+    /// Keeps the lock on the directory.
+    pub dir: Arc<Dir>,
+    pub stem: Stem,
+    pair: Pair,
+    since: Instant,
+}
+
+impl Held {
+    /// When it has been held for long enough.
+    pub fn until(&self) -> Instant {
+        self.since + HOLD
     }
 
-    fn unlink_metadata_if_same(&mut self) -> rustix::io::Result<()> {
-        match self.read_again() {
-            Ok(true) => unlink(self.dir, &self.stem.name(Half::Metadata)),
-            // Published anew: it belongs to a result that is there, or about to be.
-            Ok(false) => Err(Errno::NOENT),
-            Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+    /// Unlinks both halves, if nothing has happened to them meanwhile.
+    pub fn finish(self, wall: &dyn Fn() -> DateTime<Utc>, buffer: &mut Vec<u8>) -> Removal {
+        let Self { dir, stem, pair, .. } = &self;
+        let result = Claim::new(dir, stem, Half::Result);
+        let metadata = Claim::new(dir, stem, Half::Metadata);
+        if result.own_name_is_taken() {
+            return self.published_anew(&result);
         }
+        match metadata.take() {
+            Ok(()) => {}
+            Err(Errno::NOENT) => return given_back(&result, None, Removal::Changed),
+            Err(Errno::EXIST) => return given_back(&result, None, Removal::Taken),
+            Err(error) if cannot_claim(error) => {
+                return match result.unlink() {
+                    Ok(()) => removed(pair, unlink_metadata_if_due(dir, stem, pair, wall, buffer)),
+                    Err(error) => given_back(&result, None, Removal::Failed(error.into())),
+                };
+            }
+            Err(error) => return given_back(&result, None, Removal::Failed(error.into())),
+        }
+        if !metadata.is(&pair.metadata) || !result.is(&pair.result) || result.own_name_is_taken() {
+            return given_back(&result, Some(&metadata), Removal::Changed);
+        }
+        if let Err(error) = result.unlink() {
+            return given_back(&result, Some(&metadata), Removal::Failed(error.into()));
+        }
+        removed(pair, metadata.unlink())
     }
 
-    /// Whether the metadata under its own name is the file that was judged, and still due.
-    fn read_again(&mut self) -> io::Result<bool> {
-        let again = read_metadata(self.dir, &self.stem.name(Half::Metadata), self.buffer)?;
-        Ok(again.is_some_and(|Metadata { seen, expires_at }| {
-            seen.version == self.pair.metadata.version
-                && expires_at.is_ok_and(|at| at <= (self.wall)())
-        }))
-    }
-
-    fn removed(&self, metadata: rustix::io::Result<()>) -> Removal {
-        let result = self.pair.result.version.size;
-        match metadata {
-            Ok(()) => Removal::Removed { freed: self.pair.bytes(), leftover: None },
-            Err(Errno::NOENT) => Removal::Removed { freed: result, leftover: None },
-            Err(error) => Removal::Removed { freed: result, leftover: Some(error.into()) },
+    /// The new result needs its metadata, whichever that is by now; the old one had expired.
+    fn published_anew(&self, result: &Claim<'_>) -> Removal {
+        if !result.is(&self.pair.result) {
+            return given_back(result, None, Removal::Changed);
+        }
+        match result.unlink() {
+            Ok(()) => removed(&self.pair, Err(Errno::NOENT)),
+            Err(error) => given_back(result, None, Removal::Failed(error.into())),
         }
     }
 }
 
-/// A half under its reserved name.
-struct Claim<'a> {
-    dir: &'a Dir,
-    own: Vec<u8>,
-    reserved: Vec<u8>,
-}
-
-impl<'a> Claim<'a> {
-    fn new(dir: &'a Dir, stem: &Stem, half: Half) -> Self {
-        Self { dir, own: stem.name(half), reserved: stem.claim(half) }
-    }
-
-    fn take(&self) -> rustix::io::Result<()> {
-        rename(self.dir, &self.own, &self.reserved)
-    }
-
-    /// Whether what was taken is the file that was judged, unchanged. (Its ctime tells nothing:
-    /// the renaming changed it.)
-    fn is(&self, judged: &Seen) -> bool {
-        regular(self.dir, &self.reserved)
-            .is_ok_and(|seen| seen.is_some_and(|seen| seen.version == judged.version))
-    }
-
-    /// Whether a file stands under the name that this one would get back.
-    fn own_name_is_taken(&self) -> bool {
-        regular(self.dir, &self.own).is_ok_and(|seen| seen.is_some())
-    }
-
-    fn unlink(&self) -> rustix::io::Result<()> {
-        unlink(self.dir, &self.reserved)
-    }
-
-    /// Gives the file its name back, or drops it if that was published anew meanwhile.
-    fn give_back(&self) -> rustix::io::Result<()> {
-        match rename(self.dir, &self.reserved, &self.own) {
-            Err(Errno::EXIST) => self.unlink(),
-            // A recovery was faster.
-            Err(Errno::NOENT) => Ok(()),
-            other => other,
-        }
+fn removed(pair: &Pair, metadata: rustix::io::Result<()>) -> Removal {
+    let result = pair.result.version.size;
+    match metadata {
+        Ok(()) => Removal::Removed { freed: pair.bytes(), leftover: None },
+        Err(Errno::NOENT) => Removal::Removed { freed: result, leftover: None },
+        Err(error) => Removal::Removed { freed: result, leftover: Some(error.into()) },
     }
 }
 
@@ -238,24 +249,6 @@ fn given_back(result: &Claim<'_>, metadata: Option<&Claim<'_>>, removal: Removal
         None => result.give_back(),
     };
     done.map_or_else(|error| Removal::Stranded(error.into()), |()| removal)
-}
-
-/// Gives both halves back, the result last. That makes it the newer one, so that it counts as half
-/// published for a second: if it was published anew meanwhile, what is given back may be the
-/// metadata of an older one.
-fn give_back_both(result: &Claim<'_>, metadata: &Claim<'_>) -> rustix::io::Result<()> {
-    if result.own_name_is_taken() {
-        match result.unlink() {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error),
-        }
-        match result.take() {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    metadata.give_back()?;
-    result.give_back()
 }
 
 /// Why a file can't be taken to a reserved name although it might be unlinked: the file system
@@ -270,14 +263,6 @@ fn cannot_claim(error: Errno) -> bool {
             | Errno::NOSPC
             | Errno::DQUOT
     )
-}
-
-fn rename(dir: &Dir, from: &[u8], to: &[u8]) -> rustix::io::Result<()> {
-    retry_on_intr(|| renameat_with(dir, from, dir, to, RenameFlags::NOREPLACE))
-}
-
-fn unlink(dir: &Dir, name: &[u8]) -> rustix::io::Result<()> {
-    retry_on_intr(|| unlinkat(dir, name, AtFlags::empty()))
 }
 
 /// Locks the directory against recoveries until its descriptor is closed; false where the file
@@ -298,100 +283,4 @@ fn lock_shared(dir: &Dir) -> io::Result<bool> {
     }
     dir.note_locked_by_others();
     Err(io::Error::new(io::ErrorKind::WouldBlock, "another program holds a lock on the directory"))
-}
-
-/// What became of claims that were found in a directory.
-#[derive(Debug, Default)]
-pub(crate) struct Recovery {
-    /// Pairs whose deletion was finished, and the bytes that this freed.
-    pub finished: Vec<Stem>,
-    pub freed: u64,
-    /// Pairs that had claims, which are to be judged anew.
-    pub touched: Vec<Stem>,
-    /// Claims that have a living owner.
-    pub owned: bool,
-    /// Reserved names that could not be dealt with, and why.
-    pub failed: Vec<(PathBuf, io::Error)>,
-}
-
-/// Takes up the claims that cleaners left behind in a directory when they were killed.
-///
-/// A pair whose metadata was claimed while it was due was being deleted: that is finished. All
-/// else gets its own name back, or goes if that was published anew meanwhile.
-pub(crate) fn recover(
-    root: &Root,
-    rel: &Arc<Path>,
-    claims: &[Vec<u8>],
-    now: DateTime<Utc>,
-) -> io::Result<Recovery> {
-    let mut recovery = Recovery::default();
-    // A descriptor of its own, since the lock belongs to the descriptor.
-    let dir = &root.open_dir(rel)?;
-    match flock(dir, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK | Errno::INTR) => {
-            recovery.owned = true;
-            return Ok(recovery);
-        }
-        Err(error) => return Err(error.into()),
-    }
-    let mut stems: Vec<Stem> = Vec::new();
-    for reserved in claims {
-        if let Name::Claim(_, stem) = Name::of(reserved)
-            && !stems.contains(&stem)
-        {
-            stems.push(stem);
-        }
-    }
-    for stem in stems {
-        let result = Claim::new(dir, &stem, Half::Result);
-        let metadata = Claim::new(dir, &stem, Half::Metadata);
-        let taken = regular(dir, &result.reserved)?;
-        // An owner claims metadata only after it made sure of the result that it had claimed
-        // before. It may be that of a newer result by mistake, if there is one; and a recovery may
-        // have taken a newer result for an instant, which then has not settled.
-        let untouched = !result.own_name_is_taken() && !metadata.own_name_is_taken();
-        let settled = taken.is_none_or(|taken| taken.settles_in(now).is_zero());
-        let done = match claimed_metadata(&metadata, now)? {
-            Some((seen, true)) if untouched && settled => {
-                if taken.is_some() {
-                    recovery.finished.push(stem.clone());
-                }
-                finish(&result, taken, &metadata, seen, &mut recovery)
-            }
-            Some(_) => give_back_both(&result, &metadata),
-            None if taken.is_some() => result.give_back(),
-            None => Ok(()),
-        };
-        if let Err(error) = done {
-            let name = OsStr::from_bytes(&result.reserved);
-            recovery.failed.push((dir.rel.join(name), error.into()));
-        }
-        recovery.touched.push(stem);
-    }
-    Ok(recovery)
-}
-
-/// Claimed metadata, and whether it says that its pair may go.
-fn claimed_metadata(claim: &Claim<'_>, now: DateTime<Utc>) -> io::Result<Option<(Seen, bool)>> {
-    let read = read_metadata(claim.dir, &claim.reserved, &mut Vec::new())?;
-    Ok(read.map(|read| (read.seen, read.expires_at.is_ok_and(|at| at <= now))))
-}
-
-/// Finishes a deletion: the result first, so that no crash in between leaves metadata alone as if
-/// its result had never been.
-fn finish(
-    result: &Claim<'_>,
-    taken: Option<Seen>,
-    metadata: &Claim<'_>,
-    seen: Seen,
-    recovery: &mut Recovery,
-) -> rustix::io::Result<()> {
-    if let Some(taken) = taken {
-        result.unlink()?;
-        recovery.freed += taken.version.size;
-    }
-    metadata.unlink()?;
-    recovery.freed += seen.version.size;
-    Ok(())
 }

@@ -10,16 +10,16 @@ use std::num::NonZero;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use walkdir::WalkDir;
 
-use crate::attend::{Attendant, Found};
-use crate::entry::{Half, Key, Name, Stem};
+use crate::attend::{Attendant, Attending, Found};
+use crate::entry::{Half, Name, Stem};
 use crate::remove::{Recovery, recover};
 use crate::root::{Dir, Root, leads_nowhere};
 use crate::watch::{Refusal, Watcher};
@@ -71,14 +71,13 @@ impl Scan<'_> {
         let mut summary = Summary::default();
         let mut claims = Vec::new();
         let threads = thread::available_parallelism().map_or(2, NonZero::get).clamp(2, 8);
-        let (batches, queue) = mpsc::sync_channel(threads * 2);
-        // Only the attending threads hold it: were they to die, the listing would not wait for them.
-        let queue = Arc::new(Mutex::new(queue));
+        let (batches, queue) = crossbeam_channel::bounded(threads * 2);
         thread::scope(|scope| {
             for _ in 0..threads {
-                let queue = Arc::clone(&queue);
+                let queue = queue.clone();
                 scope.spawn(move || self.attend(&queue));
             }
+            // Only the attending threads hold it: were they to die, the listing would not wait.
             drop(queue);
             for tree in trees {
                 self.list_tree(tree, &batches, &mut summary, &mut claims);
@@ -95,7 +94,7 @@ impl Scan<'_> {
     fn list_tree(
         &self,
         tree: &Arc<Path>,
-        batches: &SyncSender<Batch>,
+        batches: &Sender<Batch>,
         summary: &mut Summary,
         claims: &mut Vec<(Arc<Path>, Vec<Vec<u8>>)>,
     ) {
@@ -124,7 +123,7 @@ impl Scan<'_> {
     fn list(
         &self,
         rel: &Arc<Path>,
-        batches: &SyncSender<Batch>,
+        batches: &Sender<Batch>,
         summary: &mut Summary,
         claims: &mut Vec<(Arc<Path>, Vec<Vec<u8>>)>,
         pending: &mut Vec<Arc<Path>>,
@@ -178,21 +177,29 @@ impl Scan<'_> {
         Ok(())
     }
 
-    fn attend(&self, queue: &Mutex<Receiver<Batch>>) {
-        let mut buffer = Vec::new();
+    fn attend(&self, queue: &Receiver<Batch>) {
+        let mut attending = Attending::new(self.attendant, self.root);
         loop {
-            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(Batch { dir, stems }) = next else { return };
-            let mut found = Vec::with_capacity(stems.len());
-            for stem in stems {
-                if self.cancelled() {
-                    break;
+            let next = match attending.next() {
+                Some(until) => queue.recv_deadline(until),
+                None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match next {
+                Ok(Batch { dir, stems }) => {
+                    for stem in stems {
+                        if self.cancelled() {
+                            break;
+                        }
+                        attending.attend(&dir, &stem, None);
+                    }
                 }
-                let outcome = self.attendant.attend(self.root, &dir, &stem, None, &mut buffer);
-                found.push(Found { key: Key { dir: Arc::clone(&dir.rel), stem }, outcome });
+                Err(RecvTimeoutError::Timeout) => attending.finish_ripe(),
+                Err(RecvTimeoutError::Disconnected) => break,
             }
-            (self.found)(found);
+            (self.found)(attending.take_found());
         }
+        attending.finish();
+        (self.found)(attending.take_found());
     }
 
     /// Takes up the claims that killed cleaners left behind.
@@ -235,12 +242,13 @@ impl Scan<'_> {
             summary.owned.push(Arc::clone(&rel));
         }
         if let Ok(dir) = self.root.open_dir(&rel) {
-            let mut buffer = Vec::new();
-            let attend = |stem: Stem| {
-                let outcome = self.attendant.attend(self.root, &dir, &stem, None, &mut buffer);
-                Found { key: Key { dir: Arc::clone(&rel), stem }, outcome }
-            };
-            (self.found)(recovery.touched.into_iter().map(attend).collect());
+            let dir = Arc::new(dir);
+            let mut attending = Attending::new(self.attendant, self.root);
+            for stem in recovery.touched {
+                attending.attend(&dir, &stem, None);
+            }
+            attending.finish();
+            (self.found)(attending.take_found());
         }
     }
 

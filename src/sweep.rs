@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
-use crate::attend::{Attendant, Failure, Found, Job, Outcome};
+use crate::attend::{Attendant, Attending, Failure, Found, Job, Outcome};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::entry::{Half, Key};
@@ -43,8 +43,8 @@ use crate::stats::{Activity, SweepReport};
 /// ```
 pub async fn sweep_once(config: &Config) -> Result<SweepReport, Error> {
     let clock = Arc::new(Clock::default());
-    let attendant = Attendant::deleting(clock, config.result_store.clone());
-    on_thread(config, move |root| sweep(&root, &attendant)).await
+    let attendant = Attendant::deleting(clock, config);
+    on_thread(config, move |root| attendant.run(root, || sweep(root, &attendant))).await
 }
 
 /// Counts what [`sweep_once`] would delete, and deletes nothing.
@@ -53,7 +53,7 @@ pub async fn sweep_once(config: &Config) -> Result<SweepReport, Error> {
 /// As for [`sweep_once`].
 pub async fn sweep_dry_run(config: &Config) -> Result<SweepReport, Error> {
     let attendant = Attendant::looking(Arc::new(Clock::default()));
-    on_thread(config, move |root| sweep(&root, &attendant)).await
+    on_thread(config, move |root| sweep(root, &attendant)).await
 }
 
 /// A pair as [`list`] finds it.
@@ -74,14 +74,14 @@ pub struct ListedPair {
 /// As for [`sweep_once`].
 pub async fn list(config: &Config) -> Result<Vec<ListedPair>, Error> {
     let attendant = Attendant::looking(Arc::new(Clock::default()));
-    on_thread(config, move |root| list_blocking(&root, &attendant)).await
+    on_thread(config, move |root| list_blocking(root, &attendant)).await
 }
 
 /// Runs `work` on the cache directory on a thread that may block; the default where there is no
 /// such directory.
 async fn on_thread<T: Default + Send + 'static>(
     config: &Config,
-    work: impl FnOnce(Root) -> T + Send + 'static,
+    work: impl FnOnce(&Root) -> T + Send + 'static,
 ) -> Result<T, Error> {
     let runtime = crate::runtime::current()?;
     let path = config.expanded_cache_dir()?;
@@ -89,7 +89,7 @@ async fn on_thread<T: Default + Send + 'static>(
         let unreadable = |source| Error::Unreadable { path: path.clone(), source };
         match look_at(&path) {
             Standing::Directory(id) => match Root::open(id) {
-                Ok(root) => Ok(work(root)),
+                Ok(root) => Ok(work(&root)),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(T::default()),
                 Err(error) => Err(unreadable(error)),
             },
@@ -141,13 +141,16 @@ fn sweep(root: &Root, attendant: &Attendant) -> SweepReport {
     if let Some(wait) = doubts.iter().map(|doubt| doubt.wait).max() {
         thread::sleep(wait);
     }
+    let mut attending = Attending::new(attendant, root);
     for doubt in doubts {
         let settled = match doubt.about {
             About::Result(then) => Some(then),
             About::Metadata(..) => None,
         };
         let job = Job { key: doubt.key, settled };
-        for found in attendant.attend_all(root, &[job], &AtomicBool::new(false)) {
+        attending.attend_all(&[job], &AtomicBool::new(false));
+        attending.finish();
+        for found in attending.take_found() {
             sums.add(found, Some(doubt.about));
         }
     }

@@ -89,7 +89,7 @@ impl<R: Reports> Worker<R> {
     ) -> (Self, mpsc::Receiver<Event>, SharedStats) {
         let clock = Arc::new(Clock::default());
         let stats = SharedStats::new(config.check_interval, given.clone());
-        let attendant = Attendant::deleting(Arc::clone(&clock), config.result_store.clone());
+        let attendant = Attendant::deleting(Arc::clone(&clock), config);
         let (crew, events) = Crew::new(attendant);
         let worker = Self {
             given,
@@ -242,12 +242,13 @@ impl<R: Reports> Worker<R> {
 
     fn take_in(&mut self, event: Event) -> Result<(), String> {
         match event {
-            Event::Attended { epoch, found, took } => {
-                self.crew.attended();
-                let activity =
-                    Activity { duration: took, ..self.settle(found, epoch, Source::Job) };
-                self.stats.count(activity);
-                self.reports.between(activity);
+            Event::Attended { epoch, found, took, holds } => {
+                self.crew.attended(holds);
+                self.jobs_done(found, epoch, took);
+            }
+            Event::Finished { epoch, found, took } => {
+                self.crew.finished();
+                self.jobs_done(found, epoch, took);
             }
             Event::Scanned { epoch, id, found } => {
                 let activity =
@@ -266,6 +267,12 @@ impl<R: Reports> Worker<R> {
             Event::Died(message) => return Err(message),
         }
         Ok(())
+    }
+
+    fn jobs_done(&mut self, found: Vec<Found>, epoch: Epoch, took: Duration) {
+        let activity = Activity { duration: took, ..self.settle(found, epoch, Source::Job) };
+        self.stats.count(activity);
+        self.reports.between(activity);
     }
 
     fn settle(&mut self, found: Vec<Found>, epoch: Epoch, source: Source) -> Activity {

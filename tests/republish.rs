@@ -32,13 +32,13 @@ const FAR: f64 = 8e9;
 const LONGEST_PAUSE: Duration = Duration::from_millis(900);
 
 /// Opening a file in order to truncate it is not one step: the name is looked up, then the file is
-/// emptied. A file that a cleaner took and deleted in between, while its writer was held up for
-/// longer than a deletion takes, is lost with what its writer then writes. This is the least time
-/// of opening at which that may be the cause; such a loss is told, and must be rare.
-const HELD_UP: Duration = Duration::from_micros(30);
-const RARE: u64 = 400;
-/// A file that was written in place for longer than this may have been counted as broken.
-const SLOW: Duration = Duration::from_millis(8);
+/// emptied. A file that a cleaner took in between, and held and deleted while its writer was held
+/// up for longer than that, is lost with what its writer then writes. This is the least time of
+/// opening at which that may be the cause.
+const HELD_UP: Duration = Duration::from_millis(20);
+/// A file that was empty for longer than this, between being truncated and being written, while
+/// another writer closed it, may have been counted as broken.
+const SLOW: Duration = Duration::from_millis(50);
 
 #[derive(Clone, Copy, PartialEq)]
 enum Style {
@@ -110,6 +110,7 @@ struct Tally {
     expired: u64,
     excluded: u64,
     slow: u64,
+    longest_opening: Duration,
     held_up: Vec<String>,
     lost: Vec<String>,
 }
@@ -120,6 +121,7 @@ impl AddAssign for Tally {
         self.expired += other.expired;
         self.excluded += other.excluded;
         self.slow += other.slow;
+        self.longest_opening = self.longest_opening.max(other.longest_opening);
         self.held_up.extend(other.held_up);
         self.lost.extend(other.lost);
     }
@@ -164,16 +166,18 @@ impl Trial {
             .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
             .collect();
         expected.sort();
-        let mut tally = self.tally.into_inner().unwrap();
-        println!(
-            "{} publications, {} left out for a pause, {} lost, seed {}",
-            tally.published,
-            tally.excluded,
-            tally.lost.len(),
-            self.seed
+        let mut tally = std::mem::take(&mut *self.tally.lock().unwrap());
+        figure(
+            self.what(),
+            format_args!(
+                "{} of {} lost; {} left out for a pause, longest opening {:?}",
+                tally.lost.len() + tally.held_up.len(),
+                tally.published,
+                tally.excluded,
+                tally.longest_opening,
+            ),
         );
         println!("{} lost whose writer was held up: {:#?}", tally.held_up.len(), tally.held_up);
-        assert!(tally.held_up.len() as u64 <= 2 + tally.published / RARE);
         let logs = || services.each_ref().map(Service::log).join("----\n");
         assert!(tally.lost.is_empty(), "lost: {:#?}\n{}", tally.lost, logs());
         if tally.excluded == 0 && tally.held_up.is_empty() {
@@ -193,10 +197,19 @@ impl Trial {
             "{deleted} of {} expired publications deleted, {errors} errors, {} slow writes",
             tally.expired, tally.slow
         );
-        let excused = if self.style == Style::InPlace { 2 * tally.slow } else { 0 };
+        let excused = if self.style == Style::InPlace { tally.slow } else { 0 };
         assert!(errors <= excused, "{errors} errors, {excused} excused\n{}", logs());
         assert!(deleted <= tally.expired, "{deleted} deleted of {}", tally.expired);
         assert!(deleted >= expected.len() as u64 / 2, "the last ones at least");
+    }
+
+    fn what(&self) -> &'static str {
+        match (self.style, self.shared) {
+            (Style::Renamed, false) => "republished by renaming within 3 ms of expiry",
+            (Style::Renamed, true) => "the same, two writers of the same names",
+            (Style::InPlace, false) => "republished in place within 3 ms of expiry",
+            (Style::InPlace, true) => "the same in place, two writers of the same names",
+        }
     }
 
     fn write(&self, writer: usize, rounds: u64) {
@@ -226,6 +239,7 @@ impl Trial {
                 let tag = format!("{writer}-{round}");
                 let publication = self.publish(&self.pair(parity, owner, name), &tag, FAR);
                 tally.slow += u64::from(publication.is_slow());
+                tally.longest_opening = tally.longest_opening.max(publication.opening);
                 *self.last[parity][writer][name].lock().unwrap() = Some(publication);
                 tally.published += 1;
             }

@@ -64,7 +64,9 @@ struct Directory {
 
 impl Directory {
     fn config(self) -> Config {
-        Config::new(self.dir)
+        let mut config = Config::new(self.dir);
+        config.sandbox = true;
+        config
     }
 }
 

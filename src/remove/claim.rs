@@ -1,0 +1,77 @@
+//! A claim: one half of a pair under its reserved name. The only module that renames or unlinks.
+
+use rustix::fs::{AtFlags, RenameFlags, renameat_with, unlinkat};
+use rustix::io::{Errno, retry_on_intr};
+
+use crate::entry::{Half, Stem};
+use crate::look::{Seen, regular};
+use crate::root::Dir;
+
+/// A half under its reserved name.
+pub(super) struct Claim<'a> {
+    pub dir: &'a Dir,
+    own: Vec<u8>,
+    pub reserved: Vec<u8>,
+}
+
+impl<'a> Claim<'a> {
+    pub fn new(dir: &'a Dir, stem: &Stem, half: Half) -> Self {
+        Self { dir, own: stem.name(half), reserved: stem.claim(half) }
+    }
+
+    pub fn take(&self) -> rustix::io::Result<()> {
+        rename(self.dir, &self.own, &self.reserved)
+    }
+
+    /// Whether what was taken is the file that was judged, unchanged. (Its ctime tells nothing:
+    /// the renaming changed it.)
+    pub fn is(&self, judged: &Seen) -> bool {
+        regular(self.dir, &self.reserved)
+            .is_ok_and(|seen| seen.is_some_and(|seen| seen.version == judged.version))
+    }
+
+    /// Whether a file stands under the name that this one would get back.
+    pub fn own_name_is_taken(&self) -> bool {
+        regular(self.dir, &self.own).is_ok_and(|seen| seen.is_some())
+    }
+
+    pub fn unlink(&self) -> rustix::io::Result<()> {
+        unlink(self.dir, &self.reserved)
+    }
+
+    /// Gives the file its name back, or drops it if that was published anew meanwhile.
+    pub fn give_back(&self) -> rustix::io::Result<()> {
+        match rename(self.dir, &self.reserved, &self.own) {
+            Err(Errno::EXIST) => self.unlink(),
+            // A recovery was faster.
+            Err(Errno::NOENT) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// Gives both halves back, the result last. That makes it the newer one, so that it counts as half
+/// published for a second: if it was published anew meanwhile, what is given back may be the
+/// metadata of an older one.
+pub(super) fn give_back_both(result: &Claim<'_>, metadata: &Claim<'_>) -> rustix::io::Result<()> {
+    if result.own_name_is_taken() {
+        match result.unlink() {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+        match result.take() {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    metadata.give_back()?;
+    result.give_back()
+}
+
+fn rename(dir: &Dir, from: &[u8], to: &[u8]) -> rustix::io::Result<()> {
+    retry_on_intr(|| renameat_with(dir, from, dir, to, RenameFlags::NOREPLACE))
+}
+
+pub(super) fn unlink(dir: &Dir, name: &[u8]) -> rustix::io::Result<()> {
+    retry_on_intr(|| unlinkat(dir, name, AtFlags::empty()))
+}

@@ -1,0 +1,112 @@
+//! Taking up the claims that cleaners left behind in a directory when they were killed.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use super::claim::{Claim, give_back_both};
+use crate::entry::{Half, Name, Stem};
+use crate::look::{Seen, read_metadata, regular};
+use crate::root::Root;
+
+/// What became of claims that were found in a directory.
+#[derive(Debug, Default)]
+pub(crate) struct Recovery {
+    /// Pairs whose deletion was finished, and the bytes that this freed.
+    pub finished: Vec<Stem>,
+    pub freed: u64,
+    /// Pairs that had claims, which are to be judged anew.
+    pub touched: Vec<Stem>,
+    /// Claims that have a living owner.
+    pub owned: bool,
+    /// Reserved names that could not be dealt with, and why.
+    pub failed: Vec<(PathBuf, io::Error)>,
+}
+
+/// Takes up the claims that cleaners left behind in a directory when they were killed.
+///
+/// A pair whose metadata was claimed while it was due was being deleted: that is finished. All
+/// else gets its own name back, or goes if that was published anew meanwhile.
+pub(crate) fn recover(
+    root: &Root,
+    rel: &Arc<Path>,
+    claims: &[Vec<u8>],
+    now: DateTime<Utc>,
+) -> io::Result<Recovery> {
+    let mut recovery = Recovery::default();
+    // A descriptor of its own, since the lock belongs to the descriptor.
+    let dir = &root.open_dir(rel)?;
+    match flock(dir, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK | Errno::INTR) => {
+            recovery.owned = true;
+            return Ok(recovery);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let mut stems: Vec<Stem> = Vec::new();
+    for reserved in claims {
+        if let Name::Claim(_, stem) = Name::of(reserved)
+            && !stems.contains(&stem)
+        {
+            stems.push(stem);
+        }
+    }
+    for stem in stems {
+        let result = Claim::new(dir, &stem, Half::Result);
+        let metadata = Claim::new(dir, &stem, Half::Metadata);
+        let taken = regular(dir, &result.reserved)?;
+        // An owner claims metadata only after it made sure of the result that it had claimed
+        // before. It may be that of a newer result by mistake, if there is one; and a recovery may
+        // have taken a newer result for an instant, which then has not settled.
+        let untouched = !result.own_name_is_taken() && !metadata.own_name_is_taken();
+        let settled = taken.is_none_or(|taken| taken.settles_in(now).is_zero());
+        let done = match claimed_metadata(&metadata, now)? {
+            Some((seen, true)) if untouched && settled => {
+                if taken.is_some() {
+                    recovery.finished.push(stem.clone());
+                }
+                finish(&result, taken, &metadata, seen, &mut recovery)
+            }
+            Some(_) => give_back_both(&result, &metadata),
+            None if taken.is_some() => result.give_back(),
+            None => Ok(()),
+        };
+        if let Err(error) = done {
+            let name = OsStr::from_bytes(&result.reserved);
+            recovery.failed.push((dir.rel.join(name), error.into()));
+        }
+        recovery.touched.push(stem);
+    }
+    Ok(recovery)
+}
+
+/// Claimed metadata, and whether it says that its pair may go.
+fn claimed_metadata(claim: &Claim<'_>, now: DateTime<Utc>) -> io::Result<Option<(Seen, bool)>> {
+    let read = read_metadata(claim.dir, &claim.reserved, &mut Vec::new())?;
+    Ok(read.map(|read| (read.seen, read.expires_at.is_ok_and(|at| at <= now))))
+}
+
+/// Finishes a deletion: the result first, so that no crash in between leaves metadata alone as if
+/// its result had never been.
+fn finish(
+    result: &Claim<'_>,
+    taken: Option<Seen>,
+    metadata: &Claim<'_>,
+    seen: Seen,
+    recovery: &mut Recovery,
+) -> rustix::io::Result<()> {
+    if let Some(taken) = taken {
+        result.unlink()?;
+        recovery.freed += taken.version.size;
+    }
+    metadata.unlink()?;
+    recovery.freed += seen.version.size;
+    Ok(())
+}

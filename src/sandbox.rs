@@ -1,0 +1,129 @@
+//! Confining the threads that delete to the cache directory, by Landlock.
+//!
+//! Whatever is renamed or unlinked is named relative to the descriptor of a directory within the
+//! cache directory, and looked up without following a link. That is what keeps deletions inside. A
+//! mistake in it would be met by the kernel: a confined thread may remove and rename regular files
+//! below the cache directory, and can't create, write, truncate, link or remove anything elsewhere.
+//! Reading is not confined.
+//!
+//! Landlock confines a thread to directories, not to paths, for as long as it lives. So work on
+//! one cache directory runs on a thread of its own, and one that takes its place gets another.
+
+use std::panic::resume_unwind;
+use std::sync::{Mutex, Once, PoisonError};
+use std::thread;
+
+use landlock::{
+    ABI, AccessFs, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
+    RulesetStatus, make_bitflags,
+};
+
+use crate::root::Root;
+
+/// Runs `work` on a thread that is confined to `root`, and returns what it returns. Where the
+/// kernel can't confine it, it runs all the same.
+///
+/// # Panics
+/// Where `work` panics.
+pub(crate) fn confined<T: Send>(root: &Root, work: impl FnOnce() -> T + Send) -> T {
+    let work = Mutex::new(Some(work));
+    let run = || {
+        let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        work.map(|work| work())
+    };
+    let done = thread::scope(|scope| {
+        let confined_run = || {
+            tell_once(&confine(root));
+            run()
+        };
+        match thread::Builder::new().spawn_scoped(scope, confined_run) {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            Err(_) => None,
+        }
+    });
+    match done.or_else(run) {
+        Some(value) => value,
+        None => unreachable!("it has run on one of the two threads"),
+    }
+}
+
+/// Confines this thread, and all that it starts; false where the kernel has no Landlock.
+fn confine(root: &Root) -> Result<bool, RulesetError> {
+    let allowed = make_bitflags!(AccessFs::{RemoveFile | MakeReg});
+    let status = Ruleset::default()
+        .handle_access(AccessFs::from_write(ABI::V5))?
+        .create()?
+        .add_rule(PathBeneath::new(root, allowed))?
+        .restrict_self()?;
+    Ok(status.ruleset != RulesetStatus::NotEnforced)
+}
+
+fn tell_once(confinement: &Result<bool, RulesetError>) {
+    static TOLD: Once = Once::new();
+    TOLD.call_once(|| match confinement {
+        Ok(true) => tracing::debug!("what deletes is confined to the cache directory (Landlock)"),
+        Ok(false) => tracing::info!("this kernel has no Landlock to confine what deletes"),
+        Err(error) => tracing::info!(%error, "what deletes can't be confined by Landlock"),
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::root::{Standing, look_at};
+    use std::fs;
+    use std::io::ErrorKind;
+
+    #[test]
+    fn a_confined_thread_deletes_and_renames_inside_and_changes_nothing_outside() {
+        let temp = tempfile::tempdir().unwrap();
+        let cache = temp.path().join("cache");
+        fs::create_dir_all(cache.join("dir")).unwrap();
+        let outside = temp.path().join("outside");
+        for path in [&outside, &cache.join("dir/a"), &cache.join("dir/b")] {
+            fs::write(path, "content").unwrap();
+        }
+        let Standing::Directory(id) = look_at(&cache) else { panic!() };
+        let root = Root::open(id).unwrap();
+        let is_supported =
+            thread::scope(|scope| scope.spawn(|| confine(&root).unwrap()).join().unwrap());
+        if !is_supported {
+            eprintln!("skipped: this kernel has no Landlock");
+            return;
+        }
+        confined(&root, || {
+            let denied = |result: std::io::Result<()>| {
+                let kind = result.unwrap_err().kind();
+                assert!(
+                    matches!(kind, ErrorKind::PermissionDenied | ErrorKind::CrossesDevices),
+                    "{kind}"
+                );
+            };
+            denied(fs::remove_file(&outside));
+            denied(fs::rename(&outside, temp.path().join("elsewhere")));
+            denied(fs::rename(&outside, cache.join("inside")));
+            denied(fs::rename(cache.join("dir/a"), temp.path().join("elsewhere")));
+            denied(fs::hard_link(cache.join("dir/a"), temp.path().join("elsewhere")));
+            denied(fs::write(&outside, "other"));
+            denied(fs::write(temp.path().join("new"), "other"));
+            denied(fs::write(cache.join("dir/a"), "other"));
+            denied(fs::create_dir(temp.path().join("new")));
+            denied(fs::remove_dir(cache.join("dir")));
+            fs::rename(cache.join("dir/a"), cache.join("dir/c")).unwrap();
+            fs::remove_file(cache.join("dir/b")).unwrap();
+        });
+        assert_eq!(fs::read(&outside).unwrap(), b"content");
+        // The thread that asked for it is as free as before.
+        fs::write(&outside, "other").unwrap();
+    }
+
+    #[test]
+    fn what_it_returns_comes_back_and_so_does_its_panic() {
+        let temp = tempfile::tempdir().unwrap();
+        let Standing::Directory(id) = look_at(temp.path()) else { panic!() };
+        let root = Root::open(id).unwrap();
+        assert_eq!(confined(&root, || 7), 7);
+        let work = || confined(&root, || panic!("on purpose"));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err());
+    }
+}
