@@ -154,6 +154,14 @@ impl Observer {
         self.stats.get()
     }
 
+    /// Returns true as soon as the cleaner takes in requests, false once it has ended: one that
+    /// hangs does neither.
+    pub async fn responds(&self) -> bool {
+        let (answer, answered) = oneshot::channel();
+        let asked = self.requests.upgrade().map(|requests| requests.send(Request::Ping(answer)));
+        matches!(asked, Some(Ok(()))) && answered.await.is_ok()
+    }
+
     /// The state, and how many pairs expire when. That takes the worker some milliseconds for each
     /// million of pairs.
     pub async fn get_stats_and_expiries(&self) -> Stats {

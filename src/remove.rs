@@ -47,7 +47,7 @@ use crate::root::{Dir, Root};
 
 /// How long a claimed result is held before it is unlinked. `open(2)` with `O_TRUNC` takes some
 /// microseconds from the lookup to the truncation, unless its thread is held up in between.
-pub(crate) const HOLD: Duration = Duration::from_millis(5);
+pub(crate) const HOLD: Duration = Duration::from_millis(2);
 /// How often, and with what pause, a lock that a recovery holds for an instant is tried again.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(2);

@@ -1,5 +1,6 @@
 //! What the cleaner tells of itself.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,6 +21,13 @@ pub enum WatchState {
     Polling,
     /// The cache directory does not exist; it is picked up when it appears.
     Absent,
+}
+
+impl fmt::Display for WatchState {
+    /// The word that stands in the JSON.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// The state of a cleaner at one moment.

@@ -39,6 +39,8 @@ pub(crate) enum Request {
     Sweep(SweepAnswer),
     /// Count what expires when.
     Buckets(oneshot::Sender<Vec<ExpiryBucket>>),
+    /// Answer, to show that it works.
+    Ping(oneshot::Sender<()>),
 }
 
 pub(crate) struct Worker<R> {
@@ -424,6 +426,9 @@ impl<R: Reports> Worker<R> {
     fn answer(&mut self, request: Request) {
         match request {
             Request::Sweep(waiter) => self.sweeps.ask([waiter]),
+            Request::Ping(waiter) => {
+                let _ = waiter.send(());
+            }
             Request::Buckets(waiter) => {
                 let start = Instant::now();
                 if self.buckets.as_ref().is_none_or(|(until, _)| start >= *until) {

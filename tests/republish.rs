@@ -68,6 +68,47 @@ fn of_two_writers_that_fight_for_a_name_in_place_the_last_one_wins() {
     Trial::new(Style::InPlace, true).run();
 }
 
+/// A writer that has looked a result up to write to it anew may come to that only when a cleaner
+/// has taken it.
+#[test]
+fn a_result_that_is_written_to_right_after_it_was_taken_is_given_back() {
+    const AFTER: Duration = Duration::from_micros(300);
+    const SOON: Duration = Duration::from_millis(1);
+    let cache = CacheDir::new();
+    let service = Service::ready(cache.path(), &[]);
+    let tries = extent("RESULT_CLEANER_TEST_PUBLICATIONS", 100, 1000);
+    // Long enough ahead for both halves to count as settled.
+    let first = now() + 1.5;
+    let at = |number: u64| first + number as f64 * 0.02;
+    let pairs: Vec<_> = (0..tries).map(|n| cache.store(&format!("pair-{n}"), at(n))).collect();
+    let mut in_time = 0;
+    for pair in &pairs {
+        let Ok(mut file) = File::options().write(true).open(&pair.result) else { continue };
+        // When it was last known to be there.
+        let mut seen = Instant::now();
+        let mut looking = seen;
+        while pair.result.exists() {
+            (seen, looking) = (looking, Instant::now());
+        }
+        let gone = Instant::now();
+        while gone.elapsed() < AFTER {}
+        file.set_len(0).unwrap();
+        file.write_all(b"fresh").unwrap();
+        let took = seen.elapsed();
+        fs::write(&pair.metadata, format!(r#"{{"expires_at": {FAR}}}"#)).unwrap();
+        if took < SOON {
+            in_time += 1;
+            wait_until("the fresh result has its name back", || {
+                fs::read(&pair.result).is_ok_and(|content| content == b"fresh")
+            });
+        }
+    }
+    if in_time == 0 {
+        eprintln!("skipped: no write came in time on this busy machine\n{}", service.log());
+    }
+    figure("written to within 1 ms of being taken", format_args!("0 of {in_time} lost"));
+}
+
 struct Trial {
     style: Style,
     /// Whether both writers publish under the same names.

@@ -7,6 +7,7 @@ mod output;
 mod run;
 mod status;
 mod sweep;
+mod systemd;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::log::{LogArgs, LogFormat, ServiceLog};
 use super::metrics::Metrics;
-use super::{Directory, Failure, duration, output};
+use super::{Directory, Failure, duration, output, systemd};
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -88,7 +88,9 @@ async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
         _ = terminate.recv() => false,
         _ = interrupt.recv() => false,
         _ = cleaner.died() => true,
+        never = systemd::keep_told(observer.clone()) => match never {},
     };
+    systemd::stopping();
     drop(stop_server);
     let stopped = if died {
         Err("the cleaner has died; see the log".into())

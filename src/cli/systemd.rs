@@ -1,0 +1,52 @@
+//! Telling the service manager how the service is doing (`Type=notify`, `WatchdogSec=`).
+//!
+//! Does nothing where no manager asked for it, by `NOTIFY_SOCKET` in the environment.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use result_cleaner::{Observer, Stats};
+use sd_notify::NotifyState;
+
+/// How often the manager is told the state where it keeps no watch on the service.
+const STATUS_INTERVAL: Duration = Duration::from_secs(60);
+/// How long the worker may take to answer before it counts as hanging.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The service has started; from now on the manager is told how it is doing.
+pub(crate) async fn keep_told(observer: Observer) -> Infallible {
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return std::future::pending().await;
+    }
+    let watchdog = sd_notify::watchdog_enabled();
+    let interval = watchdog.map_or(STATUS_INTERVAL, |within| within / 3);
+    tell(&[NotifyState::Ready, NotifyState::Status(&status(&observer.get_stats()))]);
+    loop {
+        tokio::time::sleep(interval).await;
+        // A worker that hangs is what the watchdog is for.
+        let patience = PATIENCE.min(interval);
+        if tokio::time::timeout(patience, observer.responds()).await == Ok(true) {
+            let status = status(&observer.get_stats());
+            tell(&[NotifyState::Watchdog, NotifyState::Status(&status)]);
+        }
+    }
+}
+
+/// The service is about to end.
+pub(crate) fn stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "can't tell the service manager");
+    }
+}
+
+fn status(stats: &Stats) -> String {
+    let next = stats.next_expiry.map_or_else(|| "never".to_owned(), super::output::rfc3339);
+    format!(
+        "watch {}; {} waiting, next {next}; {} deleted, {} errors",
+        stats.watch, stats.heap_size, stats.total_deleted, stats.total_errors
+    )
+}
