@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use walkdir::WalkDir;
 
 use crate::attend::{Attendant, Attending, Found};
@@ -73,14 +73,21 @@ impl Scan<'_> {
         let threads = thread::available_parallelism().map_or(2, NonZero::get).clamp(2, 8);
         let (batches, queue) = crossbeam_channel::bounded(threads * 2);
         thread::scope(|scope| {
-            for _ in 0..threads {
+            let begin = |_| {
                 let queue = queue.clone();
-                scope.spawn(move || self.attend(&queue));
-            }
+                thread::Builder::new().spawn_scoped(scope, move || self.attend(&queue)).ok()
+            };
+            let attending = (0..threads).filter_map(begin).count();
             // Only the attending threads hold it: were they to die, the listing would not wait.
             drop(queue);
+            let hand_over = |batch| match attending {
+                // The system has no thread to spare.
+                0 => self.attend_at_once(batch),
+                // The queue outlives the listing; were it gone, nobody would want the batch.
+                _ => drop(batches.send(batch)),
+            };
             for tree in trees {
-                self.list_tree(tree, &batches, &mut summary, &mut claims);
+                self.list_tree(tree, &hand_over, &mut summary, &mut claims);
             }
             drop(batches);
         });
@@ -94,7 +101,7 @@ impl Scan<'_> {
     fn list_tree(
         &self,
         tree: &Arc<Path>,
-        batches: &Sender<Batch>,
+        hand_over: &dyn Fn(Batch),
         summary: &mut Summary,
         claims: &mut Vec<(Arc<Path>, Vec<Vec<u8>>)>,
     ) {
@@ -103,7 +110,7 @@ impl Scan<'_> {
             if self.cancelled() {
                 return;
             }
-            match self.list(&rel, batches, summary, claims, &mut pending) {
+            match self.list(&rel, hand_over, summary, claims, &mut pending) {
                 Ok(()) => {}
                 Err(error) if leads_nowhere(&error) => {
                     if let Some(watcher) = self.watcher {
@@ -123,7 +130,7 @@ impl Scan<'_> {
     fn list(
         &self,
         rel: &Arc<Path>,
-        batches: &Sender<Batch>,
+        hand_over: &dyn Fn(Batch),
         summary: &mut Summary,
         claims: &mut Vec<(Arc<Path>, Vec<Vec<u8>>)>,
         pending: &mut Vec<Arc<Path>>,
@@ -167,9 +174,7 @@ impl Scan<'_> {
             if self.cancelled() {
                 return Ok(());
             }
-            let batch = Batch { dir: Arc::clone(&dir), stems: batch.to_vec() };
-            // The queue outlives the listing; were it gone, nobody would want the batch.
-            let _ = batches.send(batch);
+            hand_over(Batch { dir: Arc::clone(&dir), stems: batch.to_vec() });
         }
         if !own_claims.is_empty() {
             claims.push((Arc::clone(rel), own_claims));
@@ -185,14 +190,7 @@ impl Scan<'_> {
                 None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match next {
-                Ok(Batch { dir, stems }) => {
-                    for stem in stems {
-                        if self.cancelled() {
-                            break;
-                        }
-                        attending.attend(&dir, &stem, None);
-                    }
-                }
+                Ok(batch) => self.attend_batch(&mut attending, batch),
                 Err(RecvTimeoutError::Timeout) => attending.finish_ripe(),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -200,6 +198,22 @@ impl Scan<'_> {
         }
         attending.finish();
         (self.found)(attending.take_found());
+    }
+
+    fn attend_at_once(&self, batch: Batch) {
+        let mut attending = Attending::new(self.attendant, self.root);
+        self.attend_batch(&mut attending, batch);
+        attending.finish();
+        (self.found)(attending.take_found());
+    }
+
+    fn attend_batch(&self, attending: &mut Attending<'_>, Batch { dir, stems }: Batch) {
+        for stem in stems {
+            if self.cancelled() {
+                break;
+            }
+            attending.attend(&dir, &stem, None);
+        }
     }
 
     /// Takes up the claims that killed cleaners left behind.

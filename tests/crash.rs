@@ -13,14 +13,28 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{CacheDir, Pair, call, has_strace, is_long, now, publish, result_cleaner, wait_until};
+use common::{
+    CacheDir, Pair, call, figure, has_strace, is_long, now, publish, result_cleaner, wait_until,
+};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// The calls that change the directory, and those around them.
 const CHANGING: [&str; 2] = ["renameat2", "unlinkat"];
-const OTHERS: [&str; 9] =
-    ["flock", "openat2", "openat", "newfstatat", "fstat", "read", "close", "getdents64", "statx"];
+const OTHERS: [&str; 12] = [
+    "flock",
+    "openat2",
+    "openat",
+    "newfstatat",
+    "fstat",
+    "read",
+    "close",
+    "getdents64",
+    "statx",
+    "clock_nanosleep",
+    "landlock_restrict_self",
+    "clone3",
+];
 /// Later than any of these calls in a sweep of the tree below.
 const MANY: u32 = 500;
 
@@ -39,7 +53,7 @@ fn a_sweep_killed_at_any_call_is_finished_by_the_next_one() {
             tree.check_after_restart(&format!("{call} {nth}"));
             kills += 1;
         }
-        println!("{call}: killed at {kills} calls");
+        figure(&format!("sweeps killed at each {call}"), kills);
         assert!(kills < MANY - 1, "{call} is called without end");
     }
 }

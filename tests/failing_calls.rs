@@ -13,12 +13,13 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{
-    CacheDir, Pair, call, free_address, has_strace, is_long, now, result_cleaner, wait_until,
+    CacheDir, Pair, Service, call, figure, free_address, has_strace, is_long, now, result_cleaner,
+    wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 
-const CALLS: [&str; 10] = [
+const CALLS: [&str; 16] = [
     "renameat2",
     "unlinkat",
     "openat2",
@@ -29,6 +30,12 @@ const CALLS: [&str; 10] = [
     "read",
     "inotify_add_watch",
     "fstatfs",
+    "fstat",
+    "statx",
+    "lseek",
+    "faccessat2",
+    "readlink",
+    "close",
 ];
 const ERRORS: [&str; 13] = [
     "EACCES",
@@ -78,6 +85,7 @@ fn a_sweep_whose_calls_fail_now_and_then_ends_and_the_next_one_does_the_rest() {
         assert!(tree.is_done(), "{what}, then {swept}: {:?}", tree.cache.files());
         tree.check_live(&what);
     }
+    figure("sweeps with a failing call", cases().len());
 }
 
 #[test]
@@ -107,6 +115,7 @@ fn a_service_whose_calls_fail_goes_on_and_makes_up_for_it() {
         assert!(service.stats().is_some_and(|stats| stats["running"] == true), "{}", what());
         tree.check_live(&what());
     }
+    figure("services with a failing call", cases().len());
 }
 
 #[test]
@@ -168,6 +177,71 @@ fn where_files_can_not_be_taken_they_are_deleted_all_the_same() {
             assert!(tree.is_done(), "{what}");
             tree.check_live(&what);
         }
+    }
+}
+
+#[test]
+fn a_service_that_gets_no_more_threads_works_with_those_it_has() {
+    if !has_strace() {
+        return;
+    }
+    let tree = Tree::new();
+    let service = Service::ready(tree.cache.path(), &[]);
+    wait_until("what was there at the start is gone", || tree.is_done());
+    let log = tree.cache.outside("strace.log");
+    let mut tracer = Command::new("strace")
+        .args(["-f", "-p", &service.pid().to_string(), "-e", "trace=clone3,clone"])
+        .args(["-e", "inject=clone3,clone:error=EAGAIN", "-o"])
+        .arg(&log)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let soon = tree.cache.store("soon", now() + 0.5);
+    // By itself, and by a scan of a directory that appears.
+    let mut number = 0;
+    wait_until("a call fails", || {
+        number += 1;
+        tree.cache.store(&format!("new-{number}/pair"), 1.5);
+        calls_in(&log) > 0
+    });
+    tree.cache.store("another/pair", now() + 0.2);
+    wait_until("all that expired is gone", || soon.is_gone() && tree.cache.files().len() == 2);
+    assert_eq!(service.stats()["total_errors"], 0, "{}", service.log());
+    tracer.kill().unwrap();
+    tracer.wait().unwrap();
+    tree.check_live("no threads");
+}
+
+#[test]
+fn a_service_that_can_not_be_confined_or_watch_deletes_all_the_same() {
+    if !has_strace() {
+        return;
+    }
+    for (failing, error) in [
+        ("landlock_create_ruleset", "ENOSYS"),
+        ("landlock_create_ruleset", "EOPNOTSUPP"),
+        ("landlock_add_rule", "EINVAL"),
+        ("landlock_restrict_self", "E2BIG"),
+        ("prctl", "EPERM"),
+        ("inotify_init1", "EMFILE"),
+    ] {
+        let tree = Tree::new();
+        let (log, address) = (tree.cache.outside("strace.log"), free_address());
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-e", &format!("trace={failing}"), "-e", "signal=none"]);
+        command.args(["-e", &format!("inject={failing}:error={error}"), "-o"]).arg(&log);
+        command.arg(result_cleaner().get_program()).arg("run").arg(tree.cache.path());
+        command.args(["--no-metrics", "--listen", &address, "--fallback-interval", "1s"]);
+        let service = Service::spawn(command, &format!("http://{address}"));
+        let soon = tree.cache.store("soon", now() + 0.5);
+        wait_until(&format!("all that expired is gone: {failing} {error}"), || {
+            soon.is_gone() && tree.is_done()
+        });
+        assert!(calls_in(&log) > 0, "{failing} is not called");
+        assert_eq!(service.stats()["total_errors"], 0, "{failing}: {}", service.log());
+        let children = format!("/proc/{0}/task/{0}/children", service.pid());
+        let child = fs::read_to_string(children).unwrap().trim().parse().unwrap();
+        kill_process(Pid::from_raw(child).unwrap(), Signal::KILL).unwrap();
     }
 }
 

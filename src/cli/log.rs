@@ -104,10 +104,12 @@ impl ServiceLog {
     /// Writes what waits, for as long as somebody reads it.
     pub fn finish(self) {
         let (written, is_written) = mpsc::channel();
-        thread::spawn(move || {
+        let write = move || {
             drop(self.guard);
             let _ = written.send(());
-        });
+        };
+        // Where there is no thread for it, this is over at once.
+        let _ = thread::Builder::new().spawn(write);
         let _ = is_written.recv_timeout(LAST_WORDS);
     }
 }
