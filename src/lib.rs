@@ -31,6 +31,7 @@
 //!   right before a deletion. Nothing read from it ever chooses a path.
 //! - A directory's watch is set before the directory is listed; the first scan is the first sweep.
 //! - No event, file or network error ends the worker.
+//! - The command line has each thread that deletes confined to the cache directory by Landlock.
 //! - `notify` is named only in `watch`, `walkdir` only in `scan`, `rename` and `unlink` only in
 //!   `remove`, `reqwest` only in `http`; what is due is told by `clock` alone.
 //!
@@ -41,8 +42,9 @@
 //! - Where a file can't be renamed to a reserved name (its own is near 255 bytes long, the file
 //!   system knows no `renameat2` flags, the disk is full), a writer that publishes it anew between
 //!   the last look and the `unlink`, some microseconds, loses it.
-//! - A writer that rewrites files in place, instead of renaming new ones over them, and has opened
-//!   one before its expiry but changes it only after, may write to a file that is gone.
+//! - A writer that rewrites files in place, instead of renaming new ones over them, may write to a
+//!   file that is gone, if it is held up in `open(2)` for longer than the 2 ms for which a result is
+//!   held before it is unlinked, or opens a file before its expiry and changes it only after.
 //! - Changes through a hard link elsewhere, a memory map or another host are seen by the next
 //!   sweep only; an extension is always seen.
 //! - A clock that is wrong by years when the cleaner starts makes everything due.
