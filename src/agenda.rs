@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 
 use self::scanning::Scanning;
-pub(crate) use self::scanning::{ScanId, Scope};
+pub(crate) use self::scanning::{ScanId, Scope, Trees};
 use self::suspects::{Suspects, believed_at};
 use crate::attend::{Failure, Found, Job, Outcome};
 use crate::change::{News, Trigger, Writer};
@@ -119,8 +119,13 @@ impl Agenda {
         } else if let Some(pending) = self.looks.get_mut(&key) {
             pending.merge(trigger);
         } else if trigger.appeared || self.knows(&key) {
-            // What only vanished, and was not known, is mostly what was deleted here.
             self.looks.insert(key, trigger);
+        } else {
+            // What only vanished, and was not known, is mostly what was deleted here; or a scan has
+            // just seen it.
+            for scan in self.scans.iter_mut().filter(|scan| scan.scope.covers(&key.dir)) {
+                scan.vanished.insert(key.clone());
+            }
         }
     }
 
@@ -174,9 +179,15 @@ impl Agenda {
         let flight = match source {
             Source::Job => self.in_flight.remove(&key).unwrap_or_default(),
             Source::Scan(id) => {
-                if let Some(contested) = self.contested(&key, id) {
+                if let Some(contested) = self.contested(&key, id, &outcome) {
                     // Which of the two was read last is not known: look once more.
                     contested.merge(Trigger { appeared: true, writer: Writer::Unknown });
+                    if let Outcome::Failed(failure) | Outcome::Stranded(failure) = &outcome {
+                        self.tell_again(&key, failure);
+                    }
+                    if let Outcome::Stranded(_) = outcome {
+                        self.recover_later(&key.dir, now);
+                    }
                     return figures_alone(&outcome);
                 }
                 Flight { past: self.unripe_past(&key), ..Flight::default() }
@@ -194,12 +205,15 @@ impl Agenda {
         activity
     }
 
-    fn contested(&mut self, key: &Key, id: ScanId) -> Option<&mut Trigger> {
+    fn contested(&mut self, key: &Key, id: ScanId, outcome: &Outcome) -> Option<&mut Trigger> {
         if let Some(flight) = self.in_flight.get_mut(key) {
             return Some(flight.news.get_or_insert_default());
         }
-        let scan = self.scans.iter().find(|scan| scan.id == id)?;
-        scan.may_be_outdated_on(key).then(|| self.looks.entry(key.clone()).or_default())
+        let scan = self.scans.iter_mut().find(|scan| scan.id == id)?;
+        let stays = !matches!(outcome, Outcome::Removed { .. } | Outcome::Incomplete);
+        let has_vanished = scan.vanished.remove(key) && stays;
+        (has_vanished || scan.may_be_outdated_on(key))
+            .then(|| self.looks.entry(key.clone()).or_default())
     }
 
     fn apply(&mut self, key: Key, outcome: Outcome, flight: &Flight, now: Now) -> Activity {
@@ -210,6 +224,9 @@ impl Agenda {
             self.suspects.forget_writer(&key);
         }
         let pause = self.later.remove(&key);
+        // A scan may have failed at it meanwhile.
+        let known_failures = pause.as_ref().map_or(0, |(_, known)| known.failures);
+        let past = Past { failures: past.failures.max(known_failures), ..past };
         if let Outcome::Waiting { expires_at, .. } = outcome {
             let key = self.interned(key);
             self.waiting.insert(key, expires_at, self.last_scan);
@@ -217,6 +234,13 @@ impl Agenda {
         }
         self.waiting.remove(&key);
         match outcome {
+            Outcome::Incomplete
+                if past.failures > 0
+                    && self.scans.iter().any(|scan| scan.scope.covers(&key.dir)) =>
+            {
+                // A scan may just have taken it, and fail at it once more.
+                self.pause(key, now.mono + FIRST_PAUSE, past);
+            }
             Outcome::Waiting { .. } | Outcome::Due { .. } | Outcome::Incomplete => {}
             Outcome::Unsettled { result, wait, .. } => {
                 let until = match pause {
@@ -327,11 +351,15 @@ impl Agenda {
         if past.failures == 0 {
             self.warn_of(&key, Half::Result, failure);
         } else {
-            let path = self.root.join(key.path(Half::Result));
-            tracing::debug!(path = path_field(&path), reason = %failure, again_in = ?pause, "still failing");
+            self.tell_again(&key, failure);
         }
         let past = Past { failures: past.failures.saturating_add(1), ..past };
         self.pause(key, now.mono + pause, past);
+    }
+
+    fn tell_again(&self, key: &Key, failure: &Failure) {
+        let path = self.root.join(key.path(Half::Result));
+        tracing::debug!(path = path_field(&path), reason = %failure, "still failing");
     }
 
     fn warn_of(&self, key: &Key, half: Half, failure: &Failure) {
@@ -355,18 +383,25 @@ impl Agenda {
     }
 
     /// The directories that are to be scanned now.
-    pub fn take_trees(&mut self, now: Now) -> HashSet<Arc<Path>> {
+    pub fn take_trees(&mut self, now: Now) -> Trees {
         while let Some((tree, _)) = self.trees_later.pop_due(now.mono) {
             self.trees.insert(tree);
         }
-        let trees = std::mem::take(&mut self.trees);
         // What lies below another one is scanned with it.
-        let nested = |tree: &Arc<Path>| tree.ancestors().skip(1).any(|above| trees.contains(above));
-        trees.iter().filter(|tree| !nested(tree)).cloned().collect()
+        std::mem::take(&mut self.trees).into_iter().collect()
     }
 
     /// A scan begins. What was read before, and is not settled yet, may be outdated by its end.
     pub fn begin_scan(&mut self, scope: Scope) -> ScanId {
+        for key in self.suspects.forget_writers(&scope) {
+            if let Some(trigger) = self.looks.get_mut(&key) {
+                trigger.writer = Writer::Unknown;
+            }
+            if let Some(flight) = self.in_flight.get_mut(&key) {
+                flight.trigger.writer = Writer::Unknown;
+                flight.news = None;
+            }
+        }
         for (key, flight) in &mut self.in_flight {
             if scope.covers(&key.dir) {
                 let again = Trigger { appeared: true, writer: Writer::Unknown };
@@ -375,10 +410,6 @@ impl Agenda {
         }
         for scan in &mut self.scans {
             scan.overtaken.extend(&scope);
-        }
-        if scope == Scope::Everything {
-            // It sees for itself what is there; a lost event must not have a writer write for ever.
-            self.suspects.forget_writers();
         }
         self.last_scan += 1;
         let id = self.last_scan;
@@ -398,22 +429,23 @@ impl Agenda {
         let Some(at) = self.scans.iter().position(|scan| scan.id == id) else {
             return activity;
         };
-        let Scanning { scope, covers_known, .. } = self.scans.swap_remove(at);
+        let Scanning { scope, covers_known, overtaken, .. } = self.scans.swap_remove(at);
         if scope == Scope::Everything {
             self.suspects.full_scan_ended(id);
         }
         let unread: HashSet<Arc<Path>> =
             summary.unreadable.iter().map(|(dir, _)| Arc::clone(dir)).collect();
-        let gone = |dir: &Path, seen: ScanId| {
-            seen < id && scope.covers(dir) && !dir.ancestors().any(|above| unread.contains(above))
-        };
+        let below_unread: Trees = unread.iter().cloned().collect();
+        let gone =
+            |dir: &Path, seen: ScanId| seen < id && scope.covers(dir) && !below_unread.cover(dir);
         if covers_known {
             self.waiting.retain(|key, seen| !gone(&key.dir, *seen));
             self.dirs.retain(|dir| Arc::strong_count(dir) > 1);
         }
         self.unreadable.retain(|dir| !scope.covers(dir) || unread.contains(dir));
         for (dir, error) in summary.unreadable {
-            if self.unreadable.insert(Arc::clone(&dir)) {
+            // A scan that began later tells what is so by now.
+            if !overtaken.covers(&dir) && self.unreadable.insert(Arc::clone(&dir)) {
                 activity.errors += 1;
                 tracing::warn!(path = path_field(&self.root.join(&dir)), %error, "can't read a directory, so its results stay");
             }
@@ -428,6 +460,11 @@ impl Agenda {
             tracing::warn!(path = path_field(&path), %error, "can't take up what a killed cleaner has left");
         }
         activity
+    }
+
+    /// Whether the directory `dir` could not be read when it was last scanned.
+    pub fn could_not_read(&self, dir: &Path) -> bool {
+        self.unreadable.contains(dir)
     }
 
     /// How many complete, valid pairs wait for their time.

@@ -7,12 +7,13 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use crate::clock::Clock;
@@ -20,7 +21,7 @@ use crate::config::{Config, ResultStore};
 use crate::entry::{Half, Key, Stem};
 use crate::error::path_field;
 use crate::look::{Broken, Pair, Seen, Sight, look};
-use crate::remove::{Held, Removal, remove};
+use crate::remove::{Held, Removal, remove, restore};
 use crate::root::{Dir, Root, is_mounted_over, leads_nowhere};
 use crate::sandbox::confined;
 
@@ -72,6 +73,14 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.errno {
+            // Only a claim asks for a name that is free.
+            Some(errno) if errno == Errno::EXIST.raw_os_error() => {
+                write!(
+                    f,
+                    "can't {}: something bears the reserved name that no cleaner has put there",
+                    self.doing
+                )
+            }
             Some(errno) => {
                 write!(f, "can't {}: {}", self.doing, io::Error::from_raw_os_error(errno))
             }
@@ -97,6 +106,8 @@ pub(crate) struct Found {
     pub outcome: Outcome,
 }
 
+type Strays = Arc<Mutex<Vec<(Arc<Dir>, Stem)>>>;
+
 /// How the pairs of one cleaner are attended to.
 #[derive(Clone)]
 pub(crate) struct Attendant {
@@ -106,23 +117,34 @@ pub(crate) struct Attendant {
     deletes: bool,
     /// Whether it works on threads that are confined to the cache directory.
     confined: bool,
+    /// Pairs that were moved out of the cache directory while they were being deleted.
+    strays: Strays,
 }
 
 impl Attendant {
     /// One that deletes what may go.
     pub fn deleting(clock: Arc<Clock>, config: &Config) -> Self {
         let store = config.result_store.clone();
-        Self { clock, store, deletes: true, confined: config.sandbox }
+        Self { clock, store, deletes: true, confined: config.sandbox, strays: Arc::default() }
     }
 
     /// One that only looks.
     pub fn looking(clock: Arc<Clock>) -> Self {
-        Self { clock, store: None, deletes: false, confined: false }
+        Self { clock, store: None, deletes: false, confined: false, strays: Arc::default() }
     }
 
     /// Runs work in `root` that may delete: on a confined thread where that is wanted.
     pub fn run<T: Send>(&self, root: &Root, work: impl FnOnce() -> T + Send) -> T {
-        if self.confined { confined(root, work) } else { work() }
+        let done = if self.confined { confined(root, work) } else { work() };
+        // What was confined could not reach them any more.
+        for (dir, stem) in std::mem::take(&mut *self.strays()) {
+            restore(&dir, &stem);
+        }
+        done
+    }
+
+    fn strays(&self) -> MutexGuard<'_, Vec<(Arc<Dir>, Stem)>> {
+        self.strays.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it deletes, or only looks.
@@ -314,7 +336,7 @@ impl<'a> Attending<'a> {
         stem: &Stem,
         late: TimeDelta,
     ) -> Option<Outcome> {
-        Some(match removal {
+        Some(match self.unless_moved_away(removal, dir, stem) {
             Removal::Held(held) => {
                 if self.held.back().is_none_or(|(last, _)| !Arc::ptr_eq(&last.dir, dir)) {
                     self.held_dirs += 1;
@@ -341,6 +363,24 @@ impl<'a> Attending<'a> {
             }
         })
     }
+
+    /// Where a pair was moved out of the cache directory with its directory while it was being
+    /// deleted, it is out of reach, and that is no failure.
+    fn unless_moved_away(&self, removal: Removal, dir: &Arc<Dir>, stem: &Stem) -> Removal {
+        let out_of_reach = match &removal {
+            Removal::Failed(_) | Removal::Stranded(_) => true,
+            Removal::Removed { leftover, .. } => leftover.is_some(),
+            _ => false,
+        };
+        if !out_of_reach || self.root.still_holds(dir) {
+            return removal;
+        }
+        self.attendant.strays().push((Arc::clone(dir), stem.clone()));
+        match removal {
+            Removal::Removed { freed, .. } => Removal::Removed { freed, leftover: None },
+            _ => Removal::Gone,
+        }
+    }
 }
 
 /// What is to become of a pair.
@@ -363,7 +403,7 @@ fn max_held_dirs() -> usize {
     usize::try_from(limit / 64).unwrap_or(usize::MAX).clamp(1, 32)
 }
 
-fn result_path(root: &Root, rel: &Path, stem: &Stem) -> PathBuf {
+pub(crate) fn result_path(root: &Root, rel: &Path, stem: &Stem) -> PathBuf {
     let name = stem.name(Half::Result);
     root.path().join(rel).join(OsStr::from_bytes(&name))
 }

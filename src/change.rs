@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use crate::entry::Key;
 
 /// How many pairs' news may wait. Past that it is cheaper to look at everything.
-const MAX_PENDING: usize = 262_144;
+pub(crate) const MAX_PENDING: usize = 262_144;
 
 /// What the last event of a pair's metadata says of its writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -62,8 +62,9 @@ fn since_boot() -> TimeDelta {
 #[derive(Debug, Default)]
 struct Steps {
     last: Option<(DateTime<Utc>, TimeDelta)>,
-    /// How far the clock jumped, and until when since boot that is held back.
-    held: Option<(TimeDelta, TimeDelta)>,
+    /// How far the clock jumped, and until when since boot that is held back, for each jump; the
+    /// newest last.
+    held: Vec<(TimeDelta, TimeDelta)>,
 }
 
 impl Steps {
@@ -71,31 +72,36 @@ impl Steps {
         let (last_wall, last_boot) = self.last.replace((wall, boot))?;
         let step = (wall - last_wall) - (boot - last_boot);
         if step > STEP_LIMIT {
-            let already = self.held.map_or(TimeDelta::zero(), |(held, _)| held);
-            self.held = Some((already + step, boot + STEP_HOLD));
+            self.held.push((step, boot + STEP_HOLD));
             return Some(step);
         }
-        if step < -STEP_LIMIT {
-            // The clock was set back: what is left of the jump, if anything, stays held.
-            self.held = self
-                .held
-                .map(|(held, until)| (held + step, until))
-                .filter(|(held, _)| *held > TimeDelta::zero());
+        // Where the clock was set back, it takes back the newest jumps first.
+        let mut back = -step;
+        while back > TimeDelta::zero()
+            && let Some((held, until)) = self.held.pop()
+        {
+            if held > back {
+                self.held.push((held - back, until));
+            }
+            back -= held;
         }
         None
     }
 
     fn settle(&mut self, wall: DateTime<Utc>, boot: TimeDelta) -> DateTime<Utc> {
-        self.held = self.held.filter(|(_, until)| boot < *until);
+        self.held.retain(|(_, until)| boot < *until);
         // Between a jump and the tick that notices it, the jump is already not believed.
         let unseen = self.last.map_or(TimeDelta::zero(), |(last_wall, last_boot)| {
             (wall - last_wall) - (boot - last_boot)
         });
         let unseen = if unseen > STEP_LIMIT { unseen } else { TimeDelta::zero() };
-        let held = self.held.map_or(TimeDelta::zero(), |(held, _)| held);
-        wall.checked_sub_signed(held + unseen).unwrap_or(wall)
+        let held = self.held.iter().fold(unseen, |sum, (held, _)| sum + *held);
+        wall.checked_sub_signed(held).unwrap_or(wall)
     }
 }
+
+#[cfg(test)]
+mod timelines;
 
 #[cfg(test)]
 mod tests {
@@ -129,6 +135,27 @@ mod tests {
         steps.observe(at(1) + DAYS_40, boot(1));
         steps.observe(at(2), boot(2));
         assert_eq!(steps.settle(at(3), boot(3)), at(3));
+    }
+
+    #[test]
+    fn a_jump_amid_the_minute_of_another_one_has_a_minute_of_its_own() {
+        let mut steps = Steps::default();
+        steps.observe(at(0), boot(0));
+        steps.observe(at(1) + DAYS_40, boot(1));
+        assert_eq!(steps.observe(at(50) + DAYS_40 * 2, boot(50)), Some(DAYS_40));
+        assert_eq!(steps.settle(at(60) + DAYS_40 * 2, boot(60)), at(60));
+        assert_eq!(steps.settle(at(61) + DAYS_40 * 2, boot(61)), at(61) + DAYS_40);
+        assert_eq!(steps.settle(at(110) + DAYS_40 * 2, boot(110)), at(110) + DAYS_40 * 2);
+    }
+
+    #[test]
+    fn what_is_due_without_a_jump_is_due_when_a_part_of_it_is_taken_back() {
+        let hours_30 = TimeDelta::hours(30);
+        let mut steps = Steps::default();
+        steps.observe(at(0), boot(0));
+        steps.observe(at(1) + hours_30, boot(1));
+        steps.observe(at(2) + hours_30 / 2, boot(2));
+        assert_eq!(steps.settle(at(3) + hours_30 / 2, boot(3)), at(3));
     }
 
     #[test]

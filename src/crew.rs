@@ -12,9 +12,11 @@ use tokio::sync::mpsc;
 use crate::agenda::ScanId;
 use crate::attend::{Attendant, Attending, Found, Job};
 use crate::change::Inbox;
+use crate::limits::tell_refused;
 use crate::place::{Open, Place, probe};
 use crate::runtime::panic_message;
 use crate::scan::{Scan, Summary};
+use crate::watch::Refusal;
 
 /// How many batches of jobs are under way at once.
 const BATCHES: usize = 2;
@@ -174,6 +176,16 @@ impl Crew {
             _ => None,
         };
         self.on_thread(move || Event::Probed(probe(&path, known.as_deref(), &inbox)));
+    }
+
+    /// Tells that more watches are needed for `count` directories, once it was counted of how many.
+    pub fn tell_refused(&self, open: &Arc<Open>, count: u64, every: Duration) {
+        let open = Arc::clone(open);
+        // Nobody waits for it.
+        let tell = move || tell_refused(open.root.path(), count, every);
+        if thread::Builder::new().spawn(tell).is_err() {
+            tracing::warn!("directories are not watched, but swept instead: {}", Refusal::Watches);
+        }
     }
 
     /// Whether the look at the cache directory is under way.

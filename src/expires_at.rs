@@ -126,7 +126,8 @@ pub(crate) fn from_text(s: &str) -> Result<DateTime<Utc>, InvalidExpiry> {
     parse(s, &Local)
 }
 
-fn parse<Tz: TimeZone>(s: &str, zone: &Tz) -> Result<DateTime<Utc>, InvalidExpiry> {
+/// The same, with one without an offset in the local time of `zone`.
+pub(crate) fn parse<Tz: TimeZone>(s: &str, zone: &Tz) -> Result<DateTime<Utc>, InvalidExpiry> {
     let fields = Scan(s.as_bytes()).fields().ok_or_else(|| diagnose(s))?;
     let local = fields.date_time()?;
     let utc = match fields.offset {

@@ -4,9 +4,11 @@ use std::error::Error as _;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use reqwest::{Client, RequestBuilder, Response, Url};
+use tokio::sync::oneshot;
 
 use crate::config::redacted;
 use crate::error::Error;
@@ -91,15 +93,48 @@ impl Service {
         &self,
         request: impl FnOnce(&Client) -> RequestBuilder,
     ) -> Result<Response, String> {
-        match request(&self.client).send().await {
-            Ok(answer) if answer.status().is_success() => Ok(answer),
-            Ok(answer) if answer.status().is_redirection() => {
-                Err(format!("HTTP {}, and redirects are not followed", answer.status()))
-            }
-            Ok(answer) => Err(format!("HTTP {}", answer.status())),
-            Err(error) if error.is_timeout() => Err("timed out".to_owned()),
-            Err(error) => Err(cause(&error)),
+        answer(request(&self.client)).await
+    }
+
+    /// Sends a request to whose answer only the status matters. Dropping the future ends it.
+    ///
+    /// It has a thread and a runtime of its own: hyper takes in what precedes an answer without a
+    /// pause, for as long as it comes, which would hold up all else that waits in this runtime.
+    pub async fn deliver(
+        &self,
+        request: impl FnOnce(&Client) -> RequestBuilder,
+    ) -> Result<(), String> {
+        let request = request(&self.client);
+        let (mut teller, told) = oneshot::channel();
+        let exchange = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let outcome = runtime.map_err(|error| error.to_string()).and_then(|runtime| {
+                let outcome = runtime.block_on(async {
+                    tokio::select! {
+                        outcome = answer(request) => outcome.map(drop),
+                        () = teller.closed() => Err("nobody waits for it".to_owned()),
+                    }
+                });
+                // Looking up a name may hang.
+                runtime.shutdown_background();
+                outcome
+            });
+            let _ = teller.send(outcome);
+        };
+        thread::Builder::new().spawn(exchange).map_err(|error| error.to_string())?;
+        told.await.unwrap_or_else(|_| Err("the request failed".to_owned()))
+    }
+}
+
+async fn answer(request: RequestBuilder) -> Result<Response, String> {
+    match request.send().await {
+        Ok(answer) if answer.status().is_success() => Ok(answer),
+        Ok(answer) if answer.status().is_redirection() => {
+            Err(format!("HTTP {}, and redirects are not followed", answer.status()))
         }
+        Ok(answer) => Err(format!("HTTP {}", answer.status())),
+        Err(error) if error.is_timeout() => Err("timed out".to_owned()),
+        Err(error) => Err(cause(&error)),
     }
 }
 

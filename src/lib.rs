@@ -32,8 +32,8 @@
 //! - A directory's watch is set before the directory is listed; the first scan is the first sweep.
 //! - No event, file or network error ends the worker.
 //! - The command line has each thread that deletes confined to the cache directory by Landlock.
-//! - `notify` is named only in `watch`, `walkdir` only in `scan`, `rename` and `unlink` only in
-//!   `remove`, `reqwest` only in `http`; what is due is told by `clock` alone.
+//! - `notify` is named only in `watch`, directories are listed only in `scan`, `rename` and `unlink`
+//!   are named only in `remove`, `reqwest` only in `http`; what is due is told by `clock` alone.
 //!
 //! # Known limits
 //! - A writer has to publish the metadata within a second of its result. A longer pause, or a
@@ -50,8 +50,8 @@
 //! - A clock that is wrong by years when the cleaner starts makes everything due.
 //! - Directories that are removed by the thousands at once hold up the news of everything else for
 //!   some seconds; what is known by then still goes on time.
-//! - Directories whose paths are longer than the system's limit of 4,096 bytes can't be watched;
-//!   they are swept every [`Config::fallback_interval`].
+//! - Directories whose paths below the cache directory are longer than 1,024 bytes are not watched,
+//!   but swept every [`Config::fallback_interval`]: a watch costs the more, the longer its path is.
 //! - A program that keeps an exclusive lock (`flock`) on a directory keeps what is in it from being
 //!   deleted.
 
@@ -74,8 +74,12 @@ mod crew;
 mod entry;
 mod error;
 mod expires_at;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "report")]
 mod http;
+mod limits;
 mod look;
 mod metadata;
 mod place;
@@ -93,6 +97,9 @@ mod schedule;
 pub mod server;
 mod stats;
 mod sweep;
+#[cfg(test)]
+#[path = "../tests/common/trial.rs"]
+mod trial;
 mod watch;
 mod worker;
 

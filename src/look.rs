@@ -22,7 +22,7 @@ pub(crate) type FileTime = (i64, u32);
 /// What tells one version of a file from another, short of reading it. A rename keeps it all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Version {
-    ino: u64,
+    pub ino: u64,
     pub size: u64,
     pub mtime: FileTime,
 }
@@ -50,7 +50,7 @@ impl Seen {
     }
 
     /// A file that exists only for a test; another `ino` is another file.
-    #[cfg(test)]
+    #[cfg(any(fuzzing, test))]
     pub fn pretended(ino: u64) -> Self {
         Self { version: Version { ino, size: 1, mtime: (0, 0) }, ctime: (0, 0), linked: false }
     }
@@ -61,10 +61,10 @@ impl Seen {
         self.version == then.version && (self.ctime == then.ctime || then.linked)
     }
 
-    /// Whether it has more names than one, so that it may have been complete when this one was
-    /// made.
-    pub fn is_linked(&self) -> bool {
-        self.linked
+    /// Whether it may have been complete when this name was made: it has others, or it had, since
+    /// linking and unlinking change the ctime alone.
+    pub fn was_linked(&self) -> bool {
+        self.linked || self.ctime != self.version.mtime
     }
 
     /// How much longer it has to stay unchanged before it counts as settled.

@@ -66,22 +66,36 @@ pub(crate) fn expires_at(json: &[u8]) -> Result<DateTime<Utc>, InvalidMetadata> 
     // serde_json does not look into the strings that it skips.
     let json = str::from_utf8(json).map_err(|e| InvalidMetadata::NotUtf8(e.valid_up_to()))?;
 
-    let mut parser = serde_json::Deserializer::from_str(json);
-    let outcome = parser.deserialize_map(Metadata).map_err(from_json_error)?;
-    parser.end().map_err(from_json_error)?;
-    outcome
+    parse(json).unwrap_or_else(|error| Err(from_json_error(&error, json)))
 }
 
-fn from_json_error(error: serde_json::Error) -> InvalidMetadata {
+fn parse(json: &str) -> serde_json::Result<Result<DateTime<Utc>, InvalidMetadata>> {
+    let mut parser = serde_json::Deserializer::from_str(json);
+    let mut control_in_key = false;
+    let outcome = parser.deserialize_map(Metadata { control_in_key: &mut control_in_key })?;
+    parser.end()?;
+    if control_in_key {
+        // Only escaped it is JSON. serde_json does not look at that in a key that is read as bytes.
+        serde_json::from_str::<IgnoredAny>(json)?;
+    }
+    Ok(outcome)
+}
+
+fn from_json_error(error: &serde_json::Error, json: &str) -> InvalidMetadata {
     if error.is_data() {
         return InvalidMetadata::NotAnObject;
     }
     let message = error.to_string();
-    // Numbers are only converted where they are wanted, in `expires_at`.
     if message.starts_with("number out of range") {
-        return InvalidExpiry::TooLarge.into();
+        // In an object, numbers are only converted where they are wanted, in `expires_at`.
+        if json.trim_ascii_start().starts_with('{') {
+            return InvalidExpiry::TooLarge.into();
+        }
+        return InvalidMetadata::NotAnObject;
     }
-    if error.is_eof() {
+    // Where a number that is skipped is cut before a digit, serde_json calls it wrong.
+    let lacks_a_digit = || parse(&format!("{json}0")).is_err_and(|error| error.is_eof());
+    if error.is_eof() || message.starts_with("invalid number") && lacks_a_digit() {
         return InvalidMetadata::Truncated(message);
     }
     InvalidMetadata::NotJson(message)
@@ -89,9 +103,12 @@ fn from_json_error(error: serde_json::Error) -> InvalidMetadata {
 
 /// Reads the whole object. An object that is JSON but says nothing usable is a value, not an
 /// error: the parser's own errors are then about JSON alone.
-struct Metadata;
+struct Metadata<'a> {
+    /// Set where a control character is in a key.
+    control_in_key: &'a mut bool,
+}
 
-impl<'de> Visitor<'de> for Metadata {
+impl<'de> Visitor<'de> for Metadata<'_> {
     type Value = Result<DateTime<Utc>, InvalidMetadata>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -101,7 +118,7 @@ impl<'de> Visitor<'de> for Metadata {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut found = None;
         let mut duplicate = false;
-        while let Some(is_expires_at) = map.next_key_seed(Key)? {
+        while let Some(is_expires_at) = map.next_key_seed(Key(self.control_in_key))? {
             if is_expires_at {
                 duplicate |= found.is_some();
                 found = Some(map.next_value_seed(Expiry)?);
@@ -118,9 +135,9 @@ impl<'de> Visitor<'de> for Metadata {
 }
 
 /// Reads a key as whether it is `expires_at`.
-struct Key;
+struct Key<'a>(&'a mut bool);
 
-impl<'de> DeserializeSeed<'de> for Key {
+impl<'de> DeserializeSeed<'de> for Key<'_> {
     type Value = bool;
 
     /// Asks for bytes, because as text a key with half of a surrogate pair would be an error.
@@ -129,7 +146,7 @@ impl<'de> DeserializeSeed<'de> for Key {
     }
 }
 
-impl Visitor<'_> for Key {
+impl Visitor<'_> for Key<'_> {
     type Value = bool;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -137,6 +154,7 @@ impl Visitor<'_> for Key {
     }
 
     fn visit_bytes<E>(self, key: &[u8]) -> Result<bool, E> {
+        *self.0 |= key.iter().any(|byte| *byte < b' ');
         Ok(key == b"expires_at")
     }
 }

@@ -107,16 +107,18 @@ impl Attempt<'_> {
         match result.take() {
             Ok(()) => {}
             Err(Errno::NOENT) => return Removal::Gone,
-            Err(Errno::EXIST) => return Removal::Taken,
+            Err(Errno::EXIST) => return taken_by_others(&result),
             Err(error) if cannot_claim(error) => return self.directly(),
             Err(error) => return Removal::Failed(error.into()),
         }
         if !result.is(&self.pair.result) {
             return given_back(&result, None, Removal::Changed);
         }
+        let metadata = Claim::new(self.dir, self.stem, Half::Metadata);
         match is_still_due(self.dir, self.stem, &self.pair, self.wall, self.buffer) {
-            Ok(true) => {}
-            Ok(false) => return given_back(&result, None, Removal::Changed),
+            Ok(Some(true)) => {}
+            Ok(None) if metadata.own_name_is_free() => {}
+            Ok(_) => return given_back(&result, None, Removal::Changed),
             Err(error) => return given_back(&result, None, Removal::Failed(error)),
         }
         let (dir, stem) = (Arc::clone(self.dir), self.stem.clone());
@@ -126,8 +128,8 @@ impl Attempt<'_> {
     /// Without claims: the last look and the `unlink` follow each other at once.
     fn directly(self) -> Removal {
         match is_still_due(self.dir, self.stem, &self.pair, self.wall, self.buffer) {
-            Ok(true) => {}
-            Ok(false) => return Removal::Changed,
+            Ok(Some(true)) => {}
+            Ok(_) => return Removal::Changed,
             Err(error) => return Removal::Failed(error),
         }
         let name = self.stem.name(Half::Result);
@@ -147,16 +149,17 @@ impl Attempt<'_> {
     }
 }
 
-/// Whether the metadata under its own name is the file that was judged, and still due.
+/// Whether the metadata under its own name is the file that was judged, and still due; `None` where
+/// there is none.
 fn is_still_due(
     dir: &Dir,
     stem: &Stem,
     pair: &Pair,
     wall: &dyn Fn() -> DateTime<Utc>,
     buffer: &mut Vec<u8>,
-) -> io::Result<bool> {
+) -> io::Result<Option<bool>> {
     let again = read_metadata(dir, &stem.name(Half::Metadata), buffer)?;
-    Ok(again.is_some_and(|Metadata { seen, expires_at }| {
+    Ok(again.map(|Metadata { seen, expires_at }| {
         seen.version == pair.metadata.version && expires_at.is_ok_and(|at| at <= wall())
     }))
 }
@@ -169,9 +172,9 @@ fn unlink_metadata_if_due(
     buffer: &mut Vec<u8>,
 ) -> rustix::io::Result<()> {
     match is_still_due(dir, stem, pair, wall, buffer) {
-        Ok(true) => unlink(dir, &stem.name(Half::Metadata)),
+        Ok(Some(true)) => unlink(dir, &stem.name(Half::Metadata)),
         // Published anew: it belongs to a result that is there, or about to be.
-        Ok(false) => Err(Errno::NOENT),
+        Ok(_) => Err(Errno::NOENT),
         Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
     }
 }
@@ -198,12 +201,15 @@ impl Held {
         let result = Claim::new(dir, stem, Half::Result);
         let metadata = Claim::new(dir, stem, Half::Metadata);
         if result.own_name_is_taken() {
-            return self.published_anew(&result);
+            // The new result needs its metadata, whichever that is by now; the old one had expired.
+            return self.result_alone(&result);
         }
         match metadata.take() {
             Ok(()) => {}
-            Err(Errno::NOENT) => return given_back(&result, None, Removal::Changed),
-            Err(Errno::EXIST) => return given_back(&result, None, Removal::Taken),
+            // A program of another kind that deletes too found no result any more, and deleted the
+            // metadata. Given back, the result would stay for ever.
+            Err(Errno::NOENT) => return self.result_alone(&result),
+            Err(Errno::EXIST) => return given_back(&result, None, taken_by_others(&metadata)),
             Err(error) if cannot_claim(error) => {
                 return match result.unlink() {
                     Ok(()) => removed(pair, unlink_metadata_if_due(dir, stem, pair, wall, buffer)),
@@ -212,17 +218,21 @@ impl Held {
             }
             Err(error) => return given_back(&result, None, Removal::Failed(error.into())),
         }
-        if !metadata.is(&pair.metadata) || !result.is(&pair.result) || result.own_name_is_taken() {
+        if !metadata.is(&pair.metadata) || !result.is(&pair.result) {
             return given_back(&result, Some(&metadata), Removal::Changed);
         }
+        let published_anew = result.own_name_is_taken();
         if let Err(error) = result.unlink() {
             return given_back(&result, Some(&metadata), Removal::Failed(error.into()));
+        }
+        if published_anew {
+            return given_back(&result, Some(&metadata), removed(pair, Err(Errno::NOENT)));
         }
         removed(pair, metadata.unlink())
     }
 
-    /// The new result needs its metadata, whichever that is by now; the old one had expired.
-    fn published_anew(&self, result: &Claim<'_>) -> Removal {
+    /// Unlinks the result only, if nothing has happened to it meanwhile.
+    fn result_alone(&self, result: &Claim<'_>) -> Removal {
         if !result.is(&self.pair.result) {
             return given_back(result, None, Removal::Changed);
         }
@@ -242,6 +252,11 @@ fn removed(pair: &Pair, metadata: rustix::io::Result<()>) -> Removal {
     }
 }
 
+/// What to make of a reserved name that was taken already.
+fn taken_by_others(claim: &Claim<'_>) -> Removal {
+    if claim.is_blocked() { Removal::Failed(Errno::EXIST.into()) } else { Removal::Taken }
+}
+
 /// Gives back what was claimed of a pair.
 fn given_back(result: &Claim<'_>, metadata: Option<&Claim<'_>>, removal: Removal) -> Removal {
     let done = match metadata {
@@ -249,6 +264,20 @@ fn given_back(result: &Claim<'_>, metadata: Option<&Claim<'_>>, removal: Removal
         None => result.give_back(),
     };
     done.map_or_else(|error| Removal::Stranded(error.into()), |()| removal)
+}
+
+/// Gives what is still claimed of a pair its own names back, in a directory that was moved out of
+/// the cache directory amid a deletion: a confined thread can't. Deletes nothing.
+pub(crate) fn restore(dir: &Dir, stem: &Stem) {
+    for half in [Half::Metadata, Half::Result] {
+        let claim = Claim::new(dir, stem, half);
+        match claim.put_back() {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => {
+                tracing::debug!(%error, "can't give a file that was moved away its name back")
+            }
+        }
+    }
 }
 
 /// Why a file can't be taken to a reserved name although it might be unlinked: the file system

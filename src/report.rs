@@ -314,8 +314,7 @@ async fn deliver(service: &Service, activity: Activity) -> Result<(), String> {
     let timestamp = chrono::Local::now().format("%Y-%m-%dT%H:%M:%S").to_string();
     let body = Body { figures: activity.report(), timestamp };
     let endpoint = service.endpoint("/track/cleanup");
-    // The status is all that matters.
-    service.send(|client| client.post(endpoint).json(&body)).await.map(drop)
+    service.deliver(|client| client.post(endpoint).json(&body)).await
 }
 
 /// One report, as it is sent.

@@ -11,12 +11,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
-    Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, fstat, open, openat, openat2, stat,
+    Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, fstat, lstat, open, openat,
+    openat2, stat,
 };
 use rustix::io::Errno;
 
 const DIR_FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// What a path may have in bytes for the kernel to take it, the zero at its end included.
+const LONGEST_PATH: usize = 4096;
 
 /// How often a lookup is made that the kernel could not make undisturbed.
 const LOOKUPS: u32 = 100;
@@ -127,28 +131,58 @@ impl Root {
         self.open_dir(&dir.rel).is_ok_and(|there| there.identity == dir.identity)
     }
 
-    /// The same lookup, one component at a time.
+    /// Whether the path of `dir` leads to it, and not elsewhere since a directory above was renamed.
+    pub fn path_leads_to(&self, dir: &Dir) -> bool {
+        let path = self.id.path.join(&dir.rel);
+        lstat(&path).is_ok_and(|there| (there.st_dev, there.st_ino) == dir.identity)
+    }
+
+    /// The same lookup in pieces, each short enough for the kernel.
     fn step_down(&self, path: &Path) -> io::Result<OwnedFd> {
         let mut fd = openat(&self.fd, ".", DIR_FLAGS, Mode::empty())?;
-        for component in path.components() {
-            match component {
-                Component::CurDir => {}
-                Component::Normal(name) => {
-                    fd = match open_beneath(&fd, Path::new(name)) {
-                        Err(Errno::NOSYS | Errno::PERM) => {
-                            openat(&fd, name, DIR_FLAGS, Mode::empty())?
-                        }
-                        opened => opened?,
-                    };
-                    if fstat(&fd)?.st_dev != self.id.dev {
-                        return Err(Errno::XDEV.into());
-                    }
-                }
-                _ => return Err(Errno::INVAL.into()),
-            }
+        for piece in pieces(path)? {
+            fd = match open_beneath(&fd, &piece) {
+                Err(Errno::NOSYS | Errno::PERM) => self.step_by_step(fd, &piece)?,
+                opened => opened?,
+            };
+            self.same_file_system(&fd)?;
         }
         Ok(fd)
     }
+
+    /// The same lookup, one component at a time.
+    fn step_by_step(&self, mut fd: OwnedFd, piece: &Path) -> io::Result<OwnedFd> {
+        for name in piece {
+            fd = openat(&fd, name, DIR_FLAGS, Mode::empty())?;
+            self.same_file_system(&fd)?;
+        }
+        Ok(fd)
+    }
+
+    fn same_file_system(&self, fd: &OwnedFd) -> io::Result<()> {
+        if fstat(fd)?.st_dev == self.id.dev { Ok(()) } else { Err(Errno::XDEV.into()) }
+    }
+}
+
+/// Cuts a path that goes downwards only into pieces of less than [`LONGEST_PATH`] bytes.
+fn pieces(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut pieces = Vec::new();
+    let mut piece = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::Normal(name) => {
+                if piece.as_os_str().len() + name.len() + 1 >= LONGEST_PATH {
+                    pieces.push(std::mem::take(&mut piece));
+                }
+                piece.push(name);
+            }
+            _ => return Err(Errno::INVAL.into()),
+        }
+    }
+    pieces.push(piece);
+    pieces.retain(|piece| !piece.as_os_str().is_empty());
+    Ok(pieces)
 }
 
 impl AsFd for Root {

@@ -1,13 +1,17 @@
 //! One reading pass over the cache directory, or over some directories in it. The only module
-//! that names walkdir.
+//! that lists directories.
 //!
 //! One thread lists directory after directory, each right after its watch was set, while others
 //! attend to the pairs that were listed. What they find is handed over in batches, so that memory
 //! does not grow with the tree.
+//!
+//! Directories are listed by descriptor, and one that is found in another is opened by the careful
+//! lookup of [`Root`] alone. (walkdir opens each before it tells of it, even if it is not to descend:
+//! a file system that is mounted there and does not answer would hold up the scan for ever.)
 
+use std::ffi::OsStr;
 use std::io;
 use std::num::NonZero;
-use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,10 +20,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use walkdir::WalkDir;
+use rustix::fs::{AtFlags, DirEntry, FileType, statat};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
-use crate::attend::{Attendant, Attending, Found};
+use crate::attend::{Attendant, Attending, Found, result_path};
 use crate::entry::{Half, Name, Stem};
+use crate::error::path_field;
 use crate::remove::{Recovery, recover};
 use crate::root::{Dir, Root, leads_nowhere};
 use crate::watch::{Refusal, Watcher};
@@ -48,11 +54,14 @@ pub(crate) struct Summary {
     pub results: u64,
     /// Directories that could not be read, relative to the cache directory, and why.
     pub unreadable: Vec<(Arc<Path>, io::Error)>,
-    /// How many directories the kernel refused to watch, and why it refused the last of them.
+    /// How many directories the kernel refused to watch, and why it refused the worst of them.
     pub refused: Option<(u64, Refusal)>,
     /// Deletions that a killed cleaner had left unfinished, and the bytes that this freed.
     pub finished: u64,
     pub freed: u64,
+    /// Whether a path did not lead to the directory that was to be watched, although this is still
+    /// there: the cache directory, or one above it, was away for an instant.
+    pub astray: bool,
     /// Directories with claims that could not be taken up yet.
     pub owned: Vec<Arc<Path>>,
     /// Reserved names that could not be dealt with, and why.
@@ -68,6 +77,9 @@ struct Batch {
 impl Scan<'_> {
     /// Scans the directories `trees`, relative to the cache directory, and all below them.
     pub fn run(&self, trees: &[Arc<Path>]) -> Summary {
+        if let Some(watcher) = self.watcher {
+            watcher.end_stale();
+        }
         let mut summary = Summary::default();
         let mut claims = Vec::new();
         let threads = thread::available_parallelism().map_or(2, NonZero::get).clamp(2, 8);
@@ -136,36 +148,44 @@ impl Scan<'_> {
         pending: &mut Vec<Arc<Path>>,
     ) -> io::Result<()> {
         let dir = Arc::new(self.root.open_dir(rel)?);
-        if let Some(Err(refusal)) = self.watcher.map(|watcher| watcher.watch(rel)) {
-            let before = summary.refused.take().map_or(0, |(count, _)| count);
-            summary.refused = Some((before + 1, refusal));
+        match self.watcher.map(|watcher| watcher.watch(rel)) {
+            None => {}
+            // A watch is set by path, which may lead elsewhere by now.
+            Some(Ok(true)) => {
+                summary.astray |= !self.root.path_leads_to(&dir) && self.root.still_holds(&dir);
+            }
+            Some(Ok(false)) if self.root.still_holds(&dir) => summary.astray = true,
+            // It was moved away since it was opened, and no event will tell of that.
+            Some(Ok(false)) => return Err(Errno::NOENT.into()),
+            Some(Err(refusal)) => {
+                let (before, worst) = summary.refused.take().unwrap_or((0, Refusal::LongPath));
+                summary.refused = Some((before + 1, worst.max(refusal)));
+            }
         }
         let mut stems = Vec::new();
         let mut own_claims = Vec::new();
-        for entry in WalkDir::new(listed_path(self.root, &dir)).min_depth(1).max_depth(1) {
-            let entry = match entry {
-                Ok(entry) => entry,
-                Err(error) => match (error.depth(), error.into_io_error()) {
-                    // One that vanished while it was listed.
-                    (1.., Some(error)) if leads_nowhere(&error) => continue,
-                    (_, Some(error)) => return Err(error),
-                    (_, None) => return Err(io::ErrorKind::Other.into()),
-                },
-            };
+        // Nobody else reads from this descriptor, so that its copy need not have a place of its own.
+        for entry in rustix::fs::Dir::new(fcntl_dupfd_cloexec(&dir, 0)?)? {
+            let entry = entry?;
             if self.cancelled() {
                 return Ok(());
             }
-            if entry.file_type().is_dir() {
-                pending.push(rel.join(entry.file_name()).into());
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
                 continue;
             }
-            if !entry.file_type().is_file() {
-                continue;
+            match file_type(&dir, &entry)? {
+                FileType::RegularFile => {}
+                FileType::Directory => {
+                    pending.push(rel.join(OsStr::from_bytes(name)).into());
+                    continue;
+                }
+                _ => continue,
             }
-            match Name::of(entry.file_name().as_bytes()) {
+            match Name::of(name) {
                 Name::Half(Half::Result, _) => summary.results += 1,
                 Name::Half(Half::Metadata, stem) => stems.push(stem),
-                Name::Claim(..) => own_claims.push(entry.file_name().as_bytes().to_owned()),
+                Name::Claim(..) => own_claims.push(name.to_owned()),
                 Name::Other => {}
             }
         }
@@ -248,6 +268,10 @@ impl Scan<'_> {
         summary.results += recovery.finished.len() as u64;
         summary.finished += recovery.finished.len() as u64;
         for stem in &recovery.finished {
+            tracing::debug!(
+                path = path_field(&result_path(self.root, &rel, stem)),
+                "deleted an expired result, which a killed cleaner had begun"
+            );
             self.attendant.tell_removed(self.root, &rel, stem);
         }
         summary.freed += recovery.freed;
@@ -271,9 +295,15 @@ impl Scan<'_> {
     }
 }
 
-/// A path by which `dir` itself is listed, whatever stands under its name by now; where the system
-/// has none, its path.
-fn listed_path(root: &Root, dir: &Dir) -> PathBuf {
-    let by_descriptor = PathBuf::from(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd()));
-    if by_descriptor.exists() { by_descriptor } else { root.path().join(&dir.rel) }
+/// The type of an entry, which some file systems tell only when asked.
+fn file_type(dir: &Dir, entry: &DirEntry) -> io::Result<FileType> {
+    if entry.file_type() != FileType::Unknown {
+        return Ok(entry.file_type());
+    }
+    match statat(dir, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode)),
+        // It vanished while it was listed.
+        Err(Errno::NOENT) => Ok(FileType::Unknown),
+        Err(error) => Err(error.into()),
+    }
 }

@@ -6,13 +6,19 @@
 //!
 //! # Known problems of notify
 //! It does not tell whether what was renamed is a directory, so that this is looked up. It drops
-//! the watches of a directory that was renamed by itself, and of all below it. Where the events of
-//! that were lost, it takes another directory of the same name for watched, so that all watches have
-//! to be made anew. Each directory that is removed costs it a look at all watches: 5,000 that are
+//! the watches of a directory that was renamed by itself, and of all below it; but below one that it
+//! does not know at that moment it keeps them, and takes what bears their names later for watched.
+//! A scan may set such watches while directories are being renamed, so that [`Watcher::end_stale`]
+//! ends them before the next one. Where the events of renames were lost, all watches have to be made
+//! anew. Each directory that is removed costs it a look at all watches: 5,000 that are
 //! removed at once hold up events for some seconds.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::Bound;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,9 +42,18 @@ const EVENTS: EventKindMask = EventKindMask::CREATE
     .union(EventKindMask::MODIFY_NAME)
     .union(EventKindMask::ACCESS_CLOSE);
 
-/// Why the kernel will not tell of changes.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Directories with longer paths below the cache directory are not watched. notify keeps three copies of each path and looks
+/// at all of them for each directory that is removed: a chain of 2,000 directories, which fits into
+/// what the kernel takes for a path, would cost 18 MiB, and half a minute once it is removed.
+const LONGEST_WATCHED: usize = 1024;
+
+/// Why the kernel will not tell of changes; what can be helped comes last.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub(crate) enum Refusal {
+    #[error("their paths below the cache directory are longer than {LONGEST_WATCHED} bytes")]
+    LongPath,
+    #[error("{0}")]
+    Other(String),
     #[error(
         "no more directories may be watched: raise fs.inotify.max_user_watches (`sysctl fs.inotify.max_user_watches=1048576`)"
     )]
@@ -47,8 +62,6 @@ pub(crate) enum Refusal {
         "no more inotify instances may be made: raise fs.inotify.max_user_instances (`sysctl fs.inotify.max_user_instances=1024`), or the limit of open files (`ulimit -n`)"
     )]
     Instances,
-    #[error("{0}")]
-    Other(String),
 }
 
 /// The watches of one cache directory. Dropping it ends them.
@@ -62,11 +75,38 @@ pub(crate) struct Watcher {
 /// The directories that have a watch, or would have one if they could be read, relative to the
 /// cache directory.
 #[derive(Debug, Clone, Default)]
-struct Watched(Arc<Mutex<BTreeSet<PathBuf>>>);
+pub(crate) struct Watched(Arc<Mutex<Directories>>);
+
+#[derive(Debug, Default)]
+struct Directories {
+    watched: BTreeSet<PathBuf>,
+    /// Those of them that were removed or replaced, by themselves or with one above, since stale
+    /// watches were ended.
+    moved: BTreeSet<PathBuf>,
+}
 
 impl Watched {
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+    /// Takes note that the directory `rel` has a watch.
+    pub fn insert(&self, rel: &Path) {
+        self.lock().watched.insert(rel.to_owned());
+    }
+
+    /// Whether `rel`, or a directory below it, has a watch.
+    #[cfg(any(fuzzing, test))]
+    pub fn has_below(&self, rel: &Path) -> bool {
+        self.lock().below(rel).next().is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Directories> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Directories {
+    /// Those that are watched of `dir` and all below it.
+    fn below<'a>(&'a self, dir: &'a Path) -> impl Iterator<Item = &'a PathBuf> {
+        let from_there = (Bound::Included(dir), Bound::Unbounded);
+        self.watched.range::<Path, _>(from_there).take_while(move |below| below.starts_with(dir))
     }
 }
 
@@ -74,29 +114,31 @@ impl Watcher {
     /// Begins to leave news in `inbox`; nothing is watched yet.
     pub fn start(root: &Path, inbox: Arc<Inbox>) -> Result<Self, Refusal> {
         let watched = Watched::default();
-        let translator = Translator { root: root.to_owned(), watched: watched.clone(), dir: None };
+        let mut translator = Translator::new(root, watched.clone());
         let config = notify::Config::default().with_follow_symlinks(false).with_event_kinds(EVENTS);
-        let mut translator = translator;
         let handler = move |event| translator.translate(event, &mut |change| inbox.put(change));
         let notify = INotifyWatcher::new(handler, config).map_err(|error| refusal(&error))?;
         Ok(Self { root: root.to_owned(), notify: Mutex::new(notify), watched })
     }
 
-    /// Watches the directory `rel`; does nothing where it is watched, or is gone.
-    pub fn watch(&self, rel: &Path) -> Result<(), Refusal> {
+    /// Watches the directory `rel`, unless it is watched; whether it is there.
+    pub fn watch(&self, rel: &Path) -> Result<bool, Refusal> {
         let config =
             WatchPathConfig::new(RecursiveMode::NonRecursive).with_dereference_symlinks(false);
+        if rel.as_os_str().len() > LONGEST_WATCHED {
+            return Err(Refusal::LongPath);
+        }
         // Known before its first event can arrive.
-        self.watched.lock().insert(rel.to_owned());
+        self.watched.insert(rel);
         let watched = {
             let mut notify = self.notify.lock().unwrap_or_else(PoisonError::into_inner);
             notify.watch_with(&join(&self.root, rel), config)
         };
         match watched {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(true),
             Err(error) => {
-                self.watched.lock().remove(rel);
-                if is_gone(&error) { Ok(()) } else { Err(refusal(&error)) }
+                self.watched.lock().watched.remove(rel);
+                if is_gone(&error) { Ok(false) } else { Err(refusal(&error)) }
             }
         }
     }
@@ -104,16 +146,34 @@ impl Watcher {
     /// Has news of the directory `rel`, which can't be read and so not be watched: its permissions
     /// may change.
     pub fn expect(&self, rel: &Path) {
-        self.watched.lock().insert(rel.to_owned());
+        self.watched.insert(rel);
+    }
+
+    /// Ends the watches that may be those of another directory than bears their name now. To be
+    /// called before a scan, which sets them anew: whatever was moved is looked at again.
+    pub fn end_stale(&self) {
+        let moved = std::mem::take(&mut self.watched.lock().moved);
+        if moved.is_empty() {
+            return;
+        }
+        let mut notify = self.notify.lock().unwrap_or_else(PoisonError::into_inner);
+        // Once this is answered, what notify drops by itself is dropped.
+        let watched = notify.watched_paths().unwrap_or_default();
+        for (path, _) in watched {
+            let rel = path.strip_prefix(&self.root).unwrap_or(Path::new(""));
+            if rel.ancestors().any(|above| moved.contains(above)) {
+                // It may be gone by now.
+                let _ = notify.unwatch(&path);
+            }
+        }
     }
 
     /// Forgets that `rel` and all below it were watched: the directory is gone, as notify knows from
     /// the same events.
     pub fn forget(&self, rel: &Path) {
-        let mut watched = self.watched.lock();
-        let below = watched.range(rel.to_owned()..).take_while(|dir| dir.starts_with(rel));
-        for dir in below.cloned().collect::<Vec<_>>() {
-            watched.remove(&dir);
+        let mut known = self.watched.lock();
+        for dir in known.below(rel).cloned().collect::<Vec<_>>() {
+            known.watched.remove(&dir);
         }
     }
 }
@@ -146,7 +206,7 @@ fn is_gone(error: &notify::Error) -> bool {
 }
 
 /// Turns events into news.
-struct Translator {
+pub(crate) struct Translator {
     root: PathBuf,
     watched: Watched,
     /// The directory of the last event, which the next one shares mostly.
@@ -154,7 +214,11 @@ struct Translator {
 }
 
 impl Translator {
-    fn translate(&mut self, event: notify::Result<Event>, put: &mut dyn FnMut(Change)) {
+    pub fn new(root: &Path, watched: Watched) -> Self {
+        Self { root: root.to_owned(), watched, dir: None }
+    }
+
+    pub fn translate(&mut self, event: notify::Result<Event>, put: &mut dyn FnMut(Change)) {
         let Ok(event) = event else {
             return put(Change::Missed);
         };
@@ -177,7 +241,9 @@ impl Translator {
     ) {
         use Writer::{AtWork, Created, Done, Unknown};
         match kind {
-            EventKind::Create(CreateKind::Folder) | EventKind::Remove(RemoveKind::Folder) => {
+            EventKind::Create(CreateKind::Folder) => put(Change::Tree(rel.into())),
+            EventKind::Remove(RemoveKind::Folder) => {
+                self.note_moved(rel);
                 put(Change::Tree(rel.into()));
             }
             EventKind::Create(_) => self.appeared(rel, Created, put),
@@ -203,14 +269,16 @@ impl Translator {
                 if matches!(name_of(rel), Name::Claim(..)) {
                     return;
                 }
-                if is_directory(path) {
-                    put(Change::Tree(rel.into()));
-                } else {
-                    self.appeared(rel, Done, put);
+                self.note_moved(rel);
+                match path.symlink_metadata() {
+                    Ok(found) if found.is_dir() => put(Change::Tree(rel.into())),
+                    // It is elsewhere by now, or a directory above it is: it may be a directory.
+                    Err(_) if name_of(rel) == Name::Other => put(Change::Tree(rel.into())),
+                    _ => self.appeared(rel, Done, put),
                 }
             }
             EventKind::Modify(ModifyKind::Name(RenameMode::From)) | EventKind::Remove(_) => {
-                if self.is_watched(rel) {
+                if self.note_moved(rel) {
                     put(Change::Tree(rel.into()));
                 } else if let Some((_, key)) = self.half(rel) {
                     put(Change::Pair(key, Trigger { appeared: false, writer: Unknown }));
@@ -243,7 +311,19 @@ impl Translator {
     }
 
     fn is_watched(&self, rel: &Path) -> bool {
-        self.watched.lock().contains(rel)
+        self.watched.lock().watched.contains(rel)
+    }
+
+    /// Takes note that something else bears the name `rel`, or nothing; whether it, or what is below
+    /// it, was watched.
+    fn note_moved(&self, rel: &Path) -> bool {
+        let mut known = self.watched.lock();
+        let was_watched = known.below(rel).next().is_some();
+        // The cache directory itself is looked at each second.
+        if was_watched && !rel.as_os_str().is_empty() {
+            known.moved.insert(rel.to_owned());
+        }
+        was_watched
     }
 }
 
@@ -271,73 +351,4 @@ pub(crate) fn gives_events(dir: &Dir) -> bool {
     ];
     // The type of the field differs between platforms; the numbers are 32 bits wide.
     rustix::fs::fstatfs(dir).map_or(true, |fs| !SILENT.contains(&(fs.f_type as u32)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What an event of `kind` about `path` below the cache directory is translated to.
-    fn news(kind: EventKind, path: &str) -> Vec<Change> {
-        let watched = Watched::default();
-        watched.lock().insert("session".into());
-        let mut translator = Translator { root: "/cache".into(), watched, dir: None };
-        let mut news = Vec::new();
-        let event = Event::new(kind).add_path(Path::new("/cache").join(path));
-        translator.translate(Ok(event), &mut |change| news.push(change));
-        news
-    }
-
-    fn pair(dir: &str, stem: &str, appeared: bool, writer: Writer) -> Vec<Change> {
-        let stem = crate::entry::Stem::new(stem.as_bytes());
-        let key = Key { dir: Path::new(dir).into(), stem };
-        vec![Change::Pair(key, Trigger { appeared, writer })]
-    }
-
-    #[test]
-    fn events_become_the_least_news_that_tells_all() {
-        use Writer::{AtWork, Created, Done, Unknown};
-        let close = EventKind::Access(AccessKind::Close(AccessMode::Write));
-        let file = EventKind::Create(CreateKind::File);
-        let from = EventKind::Modify(ModifyKind::Name(RenameMode::From));
-        let to = EventKind::Modify(ModifyKind::Name(RenameMode::To));
-        let data = EventKind::Modify(ModifyKind::Data(notify::event::DataChange::Any));
-        let attributes = EventKind::Modify(ModifyKind::Metadata(notify::event::MetadataKind::Any));
-        let removed = EventKind::Remove(RemoveKind::File);
-        let tree = |dir: &str| vec![Change::Tree(Path::new(dir).into())];
-        for (kind, path, expected) in [
-            (file, "s/a.metadata.json", pair("s", "a", true, Created)),
-            (file, "a.metadata.json", pair("", "a", true, Created)),
-            (file, "a.result.json.lz4", pair("", "a", true, Unknown)),
-            (file, "a.result.json.lz4.tmp", vec![]),
-            (close, "a.metadata.json", pair("", "a", true, Done)),
-            (close, "a.result.json.lz4", pair("", "a", true, Unknown)),
-            (data, "a.metadata.json", pair("", "a", true, AtWork)),
-            (data, "a.result.json.lz4", vec![]),
-            (to, "a.metadata.json", pair("", "a", true, Done)),
-            (to, ".result-cleaner-a.m", vec![]),
-            (from, "a.metadata.json", pair("", "a", false, Unknown)),
-            (from, "a.metadata.json.tmp", vec![]),
-            (from, "session", tree("session")),
-            (from, "unknown", vec![]),
-            (removed, "a.result.json.lz4", pair("", "a", false, Unknown)),
-            (attributes, "a.metadata.json", pair("", "a", true, Unknown)),
-            (attributes, "session", tree("session")),
-            (EventKind::Create(CreateKind::Folder), "new", tree("new")),
-            (EventKind::Remove(RemoveKind::Folder), "session", tree("session")),
-        ] {
-            assert_eq!(news(kind, path), expected, "{kind:?} {path}");
-        }
-    }
-
-    #[test]
-    fn an_overflow_is_noticed_though_it_has_no_path() {
-        let mut translator =
-            Translator { root: "/cache".into(), watched: Watched::default(), dir: None };
-        let mut news = Vec::new();
-        let overflow = Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan);
-        translator.translate(Ok(overflow), &mut |change| news.push(change));
-        translator.translate(Err(notify::Error::generic("x")), &mut |change| news.push(change));
-        assert_eq!(news, [Change::Missed, Change::Missed]);
-    }
 }

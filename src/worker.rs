@@ -8,6 +8,9 @@
 //!                                 └───────────────────── outcomes ──────────────────────────┘
 //! ```
 
+#[cfg(test)]
+mod tests;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +29,7 @@ use crate::reports::Reports;
 use crate::scan::Summary;
 use crate::schedule::{SweepAnswer, Sweeps};
 use crate::stats::{Activity, ExpiryBucket, SharedStats, WatchState};
+use crate::watch::Refusal;
 
 /// How many pairs are attended to in one batch.
 const BATCH: usize = 256;
@@ -59,7 +63,8 @@ pub(crate) struct Worker<R> {
     full: Option<Run>,
     trees: Option<Run>,
     sweeps: Sweeps,
-    refused: bool,
+    /// Why some directories are not watched, as it was told.
+    refused: Option<Refusal>,
     /// Whether news was lost, so that watches may be missing of which notify thinks otherwise.
     blind: bool,
     /// What expires when, as it was last counted, and until when that will do.
@@ -71,6 +76,8 @@ struct Run {
     id: ScanId,
     activity: Activity,
     waiters: Vec<SweepAnswer>,
+    /// Whether a directory was refused to another scan meanwhile, which this one may have passed.
+    refused_meanwhile: bool,
 }
 
 impl<R> Drop for Worker<R> {
@@ -108,7 +115,7 @@ impl<R: Reports> Worker<R> {
             full: None,
             trees: None,
             sweeps: Sweeps::new(Instant::now()),
-            refused: false,
+            refused: None,
             blind: false,
             buckets: None,
         };
@@ -169,7 +176,10 @@ impl<R: Reports> Worker<R> {
         while self.crew.is_attending() || self.full.is_some() || self.trees.is_some() {
             match timeout_at(deadline, events.recv()).await {
                 Ok(Some(event)) => self.take_in(event)?,
-                Ok(None) | Err(_) => break,
+                Ok(None) | Err(_) => {
+                    tracing::info!("what is under way does not end in time, and is not counted");
+                    break;
+                }
             }
         }
         for run in [self.full.take(), self.trees.take()].into_iter().flatten() {
@@ -239,7 +249,7 @@ impl<R: Reports> Worker<R> {
         };
         let id = self.agenda.begin_scan(scope);
         self.crew.scan(open, id, trees);
-        Run { id, activity: Activity::default(), waiters }
+        Run { id, activity: Activity::default(), waiters, refused_meanwhile: false }
     }
 
     fn take_in(&mut self, event: Event) -> Result<(), String> {
@@ -299,6 +309,7 @@ impl<R: Reports> Worker<R> {
         let cancelled = epoch != self.crew.epoch() || self.crew.is_cancelled();
         let results = summary.results;
         let refused = summary.refused.take();
+        let astray = summary.astray;
         let now = self.clock.now();
         let end = if cancelled {
             Activity {
@@ -319,15 +330,24 @@ impl<R: Reports> Worker<R> {
         run.activity += end;
         run.activity.checked = results;
         run.activity.duration = took;
+        if astray {
+            self.blind = true;
+            self.sweeps.something_was_missed();
+        }
         if cancelled || !is_full {
             self.reports.between(run.activity);
             if let Some(refused) = refused.filter(|_| !cancelled) {
+                if let Some(full) = &mut self.full {
+                    full.refused_meanwhile = true;
+                }
                 self.refused_by(Some(refused));
             }
             return;
         }
         self.stats.update(|stats| stats.total_cleanups += 1);
-        self.refused_by(refused);
+        if refused.is_some() || !run.refused_meanwhile {
+            self.refused_by(refused);
+        }
         self.sweeps.ended(now.mono, took, self.sweep_interval());
         let report = run.activity.report();
         tracing::info!(
@@ -344,19 +364,24 @@ impl<R: Reports> Worker<R> {
         }
     }
 
-    fn refused_by(&mut self, refused: Option<(u64, crate::watch::Refusal)>) {
+    fn refused_by(&mut self, refused: Option<(u64, Refusal)>) {
         match refused {
-            Some((count, refusal)) if !self.refused => {
-                tracing::warn!(
-                    directories = count,
-                    every = ?self.fallback_interval,
-                    "the kernel refused to watch directories, so that they are swept instead: {refusal}"
-                );
-                self.refused = true;
+            Some((count, refusal)) if self.refused.as_ref() < Some(&refusal) => {
+                match &self.place {
+                    Place::Open(open) if refusal == Refusal::Watches => {
+                        self.crew.tell_refused(open, count, self.fallback_interval);
+                    }
+                    _ => tracing::warn!(
+                        directories = count,
+                        every = ?self.fallback_interval,
+                        "directories are not watched, but swept instead: {refusal}"
+                    ),
+                }
+                self.refused = Some(refusal);
             }
-            None if self.refused => {
+            None if self.refused.is_some() => {
                 tracing::info!("every directory is watched again");
-                self.refused = false;
+                self.refused = None;
             }
             _ => {}
         }
@@ -377,7 +402,9 @@ impl<R: Reports> Worker<R> {
             Place::Same | Place::Absent => WatchState::Absent,
             Place::Unreadable { .. } => WatchState::Degraded,
             Place::Open(open) if !open.gives_events => WatchState::Polling,
-            Place::Open(open) if open.watcher.is_err() || self.refused => WatchState::Degraded,
+            Place::Open(open) if open.watcher.is_err() || self.refused.is_some() => {
+                WatchState::Degraded
+            }
             Place::Open(_) => WatchState::Active,
         }
     }
@@ -394,12 +421,15 @@ impl<R: Reports> Worker<R> {
             place.announce(&self.place, &self.path, every);
         }
         if is_same {
-            // The same directory with new watches.
+            // The same directory with new watches, which a sweep has to set that begins from now on.
             self.place = place;
             self.blind = false;
+            self.sweeps.something_was_missed();
             return self.sweeps.at_the_latest(Instant::now(), Duration::ZERO);
         }
-        if matches!(place, Place::Unreadable { .. }) {
+        // A scan may have told so before.
+        let is_told = self.agenda.could_not_read(Path::new(""));
+        if matches!(place, Place::Unreadable { .. }) && !is_told {
             let activity = Activity { errors: 1, ..Activity::default() };
             self.stats.count(activity);
             self.reports.between(activity);
@@ -412,7 +442,7 @@ impl<R: Reports> Worker<R> {
     fn begin_anew(&mut self, place: Place) {
         self.crew.next_epoch();
         self.agenda = Agenda::new(place.id().map_or(&self.path, |id| &id.path));
-        self.refused = false;
+        self.refused = None;
         self.blind = false;
         let _ = self.inbox.take();
         for run in [self.full.take(), self.trees.take()].into_iter().flatten() {

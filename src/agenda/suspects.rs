@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::{Past, ScanId};
+use super::{Past, ScanId, Scope};
 use crate::change::Writer;
 use crate::clock::Now;
 use crate::entry::Key;
@@ -41,8 +41,10 @@ impl Suspects {
         self.writers.remove(key);
     }
 
-    pub fn forget_writers(&mut self) {
-        self.writers.clear();
+    /// Forgets the writers of all that a scan sees for itself: where an event was lost, or a
+    /// directory was moved away with what is being written in it, one would write for ever.
+    pub fn forget_writers(&mut self, scope: &Scope) -> impl Iterator<Item = Key> {
+        self.writers.extract_if(|key, _| scope.covers(&key.dir)).map(|(key, _)| key)
     }
 
     pub fn writer(&self, key: &Key) -> Option<Writer> {
@@ -87,7 +89,7 @@ pub(super) fn believed_at(
     match (writer, pause) {
         (Writer::AtWork, _) => None,
         // What has content without having been written to was complete when it was linked here.
-        (Writer::Created, _) if metadata.version.size == 0 && !metadata.is_linked() => None,
+        (Writer::Created, _) if metadata.version.size == 0 && !metadata.was_linked() => None,
         // It was waited for.
         _ if past.suspect == suspect => Some(now.mono),
         // The next writer may have opened it already, and its events be on their way.

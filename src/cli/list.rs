@@ -29,14 +29,19 @@ pub(crate) fn execute(args: ListArgs) -> Result<(), Failure> {
     output::print(|out| {
         if args.json {
             for pair in &pairs {
-                writeln!(out, "{}", serde_json::to_string(&Line::new(pair, now))?)?;
+                writeln!(out, "{}", output::json(&Line::new(pair, now))?)?;
             }
             return Ok(());
         }
         if pairs.is_empty() {
             return writeln!(out, "no results");
         }
-        writeln!(out, "{}", table(&pairs, now))
+        // Beside the table: it would fill up each line to the length of the longest path.
+        let results = std::iter::once("RESULT".to_owned()).chain(pairs.iter().map(result));
+        for (line, result) in table(&pairs, now).lines().zip(results) {
+            writeln!(out, "{line} {result}")?;
+        }
+        Ok(())
     })?;
     Ok(())
 }
@@ -81,25 +86,24 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// The path of a result, and what is wrong with its metadata.
+fn result(pair: &ListedPair) -> String {
+    let path = display_path(&pair.result);
+    match &pair.expires_at {
+        Ok(_) => path,
+        Err(reason) => format!("{path}: {reason}"),
+    }
+}
+
 fn table(pairs: &[ListedPair], now: DateTime<Utc>) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["EXPIRES", "LEFT", "SIZE", "RESULT"]);
+    table.load_style(presets::NOTHING).set_header(["EXPIRES", "LEFT", "SIZE"]);
     for pair in pairs {
-        let result = display_path(&pair.result);
         let size = BinaryBytes(pair.bytes).to_string();
         match &pair.expires_at {
-            Ok(at) => {
-                table.add_row([output::local(*at), output::time_left(*at, now), size, result]);
-            }
-            Err(reason) => {
-                table.add_row([
-                    "never".to_owned(),
-                    "invalid".to_owned(),
-                    size,
-                    format!("{result}: {reason}"),
-                ]);
-            }
-        }
+            Ok(at) => table.add_row([output::local(*at), output::time_left(*at, now), size]),
+            Err(_) => table.add_row(["never".to_owned(), "invalid".to_owned(), size]),
+        };
     }
     if let Some(size) = table.column_mut(2) {
         size.set_cell_alignment(CellAlignment::Right);

@@ -1,6 +1,6 @@
 //! Logging of the commands, on standard error.
 
-use std::io::{IsTerminal, Write, stderr};
+use std::io::{self, IsTerminal, Write, stderr};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tracing_subscriber::fmt::time::ChronoUtc;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::{exclusive, switch};
+use super::{exclusive, output, switch};
 
 /// How many lines wait for a reader; later ones are dropped.
 const MOST_LINES: usize = 10_000;
@@ -134,8 +134,37 @@ fn start(
     // A second start, which does not happen, would change nothing.
     let _ = match format {
         LogFormat::Text => registry.with(lines).try_init(),
-        LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
+        LogFormat::Json => {
+            let lines = lines.map_writer(Escaping).json().flatten_event(true);
+            registry.with(lines).try_init()
+        }
     };
+}
+
+/// Writes lines of JSON without control characters.
+struct Escaping<W>(W);
+
+impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Escaping<M> {
+    type Writer = Escaping<M::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Escaping(self.0.make_writer())
+    }
+}
+
+impl<W: Write> Write for Escaping<W> {
+    /// Takes a whole line, as the log's formatter writes it.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match str::from_utf8(line) {
+            Ok(text) => self.0.write_all(output::escape_controls(text).as_bytes())?,
+            Err(_) => self.0.write_all(line)?,
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// No colour into a pipe, or where <https://no-color.org> forbids it.

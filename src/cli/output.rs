@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind, Write, stdout};
 use std::time::Duration;
 
 use chrono::{DateTime, Local, SecondsFormat, Timelike, Utc};
+use serde::Serialize;
 
 use super::Failure;
 
@@ -16,6 +17,24 @@ pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Res
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(format!("can't write to standard output: {error}").into()),
     }
+}
+
+/// One line of JSON. JSON itself has control characters from U+007F on as they are; some of them
+/// change a terminal's state.
+pub(crate) fn json(value: &impl Serialize) -> serde_json::Result<String> {
+    serde_json::to_string(value).map(|json| escape_controls(&json))
+}
+
+/// Escapes the control characters in the strings of a line of JSON.
+pub(crate) fn escape_controls(json: &str) -> String {
+    json.chars().fold(String::with_capacity(json.len()), |mut text, c| {
+        if c.is_control() && c != '\n' {
+            text.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            text.push(c);
+        }
+        text
+    })
 }
 
 /// RFC 3339 in UTC, with the milliseconds at least and more where there is more.
@@ -53,6 +72,14 @@ mod tests {
         assert_eq!(at(250_000_000), "1970-01-01T00:00:00.250Z");
         assert_eq!(at(250_000), "1970-01-01T00:00:00.000250Z");
         assert_eq!(at(1), "1970-01-01T00:00:00.000000001Z");
+    }
+
+    #[test]
+    fn json_holds_no_control_characters() {
+        let text = "\u{1b}[2J\n\u{7f}\u{9b}2Jä";
+        let line = json(&text).unwrap();
+        assert!(!line.contains(char::is_control), "{line:?}");
+        assert_eq!(serde_json::from_str::<String>(&line).unwrap(), text);
     }
 
     #[test]

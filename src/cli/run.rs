@@ -119,7 +119,7 @@ fn log_last(stats: &Stats, format: LogFormat, log: &mut ServiceLog) {
                 "message": "stopped",
                 "stats": stats,
             });
-            log.line(&line.to_string());
+            log.line(&output::escape_controls(&line.to_string()));
         }
         LogFormat::Json => {}
     }

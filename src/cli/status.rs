@@ -51,7 +51,7 @@ async fn show(args: StatusArgs) -> Result<(), Failure> {
         }
         let is_read = output::print(|out| {
             if args.json {
-                return writeln!(out, "{}", serde_json::to_string(&stats)?);
+                return writeln!(out, "{}", output::json(&stats)?);
             }
             draw(out, &stats, Utc::now())
         })?;

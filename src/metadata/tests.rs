@@ -23,6 +23,7 @@ fn finds_the_one_value_in_valid_json() {
             "1970-01-01T00:00:01",
         ),
         (r#"{"\ud800":"\udfff\ud83d","expires_at":1,"o":{"\udc00":0}}"#, "1970-01-01T00:00:01"),
+        (r#"{"\n\u0000\ud800":0,"expires_at":1}"#, "1970-01-01T00:00:01"),
         (r#"{"é":"ü \u0000 😀","expires_at":1}"#, "1970-01-01T00:00:01"),
     ];
     for (json, expected) in cases {
@@ -58,7 +59,7 @@ fn names_what_is_wrong_with_expires_at() {
 
 #[test]
 fn names_what_is_wrong_with_the_file() {
-    let cases: [(&[u8], InvalidMetadata); 10] = [
+    let cases: [(&[u8], InvalidMetadata); 12] = [
         (b"", Empty),
         (b"\xEF\xBB\xBF{\"expires_at\":1}", ByteOrderMark),
         (b"\xFF\xFE{\0}\0", Utf16),
@@ -67,6 +68,8 @@ fn names_what_is_wrong_with_the_file() {
         (b"[{\"expires_at\":1}]", NotAnObject),
         (b"\"{}\"", NotAnObject),
         (b"1795468279", NotAnObject),
+        (b"1e999", NotAnObject),
+        (b"\n-1e999", NotAnObject),
         (b"null", NotAnObject),
         (b"true", NotAnObject),
     ];
@@ -91,12 +94,14 @@ fn names_what_is_wrong_with_the_file() {
         r#"{"a":[},"expires_at":1}"#,
         r#"{"a":"\x","expires_at":1}"#,
         "{\"a\":\"\n\",\"expires_at\":1}",
+        "{\"a\n\":0,\"expires_at\":1}",
+        "{\"\\n\0\":0,\"expires_at\":1}",
         "{\"expires_at\":1} // until then",
     ];
     for json in not_json {
         assert!(matches!(read(json), Err(NotJson(_))), "{json}: {:?}", read(json));
     }
-    let whole = r#"{"a":[{"b":"c"},15,true,null],"expires_at":"2025-11-18"}"#;
+    let whole = r#"{"a":[{"b":"c"},-1.5E-5,true,null],"expires_at":"2025-11-18"}"#;
     for end in 1..whole.len() {
         assert!(matches!(read(&whole[..end]), Err(Truncated(_))), "{}", &whole[..end]);
     }

@@ -1,6 +1,6 @@
 //! A claim: one half of a pair under its reserved name. The only module that renames or unlinks.
 
-use rustix::fs::{AtFlags, RenameFlags, renameat_with, unlinkat};
+use rustix::fs::{AtFlags, RenameFlags, renameat_with, statat, unlinkat};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::entry::{Half, Stem};
@@ -30,18 +30,36 @@ impl<'a> Claim<'a> {
             .is_ok_and(|seen| seen.is_some_and(|seen| seen.version == judged.version))
     }
 
+    /// Whether something bears the reserved name that is no regular file: no cleaner has put it
+    /// there, and no recovery will take it away.
+    pub fn is_blocked(&self) -> bool {
+        retry_on_intr(|| statat(self.dir, &self.reserved, AtFlags::SYMLINK_NOFOLLOW))
+            .is_ok_and(|stat| Seen::of(&stat).is_none())
+    }
+
     /// Whether a file stands under the name that this one would get back.
     pub fn own_name_is_taken(&self) -> bool {
         regular(self.dir, &self.own).is_ok_and(|seen| seen.is_some())
+    }
+
+    /// Whether nothing at all stands there.
+    pub fn own_name_is_free(&self) -> bool {
+        let seen = retry_on_intr(|| statat(self.dir, &self.own[..], AtFlags::SYMLINK_NOFOLLOW));
+        seen.is_err_and(|error| error == Errno::NOENT)
     }
 
     pub fn unlink(&self) -> rustix::io::Result<()> {
         unlink(self.dir, &self.reserved)
     }
 
+    /// Gives the file its name back if that is free.
+    pub fn put_back(&self) -> rustix::io::Result<()> {
+        rename(self.dir, &self.reserved, &self.own)
+    }
+
     /// Gives the file its name back, or drops it if that was published anew meanwhile.
     pub fn give_back(&self) -> rustix::io::Result<()> {
-        match rename(self.dir, &self.reserved, &self.own) {
+        match self.put_back() {
             Err(Errno::EXIST) => self.unlink(),
             // A recovery was faster.
             Err(Errno::NOENT) => Ok(()),

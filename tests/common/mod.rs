@@ -7,9 +7,10 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -17,13 +18,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 use tempfile::TempDir;
 
+mod loss;
 mod metrics;
 mod service;
 mod trial;
+mod usage;
 
+pub use loss::*;
 pub use metrics::*;
 pub use service::*;
 pub use trial::*;
+pub use usage::*;
 
 /// How long a condition may take on a machine that is busy with other things.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -220,21 +225,32 @@ pub fn tool(program: &str, args: &[&std::ffi::OsStr]) -> bool {
 /// is gone.
 #[track_caller]
 pub fn wait_for_later_pair(cache: &CacheDir) {
-    use std::os::unix::fs::MetadataExt;
-    let ctime = |path: &Path| {
-        let seen = fs::metadata(path).unwrap();
-        (seen.ctime(), seen.ctime_nsec())
-    };
-    let later = cache.pair("a-later-pair");
-    publish(&later.result, b"result");
-    // Halves of the same instant would be waited for, as if one were missing.
-    let tick = cache.outside("tick");
-    wait_until("the clock of the file system goes on", || {
-        fs::write(&tick, "").unwrap();
-        ctime(&tick) > ctime(&later.result)
-    });
-    later.set_expiry(now());
+    // Due by whatever clock the cleaner reads.
+    let later = cache.pair("a-later-pair").settled(1.5);
     wait_until("a later pair is gone", || later.is_gone());
+}
+
+impl Pair {
+    /// Publishes both files so that nothing speaks for a result that is newer than its metadata:
+    /// once it has expired it can go at once.
+    pub fn settled(self, expires_at: f64) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let ctime = |path: &Path| {
+            let seen = fs::metadata(path).unwrap();
+            (seen.ctime(), seen.ctime_nsec())
+        };
+        fs::create_dir_all(self.result.parent().unwrap()).unwrap();
+        publish(&self.result, b"a result of 23 bytes...");
+        // Halves of the same instant would be waited for, as if one were missing.
+        let tick = self.metadata.with_extension("tick.tmp");
+        wait_until("the clock of the file system goes on", || {
+            fs::write(&tick, "").unwrap();
+            ctime(&tick) > ctime(&self.result)
+        });
+        fs::remove_file(tick).unwrap();
+        self.set_expiry(expires_at);
+        self
+    }
 }
 
 /// The keys of a JSON object, sorted.

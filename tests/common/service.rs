@@ -5,7 +5,13 @@ use super::*;
 /// The binary that is tested, with nothing of this process's own settings for it.
 #[cfg(feature = "cli")]
 pub fn result_cleaner() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_result-cleaner"));
+    without_settings(Path::new(env!("CARGO_BIN_EXE_result-cleaner")))
+}
+
+/// A command with nothing of this process's own settings for the binary.
+#[cfg(feature = "cli")]
+fn without_settings(program: &Path) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("RESULT_CLEANER_") {
             command.env_remove(name);
@@ -135,7 +141,14 @@ impl Drop for Service {
 
 /// An address on loopback that nothing listens on (or nothing did a moment ago).
 pub fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    TcpListener::bind((own_host(), 0)).unwrap().local_addr().unwrap().to_string()
+}
+
+/// A host on loopback that nothing else uses, so that what is free there stays free.
+pub fn own_host() -> Ipv4Addr {
+    static LAST: AtomicU8 = AtomicU8::new(0);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 128 | high >> 1, low, LAST.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Status and body of a GET request; `None` where nothing answers.
@@ -192,10 +205,20 @@ impl Service {
 /// address. `None`, with a message, where there is no such user.
 #[cfg(feature = "cli")]
 pub fn unprivileged_run(cache: &CacheDir, args: &[&str]) -> Option<(Command, String)> {
+    unprivileged_run_by(cache, &[], args)
+}
+
+/// The same, run by `wrapper`.
+#[cfg(feature = "cli")]
+pub fn unprivileged_run_by(
+    cache: &CacheDir,
+    wrapper: &[&str],
+    args: &[&str],
+) -> Option<(Command, String)> {
     use std::os::unix::fs::{PermissionsExt, chown};
     const NOBODY: u32 = 65534;
     let address = free_address();
-    let mut command = result_cleaner();
+    let mut command = wrapped(wrapper, Path::new(env!("CARGO_BIN_EXE_result-cleaner")));
     if rustix::process::geteuid().is_root() {
         let temp = cache.path().parent().unwrap();
         fs::set_permissions(temp, fs::Permissions::from_mode(0o755)).unwrap();
@@ -211,11 +234,21 @@ pub fn unprivileged_run(cache: &CacheDir, args: &[&str]) -> Option<(Command, Str
             eprintln!("skipped: permissions do not bind root, and setpriv does not work");
             return None;
         }
+        let inner = wrapped(wrapper, &binary);
         command = Command::new("setpriv");
-        command.args(user).arg("env").arg("-i").arg(binary);
+        command.args(user).args(["env", "-i"]).arg(inner.get_program()).args(inner.get_args());
     }
     command.arg("run").arg(cache.path()).args(["--no-metrics", "--listen", &address]).args(args);
     Some((command, format!("http://{address}")))
+}
+
+/// `binary`, run by `wrapper` if there is one.
+#[cfg(feature = "cli")]
+fn wrapped(wrapper: &[&str], binary: &Path) -> Command {
+    let Some((program, args)) = wrapper.split_first() else { return without_settings(binary) };
+    let mut command = without_settings(Path::new(program));
+    command.args(args).arg(binary);
+    command
 }
 
 /// The stats in the last line of a log, whichever its format.

@@ -1,0 +1,281 @@
+//! The pretended clocks, the worker that reads them, and an observer who knows the rule.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+
+use super::super::*;
+use super::{DAY, EPOCH, Event, HOLD, LATEST, Plan, SECOND, SLOWEST, Timeline, moments};
+use crate::agenda::{Agenda, Source};
+use crate::attend::{Found, Job, Outcome};
+use crate::change::{News, Trigger, Writer};
+use crate::entry::{Key, Stem};
+
+const BOOTED: i64 = 100 * SECOND;
+/// Steps that are closer may be seen as one: the pause between two looks, and a slow wake-up.
+const APART: i64 = SECOND + SLOWEST;
+
+/// The clock was set.
+struct Step {
+    boot: i64,
+    mono: i64,
+    by: i64,
+    /// The offset before.
+    before: i64,
+    /// When since boot the worker looked at the clocks again.
+    seen: Option<i64>,
+}
+
+struct Pair {
+    expires_at: i64,
+    key: Key,
+    is_there: bool,
+    /// Whether it was ever given out.
+    is_known: bool,
+    /// Since when it is to go, by the monotonic clock.
+    due_since: Option<i64>,
+    /// Whether only a step that is held makes it due, or did so.
+    was_held: bool,
+}
+
+pub(super) struct World {
+    wall: i64,
+    boot: i64,
+    mono: i64,
+    start: Instant,
+    history: Vec<Step>,
+    pairs: Vec<Pair>,
+    // The worker.
+    steps: Steps,
+    agenda: Agenda,
+    slow: (i64, i64),
+    next_tick: i64,
+    wake: i64,
+    jobs: Vec<(i64, Vec<Job>)>,
+    // The observer.
+    checked: i64,
+    pub deleted: u64,
+    /// How many of these were held back.
+    pub held: u64,
+    /// How late the latest of them was.
+    pub latest: i64,
+}
+
+impl World {
+    pub fn new(timeline: &Timeline) -> Self {
+        let moments = moments(&timeline.events);
+        let pair = |(number, plan): (usize, &Plan)| Pair {
+            expires_at: plan.moment.get(&moments) + plan.away,
+            key: Key { dir: Path::new("").into(), stem: Stem::new(number.to_string().as_bytes()) },
+            is_there: false,
+            is_known: false,
+            due_since: None,
+            was_held: false,
+        };
+        Self {
+            wall: EPOCH,
+            boot: BOOTED,
+            mono: 0,
+            start: Instant::now(),
+            history: Vec::new(),
+            pairs: timeline.plans.iter().enumerate().map(pair).collect(),
+            steps: Steps::default(),
+            agenda: Agenda::default(),
+            slow: timeline.slow,
+            next_tick: 0,
+            wake: 0,
+            jobs: Vec::new(),
+            checked: 0,
+            deleted: 0,
+            held: 0,
+            latest: 0,
+        }
+    }
+
+    pub fn run(mut self, timeline: &Timeline) -> Result<Self, TestCaseError> {
+        self.round()?;
+        for (number, event) in timeline.events.iter().enumerate() {
+            for (plan, pair) in timeline.plans.iter().zip(0..) {
+                if plan.published.index(timeline.events.len()) == number {
+                    self.publish(pair);
+                }
+            }
+            match *event {
+                Event::Pass(time) => self.pass(time)?,
+                Event::Step(by) | Event::TakeBack(by) => self.step(by)?,
+                Event::Sleep(time) => {
+                    self.wall += time;
+                    self.boot += time;
+                    self.check()?;
+                }
+            }
+        }
+        self.pass(2 * HOLD)?;
+        Ok(self)
+    }
+
+    fn publish(&mut self, pair: usize) {
+        let pair = &mut self.pairs[pair];
+        pair.is_there = true;
+        let told = Trigger { appeared: true, writer: Writer::Done };
+        let pairs = HashMap::from([(pair.key.clone(), told)]);
+        self.agenda.note(News { pairs, ..News::default() });
+        self.wake = self.wake.min(self.mono);
+    }
+
+    fn step(&mut self, by: i64) -> Result<(), TestCaseError> {
+        self.check()?;
+        let before = self.wall - self.boot;
+        self.history.push(Step { boot: self.boot, mono: self.mono, by, before, seen: None });
+        self.wall += by;
+        self.check()
+    }
+
+    /// Time passes, and the worker works.
+    fn pass(&mut self, time: i64) -> Result<(), TestCaseError> {
+        let end = self.mono + time;
+        loop {
+            let woken = self.wake.saturating_add(self.slow.0);
+            let next = self.jobs.iter().map(|(at, _)| *at).fold(woken, i64::min).max(self.mono);
+            if next > end {
+                break;
+            }
+            self.go_on(next - self.mono);
+            self.check()?;
+            self.round()?;
+        }
+        self.go_on(end - self.mono);
+        self.check()
+    }
+
+    fn go_on(&mut self, time: i64) {
+        self.mono += time;
+        self.boot += time;
+        self.wall += time;
+    }
+
+    /// What the worker does when something wakes it; and its threads.
+    fn round(&mut self) -> Result<(), TestCaseError> {
+        if self.mono >= self.next_tick {
+            self.steps.observe(wall(self.wall), TimeDelta::milliseconds(self.boot));
+            self.next_tick = self.mono + TICK.as_millis() as i64;
+            for step in self.history.iter_mut().filter(|step| step.seen.is_none()) {
+                prop_assert!(self.mono - step.mono < APART, "it looked too late");
+                step.seen = Some(self.boot);
+            }
+        }
+        let mono = self.mono;
+        for (_, jobs) in self.jobs.extract_if(.., |(at, _)| *at <= mono).collect::<Vec<_>>() {
+            for job in jobs {
+                let outcome = self.attend(&job)?;
+                let now = self.now();
+                self.agenda.settle(Found { key: job.key, outcome }, Source::Job, now);
+            }
+        }
+        let now = self.now();
+        let jobs = self.agenda.take_jobs(now, 256);
+        for pair in self.pairs.iter_mut().filter(|pair| jobs.iter().any(|job| job.key == pair.key))
+        {
+            // The first job is to look at what was published.
+            let is_due = pair.expires_at <= self.wall;
+            prop_assert!(is_due || !pair.is_known, "{} was given out early", pair.expires_at);
+            pair.is_known = true;
+        }
+        if !jobs.is_empty() {
+            self.jobs.push((self.mono + self.slow.1, jobs));
+        }
+        // Timers are a millisecond late rather than early.
+        let since_start = |at: Instant| (at - self.start).as_micros().div_ceil(1000) as i64;
+        let next = self.agenda.next_pair(now).map_or(i64::MAX, since_start);
+        self.wake = next.min(self.next_tick).min(self.mono + TICK.as_millis() as i64);
+        self.check()
+    }
+
+    /// Deletes the pair if the clock of the worker says that it may go.
+    fn attend(&mut self, job: &Job) -> Result<Outcome, TestCaseError> {
+        let now = self.now().wall;
+        let high = self.highest();
+        let pair = self.pairs.iter_mut().find(|pair| pair.key == job.key).unwrap();
+        if now < wall(pair.expires_at) {
+            return Ok(Outcome::Waiting { expires_at: wall(pair.expires_at), bytes: 1 });
+        }
+        prop_assert!(pair.expires_at <= self.wall, "{} ms early", pair.expires_at - self.wall);
+        prop_assert!(pair.expires_at <= high, "{} ms too early", pair.expires_at - high);
+        if let Some(since) = pair.due_since {
+            self.latest = self.latest.max(self.mono - since);
+        }
+        pair.is_there = false;
+        self.deleted += 1;
+        self.held += u64::from(pair.was_held);
+        Ok(Outcome::Removed { freed: 1, leftover: None })
+    }
+
+    /// Nothing that is due is still there after 2 s.
+    fn check(&mut self) -> Result<(), TestCaseError> {
+        let together = |group: &[Step], step: &Step| {
+            let forward = group.iter().all(|step| step.by > 0);
+            step.by <= DAY && forward && group.iter().map(|step| step.by).sum::<i64>() <= DAY
+        };
+        let (low, high) = (self.deciding_time(|step| step.seen, together), self.highest());
+        for pair in self.pairs.iter_mut().filter(|pair| pair.is_there) {
+            if pair.expires_at > low {
+                pair.due_since = None;
+                pair.was_held |= pair.expires_at > high && pair.expires_at <= self.wall;
+                continue;
+            }
+            let for_so_long = (low - pair.expires_at).min(self.mono - self.checked);
+            let since = *pair.due_since.get_or_insert(self.mono - for_so_long);
+            let late = self.mono - since;
+            prop_assert!(late <= LATEST, "{pair} is {late} ms late", pair = pair.expires_at);
+        }
+        self.checked = self.mono;
+        Ok(())
+    }
+
+    /// The latest that the deciding time may be.
+    fn highest(&self) -> i64 {
+        self.deciding_time(|step| Some(step.boot), |group, _| group.len() > 1)
+    }
+
+    /// The time that decides. `held_from` says since when a step is held, if it is; `believed`, which
+    /// steps forward are believed of those that were close to each other, besides small ones that
+    /// stand alone.
+    fn deciding_time(
+        &self,
+        held_from: impl Fn(&Step) -> Option<i64>,
+        believed: impl Fn(&[Step], &Step) -> bool,
+    ) -> i64 {
+        let is_held = |step: &Step| held_from(step).is_none_or(|from| self.boot < from + HOLD);
+        let mut lowest = self.wall - self.boot;
+        let mut raised = 0;
+        // From the last group to the first.
+        let mut earlier = &self.history[..];
+        while earlier.last().is_some_and(is_held) {
+            let pause = earlier.windows(2).rposition(|two| two[1].mono - two[0].mono >= APART);
+            let group;
+            (earlier, group) = earlier.split_at(pause.map_or(0, |at| at + 1));
+            for step in group.iter().rev() {
+                let is_small = group.len() == 1 && step.by <= DAY;
+                if step.by > 0 && (is_small || believed(group, step)) {
+                    raised += step.by;
+                }
+                if is_held(step) {
+                    lowest = lowest.min(step.before + raised);
+                }
+            }
+        }
+        lowest + self.boot
+    }
+
+    fn now(&mut self) -> Now {
+        let settled = self.steps.settle(wall(self.wall), TimeDelta::milliseconds(self.boot));
+        let mono = self.start + Duration::from_millis(self.mono as u64);
+        Now { wall: settled, mono }
+    }
+}
+
+fn wall(milliseconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_millis(milliseconds).unwrap()
+}

@@ -1,0 +1,133 @@
+//! What the fuzzers in `tests/fuzz` drive: bytes in, a panic where something is wrong. No part of
+//! the library: it is there only for them and for the tests that replay the corpus they have left.
+
+mod events;
+#[cfg(test)]
+mod tests;
+mod text;
+
+#[path = "../tests/common/reference.rs"]
+mod reference;
+
+use chrono::{DateTime, Utc};
+
+use self::reference::{Wrong, Zone};
+use crate::expires_at::InvalidExpiry;
+use crate::metadata::InvalidMetadata;
+
+pub use self::events::events;
+pub use self::text::expires_at;
+
+/// A value of `TZ`, with the rule that the reference knows.
+pub const SUMMER_TIME: &str = "CET-1CEST,M3.5.0,M10.5.0/3";
+
+/// Reads metadata, and compares with the reference. The variable `TZ` has to be `UTC` or
+/// [`SUMMER_TIME`].
+pub fn metadata(json: &[u8]) {
+    let summer_time = match std::env::var("TZ").as_deref() {
+        Ok("UTC") => false,
+        Ok(SUMMER_TIME) => true,
+        _ => panic!("TZ is not UTC or {SUMMER_TIME}"),
+    };
+    let zone = |year| if summer_time { Zone::central_europe(year) } else { Zone::default() };
+    let shown = json.escape_ascii();
+    let expected = reference::read(json, &zone);
+    let found = crate::metadata::expires_at(json);
+    if let Err(reason) = &found {
+        assert_is_one_line(&reason.to_string());
+    }
+    let found = found.map(nanos).map_err(|reason| class(&reason));
+    if is_odd(json) && expected.is_err() {
+        assert!(found.is_err(), "{shown}");
+    } else {
+        assert_eq!(found, expected, "{shown}");
+    }
+    // serde_json refuses some JSON, but takes nothing else.
+    if serde_json::from_slice::<serde_json::Value>(json).is_ok() {
+        let is_json = !matches!(expected, Err(Wrong::NotJson | Wrong::CutShort));
+        assert!(is_json, "the reference is wrong: {shown}");
+    }
+}
+
+/// Whether there is a control character in a string, or half of a surrogate pair: these are seen
+/// earlier or later than what else is wrong.
+fn is_odd(json: &[u8]) -> bool {
+    if json.windows(3).any(|part| part.eq_ignore_ascii_case(b"\\ud")) {
+        return true;
+    }
+    let mut quoted = false;
+    let mut bytes = json.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => quoted = !quoted,
+            b'\\' if quoted => drop(bytes.next()),
+            ..b' ' if quoted => return true,
+            _ => {}
+        }
+    }
+    false
+}
+
+fn assert_is_one_line(reason: &str) {
+    assert!(reason.len() < 600 && !reason.contains(char::is_control), "{reason:?}");
+}
+
+fn nanos(instant: DateTime<Utc>) -> i128 {
+    let fraction = i128::from(instant.timestamp_subsec_nanos());
+    i128::from(instant.timestamp()) * 1_000_000_000 + fraction
+}
+
+fn class(reason: &InvalidMetadata) -> Wrong {
+    match reason {
+        InvalidMetadata::Empty => Wrong::Empty,
+        InvalidMetadata::TooLarge => Wrong::TooLarge,
+        InvalidMetadata::ByteOrderMark | InvalidMetadata::Utf16 | InvalidMetadata::NotUtf8(_) => {
+            Wrong::Encoding
+        }
+        InvalidMetadata::Truncated(_) => Wrong::CutShort,
+        InvalidMetadata::NotJson(_) => Wrong::NotJson,
+        InvalidMetadata::NotAnObject => Wrong::NotAnObject,
+        InvalidMetadata::MissingExpiresAt => Wrong::Missing,
+        InvalidMetadata::DuplicateExpiresAt => Wrong::Twice,
+        InvalidMetadata::ExpiresAt(reason) => match reason {
+            InvalidExpiry::Null => Wrong::Null,
+            InvalidExpiry::Boolean => Wrong::Boolean,
+            InvalidExpiry::Array => Wrong::Array,
+            InvalidExpiry::Object => Wrong::Object,
+            InvalidExpiry::NotPositive | InvalidExpiry::NotSeconds(_) | InvalidExpiry::TooLarge => {
+                Wrong::Number
+            }
+            _ => Wrong::Text,
+        },
+    }
+}
+
+/// An input that is read from the left; after its end it is all zeros.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn byte(&mut self) -> u8 {
+        self.0.split_off_first().copied().unwrap_or(0)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        usize::from(self.byte()) % bound
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    /// A number of so many bytes.
+    fn number(&mut self, bytes: usize) -> u64 {
+        (0..bytes).fold(0, |number, _| number << 8 | u64::from(self.byte()))
+    }
+
+    fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}

@@ -1,0 +1,85 @@
+//! What the fuzzers have found worth keeping, and mutations of it.
+//!
+//! `RESULT_CLEANER_TEST_MUTATIONS` sets how many mutations.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::trial::{Random, extent, figure, seed};
+
+/// Has `check` look at each input of the kept corpus `name`, and at mutations of them.
+fn replay(name: &str, check: fn(&[u8])) {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/fuzz/{name}.txt"));
+    let corpus = std::fs::read_to_string(corpus).unwrap();
+    let inputs: Vec<Vec<u8>> = corpus.lines().map(unescaped).collect();
+    assert!(inputs.len() > 50, "the corpus is not where it is looked for");
+    for input in &inputs {
+        check(input);
+    }
+    figure(&format!("fuzzed inputs replayed, {name}"), inputs.len());
+
+    let mut random = Random(seed());
+    let mutations = extent("RESULT_CLEANER_TEST_MUTATIONS", 5_000, 1_000_000);
+    for _ in 0..mutations {
+        check(&mutated(&inputs, &mut random));
+    }
+    figure(&format!("mutations of them, {name}"), mutations);
+}
+
+/// A backslash, and all that is not printable, stands as `\x` and two digits.
+fn unescaped(line: &str) -> Vec<u8> {
+    let mut parts = line.split("\\x");
+    let mut bytes = parts.next().unwrap().as_bytes().to_vec();
+    for part in parts {
+        let (digits, plain) = part.split_at(2);
+        bytes.push(u8::from_str_radix(digits, 16).unwrap());
+        bytes.extend(plain.as_bytes());
+    }
+    bytes
+}
+
+/// The begin of one input and the end of another, with some bytes changed.
+fn mutated(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
+    let one = &inputs[random.below(inputs.len())];
+    let other = if random.one_in(2) { one } else { &inputs[random.below(inputs.len())] };
+    let at = random.below(one.len() + 1);
+    let from = if random.one_in(2) { at.min(other.len()) } else { random.below(other.len() + 1) };
+    let mut bytes = [&one[..at], &other[from..]].concat();
+    for _ in 0..random.below(3) {
+        if let Some(at) = bytes.len().checked_sub(1).map(|last| random.below(last + 1)) {
+            bytes[at] = if random.one_in(2) { random.next() as u8 } else { bytes[at] ^ 1 };
+        }
+    }
+    bytes
+}
+
+#[test]
+fn values_of_expires_at_mean_what_the_reference_says() {
+    replay("expires_at", super::expires_at);
+}
+
+#[test]
+fn no_sequence_of_events_loses_a_pair() {
+    replay("events", super::events);
+}
+
+#[test]
+fn metadata_says_what_the_reference_says_in_any_time_zone() {
+    const ZONE_IS_SET: &str = "RESULT_CLEANER_ZONE_IS_SET";
+    if std::env::var_os(ZONE_IS_SET).is_some() {
+        return replay("metadata", super::metadata);
+    }
+    // The zone is that of a process.
+    let test = "fuzzing::tests::metadata_says_what_the_reference_says_in_any_time_zone";
+    for zone in ["UTC", super::SUMMER_TIME] {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--nocapture"])
+            .envs([("TZ", zone), (ZONE_IS_SET, "1")])
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stdout);
+        println!("TZ={zone}: {told}");
+        let failure = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && told.contains("1 passed"), "{failure}");
+    }
+}

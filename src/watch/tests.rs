@@ -1,0 +1,101 @@
+//! How events become news, and which of them arrive.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use super::*;
+use crate::change::News;
+
+/// What an event of `kind` about `path` below the cache directory is translated to.
+fn news(kind: EventKind, path: &str) -> Vec<Change> {
+    let watched = Watched::default();
+    watched.lock().watched.insert("session".into());
+    let mut translator = Translator { root: "/cache".into(), watched, dir: None };
+    let mut news = Vec::new();
+    let event = Event::new(kind).add_path(Path::new("/cache").join(path));
+    translator.translate(Ok(event), &mut |change| news.push(change));
+    news
+}
+
+fn pair(dir: &str, stem: &str, appeared: bool, writer: Writer) -> Vec<Change> {
+    let stem = crate::entry::Stem::new(stem.as_bytes());
+    let key = Key { dir: Path::new(dir).into(), stem };
+    vec![Change::Pair(key, Trigger { appeared, writer })]
+}
+
+#[test]
+fn events_become_the_least_news_that_tells_all() {
+    use Writer::{AtWork, Created, Done, Unknown};
+    let close = EventKind::Access(AccessKind::Close(AccessMode::Write));
+    let file = EventKind::Create(CreateKind::File);
+    let from = EventKind::Modify(ModifyKind::Name(RenameMode::From));
+    let to = EventKind::Modify(ModifyKind::Name(RenameMode::To));
+    let data = EventKind::Modify(ModifyKind::Data(notify::event::DataChange::Any));
+    let attributes = EventKind::Modify(ModifyKind::Metadata(notify::event::MetadataKind::Any));
+    let removed = EventKind::Remove(RemoveKind::File);
+    let tree = |dir: &str| vec![Change::Tree(Path::new(dir).into())];
+    for (kind, path, expected) in [
+        (file, "s/a.metadata.json", pair("s", "a", true, Created)),
+        (file, "a.metadata.json", pair("", "a", true, Created)),
+        (file, "a.result.json.lz4", pair("", "a", true, Unknown)),
+        (file, "a.result.json.lz4.tmp", vec![]),
+        (close, "a.metadata.json", pair("", "a", true, Done)),
+        (close, "a.result.json.lz4", pair("", "a", true, Unknown)),
+        (data, "a.metadata.json", pair("", "a", true, AtWork)),
+        (data, "a.result.json.lz4", vec![]),
+        (to, "a.metadata.json", pair("", "a", true, Done)),
+        (to, ".result-cleaner-a.m", vec![]),
+        (to, "perhaps-a-directory", tree("perhaps-a-directory")),
+        (from, "a.metadata.json", pair("", "a", false, Unknown)),
+        (from, "a.metadata.json.tmp", vec![]),
+        (from, "session", tree("session")),
+        (from, "unknown", vec![]),
+        (removed, "a.result.json.lz4", pair("", "a", false, Unknown)),
+        (attributes, "a.metadata.json", pair("", "a", true, Unknown)),
+        (attributes, "session", tree("session")),
+        (EventKind::Create(CreateKind::Folder), "new", tree("new")),
+        (EventKind::Remove(RemoveKind::Folder), "session", tree("session")),
+    ] {
+        assert_eq!(news(kind, path), expected, "{kind:?} {path}");
+    }
+}
+
+#[test]
+fn an_overflow_is_noticed_though_it_has_no_path() {
+    let mut translator =
+        Translator { root: "/cache".into(), watched: Watched::default(), dir: None };
+    let mut news = Vec::new();
+    let overflow = Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan);
+    translator.translate(Ok(overflow), &mut |change| news.push(change));
+    translator.translate(Err(notify::Error::generic("x")), &mut |change| news.push(change));
+    assert_eq!(news, [Change::Missed, Change::Missed]);
+}
+
+#[test]
+fn a_watch_that_was_set_below_what_is_being_renamed_is_set_anew() {
+    let temp = tempfile::tempdir().unwrap();
+    let (root, aside) = (temp.path().join("cache"), temp.path().join("aside"));
+    for dir in [root.join("s/deep"), aside.join("deep")] {
+        fs::create_dir_all(dir).unwrap();
+    }
+    let inbox = Arc::new(Inbox::default());
+    let watcher = Watcher::start(&root, Arc::clone(&inbox)).unwrap();
+    watcher.watch(Path::new("")).unwrap();
+    // As a scan does that was under way when the watch of `s` was dropped.
+    watcher.watch(Path::new("s/deep")).unwrap();
+    fs::rename(root.join("s"), temp.path().join("away")).unwrap();
+    fs::rename(&aside, root.join("s")).unwrap();
+    let arrives = |expected: &dyn Fn(News) -> bool| {
+        (0..6000).any(|_| {
+            thread::sleep(Duration::from_millis(10));
+            expected(inbox.take())
+        })
+    };
+    assert!(arrives(&|news| news.trees.contains(Path::new("s"))));
+    watcher.end_stale();
+    watcher.watch(Path::new("s")).unwrap();
+    watcher.watch(Path::new("s/deep")).unwrap();
+    fs::write(root.join("s/deep/a.metadata.json"), "").unwrap();
+    assert!(arrives(&|news| !news.pairs.is_empty()), "it is not watched");
+}

@@ -1,0 +1,102 @@
+//! What crosses at the wrong moment, which a running service can't be made to do on purpose.
+
+use std::fs;
+
+use super::*;
+use crate::change::{Change, MAX_PENDING, Trigger};
+use crate::entry::{Key, Stem};
+use crate::place::probe;
+use crate::watch::Refusal;
+
+#[derive(Default)]
+struct Unreported;
+
+impl Reports for Unreported {
+    fn sweep(&self, _: Activity) {}
+    fn between(&self, _: Activity) {}
+}
+
+fn worker(dir: &Path) -> (Worker<Unreported>, mpsc::Receiver<Event>, SharedStats) {
+    Worker::new(&Config::new(dir), dir.to_owned(), dir.to_owned(), Unreported)
+}
+
+/// One that works on `dir`, where a full sweep with the number 1 is under way.
+fn sweeping(dir: &Path) -> Worker<Unreported> {
+    let (mut worker, ..) = worker(dir);
+    worker.place = probe(dir, None, &worker.inbox);
+    worker.full = Some(run(1));
+    worker
+}
+
+fn run(id: ScanId) -> Run {
+    Run { id, activity: Activity::default(), waiters: Vec::new(), refused_meanwhile: false }
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "in vain waited until {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn news_for_which_there_was_no_room_is_made_good_by_a_sweep() {
+    let temp = tempfile::tempdir().unwrap();
+    let (cache, elsewhere) = (temp.path().join("cache"), temp.path().join("elsewhere"));
+    fs::create_dir(&cache).unwrap();
+    fs::write(cache.join("a.result.json.lz4"), "result").unwrap();
+    fs::write(&elsewhere, r#"{"expires_at": 8000000000}"#).unwrap();
+    fs::hard_link(&elsewhere, cache.join("a.metadata.json")).unwrap();
+    let (worker, events, stats) = worker(&cache);
+    let inbox = Arc::clone(&worker.inbox);
+    let (requests, asked) = mpsc::unbounded_channel();
+    let task = tokio::spawn(worker.run(events, asked));
+    until("the first scan is over", || stats.get().total_cleanups == 1).await;
+
+    // What is written under another name is not told.
+    fs::write(&elsewhere, r#"{"expires_at": 1.5}"#).unwrap();
+    // The worker shares the only thread with this, so that it can't take anything meanwhile.
+    for number in 0..=MAX_PENDING {
+        let stem = Stem::new(number.to_string().as_bytes());
+        inbox.put(Change::Pair(Key { dir: Path::new("").into(), stem }, Trigger::default()));
+    }
+    until("the pair is gone", || stats.get().total_deleted == 1).await;
+    until("one sweep was enough", || stats.get().total_cleanups == 2).await;
+    drop(requests);
+    assert!(task.await.unwrap().is_ok());
+}
+
+#[test]
+fn a_directory_that_is_refused_amid_a_sweep_which_has_passed_it_is_not_forgotten() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut worker = sweeping(temp.path());
+    let fallback = worker.fallback_interval;
+    worker.trees = Some(run(2));
+    let summary = Summary { refused: Some((1, Refusal::Watches)), ..Summary::default() };
+    worker.scan_ended(0, 2, summary, Duration::ZERO);
+    worker.scan_ended(0, 1, Summary::default(), Duration::ZERO);
+    assert_eq!(worker.watch_state(), WatchState::Degraded);
+    assert!(worker.sweeps.is_due(Instant::now() + fallback));
+
+    worker.full = Some(run(3));
+    worker.scan_ended(0, 3, Summary::default(), Duration::ZERO);
+    assert_eq!(worker.watch_state(), WatchState::Active);
+    assert!(!worker.sweeps.is_due(Instant::now() + fallback));
+}
+
+#[test]
+fn watches_that_can_be_set_again_amid_a_sweep_without_them_are_set_by_another() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut worker = sweeping(temp.path());
+    let Place::Open(open) = std::mem::replace(&mut worker.place, Place::Same) else { panic!() };
+    let mut open = Arc::into_inner(open).unwrap();
+    open.watcher = Err(Refusal::Instances);
+    let open = Arc::new(open);
+    worker.place = Place::Open(Arc::clone(&open));
+    assert_eq!(worker.watch_state(), WatchState::Degraded);
+    worker.probed(probe(temp.path(), Some(&open), &worker.inbox));
+    assert_eq!(worker.watch_state(), WatchState::Active);
+    worker.scan_ended(0, 1, Summary::default(), Duration::ZERO);
+    assert!(worker.sweeps.is_due(Instant::now() + Duration::from_secs(2)), "nothing is watched");
+}
