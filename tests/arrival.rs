@@ -200,6 +200,41 @@ fn what_is_moved_out_is_forgotten_and_safe() {
 }
 
 #[test]
+fn what_leaves_while_it_is_being_scanned_is_forgotten() {
+    let cache = CacheDir::new();
+    let service = Service::ready(cache.path(), &[]);
+    let (outside, inside) = (cache.outside("dir"), cache.path().join("dir"));
+    let pairs = |dir: &Path| (0..2000).map(|n| Pair::at(dir, &n.to_string())).collect::<Vec<_>>();
+    pairs(&outside).into_iter().for_each(|pair| drop(pair.write(now() + HOUR)));
+    fs::rename(&outside, &inside).unwrap();
+    for pair in pairs(&inside) {
+        fs::remove_file(pair.result).unwrap();
+    }
+    wait_for_later_pair(&cache);
+    service.wait_for_stat("heap_size", 0);
+    service.assert_calm();
+}
+
+#[test]
+fn directories_that_only_pass_through_are_forgotten() {
+    let cache = CacheDir::new();
+    let service = Service::ready(cache.path(), &[]);
+    let dirs: Vec<_> = (0..40)
+        .map(|n| (cache.outside(&n.to_string()), cache.path().join(n.to_string())))
+        .collect();
+    for (outside, _) in &dirs {
+        Pair::at(outside, "pair").write(now() + HOUR);
+    }
+    for _ in 0..150 {
+        dirs.iter().for_each(|(outside, inside)| fs::rename(outside, inside).unwrap());
+        dirs.iter().for_each(|(outside, inside)| fs::rename(inside, outside).unwrap());
+        wait_for_later_pair(&cache);
+        service.wait_for_stat("heap_size", 0);
+    }
+    service.assert_calm();
+}
+
+#[test]
 fn a_tree_that_is_copied_in_by_cp_rsync_or_tar() {
     assert_known(|cache, name, at| {
         let outside = cache.outside(name);

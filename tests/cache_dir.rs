@@ -6,7 +6,6 @@ mod common;
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
 use std::process::Command;
 
 use common::{
@@ -237,52 +236,4 @@ fn a_tilde_is_the_home_directory() {
     wait_until_gone(&cache.store("dir/old", LONG_AGO));
     service.wait_for_stat("total_deleted", 1);
     service.assert_calm();
-}
-
-/// A service whose user has a limit of `count` of what `/proc/sys/user/<limit>` counts.
-fn limited(cache: &CacheDir, limit: &str, count: u32) -> Option<Service> {
-    let set = format!("echo {count} > /proc/sys/user/{limit}");
-    let mut trial = Command::new("unshare");
-    if !trial.args(["-Ur", "sh", "-ec", &set]).output().is_ok_and(|out| out.status.success()) {
-        eprintln!("skipped: {limit} can't be set for a user namespace here");
-        return None;
-    }
-    let mut command = Command::new("unshare");
-    let script = format!(r#"{set} && exec "$@""#);
-    command.args(["-Ur", "sh", "-ec", &script, "sh"]).arg(result_cleaner().get_program());
-    Some(spawn(command, cache.path().to_str().unwrap(), &["--fallback-interval", "1s"]))
-}
-
-fn assert_degraded_but_at_work(cache: &CacheDir, service: &Service, sysctl: &str, dirs: &Path) {
-    service.wait_for_stat("watch", "degraded");
-    let known = service.stats()["total_deleted"].as_u64().unwrap();
-    for n in 0..6 {
-        wait_until_gone(&Pair::at(&dirs.join(n.to_string()), "new").write(now() + 0.1));
-        wait_until_gone(&Pair::at(&dirs.join(format!("new-{n}")), "new").write(now() + 0.1));
-    }
-    cache.store("waiting", now() + HOUR);
-    service.wait_for_stat("heap_size", 1);
-    service.wait_for_stat("total_deleted", known + 12);
-    service.wait_for_stat("watch", "degraded");
-    service.assert_lines_with(sysctl, 1);
-    assert_eq!(service.stats()["total_errors"], 0, "{}", service.log());
-}
-
-#[test]
-fn where_the_kernel_refuses_watches_it_says_so_once_and_sweeps() {
-    let cache = CacheDir::new();
-    for n in 0..6 {
-        cache.store(&format!("{n}/old"), LONG_AGO);
-    }
-    let Some(service) = limited(&cache, "max_inotify_watches", 3) else { return };
-    service.wait_for_stat("total_deleted", 6);
-    assert_degraded_but_at_work(&cache, &service, "fs.inotify.max_user_watches", cache.path());
-}
-
-#[test]
-fn where_the_kernel_refuses_to_watch_at_all_it_says_so_once_and_sweeps() {
-    let cache = CacheDir::new();
-    let Some(service) = limited(&cache, "max_inotify_instances", 0) else { return };
-    let dirs = cache.path().join("dirs");
-    assert_degraded_but_at_work(&cache, &service, "fs.inotify.max_user_instances", &dirs);
 }

@@ -199,6 +199,40 @@ fn a_broken_version_counts_once_although_its_result_comes_and_goes() {
 }
 
 #[test]
+fn a_broken_version_counts_although_another_one_of_its_name_was_moved_away_half_written() {
+    let cache = CacheDir::new();
+    let service = Service::ready(cache.path(), &[]);
+    let dir = cache.path().join("dir");
+    let pair = cache.store("dir/pair", now() + HOUR);
+    service.wait_for_stat("heap_size", 1);
+    let mut writer = OpenOptions::new().write(true).truncate(true).open(&pair.metadata).unwrap();
+    writer.write_all(br#"{"expires_at": "#).unwrap();
+    service.wait_for_stat("heap_size", 0);
+    fs::rename(&dir, cache.outside("moved-away")).unwrap();
+
+    let broken = cache.outside("broken");
+    Pair::at(&broken, "pair").write(1.5e12);
+    fs::rename(&broken, &dir).unwrap();
+    service.wait_for_stat("total_errors", 1);
+    service.assert_errors(1);
+    drop(writer);
+}
+
+#[test]
+fn an_empty_file_that_was_linked_into_place_counts_though_it_has_lost_its_other_name() {
+    let cache = CacheDir::new();
+    let service = Service::ready(cache.path(), &[]);
+    let (pair, elsewhere) = (cache.pair("pair"), cache.outside("elsewhere"));
+    fs::write(&elsewhere, "").unwrap();
+    fs::write(&pair.result, "result").unwrap();
+    wait_for_later_pair(&cache);
+    fs::hard_link(&elsewhere, &pair.metadata).unwrap();
+    fs::remove_file(&elsewhere).unwrap();
+    service.wait_for_stat("total_errors", 1);
+    service.assert_errors(1);
+}
+
+#[test]
 fn metadata_that_was_deleted_keeps_its_result_until_it_is_back() {
     let cache = CacheDir::new();
     let service = Service::ready(cache.path(), &[]);

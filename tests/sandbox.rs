@@ -6,13 +6,15 @@
 mod common;
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 
 use common::{
-    CacheDir, Service, figure, free_address, has_strace, now, result_cleaner, wait_until,
+    CacheDir, Pair, Service, figure, free_address, has_strace, now, result_cleaner,
+    wait_for_later_pair, wait_until,
 };
 use landlock::{AccessFs, Ruleset, RulesetAttr, RulesetStatus};
 use rustix::process::{Pid, Signal, kill_process};
@@ -49,9 +51,43 @@ fn in_a_service_no_thread_that_is_not_confined_renames_or_unlinks() {
     let children = fs::read_to_string(children).unwrap();
     kill_process(Pid::from_raw(children.trim().parse().unwrap()).unwrap(), Signal::TERM).unwrap();
     wait_until("the trace is complete", || {
-        fs::read_to_string(&log).is_ok_and(|log| log.contains("+++ exited"))
+        // The process ends with its first thread.
+        let last = format!("{} +++ exited", children.trim());
+        fs::read_to_string(&log).is_ok_and(|log| log.contains(&last))
     });
     figure("renames and unlinks of a service, all confined", check(&log, 5 * 4));
+}
+
+/// What is being deleted then is out of the reach of the threads that delete.
+#[test]
+fn a_directory_that_is_moved_out_amid_deletions_keeps_its_pairs_whole_and_that_is_no_error() {
+    let cache = CacheDir::new();
+    let (rounds, pairs) = (20, 40);
+    let dirs: Vec<_> = (0..rounds).map(|round| cache.outside(&format!("dir-{round}"))).collect();
+    let pair = |dir: &Path, number| Pair::at(dir, &format!("{number}")).write(1.5);
+    for dir in &dirs {
+        (0..pairs).for_each(|number| drop(pair(dir, number)));
+    }
+    let made = now();
+    wait_until("the results have settled", || now() > made + 1.1);
+    let service = Service::ready(cache.path(), &[]);
+    let mut left = 0;
+    for dir in &dirs {
+        let inside = cache.path().join(dir.file_name().unwrap());
+        fs::rename(dir, &inside).unwrap();
+        wait_until("a deletion has begun", || !Pair::at(&inside, "0").is_whole());
+        fs::rename(&inside, dir).unwrap();
+    }
+    wait_for_later_pair(&cache);
+    for dir in &dirs {
+        let names = || fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+        let is_reserved = |name: OsString| name.to_string_lossy().starts_with(".result-cleaner-");
+        wait_until("no reserved name is left", || !names().any(is_reserved));
+        left += (0..pairs).filter(|n| Pair::at(dir, &n.to_string()).is_whole()).count();
+    }
+    figure("pairs that were moved away amid deletions", left);
+    service.wait_for_stat("total_deleted", rounds * pairs - left + 1);
+    service.assert_calm();
 }
 
 /// Three pairs that expired, and what a killed cleaner left.
