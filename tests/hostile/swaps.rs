@@ -263,5 +263,7 @@ fn metadata_that_changes_while_it_is_read_is_waited_for_and_costs_no_more() {
     figure("memory up by what grows", format!("{more} KiB"));
     assert!(more < MOST_MEMORY, "memory is up by {more} KiB");
     wait_until_calm(&service);
-    assert_eq!(service.stats()["total_errors"], 1, "{}", service.log());
+    // Its writer may have been held up for so long that it had to be taken for broken.
+    let flickered = service.lines_with("flickers.metadata.json");
+    assert_eq!(service.stats()["total_errors"], 1 + flickered, "{}", service.log());
 }
