@@ -52,8 +52,8 @@ fn in_a_service_no_thread_that_is_not_confined_renames_or_unlinks() {
     kill_process(Pid::from_raw(children.trim().parse().unwrap()).unwrap(), Signal::TERM).unwrap();
     wait_until("the trace is complete", || {
         // The process ends with its first thread.
-        let last = format!("{} +++ exited", children.trim());
-        fs::read_to_string(&log).is_ok_and(|log| log.contains(&last))
+        let ended = |line: &str| line.starts_with(children.trim()) && line.contains("+++ exited");
+        fs::read_to_string(&log).is_ok_and(|log| log.lines().any(ended))
     });
     figure("renames and unlinks of a service, all confined", check(&log, 5 * 4));
 }
