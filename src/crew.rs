@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use crate::agenda::ScanId;
 use crate::attend::{Attendant, Attending, Found, Job};
 use crate::change::Inbox;
-use crate::limits::tell_refused;
+use crate::limits::{count_directories, tell_refused};
 use crate::place::{Open, Place, probe};
 use crate::runtime::panic_message;
 use crate::scan::{Scan, Summary};
@@ -178,13 +178,17 @@ impl Crew {
         self.on_thread(move || Event::Probed(probe(&path, known.as_deref(), &inbox)));
     }
 
-    /// Tells that more watches are needed for `count` directories, once it was counted of how many.
-    pub fn tell_refused(&self, open: &Arc<Open>, count: u64, every: Duration) {
-        let open = Arc::clone(open);
-        // Nobody waits for it.
-        let tell = move || tell_refused(open.root.path(), count, every);
-        if thread::Builder::new().spawn(tell).is_err() {
-            tracing::warn!("directories are not watched, but swept instead: {}", Refusal::Watches);
+    /// Tells that `refused` directories of those in `root` are not watched, and why.
+    pub fn tell_refused(&self, root: &Path, refused: u64, every: Duration, refusal: &Refusal) {
+        let root = root.to_owned();
+        let count_and_tell = move || {
+            tell_refused(refused, Some(count_directories(&root)), every, &Refusal::Watches);
+        };
+        // Nobody waits for the counting.
+        let counts =
+            *refusal == Refusal::Watches && thread::Builder::new().spawn(count_and_tell).is_ok();
+        if !counts {
+            tell_refused(refused, None, every, refusal);
         }
     }
 

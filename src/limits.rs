@@ -7,20 +7,19 @@ use walkdir::WalkDir;
 
 use crate::watch::Refusal;
 
-/// Tells that `refused` directories are not watched, and of how many, so that the limit can be
-/// chosen; they are swept `every` so often instead.
-pub(crate) fn tell_refused(root: &Path, refused: u64, every: Duration) {
+/// Tells that `refused` directories are not watched, but swept `every` so often; where more watches
+/// would help, also `of` how many, so that the limit can be chosen.
+pub(crate) fn tell_refused(refused: u64, of: Option<usize>, every: Duration, refusal: &Refusal) {
     tracing::warn!(
         directories = refused,
-        of = count_directories(root),
+        of,
         ?every,
-        "directories are not watched, but swept instead: {}",
-        Refusal::Watches
+        "directories are not watched, but swept instead: {refusal}"
     );
 }
 
 /// The directories on the file system of `root` that can be read, itself included.
-fn count_directories(root: &Path) -> usize {
+pub(crate) fn count_directories(root: &Path) -> usize {
     let entries = WalkDir::new(root).same_file_system(true).into_iter();
     entries.filter_map(Result::ok).filter(|entry| entry.file_type().is_dir()).count()
 }

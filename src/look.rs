@@ -101,7 +101,7 @@ pub(crate) enum Sight {
 }
 
 /// A complete pair with valid metadata.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Pair {
     pub result: Seen,
     pub metadata: Seen,
@@ -141,10 +141,15 @@ pub(crate) fn look(dir: &Dir, stem: &Stem, buffer: &mut Vec<u8>) -> io::Result<S
 
 /// The regular file that bears the name, without following a link or opening it.
 pub(crate) fn regular(dir: &Dir, name: &[u8]) -> io::Result<Option<Seen>> {
-    match retry_on_intr(|| statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)) {
+    match status(dir, name) {
         Ok(stat) => Ok(Seen::of(&stat)),
         Err(error) => none_if_nowhere(error),
     }
+}
+
+/// What bears the name, be it a regular file or not, without following a link or opening it.
+pub(crate) fn status(dir: &Dir, name: &[u8]) -> rustix::io::Result<Stat> {
+    retry_on_intr(|| statat(dir, name, AtFlags::SYMLINK_NOFOLLOW))
 }
 
 /// Metadata as it was read.

@@ -102,7 +102,7 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    fn by_claims(self) -> Removal {
+    fn by_claims(mut self) -> Removal {
         let result = Claim::new(self.dir, self.stem, Half::Result);
         match result.take() {
             Ok(()) => {}
@@ -115,7 +115,7 @@ impl Attempt<'_> {
             return given_back(&result, None, Removal::Changed);
         }
         let metadata = Claim::new(self.dir, self.stem, Half::Metadata);
-        match is_still_due(self.dir, self.stem, &self.pair, self.wall, self.buffer) {
+        match self.is_still_due() {
             Ok(Some(true)) => {}
             Ok(None) if metadata.own_name_is_free() => {}
             Ok(_) => return given_back(&result, None, Removal::Changed),
@@ -126,8 +126,8 @@ impl Attempt<'_> {
     }
 
     /// Without claims: the last look and the `unlink` follow each other at once.
-    fn directly(self) -> Removal {
-        match is_still_due(self.dir, self.stem, &self.pair, self.wall, self.buffer) {
+    fn directly(mut self) -> Removal {
+        match self.is_still_due() {
             Ok(Some(true)) => {}
             Ok(_) => return Removal::Changed,
             Err(error) => return Removal::Failed(error),
@@ -144,38 +144,27 @@ impl Attempt<'_> {
             Err(Errno::NOENT) => return Removal::Gone,
             Err(error) => return Removal::Failed(error.into()),
         }
-        let Self { dir, stem, pair, wall, buffer } = self;
-        removed(&pair, unlink_metadata_if_due(dir, stem, &pair, wall, buffer))
+        let unlinked = self.unlink_metadata_if_due();
+        removed(&self.pair, unlinked)
     }
-}
 
-/// Whether the metadata under its own name is the file that was judged, and still due; `None` where
-/// there is none.
-fn is_still_due(
-    dir: &Dir,
-    stem: &Stem,
-    pair: &Pair,
-    wall: &dyn Fn() -> DateTime<Utc>,
-    buffer: &mut Vec<u8>,
-) -> io::Result<Option<bool>> {
-    let again = read_metadata(dir, &stem.name(Half::Metadata), buffer)?;
-    Ok(again.map(|Metadata { seen, expires_at }| {
-        seen.version == pair.metadata.version && expires_at.is_ok_and(|at| at <= wall())
-    }))
-}
+    fn unlink_metadata_if_due(&mut self) -> rustix::io::Result<()> {
+        match self.is_still_due() {
+            Ok(Some(true)) => unlink(self.dir, &self.stem.name(Half::Metadata)),
+            // Published anew: it belongs to a result that is there, or about to be.
+            Ok(_) => Err(Errno::NOENT),
+            Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+        }
+    }
 
-fn unlink_metadata_if_due(
-    dir: &Dir,
-    stem: &Stem,
-    pair: &Pair,
-    wall: &dyn Fn() -> DateTime<Utc>,
-    buffer: &mut Vec<u8>,
-) -> rustix::io::Result<()> {
-    match is_still_due(dir, stem, pair, wall, buffer) {
-        Ok(Some(true)) => unlink(dir, &stem.name(Half::Metadata)),
-        // Published anew: it belongs to a result that is there, or about to be.
-        Ok(_) => Err(Errno::NOENT),
-        Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+    /// Whether the metadata under its own name is the file that was judged, and still due; `None`
+    /// where there is none.
+    fn is_still_due(&mut self) -> io::Result<Option<bool>> {
+        let again = read_metadata(self.dir, &self.stem.name(Half::Metadata), self.buffer)?;
+        Ok(again.map(|Metadata { seen, expires_at }| {
+            seen.version == self.pair.metadata.version
+                && expires_at.is_ok_and(|at| at <= (self.wall)())
+        }))
     }
 }
 
@@ -211,8 +200,9 @@ impl Held {
             Err(Errno::NOENT) => return self.result_alone(&result),
             Err(Errno::EXIST) => return given_back(&result, None, taken_by_others(&metadata)),
             Err(error) if cannot_claim(error) => {
+                let mut attempt = Attempt { dir, stem, pair: *pair, wall, buffer };
                 return match result.unlink() {
-                    Ok(()) => removed(pair, unlink_metadata_if_due(dir, stem, pair, wall, buffer)),
+                    Ok(()) => removed(pair, attempt.unlink_metadata_if_due()),
                     Err(error) => given_back(&result, None, Removal::Failed(error.into())),
                 };
             }

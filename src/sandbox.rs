@@ -10,7 +10,7 @@
 //! one cache directory runs on a thread of its own, and one that takes its place gets another.
 
 use std::panic::resume_unwind;
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::Once;
 use std::thread;
 
 use landlock::{
@@ -26,24 +26,22 @@ use crate::root::Root;
 /// # Panics
 /// Where `work` panics.
 pub(crate) fn confined<T: Send>(root: &Root, work: impl FnOnce() -> T + Send) -> T {
-    let work = Mutex::new(Some(work));
-    let run = || {
-        let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
-        work.map(|work| work())
-    };
+    let mut work = Some(work);
     let done = thread::scope(|scope| {
         let confined_run = || {
             tell_once(&confine(root));
-            run()
+            work.take().map(|work| work())
         };
         match thread::Builder::new().spawn_scoped(scope, confined_run) {
             Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
             Err(_) => None,
         }
     });
-    match done.or_else(run) {
-        Some(value) => value,
-        None => unreachable!("it has run on one of the two threads"),
+    match (done, work) {
+        (Some(done), _) => done,
+        // The system has no thread to spare.
+        (None, Some(work)) => work(),
+        (None, None) => unreachable!("what was taken has run"),
     }
 }
 

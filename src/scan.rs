@@ -20,12 +20,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use rustix::fs::{AtFlags, DirEntry, FileType, statat};
+use rustix::fs::{DirEntry, FileType};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
 use crate::attend::{Attendant, Attending, Found, result_path};
 use crate::entry::{Half, Name, Stem};
 use crate::error::path_field;
+use crate::look::status;
 use crate::remove::{Recovery, recover};
 use crate::root::{Dir, Root, leads_nowhere};
 use crate::watch::{Refusal, Watcher};
@@ -300,7 +301,7 @@ fn file_type(dir: &Dir, entry: &DirEntry) -> io::Result<FileType> {
     if entry.file_type() != FileType::Unknown {
         return Ok(entry.file_type());
     }
-    match statat(dir, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
+    match status(dir, entry.file_name().to_bytes()) {
         Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode)),
         // It vanished while it was listed.
         Err(Errno::NOENT) => Ok(FileType::Unknown),

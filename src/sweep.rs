@@ -1,5 +1,6 @@
 //! One cleanup, or one look, without a service.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -141,18 +142,22 @@ fn sweep(root: &Root, attendant: &Attendant) -> SweepReport {
     if let Some(wait) = doubts.iter().map(|doubt| doubt.wait).max() {
         thread::sleep(wait);
     }
-    let mut attending = Attending::new(attendant, root);
-    for doubt in doubts {
+    let job = |doubt: &Doubt| {
         let settled = match doubt.about {
             About::Result(then) => Some(then),
             About::Metadata(..) => None,
         };
-        let job = Job { key: doubt.key, settled };
-        attending.attend_all(&[job], &AtomicBool::new(false));
-        attending.finish();
-        for found in attending.take_found() {
-            sums.add(found, Some(doubt.about));
-        }
+        Job { key: doubt.key.clone(), settled }
+    };
+    let jobs: Vec<Job> = doubts.iter().map(job).collect();
+    let about: HashMap<Key, About> =
+        doubts.into_iter().map(|doubt| (doubt.key, doubt.about)).collect();
+    let mut attending = Attending::new(attendant, root);
+    attending.attend_all(&jobs, &AtomicBool::new(false));
+    attending.finish();
+    for found in attending.take_found() {
+        let again = about.get(&found.key).copied();
+        sums.add(found, again);
     }
     sums.activity.duration = start.elapsed();
     sums.activity.report()

@@ -207,11 +207,16 @@ impl<R: Reports> Worker<R> {
         if self.can_work() {
             let news = self.inbox.take();
             if news.missed {
-                self.blind = true;
-                self.sweeps.something_was_missed();
+                self.lost_track();
             }
             self.agenda.note(news);
         }
+    }
+
+    /// Something has changed of which no news will come.
+    fn lost_track(&mut self) {
+        self.blind = true;
+        self.sweeps.something_was_missed();
     }
 
     fn start_work(&mut self) {
@@ -331,8 +336,7 @@ impl<R: Reports> Worker<R> {
         run.activity.checked = results;
         run.activity.duration = took;
         if astray {
-            self.blind = true;
-            self.sweeps.something_was_missed();
+            self.lost_track();
         }
         if cancelled || !is_full {
             self.reports.between(run.activity);
@@ -367,16 +371,7 @@ impl<R: Reports> Worker<R> {
     fn refused_by(&mut self, refused: Option<(u64, Refusal)>) {
         match refused {
             Some((count, refusal)) if self.refused.as_ref() < Some(&refusal) => {
-                match &self.place {
-                    Place::Open(open) if refusal == Refusal::Watches => {
-                        self.crew.tell_refused(open, count, self.fallback_interval);
-                    }
-                    _ => tracing::warn!(
-                        directories = count,
-                        every = ?self.fallback_interval,
-                        "directories are not watched, but swept instead: {refusal}"
-                    ),
-                }
+                self.crew.tell_refused(self.root(), count, self.fallback_interval, &refusal);
                 self.refused = Some(refusal);
             }
             None if self.refused.is_some() => {
@@ -441,7 +436,8 @@ impl<R: Reports> Worker<R> {
     /// Forgets what is known, since this stands there from now on.
     fn begin_anew(&mut self, place: Place) {
         self.crew.next_epoch();
-        self.agenda = Agenda::new(place.id().map_or(&self.path, |id| &id.path));
+        self.place = place;
+        self.agenda = Agenda::new(self.root());
         self.refused = None;
         self.blind = false;
         let _ = self.inbox.take();
@@ -450,7 +446,11 @@ impl<R: Reports> Worker<R> {
             // The sweep that was asked for is made of what stands there now.
             self.sweeps.ask(run.waiters);
         }
-        self.place = place;
+    }
+
+    /// Where the cache directory is, or is expected.
+    fn root(&self) -> &Path {
+        self.place.id().map_or(&self.path, |id| &id.path)
     }
 
     fn answer(&mut self, request: Request) {

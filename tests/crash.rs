@@ -14,10 +14,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::{
-    CacheDir, Pair, call, figure, has_strace, is_long, now, publish, result_cleaner, wait_until,
+    CacheDir, Pair, call, figure, has_strace, is_long, now, publish, result_cleaner, traced_by,
+    wait_until,
 };
 use rustix::fs::{FlockOperation, flock};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 
 /// The calls that change the directory, and those around them.
 const CHANGING: [&str; 2] = ["renameat2", "unlinkat"];
@@ -95,9 +96,7 @@ fn a_service_killed_at_any_call_is_finished_by_a_sweep() {
                 killed || tree.expired.iter().all(Pair::is_gone)
             });
             // The tracer ends with the one that it traces, but not the other way round.
-            let children = format!("/proc/{0}/task/{0}/children", child.id());
-            for pid in fs::read_to_string(children).unwrap_or_default().split_whitespace() {
-                let pid = Pid::from_raw(pid.parse().unwrap()).unwrap();
+            if let Some(pid) = traced_by(child.id()) {
                 let _ = kill_process(pid, Signal::KILL);
             }
             child.wait().unwrap();

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use common::{
     CacheDir, Pair, Service, call, figure, free_address, has_strace, is_long, now, result_cleaner,
-    wait_until,
+    traced_by, wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
@@ -239,9 +239,7 @@ fn a_service_that_can_not_be_confined_or_watch_deletes_all_the_same() {
         });
         assert!(calls_in(&log) > 0, "{failing} is not called");
         assert_eq!(service.stats()["total_errors"], 0, "{failing}: {}", service.log());
-        let children = format!("/proc/{0}/task/{0}/children", service.pid());
-        let child = fs::read_to_string(children).unwrap().trim().parse().unwrap();
-        kill_process(Pid::from_raw(child).unwrap(), Signal::KILL).unwrap();
+        kill_process(traced_by(service.pid()).unwrap(), Signal::KILL).unwrap();
     }
 }
 
@@ -358,11 +356,8 @@ impl Traced {
         let tracer = command.spawn().unwrap();
         let url = format!("http://{address}");
         let mut traced = Self { tracer, service: None, url, log };
-        let children = format!("/proc/{0}/task/{0}/children", traced.tracer.id());
         wait_until("the service answers", || {
-            traced.service = fs::read_to_string(&children)
-                .ok()
-                .and_then(|pids| Pid::from_raw(pids.split(' ').next()?.parse().ok()?));
+            traced.service = traced_by(traced.tracer.id());
             traced.stats().is_some()
         });
         traced

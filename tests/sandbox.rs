@@ -13,11 +13,11 @@ use std::process::Command;
 use std::thread;
 
 use common::{
-    CacheDir, Pair, Service, figure, free_address, has_strace, now, result_cleaner,
+    CacheDir, Pair, Service, figure, free_address, has_strace, now, result_cleaner, traced_by,
     wait_for_later_pair, wait_until,
 };
 use landlock::{AccessFs, Ruleset, RulesetAttr, RulesetStatus};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 
 #[test]
 fn in_a_sweep_no_thread_that_is_not_confined_renames_or_unlinks() {
@@ -47,12 +47,15 @@ fn in_a_service_no_thread_that_is_not_confined_renames_or_unlinks() {
     fs::rename(cache.path(), cache.outside("away")).unwrap();
     let again = cache.store("again", now() + 0.5);
     wait_until("it deletes there, too", || again.is_gone());
-    let children = format!("/proc/{0}/task/{0}/children", service.pid());
-    let children = fs::read_to_string(children).unwrap();
-    kill_process(Pid::from_raw(children.trim().parse().unwrap()).unwrap(), Signal::TERM).unwrap();
+    let traced = traced_by(service.pid()).unwrap();
+    kill_process(traced, Signal::TERM).unwrap();
+    // The process ends with its first thread.
+    let first = traced.as_raw_pid().to_string();
     wait_until("the trace is complete", || {
-        // The process ends with its first thread.
-        let ended = |line: &str| line.starts_with(children.trim()) && line.contains("+++ exited");
+        let ended = |line: &str| {
+            let told = line.split_once(' ');
+            told.is_some_and(|(thread, what)| thread == first && what.contains("+++ exited"))
+        };
         fs::read_to_string(&log).is_ok_and(|log| log.lines().any(ended))
     });
     figure("renames and unlinks of a service, all confined", check(&log, 5 * 4));

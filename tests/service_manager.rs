@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{
-    CacheDir, PATIENCE, Service, figure, free_address, has_strace, now, result_cleaner, wait_until,
+    CacheDir, PATIENCE, Service, figure, free_address, has_strace, now, result_cleaner, traced_by,
+    wait_until,
 };
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 
 /// The units, and the exposure that `systemd-analyze security` may see in each, in tenths.
 const UNITS: [(&str, u32); 2] = [
@@ -149,10 +150,7 @@ fn system_calls_of_a_service() -> BTreeSet<String> {
     let soon = cache.store("other/soon", now() + 0.5);
     wait_until("it has deleted by its timer, too", || soon.is_gone());
     wait_until("it has reported", || metrics.sum("deleted_count") == 2);
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", service.pid()));
-    let child = children.unwrap().trim().parse().unwrap();
-    let child = rustix::process::Pid::from_raw(child).unwrap();
-    rustix::process::kill_process(child, Signal::TERM).unwrap();
+    kill_process(traced_by(service.pid()).unwrap(), Signal::TERM).unwrap();
     let ended = |path: &PathBuf| fs::read_to_string(path).is_ok_and(|text| text.len() > 100);
     wait_until("strace has written its summary", || ended(&summary));
     let names = fs::read_to_string(&summary).unwrap();

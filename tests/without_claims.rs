@@ -14,8 +14,9 @@ use std::process::Command;
 
 use common::{
     CacheDir, Pair, Service, call, free_address, has_strace, now, pair_of_bytes, result_cleaner,
-    succeed, text, wait_until,
+    succeed, text, traced_by, wait_until,
 };
+use rustix::process::{Signal, kill_process};
 
 /// `.result.json.lz4` has 16 bytes.
 const LONGEST: usize = 255 - 16;
@@ -124,10 +125,7 @@ fn a_file_system_that_can_not_rename_without_replacing() {
         let service = Service::spawn(command, &format!("http://{address}"));
         pairs.check(&cache, &service);
         // The tracer alone would leave the service behind.
-        let children = format!("/proc/{0}/task/{0}/children", service.pid());
-        for child in fs::read_to_string(children).unwrap().split_whitespace() {
-            assert!(Command::new("kill").args(["-9", child]).status().unwrap().success());
-        }
+        kill_process(traced_by(service.pid()).unwrap(), Signal::KILL).unwrap();
     }
 }
 

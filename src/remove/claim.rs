@@ -1,10 +1,10 @@
 //! A claim: one half of a pair under its reserved name. The only module that renames or unlinks.
 
-use rustix::fs::{AtFlags, RenameFlags, renameat_with, statat, unlinkat};
+use rustix::fs::{AtFlags, RenameFlags, renameat_with, unlinkat};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::entry::{Half, Stem};
-use crate::look::{Seen, regular};
+use crate::look::{Seen, regular, status};
 use crate::root::Dir;
 
 /// A half under its reserved name.
@@ -33,8 +33,7 @@ impl<'a> Claim<'a> {
     /// Whether something bears the reserved name that is no regular file: no cleaner has put it
     /// there, and no recovery will take it away.
     pub fn is_blocked(&self) -> bool {
-        retry_on_intr(|| statat(self.dir, &self.reserved, AtFlags::SYMLINK_NOFOLLOW))
-            .is_ok_and(|stat| Seen::of(&stat).is_none())
+        status(self.dir, &self.reserved).is_ok_and(|stat| Seen::of(&stat).is_none())
     }
 
     /// Whether a file stands under the name that this one would get back.
@@ -44,8 +43,7 @@ impl<'a> Claim<'a> {
 
     /// Whether nothing at all stands there.
     pub fn own_name_is_free(&self) -> bool {
-        let seen = retry_on_intr(|| statat(self.dir, &self.own[..], AtFlags::SYMLINK_NOFOLLOW));
-        seen.is_err_and(|error| error == Errno::NOENT)
+        status(self.dir, &self.own).is_err_and(|error| error == Errno::NOENT)
     }
 
     pub fn unlink(&self) -> rustix::io::Result<()> {

@@ -297,3 +297,9 @@ pub fn succeed(args: &[&str]) -> Output {
     assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
     output
 }
+
+/// The process that the tracer `tracer` runs; `None` as long as there is none, or when it has ended.
+pub fn traced_by(tracer: u32) -> Option<rustix::process::Pid> {
+    let children = fs::read_to_string(format!("/proc/{tracer}/task/{tracer}/children")).ok()?;
+    rustix::process::Pid::from_raw(children.split_whitespace().next()?.parse().ok()?)
+}
