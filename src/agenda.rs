@@ -183,7 +183,7 @@ impl Agenda {
                     // Which of the two was read last is not known: look once more.
                     contested.merge(Trigger { appeared: true, writer: Writer::Unknown });
                     if let Outcome::Failed(failure) | Outcome::Stranded(failure) = &outcome {
-                        self.tell_again(&key, failure);
+                        self.tell_again(&key, failure, None);
                     }
                     if let Outcome::Stranded(_) = outcome {
                         self.recover_later(&key.dir, now);
@@ -351,15 +351,16 @@ impl Agenda {
         if past.failures == 0 {
             self.warn_of(&key, Half::Result, failure);
         } else {
-            self.tell_again(&key, failure);
+            self.tell_again(&key, failure, Some(pause));
         }
         let past = Past { failures: past.failures.saturating_add(1), ..past };
         self.pause(key, now.mono + pause, past);
     }
 
-    fn tell_again(&self, key: &Key, failure: &Failure) {
+    fn tell_again(&self, key: &Key, failure: &Failure, again_in: Option<Duration>) {
         let path = self.root.join(key.path(Half::Result));
-        tracing::debug!(path = path_field(&path), reason = %failure, "still failing");
+        let again_in = again_in.map(tracing::field::debug);
+        tracing::debug!(path = path_field(&path), reason = %failure, again_in, "still failing");
     }
 
     fn warn_of(&self, key: &Key, half: Half, failure: &Failure) {
