@@ -1,0 +1,80 @@
+//! How the time for scanning and deleting grows with the tree.
+
+use crate::measure::{Measured, Outcome, Side, alternate, check, timed};
+use crate::peers::Peer;
+use crate::tree::Tree;
+use crate::{Args, delete, floor, ours, plot};
+
+/// What the sides need for one work, at each size.
+pub struct Growth {
+    pub work: &'static str,
+    pub sizes: Vec<(usize, Vec<Measured>)>,
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let mut scans = Growth { work: "scan", sizes: Vec::new() };
+    let mut deletions = Growth { work: "delete", sizes: Vec::new() };
+    for pairs in args.sizes.iter().map(|&pairs| pairs as usize) {
+        scans.sizes.push((pairs, scan(args, pairs)?));
+        deletions.sizes.push((pairs, delete(args, pairs)?));
+    }
+    let growths = [scans, deletions];
+    println!("\nSeconds, medians of {} rounds, and their ratios to the floor:\n", args.rounds);
+    print_table(&growths);
+    plot::draw(&args.plot, &growths)?;
+    println!("\ndrawn to {}", args.plot.display());
+    Ok(())
+}
+
+fn scan(args: &Args, pairs: usize) -> Outcome<Vec<Measured>> {
+    let tree = Tree::waiting(pairs)?;
+    let sides = vec![
+        Side::new("floor", || {
+            let (took, seen) = timed(|| floor::scan(tree.path()))?;
+            check(seen == pairs, format_args!("{seen} pairs were seen"))?;
+            Ok(took)
+        }),
+        Side::new("result-cleaner", || ours::look_by_command(&tree)),
+        Peer::Find.side(|peer| peer.look(&tree)),
+        Peer::Python.side(|peer| peer.look(&tree)),
+    ];
+    let measured = alternate(args.rounds, sides)?;
+    tree.check_whole()?;
+    Ok(measured)
+}
+
+fn delete(args: &Args, pairs: usize) -> Outcome<Vec<Measured>> {
+    let state = args.state();
+    let by_peer = |peer: Peer| peer.side(move |peer| peer.delete(&Tree::expired(pairs, state)?));
+    let sides = vec![
+        delete::side("floor", pairs, state, delete::by_floor),
+        delete::side("result-cleaner", pairs, state, ours::delete_by_command),
+        by_peer(Peer::Find),
+        by_peer(Peer::Python),
+    ];
+    alternate(args.rounds, sides)
+}
+
+/// As it can be put into a document.
+fn print_table(growths: &[Growth]) {
+    let Some((_, sides)) = growths.iter().find_map(|growth| growth.sizes.first()) else {
+        return;
+    };
+    let names: Vec<&str> = sides.iter().map(|side| side.name).collect();
+    println!("| work | pairs | {} |", names.join(" | "));
+    println!("| --- | ---: |{}", " ---: |".repeat(names.len()));
+    for growth in growths {
+        for (pairs, sides) in &growth.sizes {
+            let cells = sides.iter().map(|side| cell(side, &sides[0]));
+            let cells: Vec<String> = cells.collect();
+            println!("| {} | {pairs} | {} |", growth.work, cells.join(" | "));
+        }
+    }
+}
+
+fn cell(side: &Measured, floor: &Measured) -> String {
+    match (side.seconds(), side.ratio_to(floor)) {
+        (Some(seconds), Some((ratio, ..))) => format!("{seconds:.4} ({ratio:.2})"),
+        _ => "not installed".to_owned(),
+    }
+}

@@ -1,0 +1,167 @@
+//! How result-cleaner compares with what the kernel charges, and with other programs.
+//!
+//! `cargo bench --bench compare` runs every chapter but `growth`, within about four minutes;
+//! `cargo bench --bench compare -- scan delete --pairs 100000` runs what is named, as large as said;
+//! `-- --help` tells the rest.
+//!
+//! Each figure is a ratio to a floor: one thread that makes only the system calls without which the
+//! work can't be done. Both are measured in one run, taking turns over several rounds, because
+//! absolute times vary from machine to machine and from hour to hour. Times are never a failure;
+//! wrong work is: counts that differ, files that are left over or wrongly gone.
+//!
+//! Trees are made in `TMPDIR`, which chooses the file system.
+
+mod burst;
+mod delete;
+mod floor;
+mod growth;
+mod idle;
+mod lateness;
+mod measure;
+mod neighbour;
+mod ours;
+mod peers;
+mod plot;
+mod process;
+mod scan;
+mod storm;
+mod tree;
+mod watch;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+
+use crate::measure::Outcome;
+use crate::tree::State;
+
+/// Compares result-cleaner with the floor of the kernel, and with other programs.
+#[derive(Debug, Parser)]
+struct Args {
+    /// What to measure; all but `growth` where nothing is named
+    chapters: Vec<Chapter>,
+    /// Pairs in a tree, instead of what each chapter takes by itself
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pairs: Option<u32>,
+    /// How often the sides take turns
+    #[arg(long, default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Delete results that are not on the disk yet, which leaves out what the disk takes
+    #[arg(long)]
+    fresh: bool,
+    /// Directories in the tree of `watch`
+    #[arg(long, default_value = "2000")]
+    directories: usize,
+    /// Pairs in the trees of `growth`
+    #[arg(long, value_delimiter = ',', default_value = "1000,10000,100000",
+        value_parser = clap::value_parser!(u32).range(1..))]
+    sizes: Vec<u32>,
+    /// Where `growth` draws its picture
+    #[arg(long, default_value = "docs/growth.svg")]
+    plot: PathBuf,
+    /// Cargo says so when it runs a benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+impl Args {
+    fn pairs(&self, unless_told: usize) -> usize {
+        self.pairs.map_or(unless_told, |pairs| pairs as usize)
+    }
+
+    /// How trees are that are to be deleted.
+    fn state(&self) -> State {
+        if self.fresh { State::Fresh } else { State::Written }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Chapter {
+    /// A look at a tree in which nothing has expired, warm, and as root also cold
+    Scan,
+    /// Deleting a tree in which all has expired
+    Delete,
+    /// All results of a running service expire at once
+    Storm,
+    /// Starting a service on many directories
+    Watch,
+    /// From the expiry of single results until they are gone
+    Lateness,
+    /// Many results are published at once while the processors are busy
+    Burst,
+    /// What a service costs that waits
+    Idle,
+    /// Memory for each waiting pair
+    Memory,
+    /// What another program feels of a cleanup
+    Neighbour,
+    /// A sweep of a running service in which nothing has changed
+    Resweep,
+    /// Scanning and deleting trees of several sizes, as a table and a picture
+    Growth,
+}
+
+impl Chapter {
+    /// In this order, so that the tree of `resweep` ages meanwhile.
+    const ORDINARY: [Self; 10] = [
+        Self::Scan,
+        Self::Delete,
+        Self::Storm,
+        Self::Watch,
+        Self::Lateness,
+        Self::Burst,
+        Self::Idle,
+        Self::Memory,
+        Self::Neighbour,
+        Self::Resweep,
+    ];
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if !args.bench {
+        println!("nothing to do: this is a benchmark, and cargo bench runs it");
+        return ExitCode::SUCCESS;
+    }
+    match run(&args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs all chapters that are asked for, also after one in which the work was wrong; whether all
+/// was right.
+fn run(args: &Args) -> Outcome<bool> {
+    let chapters =
+        if args.chapters.is_empty() { &Chapter::ORDINARY[..] } else { &args.chapters[..] };
+    let mut old_tree = match chapters.contains(&Chapter::Resweep) {
+        true => Some(scan::tree_to_sweep_again(args)?),
+        false => None,
+    };
+    let mut all_right = true;
+    for chapter in chapters {
+        let outcome = match chapter {
+            Chapter::Scan => scan::run(args),
+            Chapter::Delete => delete::run(args),
+            Chapter::Storm => storm::run(args),
+            Chapter::Watch => watch::run(args),
+            Chapter::Lateness => lateness::run(args),
+            Chapter::Burst => burst::run(args),
+            Chapter::Idle => idle::run(args),
+            Chapter::Memory => idle::memory(args),
+            Chapter::Neighbour => neighbour::run(args),
+            Chapter::Resweep => old_tree.take().map_or(Ok(()), |tree| scan::again(args, &tree)),
+            Chapter::Growth => growth::run(args),
+        };
+        if let Err(wrong) = outcome {
+            println!("\nWRONG in {chapter:?}: {wrong}");
+            all_right = false;
+        }
+    }
+    Ok(all_right)
+}

@@ -1,0 +1,155 @@
+//! Taking turns, medians and percentiles.
+
+use std::error::Error;
+use std::fmt;
+use std::thread::{self, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+/// An error is work that was wrong, or a benchmark that could not be made.
+pub type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+
+/// What does the work once: it prepares what it needs, and returns how long the work itself took.
+type Run<'a> = Box<dyn FnMut() -> Outcome<Duration> + 'a>;
+
+/// One of the ways in which a work is done.
+pub struct Side<'a> {
+    name: &'static str,
+    /// Nothing where the program is not installed.
+    run: Option<Run<'a>>,
+}
+
+impl<'a> Side<'a> {
+    pub fn new(name: &'static str, run: impl FnMut() -> Outcome<Duration> + 'a) -> Self {
+        Self { name, run: Some(Box::new(run)) }
+    }
+
+    pub fn not_installed(name: &'static str) -> Self {
+        Self { name, run: None }
+    }
+}
+
+/// How long each round of one side took, in seconds; nothing where it is not installed.
+pub struct Measured {
+    pub name: &'static str,
+    rounds: Vec<f64>,
+}
+
+impl Measured {
+    pub fn seconds(&self) -> Option<f64> {
+        (!self.rounds.is_empty()).then(|| median(self.rounds.clone()))
+    }
+
+    /// The median of the ratios of each round, and how far they are spread.
+    pub fn ratio_to(&self, floor: &Self) -> Option<(f64, f64, f64)> {
+        let ratios = self.rounds.iter().zip(&floor.rounds).map(|(ours, floor)| ours / floor);
+        let mut ratios: Vec<f64> = ratios.collect();
+        ratios.sort_by(f64::total_cmp);
+        Some((median(ratios.clone()), *ratios.first()?, *ratios.last()?))
+    }
+}
+
+/// Has the sides take turns; who begins changes from round to round.
+pub fn alternate(rounds: u32, mut sides: Vec<Side<'_>>) -> Outcome<Vec<Measured>> {
+    let mut measured: Vec<Measured> =
+        sides.iter().map(|side| Measured { name: side.name, rounds: Vec::new() }).collect();
+    for round in 0..rounds as usize {
+        for turn in 0..sides.len() {
+            let at = (round + turn) % sides.len();
+            if let Some(run) = &mut sides[at].run {
+                let took = run().map_err(|error| format!("{}: {error}", sides[at].name))?;
+                measured[at].rounds.push(took.as_secs_f64());
+            }
+        }
+    }
+    Ok(measured)
+}
+
+/// Prints how `sides` do at `work`, which is about `count` things. The first of them is the floor.
+pub fn compare(work: &str, count: usize, rounds: u32, sides: Vec<Side<'_>>) -> Outcome {
+    let measured = alternate(rounds, sides)?;
+    println!("\n{work}: medians of {rounds} rounds");
+    println!("{:<36} {:>12}  to the floor (from - to)", "", "us each");
+    for side in &measured {
+        let Some((seconds, (ratio, least, most))) = side.seconds().zip(side.ratio_to(&measured[0]))
+        else {
+            println!("{:<36} {:>12}", side.name, "not installed");
+            continue;
+        };
+        let micros = seconds * 1e6 / count as f64;
+        println!("{:<36} {micros:>12.2}  {ratio:.2} ({least:.2} - {most:.2})", side.name);
+    }
+    Ok(())
+}
+
+/// How long `work` takes, which has to come out well.
+pub fn timed<T, E: Into<Box<dyn Error>>>(
+    work: impl FnOnce() -> Result<T, E>,
+) -> Outcome<(Duration, T)> {
+    let start = Instant::now();
+    let outcome = work();
+    let took = start.elapsed();
+    Ok((took, outcome.map_err(Into::into)?))
+}
+
+/// What the thread has returned; it panics if the thread did.
+pub fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// An error where `right` does not hold.
+pub fn check(right: bool, wrong: impl fmt::Display) -> Outcome {
+    if right { Ok(()) } else { Err(wrong.to_string().into()) }
+}
+
+/// Waits until `holds`, looking every `pause`.
+pub fn wait_until(what: &str, pause: Duration, mut holds: impl FnMut() -> bool) -> Outcome {
+    const PATIENCE: Duration = Duration::from_secs(300);
+    let start = Instant::now();
+    while !holds() {
+        check(start.elapsed() < PATIENCE, format_args!("waited in vain: {what}"))?;
+        thread::sleep(pause);
+    }
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        len if len % 2 == 1 => values[len / 2],
+        len => values[len / 2 - 1..=len / 2].iter().sum::<f64>() / 2.0,
+    }
+}
+
+/// Times of many single events. Displayed as percentiles.
+#[derive(Debug, Default)]
+pub struct Latencies(Vec<Duration>);
+
+impl Latencies {
+    pub fn add(&mut self, latency: Duration) {
+        self.0.push(latency);
+    }
+
+    pub fn append(&mut self, mut more: Self) {
+        self.0.append(&mut more.0);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What so large a share of them does not exceed, in milliseconds.
+    pub fn percentile(&self, share: f64) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort();
+        let at = (sorted.len().saturating_sub(1) as f64 * share).round() as usize;
+        sorted.get(at).map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e3)
+    }
+}
+
+impl fmt::Display for Latencies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|share| self.percentile(share));
+        write!(f, "p50 {p50:.3} ms, p99 {p99:.3} ms, max {max:.3} ms ({} times)", self.0.len())
+    }
+}

@@ -1,0 +1,114 @@
+//! The service as a process of its own, and what the kernel tells of it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use crate::measure::{Outcome, check};
+use crate::ours::BINARY;
+
+/// A service that is killed when this is dropped.
+pub struct Process(Child);
+
+/// Of one thread, since it began.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Usage {
+    pub cpu: Duration,
+    pub switches: u64,
+}
+
+impl Process {
+    /// Starts it, and waits until its first scan is done.
+    pub fn start(root: &Path) -> Outcome<Self> {
+        let mut command = Command::new(BINARY);
+        command.arg("run").arg(root).arg("--no-metrics").stderr(Stdio::piped());
+        let mut process = Self(command.spawn()?);
+        let log = process.0.stderr.take().ok_or("no log")?;
+        let mut log = BufReader::new(log).lines();
+        let scanned = |line: &io::Result<String>| {
+            line.as_ref().is_ok_and(|line| line.contains("Cleanup completed"))
+        };
+        check(log.any(|line| scanned(&line)), "the service has ended by itself")?;
+        // So that it is never held up by a pipe that is full.
+        thread::spawn(move || log.for_each(drop));
+        Ok(process)
+    }
+
+    fn proc(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}", self.0.id()))
+    }
+
+    /// Memory that it holds now, in bytes.
+    pub fn resident(&self) -> Outcome<usize> {
+        let status = fs::read_to_string(self.proc().join("status"))?;
+        let kib = field(&status, "VmRSS").ok_or("no VmRSS")?;
+        Ok(kib.trim_end_matches(" kB").parse::<usize>()? * 1024)
+    }
+
+    /// Memory that it holds once that has not changed for some seconds.
+    pub fn resident_at_rest(&self) -> Outcome<usize> {
+        let mut last = self.resident()?;
+        let mut unchanged = 0;
+        for _ in 0..60 {
+            thread::sleep(Duration::from_millis(500));
+            let now = self.resident()?;
+            unchanged = if now == last { unchanged + 1 } else { 0 };
+            if unchanged == 4 {
+                break;
+            }
+            last = now;
+        }
+        Ok(last)
+    }
+
+    /// What its threads have used, each by its number.
+    pub fn usage(&self) -> Outcome<HashMap<String, Usage>> {
+        let mut usage = HashMap::new();
+        for thread in fs::read_dir(self.proc().join("task"))? {
+            let thread = thread?;
+            // It may end while it is looked at.
+            let read = |file| fs::read_to_string(thread.path().join(file));
+            let (Ok(scheduled), Ok(status)) = (read("schedstat"), read("status")) else {
+                continue;
+            };
+            // In nanoseconds, while `stat` counts in hundredths of a second.
+            let cpu = scheduled.split(' ').next().ok_or("no schedstat")?.parse()?;
+            let switches = ["voluntary_ctxt_switches", "nonvoluntary_ctxt_switches"]
+                .iter()
+                .filter_map(|name| field(&status, name)?.parse::<u64>().ok())
+                .sum();
+            let name = thread.file_name().to_string_lossy().into_owned();
+            usage.insert(name, Usage { cpu: Duration::from_nanos(cpu), switches });
+        }
+        Ok(usage)
+    }
+
+    /// What its threads use within `span`. What a thread that ends meanwhile has used is left out.
+    pub fn usage_within(&self, span: Duration) -> Outcome<Usage> {
+        let before = self.usage()?;
+        thread::sleep(span);
+        let mut sum = Usage::default();
+        for (thread, after) in self.usage()? {
+            let before = before.get(&thread).copied().unwrap_or_default();
+            sum.cpu += after.cpu - before.cpu;
+            sum.switches += after.switches - before.switches;
+        }
+        Ok(sum)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}

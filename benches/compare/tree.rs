@@ -1,0 +1,197 @@
+//! Trees of pairs, as the result store makes them.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+use tempfile::TempDir;
+
+use crate::floor;
+use crate::measure::{Outcome, check};
+
+pub const RESULT_SUFFIX: &str = ".result.json.lz4";
+pub const METADATA_SUFFIX: &str = ".metadata.json";
+
+/// As the result store has written it.
+const METADATA: &str = include_str!("../data/metadata.json");
+const RESULT_ID: &str = "228d96a0-c31a-405e-8cfd-0074e290eafc";
+const EXPIRES_AT: &str = "4890609687.1605";
+
+const PAIRS_A_DIRECTORY: usize = 500;
+/// The result store's smaller results are of about this size.
+const RESULT: [u8; 146] = [b'r'; 146];
+
+/// What is newer may be half published, and a cleaner waits.
+const SETTLED: Duration = Duration::from_millis(1100);
+/// Programs that go by the time of change get files that are so old,
+const OLD: Duration = Duration::from_secs(3600);
+/// and delete those that are older than this.
+pub const OLDER_THAN_MINUTES: u64 = 5;
+
+/// An empty directory, which goes when this is dropped.
+pub struct Place {
+    // Dropped first.
+    dir: TempDir,
+    _parent: TempDir,
+}
+
+impl Place {
+    /// Far on the disk from where files were deleted moments ago, if the file system can be told
+    /// so: ext4 passes by all inodes that were just freed, one by one, for each new file, so that
+    /// making one tree would be the slower, the more trees were deleted before.
+    pub fn new() -> Outcome<Self> {
+        let parent = tempfile::tempdir()?;
+        let handle = File::open(parent.path())?;
+        if let Ok(flags) = ioctl_getflags(&handle) {
+            // Where it can't be told, it takes longer.
+            let _ = ioctl_setflags(&handle, flags | IFlags::TOPDIR);
+        }
+        // Where it goes depends on its name, which differs from time to time.
+        Ok(Self { dir: tempfile::tempdir_in(&parent)?, _parent: parent })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+/// Where a tree is before it is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// On the disk, as results are that have waited for their expiry: deleting them frees space.
+    Written,
+    /// In memory only, as results are in their first seconds: what the disk takes is left out.
+    Fresh,
+}
+
+/// A tree of pairs in directories of 500, which goes when this is dropped.
+pub struct Tree {
+    place: Place,
+    pairs: usize,
+    made: Instant,
+}
+
+impl Tree {
+    /// None of it expires for years.
+    pub fn waiting(pairs: usize) -> Outcome<Self> {
+        Self::new(pairs, EXPIRES_AT, None)
+    }
+
+    /// All of it has expired, is old, and settled.
+    pub fn expired(pairs: usize, state: State) -> Outcome<Self> {
+        let tree = Self::new(pairs, "1700000000.5", Some(SystemTime::now() - OLD))?;
+        tree.bring_to(state);
+        tree.wait_for_age(SETTLED);
+        Ok(tree)
+    }
+
+    /// All of it expires at the same moment.
+    pub fn expiring(pairs: usize, at: SystemTime, state: State) -> Outcome<Self> {
+        let tree = Self::new(pairs, &seconds(at)?, None)?;
+        tree.bring_to(state);
+        Ok(tree)
+    }
+
+    fn bring_to(&self, state: State) {
+        if state == State::Written {
+            rustix::fs::sync();
+        }
+    }
+
+    fn new(pairs: usize, expires_at: &str, modified: Option<SystemTime>) -> Outcome<Self> {
+        let place = Place::new()?;
+        for number in 0..pairs {
+            let session = place.path().join(format!("session_{}", number / PAIRS_A_DIRECTORY));
+            if number % PAIRS_A_DIRECTORY == 0 {
+                fs::create_dir(&session)?;
+            }
+            let stem = stem(number);
+            let write = |suffix: &str, content: &[u8]| -> io::Result<()> {
+                let mut file = File::create(session.join(format!("{stem}{suffix}")))?;
+                file.write_all(content)?;
+                modified.map_or(Ok(()), |modified| file.set_modified(modified))
+            };
+            write(RESULT_SUFFIX, &RESULT)?;
+            write(METADATA_SUFFIX, metadata(&stem, expires_at).as_bytes())?;
+        }
+        Ok(Self { place, pairs, made: Instant::now() })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.place.path()
+    }
+
+    pub fn pairs(&self) -> usize {
+        self.pairs
+    }
+
+    /// How long ago it was finished.
+    pub fn age(&self) -> Duration {
+        self.made.elapsed()
+    }
+
+    pub fn wait_for_age(&self, age: Duration) {
+        thread::sleep(age.saturating_sub(self.age()));
+    }
+
+    /// An error unless every file of it is gone.
+    pub fn check_empty(&self) -> Outcome {
+        check_files(self.path(), 0)
+    }
+
+    /// An error unless every file of it is there.
+    pub fn check_whole(&self) -> Outcome {
+        check_files(self.path(), 2 * self.pairs)
+    }
+}
+
+/// An error unless there are so many files in the directories below `root`.
+pub fn check_files(root: &Path, expected: usize) -> Outcome {
+    let mut files = 0;
+    floor::for_each_file(root, |_, _| {
+        files += 1;
+        Ok(())
+    })?;
+    check(files == expected, format_args!("{files} files are there, not {expected}"))
+}
+
+/// Publishes a pair as the result store does: the result first, each under its name at once.
+pub fn publish(dir: &Path, stem: &str, expires_at: &str) -> io::Result<()> {
+    let write = |suffix: &str, content: &[u8]| {
+        let path = dir.join(format!("{stem}{suffix}"));
+        let unfinished = dir.join(format!("{stem}{suffix}.tmp"));
+        fs::write(&unfinished, content)?;
+        fs::rename(unfinished, path)
+    };
+    write(RESULT_SUFFIX, &RESULT)?;
+    write(METADATA_SUFFIX, metadata(stem, expires_at).as_bytes())
+}
+
+/// An `expires_at` that is years away.
+pub const FAR: &str = EXPIRES_AT;
+
+pub fn stem(number: usize) -> String {
+    format!("{number:08x}-aead-4aa8-9037-cd243541f7b3")
+}
+
+/// The stem of the pair to which a file belongs, under whatever name; nothing for other files.
+pub fn stem_in(name: &OsStr) -> Option<&str> {
+    let name = str::from_utf8(name.as_bytes()).ok()?;
+    let name = name.strip_prefix(".result-cleaner-").unwrap_or(name);
+    name.get(..RESULT_ID.len())
+}
+
+fn metadata(stem: &str, expires_at: &str) -> String {
+    METADATA.replacen(RESULT_ID, stem, 1).replacen(EXPIRES_AT, expires_at, 1)
+}
+
+/// A time as the result store writes it, to the microsecond.
+pub fn seconds(time: SystemTime) -> Outcome<String> {
+    let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH)?;
+    Ok(format!("{}.{:06}", since_epoch.as_secs(), since_epoch.subsec_micros()))
+}
