@@ -25,6 +25,7 @@ use crate::clock::Now;
 use crate::entry::{Half, Key};
 use crate::error::path_field;
 use crate::look::{Broken, FileTime, Seen, Version};
+use crate::mark::{Mark, Marks};
 use crate::queue::Queue;
 use crate::scan::Summary;
 use crate::stats::{Activity, ExpiryBucket};
@@ -54,9 +55,8 @@ pub(crate) enum Source {
 pub(crate) struct Agenda {
     /// The cache directory, to name files in the log.
     root: PathBuf,
-    /// Complete, valid pairs whose time is to come, by `expires_at`; and the last scan that had
-    /// begun when each was last seen.
-    waiting: Queue<Key, DateTime<Utc>, ScanId>,
+    /// Complete, valid pairs whose time is to come, by `expires_at`.
+    waiting: Queue<Key, DateTime<Utc>, Known>,
     /// Pairs to be attended to again after a pause.
     later: Queue<Key, Instant, Past>,
     /// Pairs of which there is news.
@@ -76,6 +76,14 @@ pub(crate) struct Agenda {
     last_scan: ScanId,
     /// One copy of each directory's path, shared by the pairs in it.
     dirs: HashSet<Arc<Path>>,
+}
+
+/// What is known of a pair that waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Known {
+    /// The last scan that had begun when it was last seen.
+    scan: ScanId,
+    mark: Option<Mark>,
 }
 
 /// What earlier attempts at a pair have told.
@@ -219,6 +227,10 @@ impl Agenda {
     fn apply(&mut self, key: Key, outcome: Outcome, flight: &Flight, now: Now) -> Activity {
         tracing::trace!(?key, ?outcome, trigger = ?flight.trigger, past = ?flight.past, "settled");
         let mut activity = Activity { checked: 1, ..Activity::default() };
+        if let Outcome::Unchanged = outcome {
+            self.unchanged(key);
+            return activity;
+        }
         let past = flight.past;
         if !matches!(outcome, Outcome::Broken { .. } | Outcome::Incomplete) {
             self.suspects.forget_writer(&key);
@@ -227,9 +239,9 @@ impl Agenda {
         // A scan may have failed at it meanwhile.
         let known_failures = pause.as_ref().map_or(0, |(_, known)| known.failures);
         let past = Past { failures: past.failures.max(known_failures), ..past };
-        if let Outcome::Waiting { expires_at, .. } = outcome {
+        if let Outcome::Waiting { expires_at, mark, .. } = outcome {
             let key = self.interned(key);
-            self.waiting.insert(key, expires_at, self.last_scan);
+            self.waiting.insert(key, expires_at, Known { scan: self.last_scan, mark });
             return activity;
         }
         self.waiting.remove(&key);
@@ -241,7 +253,10 @@ impl Agenda {
                 // A scan may just have taken it, and fail at it once more.
                 self.pause(key, now.mono + FIRST_PAUSE, past);
             }
-            Outcome::Waiting { .. } | Outcome::Due { .. } | Outcome::Incomplete => {}
+            Outcome::Waiting { .. }
+            | Outcome::Unchanged
+            | Outcome::Due { .. }
+            | Outcome::Incomplete => {}
             Outcome::Unsettled { result, wait, .. } => {
                 let until = match pause {
                     // It is being waited for already.
@@ -303,6 +318,21 @@ impl Agenda {
             }
         }
         activity
+    }
+
+    /// Takes in that a pair is as it was known when the scan began.
+    fn unchanged(&mut self, key: Key) {
+        let scan = self.last_scan;
+        let waits = self.waiting.update(&key, |known| known.scan = scan);
+        if !waits && !self.later.contains(&key) {
+            let again = Trigger { appeared: true, writer: Writer::Unknown };
+            self.looks.entry(key).or_default().merge(again);
+        }
+    }
+
+    /// The marks of all that waits.
+    pub fn marks(&self) -> Marks {
+        self.waiting.values().filter_map(|known| known.mark).collect()
     }
 
     /// Takes in metadata that is broken, and when that is to be believed (`None`: its writer will
@@ -440,7 +470,7 @@ impl Agenda {
         let gone =
             |dir: &Path, seen: ScanId| seen < id && scope.covers(dir) && !below_unread.cover(dir);
         if covers_known {
-            self.waiting.retain(|key, seen| !gone(&key.dir, *seen));
+            self.waiting.retain(|key, known| !gone(&key.dir, known.scan));
             self.dirs.retain(|dir| Arc::strong_count(dir) > 1);
         }
         self.unreadable.retain(|dir| !scope.covers(dir) || unread.contains(dir));

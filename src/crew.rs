@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use crate::agenda::ScanId;
-use crate::attend::{Attendant, Attending, Found, Job};
+use crate::attend::{Attendant, Found, Job};
+use crate::attending::Attending;
 use crate::change::Inbox;
 use crate::limits::{count_directories, tell_refused};
+use crate::mark::Marks;
 use crate::place::{Open, Place, probe};
 use crate::runtime::panic_message;
 use crate::scan::{Scan, Summary};
@@ -95,9 +97,9 @@ impl Crew {
         self.epoch += 1;
     }
 
-    /// Whether another batch of jobs can be begun.
-    pub fn has_room(&self) -> bool {
-        self.batches < BATCHES && self.holding < HOLDING
+    /// How many more batches of jobs can be begun.
+    pub fn room(&self) -> usize {
+        (BATCHES - self.batches).min(HOLDING.saturating_sub(self.holding))
     }
 
     /// Whether jobs are under way.
@@ -140,8 +142,8 @@ impl Crew {
         self.holding -= 1;
     }
 
-    /// Scans `trees`.
-    pub fn scan(&mut self, open: &Arc<Open>, id: ScanId, trees: Vec<Arc<Path>>) {
+    /// Scans `trees`; what has one of `marks` is not read again.
+    pub fn scan(&mut self, open: &Arc<Open>, id: ScanId, trees: Vec<Arc<Path>>, marks: Marks) {
         let (attendant, open, epoch) = (self.attendant.clone(), Arc::clone(open), self.epoch);
         let (events, cancel) = (self.events.clone(), Arc::clone(&self.cancel));
         self.on_thread(move || {
@@ -155,6 +157,7 @@ impl Crew {
                 root: &open.root,
                 watcher: open.watcher.as_ref().ok(),
                 attendant: &attendant,
+                marks: &marks,
                 cancel: &cancel,
                 found: &found,
             };

@@ -66,6 +66,7 @@ struct Readme;
 
 mod agenda;
 mod attend;
+mod attending;
 mod change;
 mod cleaner;
 mod clock;
@@ -81,6 +82,7 @@ pub mod fuzzing;
 mod http;
 mod limits;
 mod look;
+mod mark;
 mod metadata;
 mod place;
 mod queue;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, statat};
-use rustix::io::{Errno, read, retry_on_intr};
+use rustix::io::{Errno, pread, retry_on_intr};
 
 use crate::entry::{Half, Stem};
 use crate::metadata::{self, InvalidMetadata, MAX_METADATA_BYTES};
@@ -55,6 +55,12 @@ impl Seen {
         Self { version: Version { ino, size: 1, mtime: (0, 0) }, ctime: (0, 0), linked: false }
     }
 
+    /// The same file, changed then.
+    #[cfg(test)]
+    pub fn changed_at(self, ctime: FileTime) -> Self {
+        Self { ctime, ..self }
+    }
+
     /// Whether nothing has happened to it since it was seen as `then`. Making or removing another
     /// of its names changes its ctime, which tells nothing.
     pub fn is_unchanged_since(&self, then: &Self) -> bool {
@@ -72,11 +78,13 @@ impl Seen {
     /// A change that lies in the future says nothing of how long ago it was; it is waited for as
     /// if it were made now.
     pub fn settles_in(&self, now: DateTime<Utc>) -> Duration {
-        let changed = DateTime::from_timestamp(self.ctime.0, self.ctime.1);
-        match changed.map(|changed| (now - changed).to_std()) {
-            Some(Ok(age)) => SETTLING.saturating_sub(age),
-            _ => SETTLING,
-        }
+        self.age(now).map_or(SETTLING, |age| SETTLING.saturating_sub(age))
+    }
+
+    /// How long ago it was changed; `None` where that lies in the future.
+    pub fn age(&self, now: DateTime<Utc>) -> Option<Duration> {
+        let changed = DateTime::from_timestamp(self.ctime.0, self.ctime.1)?;
+        (now - changed).to_std().ok()
     }
 }
 
@@ -96,8 +104,10 @@ pub(crate) enum Sight {
     Incomplete,
     /// Both halves, but the metadata can't be used.
     Broken { result: Seen, metadata: Seen, reason: Broken },
-    /// Both halves, and valid metadata.
-    Whole(Pair),
+    /// Both halves, and valid metadata, which is open.
+    Whole(Pair, OwnedFd),
+    /// Valid metadata that says that there is time; its result was only listed.
+    Waiting { metadata: Seen, expires_at: DateTime<Utc> },
 }
 
 /// A complete pair with valid metadata.
@@ -130,13 +140,32 @@ pub(crate) fn look(dir: &Dir, stem: &Stem, buffer: &mut Vec<u8>) -> io::Result<S
     let Some(result) = regular(dir, &stem.name(Half::Result))? else {
         return Ok(Sight::Incomplete);
     };
-    let Some(sight) = read_metadata(dir, &stem.name(Half::Metadata), buffer)? else {
+    let metadata = read_metadata(dir, &stem.name(Half::Metadata), buffer)?;
+    Ok(metadata.map_or(Sight::Incomplete, |metadata| metadata.with(result)))
+}
+
+/// Reads the metadata of a pair of which both halves were just listed as regular files, and looks
+/// at its result only where that metadata does not tell that it has to `wait`.
+///
+/// # Errors
+/// As for [`look`].
+pub(crate) fn look_at_listed(
+    dir: &Dir,
+    stem: &Stem,
+    buffer: &mut Vec<u8>,
+    wait: impl FnOnce(DateTime<Utc>) -> bool,
+) -> io::Result<Sight> {
+    let name = stem.name(Half::Metadata);
+    let Some(metadata) = open_metadata(dir, &name, None, buffer)? else {
         return Ok(Sight::Incomplete);
     };
-    Ok(match sight.expires_at {
-        Ok(expires_at) => Sight::Whole(Pair { result, metadata: sight.seen, expires_at }),
-        Err(reason) => Sight::Broken { result, metadata: sight.seen, reason },
-    })
+    if let Ok(expires_at) = metadata.expires_at
+        && wait(expires_at)
+    {
+        return Ok(Sight::Waiting { metadata: metadata.seen, expires_at });
+    }
+    let result = regular(dir, &stem.name(Half::Result))?;
+    Ok(result.map_or(Sight::Incomplete, |result| metadata.with(result)))
 }
 
 /// The regular file that bears the name, without following a link or opening it.
@@ -157,6 +186,22 @@ pub(crate) fn status(dir: &Dir, name: &[u8]) -> rustix::io::Result<Stat> {
 pub(crate) struct Metadata {
     pub seen: Seen,
     pub expires_at: Result<DateTime<Utc>, Broken>,
+    /// `None` where it can't be opened.
+    file: Option<OwnedFd>,
+}
+
+impl Metadata {
+    /// A pair, with the result beside it.
+    fn with(self, result: Seen) -> Sight {
+        let metadata = self.seen;
+        match (self.expires_at, self.file) {
+            (Ok(expires_at), Some(file)) => {
+                Sight::Whole(Pair { result, metadata, expires_at }, file)
+            }
+            (Err(reason), _) => Sight::Broken { result, metadata, reason },
+            (Ok(_), None) => Sight::Incomplete,
+        }
+    }
 }
 
 /// Reads the metadata that bears the name; `None` where no regular file does.
@@ -166,14 +211,28 @@ pub(crate) fn read_metadata(
     buffer: &mut Vec<u8>,
 ) -> io::Result<Option<Metadata>> {
     // Opening a device or a FIFO can have effects, so its type is asked for first.
-    let Some(named) = regular(dir, name)? else {
-        return Ok(None);
-    };
+    match regular(dir, name)? {
+        Some(named) => open_metadata(dir, name, Some(named), buffer),
+        None => Ok(None),
+    }
+}
+
+/// Reads the metadata that bears the name, which was just `named` or listed as a regular file.
+fn open_metadata(
+    dir: &Dir,
+    name: &[u8],
+    named: Option<Seen>,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<Metadata>> {
     let file = match open_quietly(dir, name) {
         Ok(file) => file,
         Err(error @ (Errno::ACCESS | Errno::PERM)) => {
-            let reason = Broken::Unreadable(error.raw_os_error());
-            return Ok(Some(Metadata { seen: named, expires_at: Err(reason) }));
+            let seen = match named {
+                Some(named) => Some(named),
+                None => regular(dir, name)?,
+            };
+            let expires_at = Err(Broken::Unreadable(error.raw_os_error()));
+            return Ok(seen.map(|seen| Metadata { seen, expires_at, file: None }));
         }
         // A socket that took the name meanwhile.
         Err(Errno::NXIO) => return Ok(None),
@@ -183,7 +242,8 @@ pub(crate) fn read_metadata(
         return Ok(None);
     };
     if seen.version.size > MAX_METADATA_BYTES {
-        return Ok(Some(Metadata { seen, expires_at: Err(InvalidMetadata::TooLarge.into()) }));
+        let expires_at = Err(InvalidMetadata::TooLarge.into());
+        return Ok(Some(Metadata { seen, expires_at, file: None }));
     }
     read_all(&file, seen.version.size, buffer)?;
     let expires_at = metadata::expires_at(buffer).map_err(Broken::from);
@@ -192,7 +252,25 @@ pub(crate) fn read_metadata(
         Err(_) => Seen::of(&fstat(&file)?).unwrap_or(seen),
         Ok(_) => seen,
     };
-    Ok(Some(Metadata { seen, expires_at }))
+    Ok(Some(Metadata { seen, expires_at, file: Some(file) }))
+}
+
+/// Reads open metadata once more; whether it still is what was `seen`, bears the name, and says
+/// what was read from it into `before`.
+pub(crate) fn says_the_same(
+    dir: &Dir,
+    name: &[u8],
+    file: &OwnedFd,
+    seen: &Seen,
+    before: &[u8],
+    buffer: &mut Vec<u8>,
+) -> io::Result<bool> {
+    let named = regular(dir, name)?;
+    if named.is_none_or(|named| named.version != seen.version) {
+        return Ok(false);
+    }
+    read_all(file, seen.version.size, buffer)?;
+    Ok(buffer == before)
 }
 
 /// Opens a file for reading so that nothing is followed, waited for, or changed.
@@ -216,7 +294,7 @@ fn read_all(file: &OwnedFd, size: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
         if filled == buffer.len() {
             buffer.resize((filled * 2).min(limit), 0);
         }
-        let count = retry_on_intr(|| read(file, &mut buffer[filled..]))?;
+        let count = retry_on_intr(|| pread(file, &mut buffer[filled..], filled as u64))?;
         filled += count;
         // A short read of a regular file ends at its end; asking once more would cost as much.
         if count == 0 || filled < buffer.len() {
@@ -237,7 +315,7 @@ mod tests {
     use super::*;
 
     fn seen(ctime: FileTime) -> Seen {
-        Seen { ctime, ..Seen::pretended(1) }
+        Seen::pretended(1).changed_at(ctime)
     }
 
     #[test]

@@ -56,6 +56,16 @@ impl<K: Hash + Eq, T: Ord + Copy, V> Queue<K, T, V> {
         self.0.get_priority(key).map(|entry| &entry.value)
     }
 
+    /// Changes the value of `key`, if it waits, and not its time; whether it waits.
+    pub fn update(&mut self, key: &K, change: impl FnOnce(&mut V)) -> bool {
+        self.0.change_priority_by(key, |entry| change(&mut entry.value))
+    }
+
+    /// The values, in no order.
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.0.iter().map(|(_, entry)| &entry.value)
+    }
+
     pub fn contains(&self, key: &K) -> bool {
         self.0.contains(key)
     }

@@ -31,6 +31,7 @@ mod claim;
 mod recovery;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -42,8 +43,8 @@ use rustix::io::Errno;
 use self::claim::{Claim, give_back_both, unlink};
 pub(crate) use self::recovery::{Recovery, recover};
 use crate::entry::{Half, Stem};
-use crate::look::{Metadata, Pair, read_metadata, regular};
-use crate::root::{Dir, Root};
+use crate::look::{Metadata, Pair, read_metadata, regular, says_the_same};
+use crate::root::{Dir, Lock};
 
 /// How long a claimed result is held before it is unlinked. `open(2)` with `O_TRUNC` takes some
 /// microseconds from the lookup to the truncation, unless its thread is held up in between.
@@ -71,26 +72,37 @@ pub(crate) enum Removal {
     Stranded(io::Error),
 }
 
-/// Deletes `pair`, which was judged to be due, if it still is what was judged, and still due by
-/// the time that `wall` tells.
+/// Deletes a pair that was judged to be due, if it still is what was judged, and still due by the
+/// time that `wall` tells.
 pub(crate) fn remove(
-    root: &Root,
     dir: &Arc<Dir>,
     stem: &Stem,
-    pair: Pair,
+    judged: Judged,
     wall: &dyn Fn() -> DateTime<Utc>,
-    buffer: &mut Vec<u8>,
+    buffers: &mut Buffers,
 ) -> Removal {
-    // A directory that was moved out of the cache directory takes its pairs with it.
-    if !root.still_holds(dir) {
-        return Removal::Gone;
-    }
-    let attempt = Attempt { dir, stem, pair, wall, buffer };
+    let Judged { pair, metadata } = judged;
+    let attempt = Attempt { dir, stem, pair, wall, buffers };
     match lock_shared(dir) {
-        Ok(true) => attempt.by_claims(),
+        Ok(true) => attempt.by_claims(&metadata),
         Ok(false) => attempt.directly(),
         Err(error) => Removal::Failed(error),
     }
+}
+
+/// A pair that was judged to be due, and its metadata, which is open.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    pub pair: Pair,
+    pub metadata: OwnedFd,
+}
+
+/// Room for what is read of metadata, which is used again for the next pair.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
+    /// What it was judged by.
+    pub judged: Vec<u8>,
+    again: Vec<u8>,
 }
 
 struct Attempt<'a> {
@@ -98,11 +110,11 @@ struct Attempt<'a> {
     stem: &'a Stem,
     pair: Pair,
     wall: &'a dyn Fn() -> DateTime<Utc>,
-    buffer: &'a mut Vec<u8>,
+    buffers: &'a mut Buffers,
 }
 
 impl Attempt<'_> {
-    fn by_claims(mut self) -> Removal {
+    fn by_claims(mut self, metadata_file: &OwnedFd) -> Removal {
         let result = Claim::new(self.dir, self.stem, Half::Result);
         match result.take() {
             Ok(()) => {}
@@ -115,7 +127,7 @@ impl Attempt<'_> {
             return given_back(&result, None, Removal::Changed);
         }
         let metadata = Claim::new(self.dir, self.stem, Half::Metadata);
-        match self.is_still_due() {
+        match self.is_due_as_judged(metadata_file) {
             Ok(Some(true)) => {}
             Ok(None) if metadata.own_name_is_free() => {}
             Ok(_) => return given_back(&result, None, Removal::Changed),
@@ -157,11 +169,23 @@ impl Attempt<'_> {
         }
     }
 
+    /// As [`is_still_due`](Self::is_still_due), by another reading of the file that was judged where
+    /// that still bears the name.
+    fn is_due_as_judged(&mut self, file: &OwnedFd) -> io::Result<Option<bool>> {
+        let name = self.stem.name(Half::Metadata);
+        let (seen, Buffers { judged, again }) = (&self.pair.metadata, &mut *self.buffers);
+        if says_the_same(self.dir, &name, file, seen, judged, again)? {
+            return Ok(Some(self.pair.expires_at <= (self.wall)()));
+        }
+        self.is_still_due()
+    }
+
     /// Whether the metadata under its own name is the file that was judged, and still due; `None`
     /// where there is none.
     fn is_still_due(&mut self) -> io::Result<Option<bool>> {
-        let again = read_metadata(self.dir, &self.stem.name(Half::Metadata), self.buffer)?;
-        Ok(again.map(|Metadata { seen, expires_at }| {
+        let again =
+            read_metadata(self.dir, &self.stem.name(Half::Metadata), &mut self.buffers.again)?;
+        Ok(again.map(|Metadata { seen, expires_at, .. }| {
             seen.version == self.pair.metadata.version
                 && expires_at.is_ok_and(|at| at <= (self.wall)())
         }))
@@ -185,7 +209,7 @@ impl Held {
     }
 
     /// Unlinks both halves, if nothing has happened to them meanwhile.
-    pub fn finish(self, wall: &dyn Fn() -> DateTime<Utc>, buffer: &mut Vec<u8>) -> Removal {
+    pub fn finish(self, wall: &dyn Fn() -> DateTime<Utc>, buffers: &mut Buffers) -> Removal {
         let Self { dir, stem, pair, .. } = &self;
         let result = Claim::new(dir, stem, Half::Result);
         let metadata = Claim::new(dir, stem, Half::Metadata);
@@ -200,7 +224,7 @@ impl Held {
             Err(Errno::NOENT) => return self.result_alone(&result),
             Err(Errno::EXIST) => return given_back(&result, None, taken_by_others(&metadata)),
             Err(error) if cannot_claim(error) => {
-                let mut attempt = Attempt { dir, stem, pair: *pair, wall, buffer };
+                let mut attempt = Attempt { dir, stem, pair: *pair, wall, buffers };
                 return match result.unlink() {
                     Ok(()) => removed(pair, attempt.unlink_metadata_if_due()),
                     Err(error) => given_back(&result, None, Removal::Failed(error.into())),
@@ -287,11 +311,18 @@ fn cannot_claim(error: Errno) -> bool {
 /// Locks the directory against recoveries until its descriptor is closed; false where the file
 /// system knows no such locks, so that claims can't be told from a dead owner's.
 fn lock_shared(dir: &Dir) -> io::Result<bool> {
-    // Who holds it for so long is no recovery, and the other pairs need not wait as long.
-    let tries = if dir.is_locked_by_others() { 1 } else { LOCK_TRIES };
+    let tries = match dir.lock() {
+        Lock::Shared => return Ok(true),
+        Lock::None => LOCK_TRIES,
+        // Who holds it for so long is no recovery, and the other pairs need not wait as long.
+        Lock::HeldByOthers => 1,
+    };
     for _ in 0..tries {
         match flock(dir, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => return Ok(true),
+            Ok(()) => {
+                dir.note_lock(Lock::Shared);
+                return Ok(true);
+            }
             Err(Errno::INTR) => {}
             Err(Errno::WOULDBLOCK) => thread::sleep(LOCK_PAUSE),
             Err(Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::BADF) => {
@@ -300,6 +331,6 @@ fn lock_shared(dir: &Dir) -> io::Result<bool> {
             Err(error) => return Err(error.into()),
         }
     }
-    dir.note_locked_by_others();
+    dir.note_lock(Lock::HeldByOthers);
     Err(io::Error::new(io::ErrorKind::WouldBlock, "another program holds a lock on the directory"))
 }

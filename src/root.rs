@@ -8,11 +8,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustix::fs::{
-    Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, fstat, lstat, open, openat,
-    openat2, stat,
+    Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, fstat, fstatfs, lstat, open,
+    openat, openat2, stat,
 };
 use rustix::io::Errno;
 
@@ -74,6 +74,9 @@ pub(crate) fn look_at(path: &Path) -> Standing {
 pub(crate) struct Root {
     pub id: RootId,
     fd: OwnedFd,
+    /// Whether its file system gives a file a new ctime for each change, also for one that is made
+    /// through a memory map, at the latest once it has written back the change before.
+    pub keeps_ctimes: bool,
 }
 
 impl Root {
@@ -87,7 +90,8 @@ impl Root {
         if (seen.st_dev, seen.st_ino) != (id.dev, id.ino) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        Ok(Self { id, fd })
+        let keeps_ctimes = keeps_ctimes(&fd);
+        Ok(Self { id, fd, keeps_ctimes })
     }
 
     /// The resolved path of the cache directory.
@@ -119,7 +123,7 @@ impl Root {
             rel: Arc::clone(rel),
             fd,
             identity: (seen.st_dev, seen.st_ino),
-            locked: AtomicBool::new(false),
+            lock: AtomicU8::new(Lock::None as u8),
         })
     }
 
@@ -162,6 +166,17 @@ impl Root {
     fn same_file_system(&self, fd: &OwnedFd) -> io::Result<()> {
         if fstat(fd)?.st_dev == self.id.dev { Ok(()) } else { Err(Errno::XDEV.into()) }
     }
+}
+
+fn keeps_ctimes(dir: &OwnedFd) -> bool {
+    const KNOWN: [u32; 4] = [
+        0xef53,      // ext2, ext3, ext4
+        0x5846_5342, // XFS
+        0x9123_683e, // Btrfs
+        0xf2f5_2010, // F2FS
+    ];
+    // The type of the field differs between platforms; the numbers are 32 bits wide.
+    fstatfs(dir).is_ok_and(|fs| KNOWN.contains(&(fs.f_type as u32)))
 }
 
 /// Cuts a path that goes downwards only into pieces of less than [`LONGEST_PATH`] bytes.
@@ -212,18 +227,32 @@ pub(crate) struct Dir {
     fd: OwnedFd,
     /// Device and inode.
     identity: (u64, u64),
-    /// Whether a lock on it was waited for in vain.
-    locked: AtomicBool,
+    lock: AtomicU8,
+}
+
+/// What is known of the lock on a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Lock {
+    /// It was not asked for yet.
+    None,
+    /// It is shared by this descriptor, until that is closed.
+    Shared,
+    /// It was waited for in vain.
+    HeldByOthers,
 }
 
 impl Dir {
-    /// Whether a lock on it was waited for in vain since it was opened.
-    pub fn is_locked_by_others(&self) -> bool {
-        self.locked.load(Ordering::Relaxed)
+    pub fn lock(&self) -> Lock {
+        match self.lock.load(Ordering::Relaxed) {
+            lock if lock == Lock::Shared as u8 => Lock::Shared,
+            lock if lock == Lock::HeldByOthers as u8 => Lock::HeldByOthers,
+            _ => Lock::None,
+        }
     }
 
-    pub fn note_locked_by_others(&self) {
-        self.locked.store(true, Ordering::Relaxed);
+    pub fn note_lock(&self, lock: Lock) {
+        self.lock.store(lock as u8, Ordering::Relaxed);
     }
 }
 

@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
-use crate::attend::{Attendant, Attending, Failure, Found, Job, Outcome};
+use crate::attend::{Attendant, Failure, Found, Job, Outcome};
+use crate::attending::Attending;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::entry::{Half, Key};
 use crate::error::{Error, path_field};
 use crate::look::{FileTime, Seen, Version};
+use crate::mark::Marks;
 use crate::root::{Root, Standing, look_at};
 use crate::runtime::panic_message;
 use crate::scan::{Scan, Summary};
@@ -74,7 +76,7 @@ pub struct ListedPair {
 /// # Errors
 /// As for [`sweep_once`].
 pub async fn list(config: &Config) -> Result<Vec<ListedPair>, Error> {
-    let attendant = Attendant::looking(Arc::new(Clock::default()));
+    let attendant = Attendant::listing(Arc::new(Clock::default()));
     on_thread(config, move |root| list_blocking(root, &attendant)).await
 }
 
@@ -117,7 +119,7 @@ async fn on_thread<T: Default + Send + 'static>(
 /// Scans everything, and hands over what is found.
 fn scan(root: &Root, attendant: &Attendant, found: &(dyn Fn(Vec<Found>) + Sync)) -> Summary {
     let cancel = AtomicBool::new(false);
-    Scan { root, watcher: None, attendant, cancel: &cancel, found }
+    Scan { root, watcher: None, attendant, marks: &Marks::default(), cancel: &cancel, found }
         .run(&[std::path::Path::new("").into()])
 }
 
@@ -190,7 +192,11 @@ impl Sums {
     fn add(&mut self, found: Found, again: Option<About>) {
         let Found { key, outcome } = found;
         match outcome {
-            Outcome::Incomplete | Outcome::Waiting { .. } | Outcome::Changed | Outcome::Taken => {}
+            Outcome::Incomplete
+            | Outcome::Waiting { .. }
+            | Outcome::Unchanged
+            | Outcome::Changed
+            | Outcome::Taken => {}
             Outcome::Due { bytes, .. } => {
                 self.activity.deleted += 1;
                 self.activity.freed_bytes += bytes;
@@ -262,9 +268,10 @@ fn list_blocking(root: &Root, attendant: &Attendant) -> Vec<ListedPair> {
 
 fn listed(root: &Root, found: Found) -> Option<ListedPair> {
     let (expires_at, bytes) = match found.outcome {
-        Outcome::Waiting { expires_at, bytes }
-        | Outcome::Due { expires_at, bytes }
-        | Outcome::Unsettled { expires_at, bytes, .. } => (Ok(expires_at), bytes),
+        Outcome::Waiting { expires_at, bytes, .. } => (Ok(expires_at), bytes.unwrap_or(0)),
+        Outcome::Due { expires_at, bytes } | Outcome::Unsettled { expires_at, bytes, .. } => {
+            (Ok(expires_at), bytes)
+        }
         Outcome::Broken { reason, bytes, .. } => (Err(reason.to_string()), bytes),
         Outcome::Failed(failure) => (Err(failure.to_string()), 0),
         _ => return None,

@@ -19,11 +19,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep_until, timeout_at};
 
 use crate::agenda::{Agenda, ScanId, Scope, Source};
-use crate::attend::{Attendant, Found};
+use crate::attend::{Attendant, Found, Job};
 use crate::change::Inbox;
 use crate::clock::{Clock, TICK};
 use crate::config::Config;
 use crate::crew::{Crew, EVENTS, Epoch, Event};
+use crate::mark::Marks;
 use crate::place::{Open, Place};
 use crate::reports::Reports;
 use crate::scan::Summary;
@@ -31,8 +32,10 @@ use crate::schedule::{SweepAnswer, Sweeps};
 use crate::stats::{Activity, ExpiryBucket, SharedStats, WatchState};
 use crate::watch::Refusal;
 
-/// How many pairs are attended to in one batch.
-const BATCH: usize = 256;
+/// How many pairs are attended to in one batch, as far as they are not of one directory.
+const BATCH: usize = 2048;
+/// How many are not worth sharing out.
+const SMALL_BATCH: usize = 64;
 /// How long work that is under way may take to end when the cleaner is stopped.
 const STOP_PATIENCE: Duration = Duration::from_millis(400);
 
@@ -225,12 +228,14 @@ impl<R: Reports> Worker<R> {
         };
         let open = Arc::clone(open);
         let now = self.clock.now();
-        while self.crew.has_room() {
-            let jobs = self.agenda.take_jobs(now, BATCH);
+        while self.crew.room() > 0 {
+            let jobs = self.agenda.take_jobs(now, BATCH * self.crew.room());
             if jobs.is_empty() {
                 break;
             }
-            self.crew.attend(&open, jobs);
+            for batch in shares(jobs, self.crew.room()) {
+                self.crew.attend(&open, batch);
+            }
         }
         if self.full.is_none() && self.sweeps.is_due(now.mono) && self.blind {
             // First new watches: the sweep sets them.
@@ -252,8 +257,12 @@ impl<R: Reports> Worker<R> {
             Scope::Everything => vec![Path::new("").into()],
             Scope::Trees(trees) => trees.iter().cloned().collect(),
         };
+        let marks = match &scope {
+            Scope::Everything => self.agenda.marks(),
+            Scope::Trees(_) => Marks::default(),
+        };
         let id = self.agenda.begin_scan(scope);
-        self.crew.scan(open, id, trees);
+        self.crew.scan(open, id, trees, marks);
         Run { id, activity: Activity::default(), waiters, refused_meanwhile: false }
     }
 
@@ -479,7 +488,7 @@ impl<R: Reports> Worker<R> {
             return far;
         }
         // What can't be begun before something ends is not waited for here.
-        let pair = self.agenda.next_pair(now).filter(|_| self.crew.has_room());
+        let pair = self.agenda.next_pair(now).filter(|_| self.crew.room() > 0);
         let tree = self.agenda.next_tree(now).filter(|_| self.trees.is_none());
         let can_sweep = self.full.is_none() && !(self.blind && self.crew.is_probing());
         let sweep = can_sweep.then(|| self.sweeps.next());
@@ -498,4 +507,19 @@ impl<R: Reports> Worker<R> {
             }
         });
     }
+}
+
+/// Shares out jobs that are sorted by directory. Those of one directory stay together, since threads
+/// that delete in the same one wait for each other.
+fn shares(mut jobs: Vec<Job>, count: usize) -> Vec<Vec<Job>> {
+    let mut shares = Vec::with_capacity(count);
+    while shares.len() + 1 < count && jobs.len() > SMALL_BATCH {
+        let middle = jobs.len() - jobs.len() / (count - shares.len());
+        let dir = Arc::clone(&jobs[middle].key.dir);
+        let its_first = jobs.partition_point(|job| job.key.dir.as_os_str() < dir.as_os_str());
+        shares.push(jobs.split_off(its_first));
+    }
+    shares.push(jobs);
+    shares.retain(|share| !share.is_empty());
+    shares
 }

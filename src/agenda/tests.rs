@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 mod disk;
 
-use self::disk::{Disk, Halves, Metadata, Name, REASON, key, name};
+use self::disk::{Disk, Halves, Metadata, Name, REASON, name};
 use super::*;
 use crate::change::Change;
 use crate::trial::{extent, figure, seed};
@@ -37,6 +37,7 @@ struct World {
 struct Pass {
     id: ScanId,
     scope: Scope,
+    marks: Marks,
     to_read: Vec<Name>,
     read: Vec<Found>,
     summary: Summary,
@@ -151,9 +152,10 @@ impl World {
 
     fn begin_scan(&mut self, scope: Scope) {
         let (to_read, summary) = self.disk.list(&scope);
+        let marks = self.agenda.marks();
         let id = self.agenda.begin_scan(scope.clone());
         let read = Vec::new();
-        self.scans.push(Pass { id, scope, to_read, read, summary, has_recovered: false });
+        self.scans.push(Pass { id, scope, marks, to_read, read, summary, has_recovered: false });
     }
 
     fn go_on_with_a_scan(&mut self) {
@@ -164,7 +166,7 @@ impl World {
         for _ in 0..self.disk.random.below(20) {
             let scan = &mut self.scans[at];
             if let Some(name) = scan.to_read.pop() {
-                scan.read.push(self.disk.attend(Job { key: key(&name), settled: None }));
+                scan.read.push(self.disk.attend_listed(&name, &scan.marks));
             }
             if self.disk.random.one_in(2)
                 && let Some(found) = scan.read.pop()

@@ -301,7 +301,7 @@ impl<'a> World<'a> {
         let seconds = i64::from(self.input.byte()) - 64;
         let expires_at = self.now.wall + TimeDelta::seconds(seconds);
         match self.input.below(12) {
-            0..4 => Outcome::Waiting { expires_at, bytes: 1 },
+            0..4 => Outcome::Waiting { expires_at, bytes: None, mark: None },
             4 => Outcome::Incomplete,
             5 => Outcome::Unsettled { result: seen, wait, expires_at, bytes: 1 },
             6 => Outcome::Broken { metadata: seen, reason: Broken::Unreadable(5), wait, bytes: 1 },

@@ -100,3 +100,33 @@ fn watches_that_can_be_set_again_amid_a_sweep_without_them_are_set_by_another() 
     worker.scan_ended(0, 1, Summary::default(), Duration::ZERO);
     assert!(worker.sweeps.is_due(Instant::now() + Duration::from_secs(2)), "nothing is watched");
 }
+
+#[test]
+fn jobs_are_shared_out_by_directory() {
+    let sizes = |per_dir: &[usize], count| -> Vec<usize> {
+        let jobs = per_dir.iter().enumerate().flat_map(|(dir, &jobs)| {
+            let dir: Arc<Path> = Path::new(&format!("{dir:02}")).into();
+            let key = move |number: usize| Key {
+                dir: Arc::clone(&dir),
+                stem: Stem::new(number.to_string().as_bytes()),
+            };
+            (0..jobs).map(move |number| Job { key: key(number), settled: None })
+        });
+        let jobs: Vec<Job> = jobs.collect();
+        let shares = shares(jobs.clone(), count);
+        for dir in jobs.iter().map(|job| &job.key.dir) {
+            let with_it = |share: &&Vec<Job>| share.iter().any(|job| job.key.dir == *dir);
+            assert_eq!(shares.iter().filter(with_it).count(), 1);
+        }
+        let mut sizes: Vec<usize> = shares.iter().map(Vec::len).collect();
+        assert_eq!(sizes.iter().sum::<usize>(), jobs.len());
+        sizes.sort_unstable();
+        sizes
+    };
+    assert_eq!(sizes(&[10; 30], 2), [150, 150]);
+    assert_eq!(sizes(&[300], 2), [300]);
+    assert_eq!(sizes(&[100, 200], 2), [100, 200]);
+    assert_eq!(sizes(&[5, 5], 2), [10]);
+    assert_eq!(sizes(&[100, 100, 100], 1), [300]);
+    assert!(shares(Vec::new(), 2).is_empty());
+}

@@ -2,6 +2,7 @@
 //! and what comes of an attempt at a pair.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use crate::change::{Change, Trigger, Writer};
 use crate::clock::Now;
 use crate::entry::{Half, Key, Stem};
 use crate::look::{Broken, SETTLING, Seen};
+use crate::mark::{Mark, Marks};
 use crate::scan::Summary;
 use crate::trial::Random;
 
@@ -74,6 +76,13 @@ pub(super) fn key((dir, stem): &Name) -> Key {
 
 pub(super) fn name(key: &Key) -> Name {
     (key.dir.to_str().unwrap().to_owned(), key.stem.bytes()[1])
+}
+
+/// Metadata that says the same is the same version here.
+fn mark(name: &Name, expires_at: DateTime<Utc>) -> Mark {
+    let mut hasher = DefaultHasher::new();
+    (name, expires_at).hash(&mut hasher);
+    Mark::pretended(hasher.finish())
 }
 
 fn is_below(dir: &str, tree: &str) -> bool {
@@ -420,6 +429,20 @@ impl Disk {
         touched
     }
 
+    /// What a scan finds of a pair that does not read again what has one of `marks`.
+    pub fn attend_listed(&mut self, name: &Name, marks: &Marks) -> Found {
+        let is_unchanged = match self.names.get(name) {
+            Some(Halves { result: Some(_), metadata: Some(Metadata::Valid(at)), .. }) => {
+                self.can_read(&name.0) && marks.contains(&mark(name, *at))
+            }
+            _ => false,
+        };
+        if is_unchanged {
+            return Found { key: key(name), outcome: Outcome::Unchanged };
+        }
+        self.attend(Job { key: key(name), settled: None })
+    }
+
     /// What the disk has of a pair now; deletes it if it may go.
     pub fn attend(&mut self, Job { key, settled }: Job) -> Found {
         let name = name(&key);
@@ -444,7 +467,8 @@ impl Disk {
             }
         };
         if expires_at > self.now.wall {
-            return Outcome::Waiting { expires_at, bytes: 1 };
+            let mark = self.random.one_in(2).then(|| mark(name, expires_at));
+            return Outcome::Waiting { expires_at, bytes: None, mark };
         }
         let seen = Seen::pretended(result.version);
         let wait = SETTLING.saturating_sub(self.now.mono - result.changed);

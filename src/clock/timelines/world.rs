@@ -199,7 +199,8 @@ impl World {
         let high = self.highest();
         let pair = self.pairs.iter_mut().find(|pair| pair.key == job.key).unwrap();
         if now < wall(pair.expires_at) {
-            return Ok(Outcome::Waiting { expires_at: wall(pair.expires_at), bytes: 1 });
+            let expires_at = wall(pair.expires_at);
+            return Ok(Outcome::Waiting { expires_at, bytes: None, mark: None });
         }
         prop_assert!(pair.expires_at <= self.wall, "{} ms early", pair.expires_at - self.wall);
         prop_assert!(pair.expires_at <= high, "{} ms too early", pair.expires_at - high);

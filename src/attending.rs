@@ -1,0 +1,343 @@
+//! Attending to pairs one after the other, on one thread: looking, and deleting what may go.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use rustix::process::{Resource, getrlimit};
+
+use crate::attend::{Attendant, Failure, Found, Job, Outcome, result_path};
+use crate::entry::{Half, Key, Stem};
+use crate::error::path_field;
+use crate::look::{Seen, Sight, look, look_at_listed, regular};
+use crate::mark::{Mark, Marks};
+use crate::remove::{Buffers, Held, Judged, Removal, remove};
+use crate::root::{Dir, Root, is_mounted_over, leads_nowhere};
+
+/// For how long a file may be empty before its times tell that it was truncated.
+const TRUNCATION: Duration = Duration::from_millis(50);
+/// How many pairs a thread holds at the most.
+const MAX_HELD: usize = 2048;
+/// For how long a directory is taken to be where it was.
+const IN_PLACE: Duration = Duration::from_millis(1);
+
+/// Attends to pairs one after the other, on one thread.
+///
+/// What is deleted is held for an instant, while the next pairs are attended to, so that its
+/// outcome comes later than theirs.
+pub(crate) struct Attending<'a> {
+    attendant: &'a Attendant,
+    root: &'a Root,
+    /// What is known of metadata that need not be read again.
+    marks: Option<&'a Marks>,
+    buffers: Buffers,
+    found: Vec<Found>,
+    held: VecDeque<(Held, TimeDelta)>,
+    /// In how many directories these are, each of which is open.
+    held_dirs: usize,
+    max_held_dirs: usize,
+    /// The directory that was last seen to be where it was opened, and when.
+    in_place: Option<(Arc<Dir>, Instant)>,
+}
+
+/// What is known of a pair that is to be attended to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Hint {
+    Nothing,
+    /// Its result as it was when it was given time to settle, which has passed.
+    Settled(Seen),
+    /// Both halves were just listed as regular files.
+    Listed,
+}
+
+impl<'a> Attending<'a> {
+    pub fn new(attendant: &'a Attendant, root: &'a Root) -> Self {
+        Self {
+            attendant,
+            root,
+            marks: None,
+            buffers: Buffers::default(),
+            found: Vec::new(),
+            held: VecDeque::new(),
+            held_dirs: 0,
+            max_held_dirs: max_held_dirs(),
+            in_place: None,
+        }
+    }
+
+    /// Does not read again what has one of these marks, if it is listed.
+    pub fn with_marks(mut self, marks: &'a Marks) -> Self {
+        self.marks = Some(marks).filter(|marks| !marks.is_empty());
+        self
+    }
+
+    /// Attends to jobs of any directories, opening each directory once for those that follow each
+    /// other, until `cancel` is set.
+    pub fn attend_all(&mut self, jobs: &[Job], cancel: &AtomicBool) {
+        for group in jobs.chunk_by(|a, b| a.key.dir == b.key.dir) {
+            let dir = self.root.open_dir(&group[0].key.dir).map(Arc::new);
+            for Job { key, settled } in group {
+                if cancel.load(Ordering::Relaxed) {
+                    return;
+                }
+                let outcome = match &dir {
+                    Ok(dir) => {
+                        self.attend(dir, &key.stem, settled.map_or(Hint::Nothing, Hint::Settled));
+                        continue;
+                    }
+                    // What is mounted over it may be unmounted again.
+                    Err(error) if is_mounted_over(error) => Outcome::Changed,
+                    Err(error) if leads_nowhere(error) => Outcome::Incomplete,
+                    Err(error) => Outcome::Failed(Failure::new("open its directory", error)),
+                };
+                self.found.push(Found { key: key.clone(), outcome });
+            }
+        }
+    }
+
+    /// Attends to one pair.
+    pub fn attend(&mut self, dir: &Arc<Dir>, stem: &Stem, hint: Hint) {
+        self.finish_ripe();
+        let outcome = match self.judge(dir, stem, hint) {
+            Verdict::Stays(outcome) => Some(outcome),
+            Verdict::Goes(judged) => self.delete(dir, stem, judged),
+        };
+        if let Some(outcome) = outcome {
+            let key = Key { dir: Arc::clone(&dir.rel), stem: stem.clone() };
+            self.found.push(Found { key, outcome });
+        }
+    }
+
+    /// When the next of what is held is to be finished.
+    pub fn next(&self) -> Option<Instant> {
+        self.held.front().map(|(held, _)| held.until())
+    }
+
+    /// Whether the outcome of anything is still to come.
+    pub fn holds(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// What was found since this was last asked.
+    pub fn take_found(&mut self) -> Vec<Found> {
+        std::mem::take(&mut self.found)
+    }
+
+    /// Finishes what was held for long enough; waits where too much is held.
+    pub fn finish_ripe(&mut self) {
+        while let Some(until) = self.next() {
+            let too_much = self.held.len() >= MAX_HELD || self.held_dirs >= self.max_held_dirs;
+            if !too_much && until > Instant::now() {
+                return;
+            }
+            self.finish_next();
+        }
+    }
+
+    /// Finishes all that is held.
+    pub fn finish(&mut self) {
+        while self.holds() {
+            self.finish_next();
+        }
+    }
+
+    fn finish_next(&mut self) {
+        let Some((held, late)) = self.held.pop_front() else { return };
+        thread::sleep(held.until().saturating_duration_since(Instant::now()));
+        let (dir, stem) = (Arc::clone(&held.dir), held.stem.clone());
+        if self.held.front().is_none_or(|(next, _)| !Arc::ptr_eq(&next.dir, &dir)) {
+            self.held_dirs -= 1;
+        }
+        let clock = self.attendant.clock();
+        let removal = held.finish(&|| clock.wall(), &mut self.buffers);
+        if let Some(outcome) = self.outcome_of(removal, &dir, &stem, late) {
+            let key = Key { dir: Arc::clone(&dir.rel), stem };
+            self.found.push(Found { key, outcome });
+        }
+    }
+
+    fn judge(&mut self, dir: &Dir, stem: &Stem, hint: Hint) -> Verdict {
+        let sight = match self.look(dir, stem, hint) {
+            Ok(Some(sight)) => sight,
+            Ok(None) => return Verdict::Stays(Outcome::Unchanged),
+            Err(error) => {
+                return Verdict::Stays(Outcome::Failed(Failure::new("look at it", &error)));
+            }
+        };
+        let clock = self.attendant.clock();
+        let (pair, metadata) = match sight {
+            Sight::Incomplete => return Verdict::Stays(Outcome::Incomplete),
+            Sight::Broken { result, metadata, reason } => {
+                let wait = metadata.settles_in(clock.wall()).max(least_wait(&metadata));
+                let bytes = result.version.size + metadata.version.size;
+                return Verdict::Stays(Outcome::Broken { metadata, reason, wait, bytes });
+            }
+            Sight::Waiting { metadata, expires_at } => {
+                return Verdict::Stays(self.waiting(dir, stem, &metadata, expires_at, None));
+            }
+            Sight::Whole(pair, metadata) => (pair, metadata),
+        };
+        let now = clock.wall();
+        let (expires_at, bytes) = (pair.expires_at, pair.bytes());
+        if now < expires_at {
+            let waiting = self.waiting(dir, stem, &pair.metadata, expires_at, Some(bytes));
+            return Verdict::Stays(waiting);
+        }
+        let settled = matches!(hint, Hint::Settled(then) if pair.result.is_unchanged_since(&then));
+        if pair.may_be_half_published() && !settled {
+            let wait = pair.result.settles_in(now);
+            if !wait.is_zero() {
+                return Verdict::Stays(Outcome::Unsettled {
+                    result: pair.result,
+                    wait,
+                    expires_at,
+                    bytes,
+                });
+            }
+        }
+        if !self.attendant.deletes() {
+            return Verdict::Stays(Outcome::Due { expires_at, bytes });
+        }
+        Verdict::Goes(Judged { pair, metadata })
+    }
+
+    /// What there is of a pair; `None` where it has one of the marks that are known.
+    fn look(&mut self, dir: &Dir, stem: &Stem, hint: Hint) -> std::io::Result<Option<Sight>> {
+        let buffer = &mut self.buffers.judged;
+        let Hint::Listed = hint else {
+            return look(dir, stem, buffer).map(Some);
+        };
+        if let Some(marks) = self.marks
+            && let Some(metadata) = regular(dir, &stem.name(Half::Metadata))?
+            && marks.contains(&Mark::of(&dir.rel, stem, &metadata))
+        {
+            return Ok(None);
+        }
+        let attendant = self.attendant;
+        let wait = |expires_at| !attendant.tells_sizes() && attendant.clock().wall() < expires_at;
+        look_at_listed(dir, stem, buffer, wait).map(Some)
+    }
+
+    fn waiting(
+        &self,
+        dir: &Dir,
+        stem: &Stem,
+        metadata: &Seen,
+        expires_at: DateTime<Utc>,
+        bytes: Option<u64>,
+    ) -> Outcome {
+        let now = || self.attendant.clock().wall();
+        let mark = (self.attendant.deletes() && self.root.keeps_ctimes)
+            .then(|| Mark::of_settled(&dir.rel, stem, metadata, now()))
+            .flatten();
+        Outcome::Waiting { expires_at, bytes, mark }
+    }
+
+    fn delete(&mut self, dir: &Arc<Dir>, stem: &Stem, judged: Judged) -> Option<Outcome> {
+        // A directory that was moved out of the cache directory takes its pairs with it.
+        if !self.is_in_place(dir) {
+            return Some(Outcome::Incomplete);
+        }
+        let clock = self.attendant.clock();
+        let (wall, expires_at) = (|| clock.wall(), judged.pair.expires_at);
+        let removal = remove(dir, stem, judged, &wall, &mut self.buffers);
+        let late = clock.wall() - expires_at;
+        self.outcome_of(removal, dir, stem, late)
+    }
+
+    /// Whether the directory is where it was opened, or was so a moment ago. (However often it is
+    /// looked at, it may be moved right after.)
+    fn is_in_place(&mut self, dir: &Arc<Dir>) -> bool {
+        if let Some((known, seen)) = &self.in_place
+            && Arc::ptr_eq(known, dir)
+            && seen.elapsed() < IN_PLACE
+        {
+            return true;
+        }
+        let in_place = self.root.still_holds(dir);
+        self.in_place = in_place.then(|| (Arc::clone(dir), Instant::now()));
+        in_place
+    }
+
+    /// The outcome of a removal, if it has one already; `late` is by how much it came too late.
+    fn outcome_of(
+        &mut self,
+        removal: Removal,
+        dir: &Arc<Dir>,
+        stem: &Stem,
+        late: TimeDelta,
+    ) -> Option<Outcome> {
+        Some(match self.unless_moved_away(removal, dir, stem) {
+            Removal::Held(held) => {
+                if self.held.back().is_none_or(|(last, _)| !Arc::ptr_eq(&last.dir, dir)) {
+                    self.held_dirs += 1;
+                }
+                self.held.push_back((held, late));
+                return None;
+            }
+            Removal::Removed { freed, leftover } => {
+                tracing::debug!(
+                    path = path_field(&result_path(self.root, &dir.rel, stem)),
+                    late_ms = late.num_milliseconds(),
+                    "deleted an expired result"
+                );
+                self.attendant.tell_removed(self.root, &dir.rel, stem);
+                let leftover = leftover.map(|error| Failure::new("delete its metadata", &error));
+                Outcome::Removed { freed, leftover }
+            }
+            Removal::Changed => Outcome::Changed,
+            Removal::Gone => Outcome::Incomplete,
+            Removal::Taken => Outcome::Taken,
+            Removal::Failed(error) => Outcome::Failed(Failure::new("delete it", &error)),
+            Removal::Stranded(error) => {
+                Outcome::Stranded(Failure::new("give it its name back", &error))
+            }
+        })
+    }
+
+    /// Where a pair was moved out of the cache directory with its directory while it was being
+    /// deleted, it is out of reach, and that is no failure.
+    fn unless_moved_away(&self, removal: Removal, dir: &Arc<Dir>, stem: &Stem) -> Removal {
+        let out_of_reach = match &removal {
+            Removal::Failed(_) | Removal::Stranded(_) => true,
+            Removal::Removed { leftover, .. } => leftover.is_some(),
+            _ => false,
+        };
+        if !out_of_reach || self.root.still_holds(dir) {
+            return removal;
+        }
+        self.attendant.note_stray(dir, stem);
+        match removal {
+            Removal::Removed { freed, .. } => Removal::Removed { freed, leftover: None },
+            _ => Removal::Gone,
+        }
+    }
+}
+
+/// What is to become of a pair.
+enum Verdict {
+    Stays(Outcome),
+    Goes(Judged),
+}
+
+impl Drop for Attending<'_> {
+    /// What is held must not stay under its reserved names, even if a panic ended the work.
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// How many directories a thread may keep open for what it holds. There are some two dozen such
+/// threads at the most, and the limit of open files is for all.
+fn max_held_dirs() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit / 64).unwrap_or(usize::MAX).clamp(1, 32)
+}
+
+/// A file that is being truncated is empty for an instant before its times tell that it changed.
+fn least_wait(metadata: &Seen) -> Duration {
+    if metadata.version.size == 0 { TRUNCATION } else { Duration::ZERO }
+}

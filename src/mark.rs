@@ -1,0 +1,87 @@
+//! Marks: what tells a sweep that metadata, which was read before, need not be read again.
+//!
+//! Whatever changes a file gives it a new ctime, which no program can set. So metadata whose inode,
+//! size and times are as they were when it was read says what it said then, but for
+//! - a change within the same tick of the file system's clock as the one before,
+//! - a write through a memory map to a page that is dirty already, which the kernel notes only once
+//!   it has written the page back (within 35 s by default: `vm.dirty_expire_centisecs` and
+//!   `vm.dirty_writeback_centisecs`),
+//! - file systems that never write back, as those in memory, or that learn late of changes made
+//!   elsewhere, as network file systems.
+//!
+//! Therefore only metadata that had been unchanged for [`AGE`] when it was read gets a mark, and
+//! only on file systems of which it is known that this is enough
+//! ([`keeps_ctimes`](crate::root::Root::keeps_ctimes)). All else is read at each sweep.
+
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::Path;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use crate::entry::Stem;
+use crate::look::Seen;
+
+/// For how long metadata has to have been unchanged when it is read, to get a mark.
+const AGE: Duration = Duration::from_secs(60);
+
+/// Stands for one version of one pair's metadata.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Mark(u64);
+
+impl Mark {
+    pub fn of(dir: &Path, stem: &Stem, metadata: &Seen) -> Self {
+        let mut hasher = DefaultHasher::new();
+        (dir.as_os_str(), stem, metadata.version, metadata.ctime).hash(&mut hasher);
+        Self(hasher.finish())
+    }
+
+    /// One that exists only for a test.
+    #[cfg(test)]
+    pub fn pretended(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// A mark for metadata that was read at `now`, if it is old enough for one.
+    pub fn of_settled(
+        dir: &Path,
+        stem: &Stem,
+        metadata: &Seen,
+        now: DateTime<Utc>,
+    ) -> Option<Self> {
+        (metadata.age(now)? >= AGE).then(|| Self::of(dir, stem, metadata))
+    }
+}
+
+/// The marks of all that is known to wait.
+pub(crate) type Marks = HashSet<Mark>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chrono::TimeDelta;
+
+    #[test]
+    fn only_what_has_been_unchanged_for_long_gets_a_mark() {
+        let seen = Seen::pretended(1);
+        let (dir, stem) = (Path::new("d"), Stem::new(b"a"));
+        let changed = DateTime::UNIX_EPOCH;
+        let mark = |age| Mark::of_settled(dir, &stem, &seen, changed + TimeDelta::seconds(age));
+        assert_eq!(mark(59), None);
+        assert_eq!(mark(60), Some(Mark::of(dir, &stem, &seen)));
+        assert_eq!(mark(-1_000_000), None);
+    }
+
+    #[test]
+    fn another_file_time_or_place_is_another_mark() {
+        let seen = Seen::pretended(1);
+        let mark = |dir: &str, stem: &[u8], seen| Mark::of(Path::new(dir), &Stem::new(stem), &seen);
+        let first = mark("d", b"a", seen);
+        assert_eq!(mark("d", b"a", seen), first);
+        assert_ne!(mark("d", b"b", seen), first);
+        assert_ne!(mark("e", b"a", seen), first);
+        assert_ne!(mark("d", b"a", Seen::pretended(2)), first);
+        assert_ne!(mark("d", b"a", seen.changed_at((0, 1))), first);
+    }
+}
