@@ -1,7 +1,7 @@
 //! One reading pass over the cache directory, or over some directories in it. The only module
 //! that lists directories.
 //!
-//! One thread lists directory after directory, each right after its watch was set, and others help to
+//! One thread lists directory after directory, each after its watch was set, and others help to
 //! attend to the pairs that were listed. What they find is handed over in batches, so that memory
 //! does not grow with the tree.
 //!
@@ -37,6 +37,8 @@ use crate::watch::{Refusal, Watcher};
 /// How many pairs of one directory are handed over at once. Two threads that delete in one directory
 /// wait for each other, so most directories should be one batch.
 const BATCH: usize = 512;
+/// How many directories are watched in one go.
+const WATCHES: usize = 256;
 /// How many batches wait to be attended to.
 const QUEUE: usize = 4;
 /// Where looking at a pair takes longer, it waits for the disk; then more threads help, so that the
@@ -115,6 +117,9 @@ impl<'scan> Helpers<'scan> {
     }
 }
 
+/// What came of watching a directory ahead of its listing, if that was tried.
+type Watched = Option<Result<bool, Refusal>>;
+
 /// Pairs of one directory to be attended to.
 struct Batch {
     dir: Arc<Dir>,
@@ -161,13 +166,13 @@ impl Scan<'_> {
         summary: &mut Summary,
         claims: &mut Vec<(Arc<Path>, Vec<Vec<u8>>)>,
     ) {
-        let mut pending = vec![Arc::clone(tree)];
-        while let Some(rel) = pending.pop() {
+        let mut pending = vec![(Arc::clone(tree), None)];
+        while let Some((rel, watched)) = pending.pop() {
             if self.cancelled() {
                 return;
             }
-            match self.list(&rel, &mut hand_over, summary, claims, &mut pending) {
-                Ok(()) => {}
+            match self.list(&rel, watched, &mut hand_over, summary, claims) {
+                Ok(below) => pending.extend(below),
                 Err(error) if leads_nowhere(&error) => {
                     if let Some(watcher) = self.watcher {
                         watcher.forget(&rel);
@@ -183,29 +188,18 @@ impl Scan<'_> {
         }
     }
 
+    /// Lists one directory; those in it, and what came of watching them.
     fn list(
         &self,
         rel: &Arc<Path>,
+        watched: Watched,
         hand_over: &mut dyn FnMut(Batch),
         summary: &mut Summary,
         claims: &mut Vec<(Arc<Path>, Vec<Vec<u8>>)>,
-        pending: &mut Vec<Arc<Path>>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Vec<(Arc<Path>, Watched)>> {
         let dir = Arc::new(self.root.open_dir(rel)?);
-        match self.watcher.map(|watcher| watcher.watch(rel)) {
-            None => {}
-            // A watch is set by path, which may lead elsewhere by now.
-            Some(Ok(true)) => {
-                summary.astray |= !self.root.path_leads_to(&dir) && self.root.still_holds(&dir);
-            }
-            Some(Ok(false)) if self.root.still_holds(&dir) => summary.astray = true,
-            // It was moved away since it was opened, and no event will tell of that.
-            Some(Ok(false)) => return Err(Errno::NOENT.into()),
-            Some(Err(refusal)) => {
-                let (before, worst) = summary.refused.take().unwrap_or((0, Refusal::LongPath));
-                summary.refused = Some((before + 1, worst.max(refusal)));
-            }
-        }
+        self.watch(&dir, watched, summary)?;
+        let mut below = Vec::new();
         let mut metadata = Vec::new();
         let mut results = HashSet::new();
         let mut own_claims = Vec::new();
@@ -213,7 +207,7 @@ impl Scan<'_> {
         for entry in rustix::fs::Dir::new(fcntl_dupfd_cloexec(&dir, 0)?)? {
             let entry = entry?;
             if self.cancelled() {
-                return Ok(());
+                return Ok(Vec::new());
             }
             let name = entry.file_name().to_bytes();
             if name == b"." || name == b".." {
@@ -222,7 +216,7 @@ impl Scan<'_> {
             match file_type(&dir, &entry)? {
                 FileType::RegularFile => {}
                 FileType::Directory => {
-                    pending.push(rel.join(OsStr::from_bytes(name)).into());
+                    below.push(rel.join(OsStr::from_bytes(name)).into());
                     continue;
                 }
                 _ => continue,
@@ -234,6 +228,7 @@ impl Scan<'_> {
                 Name::Other => {}
             }
         }
+        let below = self.watch_below(&dir, below, summary);
         // Only now, since what is deleted while a directory is listed may be listed or not.
         summary.results += results.len() as u64;
         let hint = |stem: &Stem| if results.contains(stem) { Hint::Listed } else { Hint::Nothing };
@@ -248,7 +243,55 @@ impl Scan<'_> {
         if !own_claims.is_empty() {
             claims.push((Arc::clone(rel), own_claims));
         }
+        Ok(below)
+    }
+
+    /// Sees to it that the directory is watched before it is listed.
+    fn watch(&self, dir: &Dir, watched: Watched, summary: &mut Summary) -> io::Result<()> {
+        let Some(watcher) = self.watcher else { return Ok(()) };
+        let watched = match watched {
+            Some(Ok(true)) => return Ok(()),
+            Some(Err(refusal)) => Err(refusal),
+            // It was not there, and is by now; or nobody has tried yet.
+            Some(Ok(false)) | None => watcher.watch(&dir.rel),
+        };
+        match watched {
+            Ok(true) => summary.astray |= self.is_astray(dir),
+            Ok(false) if self.root.still_holds(dir) => summary.astray = true,
+            // It was moved away since it was opened, and no event will tell of that.
+            Ok(false) => return Err(Errno::NOENT.into()),
+            Err(refusal) => {
+                let (before, worst) = summary.refused.take().unwrap_or((0, Refusal::LongPath));
+                summary.refused = Some((before + 1, worst.max(refusal)));
+            }
+        }
         Ok(())
+    }
+
+    /// Watches the directories in `dir` ahead of their listing. Whichever then takes the place of one
+    /// of them is told, since `dir` itself is watched.
+    fn watch_below(
+        &self,
+        dir: &Dir,
+        below: Vec<Arc<Path>>,
+        summary: &mut Summary,
+    ) -> Vec<(Arc<Path>, Watched)> {
+        let Some(watcher) = self.watcher else {
+            return below.into_iter().map(|rel| (rel, None)).collect();
+        };
+        let mut watched = Vec::with_capacity(below.len());
+        for some in below.chunks(WATCHES) {
+            let done = watcher.watch_all(some);
+            summary.astray |= done.contains(&Ok(true)) && self.is_astray(dir);
+            watched.extend(done.into_iter().map(Some));
+        }
+        below.into_iter().zip(watched).collect()
+    }
+
+    /// Whether a path, by which a watch is set, leads elsewhere than to the directory, although this is
+    /// where it was.
+    fn is_astray(&self, dir: &Dir) -> bool {
+        !self.root.path_leads_to(dir) && self.root.still_holds(dir)
     }
 
     fn attending(&self) -> Attending<'_> {

@@ -25,7 +25,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind, RenameMode};
 use notify::{
-    Event, EventKind, EventKindMask, INotifyWatcher, RecursiveMode, WatchPathConfig, Watcher as _,
+    Event, EventKind, EventKindMask, INotifyWatcher, PathOp, RecursiveMode, WatchPathConfig,
+    Watcher as _,
 };
 use rustix::io::Errno;
 
@@ -122,25 +123,44 @@ impl Watcher {
     }
 
     /// Watches the directory `rel`, unless it is watched; whether it is there.
-    pub fn watch(&self, rel: &Path) -> Result<bool, Refusal> {
+    pub fn watch(&self, rel: &Arc<Path>) -> Result<bool, Refusal> {
+        self.watch_all(std::slice::from_ref(rel)).pop().unwrap_or(Ok(false))
+    }
+
+    /// Watches each of the directories `rels`, as [`watch`](Self::watch) does, but in one go: to ask
+    /// notify's thread costs ten times as much as what it is asked to do.
+    pub fn watch_all(&self, rels: &[Arc<Path>]) -> Vec<Result<bool, Refusal>> {
+        let mut done: Vec<_> = rels.iter().map(|rel| self.begin_watch(rel)).collect();
         let config =
             WatchPathConfig::new(RecursiveMode::NonRecursive).with_dereference_symlinks(false);
+        // Which of them are asked for, and how.
+        let wanted: Vec<usize> = (0..rels.len()).filter(|&at| done[at] == Ok(true)).collect();
+        let watch = |&at: &usize| PathOp::Watch(join(&self.root, &rels[at]), config.clone());
+        let mut left: Vec<PathOp> = wanted.iter().map(watch).collect();
+        let mut notify = self.notify.lock().unwrap_or_else(PoisonError::into_inner);
+        while !left.is_empty() {
+            let Err(failed) = notify.update_paths(left) else { break };
+            let first =
+                wanted.len() - failed.remaining.len() - usize::from(failed.origin.is_some());
+            // Where notify's thread does not answer, nothing is known of any.
+            let count = if failed.origin.is_some() { 1 } else { wanted.len() };
+            for &at in wanted.iter().skip(first).take(count) {
+                self.watched.lock().watched.remove(&*rels[at]);
+                let error = &failed.source;
+                done[at] = if is_gone(error) { Ok(false) } else { Err(refusal(error)) };
+            }
+            left = if failed.origin.is_some() { failed.remaining } else { Vec::new() };
+        }
+        done
+    }
+
+    /// Whether `rel` can be watched; it is known before its first event can arrive.
+    fn begin_watch(&self, rel: &Path) -> Result<bool, Refusal> {
         if rel.as_os_str().len() > LONGEST_WATCHED {
             return Err(Refusal::LongPath);
         }
-        // Known before its first event can arrive.
         self.watched.insert(rel);
-        let watched = {
-            let mut notify = self.notify.lock().unwrap_or_else(PoisonError::into_inner);
-            notify.watch_with(&join(&self.root, rel), config)
-        };
-        match watched {
-            Ok(()) => Ok(true),
-            Err(error) => {
-                self.watched.lock().watched.remove(rel);
-                if is_gone(&error) { Ok(false) } else { Err(refusal(&error)) }
-            }
-        }
+        Ok(true)
     }
 
     /// Has news of the directory `rel`, which can't be read and so not be watched: its permissions

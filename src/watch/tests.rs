@@ -81,9 +81,9 @@ fn a_watch_that_was_set_below_what_is_being_renamed_is_set_anew() {
     }
     let inbox = Arc::new(Inbox::default());
     let watcher = Watcher::start(&root, Arc::clone(&inbox)).unwrap();
-    watcher.watch(Path::new("")).unwrap();
+    watcher.watch(&Path::new("").into()).unwrap();
     // As a scan does that was under way when the watch of `s` was dropped.
-    watcher.watch(Path::new("s/deep")).unwrap();
+    watcher.watch(&Path::new("s/deep").into()).unwrap();
     fs::rename(root.join("s"), temp.path().join("away")).unwrap();
     fs::rename(&aside, root.join("s")).unwrap();
     let arrives = |expected: &dyn Fn(News) -> bool| {
@@ -94,8 +94,8 @@ fn a_watch_that_was_set_below_what_is_being_renamed_is_set_anew() {
     };
     assert!(arrives(&|news| news.trees.contains(Path::new("s"))));
     watcher.end_stale();
-    watcher.watch(Path::new("s")).unwrap();
-    watcher.watch(Path::new("s/deep")).unwrap();
+    watcher.watch(&Path::new("s").into()).unwrap();
+    watcher.watch(&Path::new("s/deep").into()).unwrap();
     fs::write(root.join("s/deep/a.metadata.json"), "").unwrap();
     assert!(arrives(&|news| !news.pairs.is_empty()), "it is not watched");
 }
