@@ -141,16 +141,22 @@ impl Agenda {
         self.waiting.contains(key) || self.later.contains(key)
     }
 
-    /// Gives out what is to be attended to now, at most `limit` pairs. Each has to be settled.
-    pub fn take_jobs(&mut self, now: Now, limit: usize) -> Vec<Job> {
+    /// Gives out pairs of which there is news, at most `limit`. Each has to be settled.
+    pub fn take_looks(&mut self, limit: usize) -> Vec<Job> {
         let mut jobs = Vec::new();
-        // News goes first, but a flood of it does not hold up what is due.
-        let looks: Vec<Key> = self.looks.keys().take(limit.div_ceil(2)).cloned().collect();
+        let looks: Vec<Key> = self.looks.keys().take(limit).cloned().collect();
         for key in looks {
             let trigger = self.looks.remove(&key).unwrap_or_default();
             let past = self.unripe_past(&key);
             jobs.extend(self.begin(key, past, trigger));
         }
+        sort_by_directory(&mut jobs);
+        jobs
+    }
+
+    /// Gives out pairs whose time has come, at most `limit`. Each has to be settled.
+    pub fn take_due(&mut self, now: Now, limit: usize) -> Vec<Job> {
+        let mut jobs = Vec::new();
         while jobs.len() < limit
             && let Some((key, _)) = self.waiting.pop_due(now.wall)
         {
@@ -161,8 +167,7 @@ impl Agenda {
         {
             jobs.extend(self.begin(key, past, Trigger::default()));
         }
-        // So that each directory is opened once.
-        jobs.sort_by(|a, b| a.key.dir.as_os_str().cmp(b.key.dir.as_os_str()));
+        sort_by_directory(&mut jobs);
         jobs
     }
 
@@ -557,6 +562,11 @@ pub(crate) fn figures_alone(outcome: &Outcome) -> Activity {
         }
         _ => Activity { checked: 1, ..Activity::default() },
     }
+}
+
+/// So that each directory is opened once.
+fn sort_by_directory(jobs: &mut [Job]) {
+    jobs.sort_by(|a, b| a.key.dir.as_os_str().cmp(b.key.dir.as_os_str()));
 }
 
 fn changed_pause(past: Past) -> Duration {

@@ -22,6 +22,8 @@ use std::ops::Bound;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind, RenameMode};
 use notify::{
@@ -42,6 +44,13 @@ const EVENTS: EventKindMask = EventKindMask::CREATE
     .union(EventKindMask::MODIFY_META)
     .union(EventKindMask::MODIFY_NAME)
     .union(EventKindMask::ACCESS_CLOSE);
+
+/// An event that comes so soon after the one before was read with it.
+const AT_ONCE: Duration = Duration::from_micros(20);
+/// Where a reader that waits is woken again so soon, there are many events,
+const OFTEN: Duration = Duration::from_millis(5);
+/// and they may gather for so long.
+const GATHERING: Duration = Duration::from_millis(1);
 
 /// Directories with longer paths below the cache directory are not watched. notify keeps three copies of each path and looks
 /// at all of them for each directory that is removed: a chain of 2,000 directories, which fits into
@@ -117,7 +126,12 @@ impl Watcher {
         let watched = Watched::default();
         let mut translator = Translator::new(root, watched.clone());
         let config = notify::Config::default().with_follow_symlinks(false).with_event_kinds(EVENTS);
-        let handler = move |event| translator.translate(event, &mut |change| inbox.put(change));
+        let mut pace = Pace::new();
+        let handler = move |event| {
+            pace.event();
+            translator.translate(event, &mut |change| inbox.put(change));
+            pace.done();
+        };
         let notify = INotifyWatcher::new(handler, config).map_err(|error| refusal(&error))?;
         Ok(Self { root: root.to_owned(), notify: Mutex::new(notify), watched })
     }
@@ -195,6 +209,40 @@ impl Watcher {
         for dir in known.below(rel).cloned().collect::<Vec<_>>() {
             known.watched.remove(&dir);
         }
+    }
+}
+
+/// Lets events gather while there are many of them. Each one that meets its reader asleep costs the
+/// program that caused it a wake-up, which takes longer than to unlink a file.
+struct Pace {
+    /// When the last event was dealt with.
+    last: Instant,
+    /// When the reader last woke up.
+    woken: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { last: now, woken: now }
+    }
+
+    /// An event has come.
+    fn event(&mut self) {
+        let now = Instant::now();
+        // While there always is one more, the reader is behind and must not sleep.
+        if now - self.last < AT_ONCE {
+            return;
+        }
+        if now - self.woken < OFTEN {
+            thread::sleep(GATHERING);
+        }
+        self.woken = Instant::now();
+    }
+
+    /// It was dealt with.
+    fn done(&mut self) {
+        self.last = Instant::now();
     }
 }
 

@@ -11,6 +11,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use tokio::time::{sleep_until, timeout_at};
 use crate::agenda::{Agenda, ScanId, Scope, Source};
 use crate::attend::{Attendant, Found, Job};
 use crate::change::Inbox;
-use crate::clock::{Clock, TICK};
+use crate::clock::{Clock, Now, TICK};
 use crate::config::Config;
 use crate::crew::{Crew, EVENTS, Epoch, Event};
 use crate::mark::Marks;
@@ -32,9 +33,10 @@ use crate::schedule::{SweepAnswer, Sweeps};
 use crate::stats::{Activity, ExpiryBucket, SharedStats, WatchState};
 use crate::watch::Refusal;
 
-/// How many pairs are attended to in one batch, as far as they are not of one directory.
-const BATCH: usize = 2048;
-/// How many are not worth sharing out.
+/// How many pairs that are due are taken at once, to be sorted by directory.
+const MOST_DUE: usize = 16_384;
+/// How many pairs of one kind are attended to in one batch, and how many are not worth sharing out.
+const BATCH: usize = 1024;
 const SMALL_BATCH: usize = 64;
 /// How long work that is under way may take to end when the cleaner is stopped.
 const STOP_PATIENCE: Duration = Duration::from_millis(400);
@@ -62,6 +64,8 @@ pub(crate) struct Worker<R> {
     stats: SharedStats,
     inbox: Arc<Inbox>,
     agenda: Agenda,
+    /// What the agenda gave out as due, and no thread was free for.
+    due: VecDeque<Vec<Job>>,
     place: Place,
     full: Option<Run>,
     trees: Option<Run>,
@@ -114,6 +118,7 @@ impl<R: Reports> Worker<R> {
             stats: stats.clone(),
             inbox: Arc::default(),
             agenda: Agenda::default(),
+            due: VecDeque::new(),
             place: Place::Same,
             full: None,
             trees: None,
@@ -229,13 +234,11 @@ impl<R: Reports> Worker<R> {
         let open = Arc::clone(open);
         let now = self.clock.now();
         while self.crew.room() > 0 {
-            let jobs = self.agenda.take_jobs(now, BATCH * self.crew.room());
+            let jobs = self.next_batch(now);
             if jobs.is_empty() {
                 break;
             }
-            for batch in shares(jobs, self.crew.room()) {
-                self.crew.attend(&open, batch);
-            }
+            self.crew.attend(&open, jobs);
         }
         if self.full.is_none() && self.sweeps.is_due(now.mono) && self.blind {
             // First new watches: the sweep sets them.
@@ -250,6 +253,16 @@ impl<R: Reports> Worker<R> {
                 self.trees = Some(self.begin_scan(&open, Scope::Trees(trees), Vec::new()));
             }
         }
+    }
+
+    /// What news there is, and some of what is due. A flood of the one does not hold up the other.
+    fn next_batch(&mut self, now: Now) -> Vec<Job> {
+        let mut batch = self.agenda.take_looks(BATCH);
+        if self.due.is_empty() {
+            self.due = batches(self.agenda.take_due(now, MOST_DUE), self.crew.room());
+        }
+        batch.extend(self.due.pop_front().unwrap_or_default());
+        batch
     }
 
     fn begin_scan(&mut self, open: &Arc<Open>, scope: Scope, waiters: Vec<SweepAnswer>) -> Run {
@@ -447,6 +460,7 @@ impl<R: Reports> Worker<R> {
         self.crew.next_epoch();
         self.place = place;
         self.agenda = Agenda::new(self.root());
+        self.due.clear();
         self.refused = None;
         self.blind = false;
         let _ = self.inbox.take();
@@ -509,17 +523,17 @@ impl<R: Reports> Worker<R> {
     }
 }
 
-/// Shares out jobs that are sorted by directory. Those of one directory stay together, since threads
-/// that delete in the same one wait for each other.
-fn shares(mut jobs: Vec<Job>, count: usize) -> Vec<Vec<Job>> {
-    let mut shares = Vec::with_capacity(count);
-    while shares.len() + 1 < count && jobs.len() > SMALL_BATCH {
-        let middle = jobs.len() - jobs.len() / (count - shares.len());
-        let dir = Arc::clone(&jobs[middle].key.dir);
-        let its_first = jobs.partition_point(|job| job.key.dir.as_os_str() < dir.as_os_str());
-        shares.push(jobs.split_off(its_first));
+/// Cuts jobs that are sorted by directory into batches for so many threads. Those of one directory
+/// stay together where they fit, since threads that delete in the same one wait for each other.
+fn batches(mut jobs: Vec<Job>, threads: usize) -> VecDeque<Vec<Job>> {
+    let size = jobs.len().div_ceil(threads.max(1)).clamp(SMALL_BATCH, BATCH);
+    let mut batches = VecDeque::new();
+    while jobs.len() > size {
+        let dir = jobs[size].key.dir.as_os_str();
+        let first_of_dir = jobs.partition_point(|job| job.key.dir.as_os_str() < dir);
+        let rest = jobs.split_off(if first_of_dir == 0 { size } else { first_of_dir });
+        batches.push_back(std::mem::replace(&mut jobs, rest));
     }
-    shares.push(jobs);
-    shares.retain(|share| !share.is_empty());
-    shares
+    batches.push_back(jobs);
+    batches
 }

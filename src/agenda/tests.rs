@@ -102,7 +102,8 @@ impl World {
     fn take_jobs(&mut self) {
         if self.jobs.len() < 8 {
             let limit = 1 + self.disk.random.below(16);
-            let mut jobs = self.agenda.take_jobs(self.disk.now, limit);
+            let mut jobs = self.agenda.take_looks(limit);
+            jobs.extend(self.agenda.take_due(self.disk.now, limit));
             jobs.sort_by_key(|job| name(&job.key));
             self.jobs.extend(jobs);
         }

@@ -278,7 +278,8 @@ impl<'a> World<'a> {
 
     fn take_jobs(&mut self) {
         // All of them, and sorted, so that the order of a hash map changes nothing.
-        let mut jobs = self.agenda.take_jobs(self.now, usize::MAX);
+        let mut jobs = self.agenda.take_looks(usize::MAX);
+        jobs.extend(self.agenda.take_due(self.now, usize::MAX));
         jobs.sort_by_key(|job| job.key.path(Half::Result));
         for job in jobs {
             assert!(self.named.contains(&job.key), "nobody has told of {:?}", job.key);

@@ -102,8 +102,8 @@ fn watches_that_can_be_set_again_amid_a_sweep_without_them_are_set_by_another() 
 }
 
 #[test]
-fn jobs_are_shared_out_by_directory() {
-    let sizes = |per_dir: &[usize], count| -> Vec<usize> {
+fn what_is_due_is_cut_into_batches_between_directories() {
+    let sizes = |per_dir: &[usize], threads| -> Vec<usize> {
         let jobs = per_dir.iter().enumerate().flat_map(|(dir, &jobs)| {
             let dir: Arc<Path> = Path::new(&format!("{dir:02}")).into();
             let key = move |number: usize| Key {
@@ -113,20 +113,15 @@ fn jobs_are_shared_out_by_directory() {
             (0..jobs).map(move |number| Job { key: key(number), settled: None })
         });
         let jobs: Vec<Job> = jobs.collect();
-        let shares = shares(jobs.clone(), count);
-        for dir in jobs.iter().map(|job| &job.key.dir) {
-            let with_it = |share: &&Vec<Job>| share.iter().any(|job| job.key.dir == *dir);
-            assert_eq!(shares.iter().filter(with_it).count(), 1);
-        }
-        let mut sizes: Vec<usize> = shares.iter().map(Vec::len).collect();
-        assert_eq!(sizes.iter().sum::<usize>(), jobs.len());
-        sizes.sort_unstable();
-        sizes
+        let batches = batches(jobs.clone(), threads);
+        let again: Vec<_> = batches.iter().flatten().map(|job| job.key.clone()).collect();
+        assert_eq!(again, jobs.into_iter().map(|job| job.key).collect::<Vec<_>>());
+        batches.iter().map(Vec::len).collect()
     };
     assert_eq!(sizes(&[10; 30], 2), [150, 150]);
-    assert_eq!(sizes(&[300], 2), [300]);
-    assert_eq!(sizes(&[100, 200], 2), [100, 200]);
+    assert_eq!(sizes(&[100, 200], 2), [100, 150, 50]);
     assert_eq!(sizes(&[5, 5], 2), [10]);
-    assert_eq!(sizes(&[100, 100, 100], 1), [300]);
-    assert!(shares(Vec::new(), 2).is_empty());
+    assert_eq!(sizes(&[100; 30], 1), [1000, 1000, 1000]);
+    assert_eq!(sizes(&[2000], 1), [1024, 976]);
+    assert_eq!(sizes(&[], 2), [0]);
 }

@@ -175,7 +175,8 @@ impl World {
             }
         }
         let now = self.now();
-        let jobs = self.agenda.take_jobs(now, 256);
+        let mut jobs = self.agenda.take_looks(256);
+        jobs.extend(self.agenda.take_due(now, 256));
         for pair in self.pairs.iter_mut().filter(|pair| jobs.iter().any(|job| job.key == pair.key))
         {
             // The first job is to look at what was published.
