@@ -11,16 +11,19 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use rustix::io::Errno;
+use rustix::process::setpriority_process;
 
 use crate::clock::Clock;
 use crate::config::{Config, ResultStore};
+use crate::disk_time::DiskTime;
 use crate::entry::{Half, Key, Stem};
 use crate::error::path_field;
 use crate::look::{Broken, Seen};
 use crate::mark::Mark;
 use crate::remove::restore;
 use crate::root::{Dir, Root};
-use crate::sandbox::confined;
+use crate::runtime::on_own_thread;
+use crate::sandbox;
 
 /// What was found of a pair, and what became of it.
 #[derive(Debug)]
@@ -111,6 +114,7 @@ pub(crate) struct Attendant {
     deletes: bool,
     /// Whether it tells the sizes also of what waits.
     tells_sizes: bool,
+    disk_time: Arc<DiskTime>,
     /// Whether it works on threads that are confined to the cache directory.
     confined: bool,
     /// Pairs that were moved out of the cache directory while they were being deleted.
@@ -126,31 +130,42 @@ impl Attendant {
             store,
             deletes: true,
             tells_sizes: false,
+            disk_time: Arc::new(DiskTime::new(config.max_disk_time)),
             confined: config.sandbox,
             strays: Arc::default(),
         }
     }
 
     /// One that only looks.
-    pub fn looking(clock: Arc<Clock>) -> Self {
+    pub fn looking(clock: Arc<Clock>, config: &Config) -> Self {
         Self {
             clock,
             store: None,
             deletes: false,
             tells_sizes: false,
+            disk_time: Arc::new(DiskTime::new(config.max_disk_time)),
             confined: false,
             strays: Arc::default(),
         }
     }
 
     /// One that only looks, but at each file.
-    pub fn listing(clock: Arc<Clock>) -> Self {
-        Self { tells_sizes: true, ..Self::looking(clock) }
+    pub fn listing(clock: Arc<Clock>, config: &Config) -> Self {
+        Self { tells_sizes: true, ..Self::looking(clock, config) }
     }
 
-    /// Runs work in `root` that may delete: on a confined thread where that is wanted.
-    pub fn run<T: Send>(&self, root: &Root, work: impl FnOnce() -> T + Send) -> T {
-        let done = if self.confined { confined(root, work) } else { work() };
+    /// Runs work in `root` that may delete: on a confined thread where that is wanted, and on one that
+    /// gives way to other programs where it is `bulky`.
+    pub fn run<T: Send>(&self, root: &Root, bulky: bool, work: impl FnOnce() -> T + Send) -> T {
+        let prepare = || {
+            if bulky {
+                give_way();
+            }
+            if self.confined {
+                sandbox::enter(root);
+            }
+        };
+        let done = if bulky || self.confined { on_own_thread(prepare, work) } else { work() };
         // What was confined could not reach them any more.
         for (dir, stem) in std::mem::take(&mut *self.strays()) {
             restore(&dir, &stem);
@@ -170,6 +185,11 @@ impl Attendant {
     /// Whether it tells the sizes also of what waits.
     pub fn tells_sizes(&self) -> bool {
         self.tells_sizes
+    }
+
+    /// The time that is spent on files.
+    pub fn disk_time(&self) -> &DiskTime {
+        &self.disk_time
     }
 
     /// Takes note of a pair that was moved out of the cache directory while it was being deleted.
@@ -193,6 +213,15 @@ impl Attendant {
             }
         }
     }
+}
+
+/// Has this thread, and all that it starts, give way to other programs, for as long as it lives: the
+/// kernel gives it a third of the processor time that it would have beside one of them, and, where
+/// the I/O scheduler knows priorities, puts what it asks of the disk behind theirs.
+fn give_way() {
+    const NICE: i32 = 5;
+    // Where it is not allowed, it goes without.
+    let _ = setpriority_process(None, NICE);
 }
 
 pub(crate) fn result_path(root: &Root, rel: &Path, stem: &Stem) -> PathBuf {

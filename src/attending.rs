@@ -80,6 +80,7 @@ impl<'a> Attending<'a> {
         for group in jobs.chunk_by(|a, b| a.key.dir == b.key.dir) {
             let dir = self.root.open_dir(&group[0].key.dir).map(Arc::new);
             for Job { key, settled } in group {
+                self.rest(cancel);
                 if cancel.load(Ordering::Relaxed) {
                     return;
                 }
@@ -101,6 +102,7 @@ impl<'a> Attending<'a> {
     /// Attends to one pair.
     pub fn attend(&mut self, dir: &Arc<Dir>, stem: &Stem, hint: Hint) {
         self.finish_ripe();
+        let _spending = self.attendant.disk_time().spend();
         let outcome = match self.judge(dir, stem, hint) {
             Verdict::Stays(outcome) => Some(outcome),
             Verdict::Goes(judged) => self.delete(dir, stem, judged),
@@ -108,6 +110,15 @@ impl<'a> Attending<'a> {
         if let Some(outcome) = outcome {
             let key = Key { dir: Arc::clone(&dir.rel), stem: stem.clone() };
             self.found.push(Found { key, outcome });
+        }
+    }
+
+    /// Where the time for files is used up, waits for more, with nothing held.
+    pub fn rest(&mut self, cancel: &AtomicBool) {
+        let disk_time = self.attendant.disk_time();
+        if disk_time.is_used_up() {
+            self.finish();
+            disk_time.rest(cancel);
         }
     }
 
@@ -147,6 +158,7 @@ impl<'a> Attending<'a> {
     fn finish_next(&mut self) {
         let Some((held, late)) = self.held.pop_front() else { return };
         thread::sleep(held.until().saturating_duration_since(Instant::now()));
+        let _spending = self.attendant.disk_time().spend();
         let (dir, stem) = (Arc::clone(&held.dir), held.stem.clone());
         if self.held.front().is_none_or(|(next, _)| !Arc::ptr_eq(&next.dir, &dir)) {
             self.held_dirs -= 1;

@@ -61,6 +61,10 @@ pub struct Config {
     pub report_interval: Duration,
     /// How often to sweep while the kernel can't tell of all changes; 60 s by default.
     pub fallback_interval: Duration,
+    /// How much time may be spent on files in each second, by all threads together, so that other
+    /// programs find the disk free; at least a millisecond. No bound by default. Where there is more
+    /// to do, it takes longer, and results go later than they expire.
+    pub max_disk_time: Option<Duration>,
     /// Whether the threads that delete are confined to the cache directory by Landlock, where the
     /// kernel has it: they then can create, write, rename or remove nothing elsewhere. The command
     /// line does so. Off by default, because [`result_store`](Self::result_store) is called, and
@@ -78,6 +82,7 @@ impl Config {
             result_store: None,
             report_interval: Duration::from_secs(10),
             fallback_interval: Duration::from_secs(60),
+            max_disk_time: None,
             sandbox: false,
         }
     }
@@ -110,10 +115,12 @@ impl Config {
 
     /// Refuses values that make no sense.
     pub(crate) fn validate(&self) -> Result<(), Error> {
+        let millisecond = Duration::from_millis(1);
         let least = [
             ("check_interval", self.check_interval, Duration::from_secs(1)),
-            ("report_interval", self.report_interval, Duration::from_millis(1)),
-            ("fallback_interval", self.fallback_interval, Duration::from_millis(1)),
+            ("report_interval", self.report_interval, millisecond),
+            ("fallback_interval", self.fallback_interval, millisecond),
+            ("max_disk_time", self.max_disk_time.unwrap_or(millisecond), millisecond),
         ];
         for (setting, value, minimum) in least {
             if value < minimum {
@@ -140,6 +147,7 @@ impl fmt::Debug for Config {
             .field("result_store", &self.result_store.as_ref().map(|_| "..."))
             .field("report_interval", &self.report_interval)
             .field("fallback_interval", &self.fallback_interval)
+            .field("max_disk_time", &self.max_disk_time)
             .field("sandbox", &self.sandbox)
             .finish()
     }
@@ -193,6 +201,10 @@ mod tests {
         let mut config = Config::new("/x").with_check_interval(Duration::from_millis(999));
         assert!(config.validate().unwrap_err().to_string().contains("check_interval"));
         config.check_interval = Duration::from_secs(1);
+        config.validate().unwrap();
+        config.max_disk_time = Some(Duration::from_micros(999));
+        assert!(config.validate().unwrap_err().to_string().contains("max_disk_time"));
+        config.max_disk_time = Some(Duration::from_millis(1));
         config.validate().unwrap();
         config.fallback_interval = Duration::ZERO;
         assert!(config.validate().is_err());

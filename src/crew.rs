@@ -22,6 +22,8 @@ use crate::watch::Refusal;
 
 /// How many batches of jobs are under way at once.
 const BATCHES: usize = 2;
+/// A batch of more jobs gives way to other programs, to whom it would be a nuisance.
+const BULKY: usize = 64;
 /// How many batches may still hold something.
 const HOLDING: usize = 16;
 /// How many events wait for the worker; a thread that has more to tell waits.
@@ -38,7 +40,7 @@ pub(crate) enum Event {
     Scanned { epoch: Epoch, id: ScanId, found: Vec<Found> },
     /// A scan has told all that it found.
     ScanEnded { epoch: Epoch, id: ScanId, summary: Summary, took: Duration },
-    /// This stands where the cache directory should be.
+    /// This stands where the cache directory should be, by now or as it was asked for.
     Probed(Place),
     /// A thread panicked.
     Died(String),
@@ -55,9 +57,18 @@ pub(crate) struct Crew {
     epoch: Epoch,
     batches: usize,
     holding: usize,
-    probing: bool,
+    probing: Arc<Probing>,
     /// Ends the scans and jobs of this epoch.
     cancel: Arc<AtomicBool>,
+}
+
+/// The look at the cache directory. It ends without a word where nothing has changed, since to tell
+/// of it each second would wake the worker up.
+#[derive(Debug, Default)]
+struct Probing {
+    is_under_way: AtomicBool,
+    /// Whether its end is waited for all the same.
+    awaited: AtomicBool,
 }
 
 impl Drop for Crew {
@@ -70,11 +81,9 @@ impl Crew {
     /// A crew, and where it tells what happens.
     pub fn new(attendant: Attendant) -> (Self, mpsc::Receiver<Event>) {
         let (events, receiver) = mpsc::channel(EVENTS);
-        let cancel = Arc::default();
-        (
-            Self { attendant, events, epoch: 0, batches: 0, holding: 0, probing: false, cancel },
-            receiver,
-        )
+        let (probing, cancel) = (Arc::default(), Arc::default());
+        let crew = Self { attendant, events, epoch: 0, batches: 0, holding: 0, probing, cancel };
+        (crew, receiver)
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -114,7 +123,7 @@ impl Crew {
         let cancel = Arc::clone(&self.cancel);
         let events = self.events.clone();
         self.on_thread(move || {
-            attendant.run(&open.root, || {
+            attendant.run(&open.root, jobs.len() > BULKY, || {
                 let start = Instant::now();
                 let mut attending = Attending::new(&attendant, &open.root);
                 attending.attend_all(&jobs, &cancel);
@@ -161,7 +170,7 @@ impl Crew {
                 cancel: &cancel,
                 found: &found,
             };
-            let summary = attendant.run(&open.root, || scan.run(&trees));
+            let summary = attendant.run(&open.root, true, || scan.run(&trees));
             Event::ScanEnded { epoch, id, summary, took: start.elapsed() }
         });
     }
@@ -169,16 +178,26 @@ impl Crew {
     /// Looks at what stands at `path`, where `known` stood before, unless that is under way; with
     /// `rewatch`, even the same directory is opened anew.
     pub fn probe(&mut self, path: &Path, known: &Place, inbox: &Arc<Inbox>, rewatch: bool) {
-        if self.probing {
-            return;
+        if self.is_probing() {
+            // What is wanted of it is another look than the one that is under way.
+            return self.probing.awaited.store(rewatch, Ordering::Relaxed);
         }
-        self.probing = true;
+        self.probing.is_under_way.store(true, Ordering::Relaxed);
         let (path, inbox): (PathBuf, _) = (path.to_owned(), Arc::clone(inbox));
         let known = match known {
             Place::Open(open) if !rewatch => Some(Arc::clone(open)),
             _ => None,
         };
-        self.on_thread(move || Event::Probed(probe(&path, known.as_deref(), &inbox)));
+        let probing = Arc::clone(&self.probing);
+        self.on_thread(move || {
+            let place = probe(&path, known.as_deref(), &inbox);
+            let is_awaited = probing.awaited.swap(false, Ordering::Relaxed);
+            if matches!(place, Place::Same) && !is_awaited {
+                probing.is_under_way.store(false, Ordering::Relaxed);
+                return None;
+            }
+            Some(Event::Probed(place))
+        });
     }
 
     /// Tells that `refused` directories of those in `root` are not watched, and why.
@@ -197,22 +216,24 @@ impl Crew {
 
     /// Whether the look at the cache directory is under way.
     pub fn is_probing(&self) -> bool {
-        self.probing
+        self.probing.is_under_way.load(Ordering::Relaxed)
     }
 
     /// Takes note of [`Event::Probed`].
-    pub fn probed(&mut self) {
-        self.probing = false;
+    pub fn probed(&self) {
+        self.probing.is_under_way.store(false, Ordering::Relaxed);
     }
 
-    /// Runs blocking work on a thread for it, and has its outcome told.
-    fn on_thread(&self, work: impl FnOnce() -> Event + Send + 'static) {
+    /// Runs blocking work on a thread for it, and has its outcome told, if there is one.
+    fn on_thread<E: Into<Option<Event>>>(&self, work: impl FnOnce() -> E + Send + 'static) {
         let events = self.events.clone();
         tokio::task::spawn_blocking(move || {
             let event = catch_unwind(AssertUnwindSafe(work))
-                .unwrap_or_else(|panic| Event::Died(panic_message(panic.as_ref())));
-            // Without a worker nobody wants to know.
-            let _ = events.blocking_send(event);
+                .map_or_else(|panic| Some(Event::Died(panic_message(panic.as_ref()))), Into::into);
+            if let Some(event) = event {
+                // Without a worker nobody wants to know.
+                let _ = events.blocking_send(event);
+            }
         });
     }
 }

@@ -72,6 +72,7 @@ mod cleaner;
 mod clock;
 mod config;
 mod crew;
+mod disk_time;
 mod entry;
 mod error;
 mod expires_at;
@@ -99,6 +100,7 @@ mod schedule;
 pub mod server;
 mod stats;
 mod sweep;
+mod timer;
 #[cfg(test)]
 #[path = "../tests/common/trial.rs"]
 mod trial;

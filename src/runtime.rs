@@ -2,8 +2,9 @@
 //! there is no way to ask.
 
 use std::cell::Cell;
-use std::panic::{self, AssertUnwindSafe};
+use std::panic::{self, AssertUnwindSafe, resume_unwind};
 use std::sync::Once;
+use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -24,9 +25,13 @@ pub(crate) fn require_timer() -> Result<(), Error> {
 /// Makes sure that the current runtime has sockets.
 #[cfg(feature = "report")]
 pub(crate) fn require_sockets() -> Result<(), Error> {
+    if has_io() { Ok(()) } else { Err(Error::NoDriver { driver: "io" }) }
+}
+
+/// Whether the current runtime can wait for sockets and the like.
+pub(crate) fn has_io() -> bool {
     // The least that registers with the driver. That the socket can't be made says nothing.
-    let missing = panics(|| drop(tokio::net::UnixDatagram::unbound()));
-    if missing { Err(Error::NoDriver { driver: "io" }) } else { Ok(()) }
+    !panics(|| drop(tokio::net::UnixDatagram::unbound()))
 }
 
 /// Whether `probe` panics. The panic is not printed.
@@ -50,8 +55,47 @@ fn panics(probe: impl FnOnce()) -> bool {
     outcome.is_err()
 }
 
+/// Runs `work` on a thread for it alone, which is `prepare`d before, and returns what it returns.
+/// Where the system has no thread to spare, it runs all the same, on this one, as this is.
+///
+/// # Panics
+/// Where `work` panics.
+pub(crate) fn on_own_thread<T: Send>(
+    prepare: impl FnOnce() + Send,
+    work: impl FnOnce() -> T + Send,
+) -> T {
+    let mut work = Some(work);
+    let done = thread::scope(|scope| {
+        let run = || {
+            prepare();
+            work.take().map(|work| work())
+        };
+        match thread::Builder::new().spawn_scoped(scope, run) {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            Err(_) => None,
+        }
+    });
+    match (done, work) {
+        (Some(done), _) => done,
+        (None, Some(work)) => work(),
+        (None, None) => unreachable!("what was taken has run"),
+    }
+}
+
 /// The message of a caught panic.
 pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_runs_on_its_own_thread_comes_back_and_so_does_its_panic() {
+        assert_eq!(on_own_thread(|| (), || 7), 7);
+        let work = || on_own_thread(|| (), || panic!("on purpose"));
+        assert!(panic::catch_unwind(AssertUnwindSafe(work)).is_err());
+    }
 }

@@ -9,9 +9,7 @@
 //! Landlock confines a thread to directories, not to paths, for as long as it lives. So work on
 //! one cache directory runs on a thread of its own, and one that takes its place gets another.
 
-use std::panic::resume_unwind;
 use std::sync::Once;
-use std::thread;
 
 use landlock::{
     ABI, AccessFs, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
@@ -20,29 +18,10 @@ use landlock::{
 
 use crate::root::Root;
 
-/// Runs `work` on a thread that is confined to `root`, and returns what it returns. Where the
-/// kernel can't confine it, it runs all the same.
-///
-/// # Panics
-/// Where `work` panics.
-pub(crate) fn confined<T: Send>(root: &Root, work: impl FnOnce() -> T + Send) -> T {
-    let mut work = Some(work);
-    let done = thread::scope(|scope| {
-        let confined_run = || {
-            tell_once(&confine(root));
-            work.take().map(|work| work())
-        };
-        match thread::Builder::new().spawn_scoped(scope, confined_run) {
-            Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
-            Err(_) => None,
-        }
-    });
-    match (done, work) {
-        (Some(done), _) => done,
-        // The system has no thread to spare.
-        (None, Some(work)) => work(),
-        (None, None) => unreachable!("what was taken has run"),
-    }
+/// Confines this thread to `root`, and all that it starts, for as long as it lives. Where the kernel
+/// can't, that is told once.
+pub(crate) fn enter(root: &Root) {
+    tell_once(&confine(root));
 }
 
 /// Confines this thread, and all that it starts; false where the kernel has no Landlock.
@@ -69,6 +48,7 @@ fn tell_once(confinement: &Result<bool, RulesetError>) {
 mod tests {
     use super::*;
     use crate::root::{Standing, look_at};
+    use crate::runtime::on_own_thread;
     use std::fs;
     use std::io::ErrorKind;
 
@@ -84,44 +64,37 @@ mod tests {
         let Standing::Directory(id) = look_at(&cache) else { panic!() };
         let root = Root::open(id).unwrap();
         let is_supported =
-            thread::scope(|scope| scope.spawn(|| confine(&root).unwrap()).join().unwrap());
+            std::thread::scope(|scope| scope.spawn(|| confine(&root).unwrap()).join().unwrap());
         if !is_supported {
             eprintln!("skipped: this kernel has no Landlock");
             return;
         }
-        confined(&root, || {
-            let denied = |result: std::io::Result<()>| {
-                let kind = result.unwrap_err().kind();
-                assert!(
-                    matches!(kind, ErrorKind::PermissionDenied | ErrorKind::CrossesDevices),
-                    "{kind}"
-                );
-            };
-            denied(fs::remove_file(&outside));
-            denied(fs::rename(&outside, temp.path().join("elsewhere")));
-            denied(fs::rename(&outside, cache.join("inside")));
-            denied(fs::rename(cache.join("dir/a"), temp.path().join("elsewhere")));
-            denied(fs::hard_link(cache.join("dir/a"), temp.path().join("elsewhere")));
-            denied(fs::write(&outside, "other"));
-            denied(fs::write(temp.path().join("new"), "other"));
-            denied(fs::write(cache.join("dir/a"), "other"));
-            denied(fs::create_dir(temp.path().join("new")));
-            denied(fs::remove_dir(cache.join("dir")));
-            fs::rename(cache.join("dir/a"), cache.join("dir/c")).unwrap();
-            fs::remove_file(cache.join("dir/b")).unwrap();
-        });
+        on_own_thread(
+            || enter(&root),
+            || {
+                let denied = |result: std::io::Result<()>| {
+                    let kind = result.unwrap_err().kind();
+                    assert!(
+                        matches!(kind, ErrorKind::PermissionDenied | ErrorKind::CrossesDevices),
+                        "{kind}"
+                    );
+                };
+                denied(fs::remove_file(&outside));
+                denied(fs::rename(&outside, temp.path().join("elsewhere")));
+                denied(fs::rename(&outside, cache.join("inside")));
+                denied(fs::rename(cache.join("dir/a"), temp.path().join("elsewhere")));
+                denied(fs::hard_link(cache.join("dir/a"), temp.path().join("elsewhere")));
+                denied(fs::write(&outside, "other"));
+                denied(fs::write(temp.path().join("new"), "other"));
+                denied(fs::write(cache.join("dir/a"), "other"));
+                denied(fs::create_dir(temp.path().join("new")));
+                denied(fs::remove_dir(cache.join("dir")));
+                fs::rename(cache.join("dir/a"), cache.join("dir/c")).unwrap();
+                fs::remove_file(cache.join("dir/b")).unwrap();
+            },
+        );
         assert_eq!(fs::read(&outside).unwrap(), b"content");
         // The thread that asked for it is as free as before.
         fs::write(&outside, "other").unwrap();
-    }
-
-    #[test]
-    fn what_it_returns_comes_back_and_so_does_its_panic() {
-        let temp = tempfile::tempdir().unwrap();
-        let Standing::Directory(id) = look_at(temp.path()) else { panic!() };
-        let root = Root::open(id).unwrap();
-        assert_eq!(confined(&root, || 7), 7);
-        let work = || confined(&root, || panic!("on purpose"));
-        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err());
     }
 }

@@ -168,6 +168,7 @@ impl Scan<'_> {
     ) {
         let mut pending = vec![(Arc::clone(tree), None)];
         while let Some((rel, watched)) = pending.pop() {
+            self.attendant.disk_time().rest(self.cancel);
             if self.cancelled() {
                 return;
             }
@@ -197,6 +198,7 @@ impl Scan<'_> {
         summary: &mut Summary,
         claims: &mut Vec<(Arc<Path>, Vec<Vec<u8>>)>,
     ) -> io::Result<Vec<(Arc<Path>, Watched)>> {
+        let spending = self.attendant.disk_time().spend();
         let dir = Arc::new(self.root.open_dir(rel)?);
         self.watch(&dir, watched, summary)?;
         let mut below = Vec::new();
@@ -229,6 +231,7 @@ impl Scan<'_> {
             }
         }
         let below = self.watch_below(&dir, below, summary);
+        drop(spending);
         // Only now, since what is deleted while a directory is listed may be listed or not.
         summary.results += results.len() as u64;
         let hint = |stem: &Stem| if results.contains(stem) { Hint::Listed } else { Hint::Nothing };
@@ -328,6 +331,7 @@ impl Scan<'_> {
         let Batch { dir, pairs } = batch;
         let (start, count) = (Instant::now(), pairs.len() as u32);
         for (stem, hint) in pairs {
+            attending.rest(self.cancel);
             if self.cancelled() {
                 return;
             }

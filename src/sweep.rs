@@ -47,7 +47,7 @@ use crate::stats::{Activity, SweepReport};
 pub async fn sweep_once(config: &Config) -> Result<SweepReport, Error> {
     let clock = Arc::new(Clock::default());
     let attendant = Attendant::deleting(clock, config);
-    on_thread(config, move |root| attendant.run(root, || sweep(root, &attendant))).await
+    on_thread(config, move |root| attendant.run(root, true, || sweep(root, &attendant))).await
 }
 
 /// Counts what [`sweep_once`] would delete, and deletes nothing.
@@ -55,7 +55,7 @@ pub async fn sweep_once(config: &Config) -> Result<SweepReport, Error> {
 /// # Errors
 /// As for [`sweep_once`].
 pub async fn sweep_dry_run(config: &Config) -> Result<SweepReport, Error> {
-    let attendant = Attendant::looking(Arc::new(Clock::default()));
+    let attendant = Attendant::looking(Arc::new(Clock::default()), config);
     on_thread(config, move |root| sweep(root, &attendant)).await
 }
 
@@ -76,7 +76,7 @@ pub struct ListedPair {
 /// # Errors
 /// As for [`sweep_once`].
 pub async fn list(config: &Config) -> Result<Vec<ListedPair>, Error> {
-    let attendant = Attendant::listing(Arc::new(Clock::default()));
+    let attendant = Attendant::listing(Arc::new(Clock::default()), config);
     on_thread(config, move |root| list_blocking(root, &attendant)).await
 }
 
@@ -87,6 +87,7 @@ async fn on_thread<T: Default + Send + 'static>(
     work: impl FnOnce(&Root) -> T + Send + 'static,
 ) -> Result<T, Error> {
     let runtime = crate::runtime::current()?;
+    config.validate()?;
     let path = config.expanded_cache_dir()?;
     let task = runtime.spawn_blocking(move || {
         let unreadable = |source| Error::Unreadable { path: path.clone(), source };

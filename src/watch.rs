@@ -50,7 +50,7 @@ const AT_ONCE: Duration = Duration::from_micros(20);
 /// Where a reader that waits is woken again so soon, there are many events,
 const OFTEN: Duration = Duration::from_millis(5);
 /// and they may gather for so long.
-const GATHERING: Duration = Duration::from_millis(1);
+const GATHER: Duration = Duration::from_millis(1);
 
 /// Directories with longer paths below the cache directory are not watched. notify keeps three copies of each path and looks
 /// at all of them for each directory that is removed: a chain of 2,000 directories, which fits into
@@ -126,11 +126,11 @@ impl Watcher {
         let watched = Watched::default();
         let mut translator = Translator::new(root, watched.clone());
         let config = notify::Config::default().with_follow_symlinks(false).with_event_kinds(EVENTS);
-        let mut pace = Pace::new();
+        let mut gathering = Gathering::new();
         let handler = move |event| {
-            pace.event();
+            gathering.event();
             translator.translate(event, &mut |change| inbox.put(change));
-            pace.done();
+            gathering.done();
         };
         let notify = INotifyWatcher::new(handler, config).map_err(|error| refusal(&error))?;
         Ok(Self { root: root.to_owned(), notify: Mutex::new(notify), watched })
@@ -214,14 +214,14 @@ impl Watcher {
 
 /// Lets events gather while there are many of them. Each one that meets its reader asleep costs the
 /// program that caused it a wake-up, which takes longer than to unlink a file.
-struct Pace {
+struct Gathering {
     /// When the last event was dealt with.
     last: Instant,
     /// When the reader last woke up.
     woken: Instant,
 }
 
-impl Pace {
+impl Gathering {
     fn new() -> Self {
         let now = Instant::now();
         Self { last: now, woken: now }
@@ -235,7 +235,7 @@ impl Pace {
             return;
         }
         if now - self.woken < OFTEN {
-            thread::sleep(GATHERING);
+            thread::sleep(GATHER);
         }
         self.woken = Instant::now();
     }

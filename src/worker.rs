@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep_until, timeout_at};
+use tokio::time::timeout_at;
 
 use crate::agenda::{Agenda, ScanId, Scope, Source};
 use crate::attend::{Attendant, Found, Job};
@@ -31,6 +31,7 @@ use crate::reports::Reports;
 use crate::scan::Summary;
 use crate::schedule::{SweepAnswer, Sweeps};
 use crate::stats::{Activity, ExpiryBucket, SharedStats, WatchState};
+use crate::timer::Timer;
 use crate::watch::Refusal;
 
 /// How many pairs that are due are taken at once, to be sorted by directory.
@@ -142,6 +143,7 @@ impl<R: Reports> Worker<R> {
     where
         R: Default,
     {
+        let timer = Timer::new();
         let mut next_tick = Instant::now();
         loop {
             if Instant::now() >= next_tick {
@@ -168,7 +170,7 @@ impl<R: Reports> Worker<R> {
                     self.take_in(event)?;
                 }
                 () = self.inbox.arrived(), if self.can_work() => {}
-                () = sleep_until(wake.into()) => {}
+                () = timer.until(wake) => {}
             }
         }
         let asked_to_stop = Instant::now();

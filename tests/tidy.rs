@@ -69,7 +69,7 @@ fn what_is_dangerous_or_replaceable_is_named_in_one_module_only() {
 fn dependencies_between_modules_go_one_way() {
     // Each module may use only those that stand before it.
     let order: Vec<&str> = "
-        error config expires_at metadata entry queue stats clock runtime root sandbox change look mark
+        error config expires_at metadata entry queue stats clock disk_time runtime timer root sandbox change look mark
         remove/claim remove/recovery remove watch limits attend attending scan agenda/suspects agenda/scanning agenda http
         report reports place schedule crew worker sweep server server/site cleaner
     "

@@ -55,6 +55,23 @@ enum Command {
     Status(status::StatusArgs),
 }
 
+/// What the work on files may cost.
+#[derive(Debug, Args)]
+struct Bounds {
+    /// Spend at most this time on files in each second, such as 100ms, so that others find the disk
+    /// free; results then may go later than they expire
+    #[arg(long, value_name = "TIME", value_parser = disk_time, env = "RESULT_CLEANER_MAX_DISK_TIME")]
+    max_disk_time: Option<Duration>,
+}
+
+fn disk_time(text: &str) -> Result<Duration, String> {
+    let time = duration(text)?;
+    if time < Duration::from_millis(1) {
+        return Err("it must be at least 1ms".to_owned());
+    }
+    Ok(time)
+}
+
 /// Where the results are.
 #[derive(Debug, Args)]
 struct Directory {

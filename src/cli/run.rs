@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::log::{LogArgs, LogFormat, ServiceLog};
 use super::metrics::Metrics;
-use super::{Directory, Failure, duration, output, systemd};
+use super::{Bounds, Directory, Failure, duration, output, systemd};
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -32,6 +32,8 @@ pub(crate) struct RunArgs {
     /// Time from one sweep to the next while the kernel can't tell of all changes
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s", env = "RESULT_CLEANER_FALLBACK_INTERVAL")]
     fallback_interval: Duration,
+    #[command(flatten)]
+    bounds: Bounds,
     /// A host name by which --listen may be called, besides addresses and localhost
     #[arg(long, value_name = "NAME", value_delimiter = ',', env = "RESULT_CLEANER_ALLOW_HOST")]
     allow_host: Vec<String>,
@@ -67,6 +69,7 @@ async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
     config.metrics_url = args.metrics.url;
     config.report_interval = args.report_interval;
     config.fallback_interval = args.fallback_interval;
+    config.max_disk_time = args.bounds.max_disk_time;
     // Before anything is deleted, so that a second service does not start by mistake.
     let listener = match args.listen {
         Some(address) => Some(server::bind(address).await?),

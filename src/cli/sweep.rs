@@ -6,7 +6,7 @@ use clap::Args;
 use indicatif::BinaryBytes;
 use result_cleaner::{sweep_dry_run, sweep_once};
 
-use super::{Directory, Failure, block_on, log, output, switch};
+use super::{Bounds, Directory, Failure, block_on, log, output, switch};
 
 #[derive(Debug, Args)]
 pub(crate) struct SweepArgs {
@@ -15,6 +15,8 @@ pub(crate) struct SweepArgs {
     /// Delete nothing, but count what would go
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_DRY_RUN")]
     dry_run: bool,
+    #[command(flatten)]
+    bounds: Bounds,
     /// Print one JSON object
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
     json: bool,
@@ -22,7 +24,8 @@ pub(crate) struct SweepArgs {
 
 pub(crate) fn execute(args: SweepArgs) -> Result<(), Failure> {
     log::start_quietly();
-    let config = args.directory.config();
+    let mut config = args.directory.config();
+    config.max_disk_time = args.bounds.max_disk_time;
     let report = block_on(async {
         let sweep =
             if args.dry_run { sweep_dry_run(&config).await } else { sweep_once(&config).await };
