@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use rustix::io::Errno;
-use rustix::process::setpriority_process;
+use rustix::process::{getpriority_process, setpriority_process};
 
 use crate::clock::Clock;
 use crate::config::{Config, ResultStore};
@@ -24,6 +24,9 @@ use crate::remove::restore;
 use crate::root::{Dir, Root};
 use crate::runtime::on_own_thread;
 use crate::sandbox;
+
+/// The niceness of a thread that gives way.
+const NICE: i32 = 5;
 
 /// What was found of a pair, and what became of it.
 #[derive(Debug)]
@@ -219,12 +222,32 @@ impl Attendant {
 /// kernel gives it a third of the processor time that it would have beside one of them, and, where
 /// the I/O scheduler knows priorities, puts what it asks of the disk behind theirs.
 fn give_way() {
-    const NICE: i32 = 5;
-    // Where it is not allowed, it goes without.
-    let _ = setpriority_process(None, NICE);
+    // Where the system refuses, or this thread gives way already, it goes on as it is.
+    if getpriority_process(None).is_ok_and(|nice| nice < NICE) {
+        let _ = setpriority_process(None, NICE);
+    }
 }
 
 pub(crate) fn result_path(root: &Root, rel: &Path, stem: &Stem) -> PathBuf {
     let name = stem.name(Half::Result);
     root.path().join(rel).join(OsStr::from_bytes(&name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::root::{Standing, look_at};
+
+    #[test]
+    fn only_the_thread_of_bulky_work_gives_way() {
+        let temp = tempfile::tempdir().unwrap();
+        let Standing::Directory(id) = look_at(temp.path()) else { panic!() };
+        let root = Root::open(id).unwrap();
+        let attendant = Attendant::deleting(Arc::new(Clock::default()), &Config::new("x"));
+        let nice = || getpriority_process(None).unwrap();
+        let before = nice();
+        assert_eq!(attendant.run(&root, true, nice), before.max(NICE));
+        assert_eq!(attendant.run(&root, false, nice), before);
+        assert_eq!(nice(), before);
+    }
 }

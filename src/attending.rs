@@ -7,7 +7,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use rustix::process::{Resource, getrlimit};
 
 use crate::attend::{Attendant, Failure, Found, Job, Outcome, result_path};
 use crate::entry::{Half, Key, Stem};
@@ -15,7 +14,7 @@ use crate::error::path_field;
 use crate::look::{Seen, Sight, look, look_at_listed, regular};
 use crate::mark::{Mark, Marks};
 use crate::remove::{Buffers, Held, Judged, Removal, remove};
-use crate::root::{Dir, Root, is_mounted_over, leads_nowhere};
+use crate::root::{Dir, Root, is_mounted_over, leads_nowhere, share_of_open_files};
 
 /// For how long a file may be empty before its times tell that it was truncated.
 const TRUNCATION: Duration = Duration::from_millis(50);
@@ -63,7 +62,8 @@ impl<'a> Attending<'a> {
             found: Vec::new(),
             held: VecDeque::new(),
             held_dirs: 0,
-            max_held_dirs: max_held_dirs(),
+            // There are some three dozen such threads at the most, and the limit is for all.
+            max_held_dirs: share_of_open_files(64, 32),
             in_place: None,
         }
     }
@@ -102,6 +102,7 @@ impl<'a> Attending<'a> {
     /// Attends to one pair.
     pub fn attend(&mut self, dir: &Arc<Dir>, stem: &Stem, hint: Hint) {
         self.finish_ripe();
+        self.buffers.shrink();
         let _spending = self.attendant.disk_time().spend();
         let outcome = match self.judge(dir, stem, hint) {
             Verdict::Stays(outcome) => Some(outcome),
@@ -342,14 +343,98 @@ impl Drop for Attending<'_> {
     }
 }
 
-/// How many directories a thread may keep open for what it holds. There are some two dozen such
-/// threads at the most, and the limit of open files is for all.
-fn max_held_dirs() -> usize {
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(limit / 64).unwrap_or(usize::MAX).clamp(1, 32)
-}
-
 /// A file that is being truncated is empty for an instant before its times tell that it changed.
 fn least_wait(metadata: &Seen) -> Duration {
     if metadata.version.size == 0 { TRUNCATION } else { Duration::ZERO }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::Config;
+    use crate::root::{Standing, look_at};
+
+    struct Place {
+        dir: tempfile::TempDir,
+        attendant: Attendant,
+        root: Root,
+    }
+
+    impl Place {
+        fn with_a_pair(expires_at: u64) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("a.result.json.lz4"), "result").unwrap();
+            fs::write(dir.path().join("a.metadata.json"), metadata(expires_at)).unwrap();
+            let Standing::Directory(id) = look_at(dir.path()) else { panic!() };
+            let attendant = Attendant::deleting(Arc::new(Clock::default()), &Config::new("x"));
+            Self { dir, attendant, root: Root::open(id).unwrap() }
+        }
+
+        fn metadata(&self) -> std::path::PathBuf {
+            self.dir.path().join("a.metadata.json")
+        }
+
+        fn open(&self) -> Arc<Dir> {
+            Arc::new(self.root.open_dir(&Path::new("").into()).unwrap())
+        }
+
+        fn mark(&self) -> Mark {
+            let seen = regular(&self.open(), b"a.metadata.json").unwrap().unwrap();
+            Mark::of(Path::new(""), &Stem::new(b"a"), &seen)
+        }
+
+        fn outcome(&self, marks: &Marks) -> Outcome {
+            let mut attending = Attending::new(&self.attendant, &self.root).with_marks(marks);
+            attending.attend(&self.open(), &Stem::new(b"a"), Hint::Listed);
+            attending.finish();
+            attending.take_found().pop().unwrap().outcome
+        }
+    }
+
+    fn metadata(expires_at: u64) -> String {
+        format!(r#"{{"expires_at": {expires_at}}}"#)
+    }
+
+    #[test]
+    fn what_has_a_mark_is_not_read_again_until_it_is_written_to() {
+        let place = Place::with_a_pair(8_000_000_000);
+        let marks = Marks::from([place.mark()]);
+        assert!(matches!(place.outcome(&marks), Outcome::Unchanged));
+
+        // In place, of the same size, and with the time of modification that it had.
+        let modified = fs::metadata(place.metadata()).unwrap().modified().unwrap();
+        while place.mark() == *marks.iter().next().unwrap() {
+            fs::write(place.metadata(), metadata(9_000_000_000)).unwrap();
+            fs::File::options()
+                .write(true)
+                .open(place.metadata())
+                .unwrap()
+                .set_modified(modified)
+                .unwrap();
+        }
+        let Outcome::Waiting { expires_at, mark, .. } = place.outcome(&marks) else { panic!() };
+        assert_eq!(expires_at.timestamp(), 9_000_000_000);
+        assert_eq!(mark, None, "it was written a moment ago");
+    }
+
+    #[test]
+    fn a_listed_result_that_has_vanished_is_no_pair_once_it_is_due() {
+        let place = Place::with_a_pair(1);
+        fs::remove_file(place.dir.path().join("a.result.json.lz4")).unwrap();
+        assert!(matches!(place.outcome(&Marks::default()), Outcome::Incomplete));
+        assert!(place.metadata().exists());
+    }
+
+    #[test]
+    fn a_directory_under_the_name_of_listed_metadata_is_left_alone() {
+        let place = Place::with_a_pair(1);
+        fs::remove_file(place.metadata()).unwrap();
+        fs::create_dir(place.metadata()).unwrap();
+        assert!(matches!(place.outcome(&Marks::default()), Outcome::Incomplete));
+        assert!(place.dir.path().join("a.result.json.lz4").exists());
+    }
 }

@@ -58,6 +58,11 @@ fn since_boot() -> TimeDelta {
     TimeDelta::new(time.tv_sec, u32::try_from(time.tv_nsec).unwrap_or(0)).unwrap_or_default()
 }
 
+/// The processor time of this thread.
+pub(crate) fn thread_time() -> Duration {
+    clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap_or(Duration::ZERO)
+}
+
 /// Tells a jump of the wall clock from time that passed.
 #[derive(Debug, Default)]
 struct Steps {

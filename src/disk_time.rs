@@ -41,6 +41,10 @@ impl DiskTime {
         Self { bound: a_second.map(|time| bound(time.as_secs_f64())) }
     }
 
+    pub fn is_bounded(&self) -> bool {
+        self.bound.is_some()
+    }
+
     /// Counts the time until what this returns is dropped.
     pub fn spend(&self) -> Spending<'_> {
         Spending(self.bound.as_ref().map(|bound| (bound, Instant::now())))

@@ -105,6 +105,17 @@ pub(crate) struct Buffers {
     again: Vec<u8>,
 }
 
+impl Buffers {
+    /// Gives back what unusually large metadata took.
+    pub fn shrink(&mut self) {
+        const ENOUGH: usize = 64 * 1024;
+        for buffer in [&mut self.judged, &mut self.again] {
+            buffer.truncate(ENOUGH);
+            buffer.shrink_to(ENOUGH);
+        }
+    }
+}
+
 struct Attempt<'a> {
     dir: &'a Arc<Dir>,
     stem: &'a Stem,

@@ -15,6 +15,7 @@ use rustix::fs::{
     openat, openat2, stat,
 };
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 const DIR_FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -260,6 +261,13 @@ impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// How many files may be open for one purpose: one in `parts` of what the system allows to be open,
+/// but `most` at the most.
+pub(crate) fn share_of_open_files(parts: u64, most: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit / parts).unwrap_or(usize::MAX).clamp(1, most)
 }
 
 /// Whether the error says that a directory leads into another file system.

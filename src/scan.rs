@@ -1,7 +1,7 @@
 //! One reading pass over the cache directory, or over some directories in it. The only module
 //! that lists directories.
 //!
-//! One thread lists directory after directory, each after its watch was set, and others help to
+//! One thread opens some directories, sets their watches in one go, and then lists them; others help to
 //! attend to the pairs that were listed. What they find is handed over in batches, so that memory
 //! does not grow with the tree.
 //!
@@ -26,24 +26,23 @@ use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
 use crate::attend::{Attendant, Found, result_path};
 use crate::attending::{Attending, Hint};
+use crate::clock::thread_time;
 use crate::entry::{Half, Name, Stem};
 use crate::error::path_field;
 use crate::look::status;
 use crate::mark::Marks;
 use crate::remove::{Recovery, recover};
-use crate::root::{Dir, Root, leads_nowhere};
+use crate::root::{Dir, Root, leads_nowhere, share_of_open_files};
 use crate::watch::{Refusal, Watcher};
 
 /// How many pairs of one directory are handed over at once. Two threads that delete in one directory
 /// wait for each other, so most directories should be one batch.
 const BATCH: usize = 512;
-/// How many directories are watched in one go.
-const WATCHES: usize = 256;
 /// How many batches wait to be attended to.
 const QUEUE: usize = 4;
-/// Where looking at a pair takes longer, it waits for the disk; then more threads help, so that the
-/// disk has more to choose from. (It takes some 5 us otherwise, or 25 us on a busy machine.)
-const SLOW: Duration = Duration::from_micros(50);
+/// A thread that waits longer than this for each pair that it only looks at waits for the disk. Then
+/// more threads help, so that the disk has more to choose from.
+const SLOW: Duration = Duration::from_micros(40);
 const MOST_HELPERS: usize = 15;
 /// For how long claims of the living are waited for before they are left alone.
 const OWNERS_PATIENCE: Duration = Duration::from_millis(500);
@@ -117,9 +116,6 @@ impl<'scan> Helpers<'scan> {
     }
 }
 
-/// What came of watching a directory ahead of its listing, if that was tried.
-type Watched = Option<Result<bool, Refusal>>;
-
 /// Pairs of one directory to be attended to.
 struct Batch {
     dir: Arc<Dir>,
@@ -137,6 +133,7 @@ impl Scan<'_> {
         thread::scope(|scope| {
             let (batches, queue) = crossbeam_channel::bounded(QUEUE);
             let mut helpers = Helpers::new(self, queue.clone());
+            let at_once = if self.watcher.is_some() { share_of_open_files(16, 64) } else { 1 };
             for tree in trees {
                 let hand_over = |batch| {
                     helpers.call(scope);
@@ -145,7 +142,7 @@ impl Scan<'_> {
                         self.attend_at_once(refused.into_inner(), &helpers.slow);
                     }
                 };
-                self.list_tree(tree, hand_over, &mut summary, &mut claims);
+                self.list_tree(tree, at_once, hand_over, &mut summary, &mut claims);
             }
             drop(batches);
             for batch in queue {
@@ -162,104 +159,71 @@ impl Scan<'_> {
     fn list_tree(
         &self,
         tree: &Arc<Path>,
+        at_once: usize,
         mut hand_over: impl FnMut(Batch),
         summary: &mut Summary,
         claims: &mut Vec<(Arc<Path>, Vec<Vec<u8>>)>,
     ) {
-        let mut pending = vec![(Arc::clone(tree), None)];
-        while let Some((rel, watched)) = pending.pop() {
-            self.attendant.disk_time().rest(self.cancel);
-            if self.cancelled() {
-                return;
-            }
-            match self.list(&rel, watched, &mut hand_over, summary, claims) {
-                Ok(below) => pending.extend(below),
-                Err(error) if leads_nowhere(&error) => {
-                    if let Some(watcher) = self.watcher {
-                        watcher.forget(&rel);
-                    }
+        let mut pending = vec![Arc::clone(tree)];
+        while !pending.is_empty() {
+            let some = pending.split_off(pending.len().saturating_sub(at_once));
+            for (rel, opened) in self.open(some, summary) {
+                self.attendant.disk_time().rest(self.cancel);
+                if self.cancelled() {
+                    return;
                 }
-                Err(error) => {
-                    if let Some(watcher) = self.watcher {
-                        watcher.expect(&rel);
+                let mut list = |dir| self.list(&dir, &mut hand_over, summary, claims, &mut pending);
+                match opened.and_then(&mut list) {
+                    Ok(()) => {}
+                    Err(error) if leads_nowhere(&error) => {
+                        if let Some(watcher) = self.watcher {
+                            watcher.forget(&rel);
+                        }
                     }
-                    summary.unreadable.push((rel, error));
+                    Err(error) => {
+                        if let Some(watcher) = self.watcher {
+                            watcher.expect(&rel);
+                        }
+                        summary.unreadable.push((rel, error));
+                    }
                 }
             }
         }
     }
 
-    /// Lists one directory; those in it, and what came of watching them.
-    fn list(
+    /// Opens directories, and then watches them.
+    fn open(
         &self,
-        rel: &Arc<Path>,
-        watched: Watched,
-        hand_over: &mut dyn FnMut(Batch),
+        rels: Vec<Arc<Path>>,
         summary: &mut Summary,
-        claims: &mut Vec<(Arc<Path>, Vec<Vec<u8>>)>,
-    ) -> io::Result<Vec<(Arc<Path>, Watched)>> {
-        let spending = self.attendant.disk_time().spend();
-        let dir = Arc::new(self.root.open_dir(rel)?);
-        self.watch(&dir, watched, summary)?;
-        let mut below = Vec::new();
-        let mut metadata = Vec::new();
-        let mut results = HashSet::new();
-        let mut own_claims = Vec::new();
-        // Nobody else reads from this descriptor, so that its copy need not have a place of its own.
-        for entry in rustix::fs::Dir::new(fcntl_dupfd_cloexec(&dir, 0)?)? {
-            let entry = entry?;
-            if self.cancelled() {
-                return Ok(Vec::new());
-            }
-            let name = entry.file_name().to_bytes();
-            if name == b"." || name == b".." {
-                continue;
-            }
-            match file_type(&dir, &entry)? {
-                FileType::RegularFile => {}
-                FileType::Directory => {
-                    below.push(rel.join(OsStr::from_bytes(name)).into());
-                    continue;
+    ) -> Vec<(Arc<Path>, io::Result<Arc<Dir>>)> {
+        let _spending = self.attendant.disk_time().spend();
+        let open = |rel: Arc<Path>| (Arc::clone(&rel), self.root.open_dir(&rel).map(Arc::new));
+        let mut opened: Vec<_> = rels.into_iter().map(open).collect();
+        if let Some(watcher) = self.watcher {
+            let open = opened.iter_mut().filter(|(_, dir)| dir.is_ok());
+            let (rels, dirs): (Vec<_>, Vec<_>) = open.map(|(rel, dir)| (rel.clone(), dir)).unzip();
+            for (watched, opened) in watcher.watch(&rels).into_iter().zip(dirs) {
+                let checked = opened.as_ref().map(|dir| self.check_watch(dir, watched, summary));
+                if let Ok(Err(error)) = checked {
+                    *opened = Err(error);
                 }
-                _ => continue,
-            }
-            match Name::of(name) {
-                Name::Half(Half::Result, stem) => drop(results.insert(stem)),
-                Name::Half(Half::Metadata, stem) => metadata.push(stem),
-                Name::Claim(..) => own_claims.push(name.to_owned()),
-                Name::Other => {}
             }
         }
-        let below = self.watch_below(&dir, below, summary);
-        drop(spending);
-        // Only now, since what is deleted while a directory is listed may be listed or not.
-        summary.results += results.len() as u64;
-        let hint = |stem: &Stem| if results.contains(stem) { Hint::Listed } else { Hint::Nothing };
-        let mut pairs = metadata.into_iter().map(|stem| (hint(&stem), stem)).map(|(h, s)| (s, h));
-        loop {
-            let batch: Vec<_> = pairs.by_ref().take(BATCH).collect();
-            if batch.is_empty() || self.cancelled() {
-                break;
-            }
-            hand_over(Batch { dir: Arc::clone(&dir), pairs: batch });
-        }
-        if !own_claims.is_empty() {
-            claims.push((Arc::clone(rel), own_claims));
-        }
-        Ok(below)
+        opened
     }
 
-    /// Sees to it that the directory is watched before it is listed.
-    fn watch(&self, dir: &Dir, watched: Watched, summary: &mut Summary) -> io::Result<()> {
-        let Some(watcher) = self.watcher else { return Ok(()) };
-        let watched = match watched {
-            Some(Ok(true)) => return Ok(()),
-            Some(Err(refusal)) => Err(refusal),
-            // It was not there, and is by now; or nobody has tried yet.
-            Some(Ok(false)) | None => watcher.watch(&dir.rel),
-        };
+    /// Takes in what came of watching an open directory by its path, which may lead elsewhere by now.
+    fn check_watch(
+        &self,
+        dir: &Dir,
+        watched: Result<bool, Refusal>,
+        summary: &mut Summary,
+    ) -> io::Result<()> {
         match watched {
-            Ok(true) => summary.astray |= self.is_astray(dir),
+            Ok(true) => {
+                summary.astray |= !self.root.path_leads_to(dir) && self.root.still_holds(dir);
+            }
             Ok(false) if self.root.still_holds(dir) => summary.astray = true,
             // It was moved away since it was opened, and no event will tell of that.
             Ok(false) => return Err(Errno::NOENT.into()),
@@ -271,30 +235,59 @@ impl Scan<'_> {
         Ok(())
     }
 
-    /// Watches the directories in `dir` ahead of their listing. Whichever then takes the place of one
-    /// of them is told, since `dir` itself is watched.
-    fn watch_below(
+    fn list(
         &self,
-        dir: &Dir,
-        below: Vec<Arc<Path>>,
+        dir: &Arc<Dir>,
+        hand_over: &mut dyn FnMut(Batch),
         summary: &mut Summary,
-    ) -> Vec<(Arc<Path>, Watched)> {
-        let Some(watcher) = self.watcher else {
-            return below.into_iter().map(|rel| (rel, None)).collect();
-        };
-        let mut watched = Vec::with_capacity(below.len());
-        for some in below.chunks(WATCHES) {
-            let done = watcher.watch_all(some);
-            summary.astray |= done.contains(&Ok(true)) && self.is_astray(dir);
-            watched.extend(done.into_iter().map(Some));
+        claims: &mut Vec<(Arc<Path>, Vec<Vec<u8>>)>,
+        pending: &mut Vec<Arc<Path>>,
+    ) -> io::Result<()> {
+        let spending = self.attendant.disk_time().spend();
+        let mut metadata = Vec::new();
+        let mut results = HashSet::new();
+        let mut own_claims = Vec::new();
+        // Nobody else reads from this descriptor, so that its copy need not have a place of its own.
+        for entry in rustix::fs::Dir::new(fcntl_dupfd_cloexec(dir, 0)?)? {
+            let entry = entry?;
+            if self.cancelled() {
+                return Ok(());
+            }
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            match file_type(dir, &entry)? {
+                FileType::RegularFile => {}
+                FileType::Directory => {
+                    pending.push(dir.rel.join(OsStr::from_bytes(name)).into());
+                    continue;
+                }
+                _ => continue,
+            }
+            match Name::of(name) {
+                Name::Half(Half::Result, stem) => drop(results.insert(stem)),
+                Name::Half(Half::Metadata, stem) => metadata.push(stem),
+                Name::Claim(..) => own_claims.push(name.to_owned()),
+                Name::Other => {}
+            }
         }
-        below.into_iter().zip(watched).collect()
-    }
-
-    /// Whether a path, by which a watch is set, leads elsewhere than to the directory, although this is
-    /// where it was.
-    fn is_astray(&self, dir: &Dir) -> bool {
-        !self.root.path_leads_to(dir) && self.root.still_holds(dir)
+        drop(spending);
+        // Only now, since what is deleted while a directory is listed may be listed or not.
+        summary.results += results.len() as u64;
+        let hint = |stem: &Stem| if results.contains(stem) { Hint::Listed } else { Hint::Nothing };
+        let mut pairs = metadata.into_iter().map(|stem| (hint(&stem), stem)).map(|(h, s)| (s, h));
+        loop {
+            let batch: Vec<_> = pairs.by_ref().take(BATCH).collect();
+            if batch.is_empty() || self.cancelled() {
+                break;
+            }
+            hand_over(Batch { dir: Arc::clone(dir), pairs: batch });
+        }
+        if !own_claims.is_empty() {
+            claims.push((Arc::clone(&dir.rel), own_claims));
+        }
+        Ok(())
     }
 
     fn attending(&self) -> Attending<'_> {
@@ -329,7 +322,7 @@ impl Scan<'_> {
 
     fn attend_batch(&self, attending: &mut Attending<'_>, batch: Batch, slow: &AtomicBool) {
         let Batch { dir, pairs } = batch;
-        let (start, count) = (Instant::now(), pairs.len() as u32);
+        let (count, start, worked_before) = (pairs.len() as u32, Instant::now(), thread_time());
         for (stem, hint) in pairs {
             attending.rest(self.cancel);
             if self.cancelled() {
@@ -337,7 +330,9 @@ impl Scan<'_> {
             }
             attending.attend(&dir, &stem, hint);
         }
-        slow.store(!attending.holds() && start.elapsed() > SLOW * count, Ordering::Relaxed);
+        let waited = start.elapsed().saturating_sub(thread_time() - worked_before);
+        let only_looked = !attending.holds() && !self.attendant.disk_time().is_bounded();
+        slow.store(only_looked && waited > SLOW * count, Ordering::Relaxed);
     }
 
     /// Takes up the claims that killed cleaners left behind.

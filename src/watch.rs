@@ -136,14 +136,9 @@ impl Watcher {
         Ok(Self { root: root.to_owned(), notify: Mutex::new(notify), watched })
     }
 
-    /// Watches the directory `rel`, unless it is watched; whether it is there.
-    pub fn watch(&self, rel: &Arc<Path>) -> Result<bool, Refusal> {
-        self.watch_all(std::slice::from_ref(rel)).pop().unwrap_or(Ok(false))
-    }
-
-    /// Watches each of the directories `rels`, as [`watch`](Self::watch) does, but in one go: to ask
-    /// notify's thread costs ten times as much as what it is asked to do.
-    pub fn watch_all(&self, rels: &[Arc<Path>]) -> Vec<Result<bool, Refusal>> {
+    /// Watches each of the directories `rels` that is not watched yet; whether it is there. All are
+    /// asked for in one go, since to ask notify's thread costs ten times as much as what it then does.
+    pub fn watch(&self, rels: &[Arc<Path>]) -> Vec<Result<bool, Refusal>> {
         let mut done: Vec<_> = rels.iter().map(|rel| self.begin_watch(rel)).collect();
         let config =
             WatchPathConfig::new(RecursiveMode::NonRecursive).with_dereference_symlinks(false);

@@ -27,7 +27,7 @@ use scene::{Hostile, memory, with_own_mounts};
 use serde_json::Value;
 
 /// How much more memory a service may take.
-const MOST_MEMORY: u64 = 10 * 1024;
+const MOST_MEMORY: u64 = 20 * 1024;
 
 fn all_inputs() -> Vec<Input> {
     [links::inputs(), content::inputs(), names::inputs()].into_iter().flatten().collect()

@@ -18,6 +18,11 @@ fn news(kind: EventKind, path: &str) -> Vec<Change> {
     news
 }
 
+#[track_caller]
+fn watch(watcher: &Watcher, rel: &str) {
+    assert_eq!(watcher.watch(&[Path::new(rel).into()]), [Ok(true)]);
+}
+
 fn pair(dir: &str, stem: &str, appeared: bool, writer: Writer) -> Vec<Change> {
     let stem = crate::entry::Stem::new(stem.as_bytes());
     let key = Key { dir: Path::new(dir).into(), stem };
@@ -81,9 +86,9 @@ fn a_watch_that_was_set_below_what_is_being_renamed_is_set_anew() {
     }
     let inbox = Arc::new(Inbox::default());
     let watcher = Watcher::start(&root, Arc::clone(&inbox)).unwrap();
-    watcher.watch(&Path::new("").into()).unwrap();
+    watch(&watcher, "");
     // As a scan does that was under way when the watch of `s` was dropped.
-    watcher.watch(&Path::new("s/deep").into()).unwrap();
+    watch(&watcher, "s/deep");
     fs::rename(root.join("s"), temp.path().join("away")).unwrap();
     fs::rename(&aside, root.join("s")).unwrap();
     let arrives = |expected: &dyn Fn(News) -> bool| {
@@ -94,8 +99,36 @@ fn a_watch_that_was_set_below_what_is_being_renamed_is_set_anew() {
     };
     assert!(arrives(&|news| news.trees.contains(Path::new("s"))));
     watcher.end_stale();
-    watcher.watch(&Path::new("s").into()).unwrap();
-    watcher.watch(&Path::new("s/deep").into()).unwrap();
+    watch(&watcher, "s");
+    watch(&watcher, "s/deep");
     fs::write(root.join("s/deep/a.metadata.json"), "").unwrap();
     assert!(arrives(&|news| !news.pairs.is_empty()), "it is not watched");
+}
+
+#[test]
+fn of_many_that_are_to_be_watched_each_gets_its_own_answer() {
+    let temp = tempfile::tempdir().unwrap();
+    let inbox = Arc::new(Inbox::default());
+    let watcher = Watcher::start(temp.path(), Arc::clone(&inbox)).unwrap();
+    let long = "x/".repeat(600);
+    let names = ["a", "gone", "b", &long, "gone, too", "c"];
+    for name in ["a", "b", "c"] {
+        fs::create_dir(temp.path().join(name)).unwrap();
+    }
+    let rels: Vec<Arc<Path>> = names.iter().map(|name| Path::new(name).into()).collect();
+    let expected = [Ok(true), Ok(false), Ok(true), Err(Refusal::LongPath), Ok(false), Ok(true)];
+    assert_eq!(watcher.watch(&rels), expected);
+    assert_eq!(watcher.watch(&rels), expected, "once more");
+    assert_eq!(watcher.watch(&[]), []);
+    for (name, answer) in names.iter().zip(expected) {
+        assert_eq!(watcher.watched.has_below(Path::new(name)), answer == Ok(true), "{name}");
+    }
+    for name in ["a", "b", "c"] {
+        fs::write(temp.path().join(name).join("x.metadata.json"), "").unwrap();
+    }
+    let mut news = std::collections::HashSet::new();
+    while news.len() < 3 {
+        news.extend(inbox.take().pairs.into_keys().map(|key| key.dir));
+        thread::sleep(Duration::from_millis(1));
+    }
 }
