@@ -86,6 +86,9 @@ struct Known {
     mark: Option<Mark>,
 }
 
+// A million of them may wait.
+const _: () = assert!(size_of::<(Key, DateTime<Utc>, Known)>() <= 64);
+
 /// What earlier attempts at a pair have told.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Past {

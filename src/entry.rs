@@ -7,6 +7,7 @@
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -107,10 +108,24 @@ impl fmt::Debug for Stem {
 }
 
 /// A pair: its directory, relative to the cache directory, and its stem.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Eq)]
 pub(crate) struct Key {
     pub dir: Arc<Path>,
     pub stem: Stem,
+}
+
+// By bytes: directories are never named in two ways here, and to take paths apart is slow.
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.stem == other.stem && self.dir.as_os_str() == other.dir.as_os_str()
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.dir.as_os_str().hash(state);
+        self.stem.hash(state);
+    }
 }
 
 impl Key {

@@ -15,6 +15,7 @@
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,19 +29,19 @@ const AGE: Duration = Duration::from_secs(60);
 
 /// Stands for one version of one pair's metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Mark(u64);
+pub(crate) struct Mark(NonZeroU64);
 
 impl Mark {
     pub fn of(dir: &Path, stem: &Stem, metadata: &Seen) -> Self {
         let mut hasher = DefaultHasher::new();
         (dir.as_os_str(), stem, metadata.version, metadata.ctime).hash(&mut hasher);
-        Self(hasher.finish())
+        Self(NonZeroU64::new(hasher.finish()).unwrap_or(NonZeroU64::MIN))
     }
 
     /// One that exists only for a test.
     #[cfg(test)]
     pub fn pretended(number: u64) -> Self {
-        Self(number)
+        Self(NonZeroU64::new(number).unwrap_or(NonZeroU64::MIN))
     }
 
     /// A mark for metadata that was read at `now`, if it is old enough for one.
