@@ -82,7 +82,7 @@ pub(super) fn name(key: &Key) -> Name {
 fn mark(name: &Name, expires_at: DateTime<Utc>) -> Mark {
     let mut hasher = DefaultHasher::new();
     (name, expires_at).hash(&mut hasher);
-    Mark::pretended(hasher.finish())
+    Mark::of_hash(hasher.finish())
 }
 
 fn is_below(dir: &str, tree: &str) -> bool {
