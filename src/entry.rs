@@ -85,19 +85,34 @@ impl Stem {
 
     pub fn bytes(&self) -> Cow<'_, [u8]> {
         match self {
-            Self::Uuid(uuid) => Cow::Owned(format_uuid(uuid)),
+            Self::Uuid(uuid) => Cow::Owned(format_uuid(uuid).to_vec()),
             Self::Bytes(bytes) => Cow::Borrowed(bytes),
         }
     }
 
     /// The name of a half of this pair.
     pub fn name(&self, half: Half) -> Vec<u8> {
-        [&self.bytes(), half.suffix()].concat()
+        self.between(b"", half.suffix())
     }
 
     /// The name that a half of this pair bears while a cleaner, whichever it is, has taken it.
     pub fn claim(&self, half: Half) -> Vec<u8> {
-        [RESERVED_PREFIX, &self.bytes(), half.claim_suffix()].concat()
+        self.between(RESERVED_PREFIX, half.claim_suffix())
+    }
+
+    fn between(&self, prefix: &[u8], suffix: &[u8]) -> Vec<u8> {
+        let stem = match self {
+            Self::Uuid(_) => UUID_LENGTH,
+            Self::Bytes(bytes) => bytes.len(),
+        };
+        let mut name = Vec::with_capacity(prefix.len() + stem + suffix.len());
+        name.extend_from_slice(prefix);
+        match self {
+            Self::Uuid(uuid) => name.extend_from_slice(&format_uuid(uuid)),
+            Self::Bytes(bytes) => name.extend_from_slice(bytes),
+        }
+        name.extend_from_slice(suffix);
+        name
     }
 }
 
@@ -135,11 +150,12 @@ impl Key {
     }
 }
 
+const UUID_LENGTH: usize = 36;
 const UUID_DASHES: [usize; 4] = [8, 13, 18, 23];
 
 /// Only the canonical lower-case form, so that the name can be made again to the byte.
 fn parse_uuid(text: &[u8]) -> Option<[u8; 16]> {
-    if text.len() != 36 {
+    if text.len() != UUID_LENGTH {
         return None;
     }
     let mut uuid = [0; 16];
@@ -162,15 +178,13 @@ fn parse_uuid(text: &[u8]) -> Option<[u8; 16]> {
     Some(uuid)
 }
 
-fn format_uuid(uuid: &[u8; 16]) -> Vec<u8> {
+fn format_uuid(uuid: &[u8; 16]) -> [u8; UUID_LENGTH] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = Vec::with_capacity(36);
-    for byte in uuid {
-        if UUID_DASHES.contains(&text.len()) {
-            text.push(b'-');
-        }
-        text.push(DIGITS[usize::from(byte >> 4)]);
-        text.push(DIGITS[usize::from(byte & 15)]);
+    let mut text = [b'-'; UUID_LENGTH];
+    let places = (0..UUID_LENGTH).filter(|place| !UUID_DASHES.contains(place));
+    let digits = uuid.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    for (place, digit) in places.zip(digits) {
+        text[place] = DIGITS[usize::from(digit)];
     }
     text
 }
