@@ -59,6 +59,7 @@ pub fn run(args: &Args) -> Outcome {
     let home = home.path();
     let mut alone = Beside::new("alone");
     let mut ours = Beside::new("while ours sweeps");
+    let mut bounded = Beside::new("with --max-disk-time 300ms");
     let mut find = Beside::new("while find -delete does");
     for _ in 0..args.rounds {
         alone.measure(home, || {
@@ -68,6 +69,11 @@ pub fn run(args: &Args) -> Outcome {
         let tree = Tree::expired(pairs, state)?;
         ours.measure(home, || Ok((pairs, ours::delete_by_command(&tree)?)))?;
         tree.check_empty()?;
+        let tree = Tree::expired(pairs, state)?;
+        bounded.measure(home, || {
+            Ok((pairs, ours::delete_by_command_with(&tree, &["--max-disk-time", "300ms"])?))
+        })?;
+        tree.check_empty()?;
         if Peer::Find.is_installed() {
             let tree = Tree::expired(pairs, state)?;
             find.measure(home, || Ok((pairs, Peer::Find.delete(&tree)?)))?;
@@ -76,7 +82,7 @@ pub fn run(args: &Args) -> Outcome {
     println!(
         "\nneighbour: a program that writes, syncs and reads 4 KiB and looks at {FILES} files"
     );
-    for Beside { name, felt, pairs, took } in [&alone, &ours, &find] {
+    for Beside { name, felt, pairs, took } in [&alone, &ours, &bounded, &find] {
         if felt.is_empty() {
             println!("{name:<28} not installed");
             continue;

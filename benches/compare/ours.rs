@@ -42,7 +42,12 @@ pub fn delete(runtime: &Runtime, tree: &Tree) -> Outcome<Duration> {
 
 /// The same by the command.
 pub fn delete_by_command(tree: &Tree) -> Outcome<Duration> {
-    let (took, report) = command(tree.path(), &[])?;
+    delete_by_command_with(tree, &[])
+}
+
+/// The same with flags.
+pub fn delete_by_command_with(tree: &Tree, flags: &[&str]) -> Outcome<Duration> {
+    let (took, report) = command(tree.path(), flags)?;
     check_report(report, tree, tree.pairs())?;
     Ok(took)
 }
