@@ -275,8 +275,10 @@ impl Scan<'_> {
         drop(spending);
         // Only now, since what is deleted while a directory is listed may be listed or not.
         summary.results += results.len() as u64;
-        let hint = |stem: &Stem| if results.contains(stem) { Hint::Listed } else { Hint::Nothing };
-        let mut pairs = metadata.into_iter().map(|stem| (hint(&stem), stem)).map(|(h, s)| (s, h));
+        let mut pairs = metadata.into_iter().map(|stem| {
+            let hint = if results.contains(&stem) { Hint::Listed } else { Hint::Nothing };
+            (stem, hint)
+        });
         loop {
             let batch: Vec<_> = pairs.by_ref().take(BATCH).collect();
             if batch.is_empty() || self.cancelled() {
