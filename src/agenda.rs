@@ -199,7 +199,7 @@ impl Agenda {
                     // Which of the two was read last is not known: look once more.
                     contested.merge(Trigger { appeared: true, writer: Writer::Unknown });
                     if let Outcome::Failed(failure) | Outcome::Stranded(failure) = &outcome {
-                        self.tell_again(&key, failure, None);
+                        self.failed_besides(&key, failure, now);
                     }
                     if let Outcome::Stranded(_) = outcome {
                         self.recover_later(&key.dir, now);
@@ -395,6 +395,21 @@ impl Agenda {
         self.pause(key, now.mono + pause, past);
     }
 
+    /// Takes in that a scan has failed at a pair that is to be attended to in any case.
+    fn failed_besides(&mut self, key: &Key, failure: &Failure, now: Now) {
+        let Some(flight) = self.in_flight.get_mut(key) else {
+            let past = self.unripe_past(key);
+            return self.failed(key.clone(), failure, past, now);
+        };
+        let is_first = flight.past.failures == 0;
+        flight.past.failures = flight.past.failures.saturating_add(1);
+        if is_first {
+            self.warn_of(key, Half::Result, failure);
+        } else {
+            self.tell_again(key, failure, None);
+        }
+    }
+
     fn tell_again(&self, key: &Key, failure: &Failure, again_in: Option<Duration>) {
         let path = self.root.join(key.path(Half::Result));
         let again_in = again_in.map(tracing::field::debug);
@@ -481,10 +496,11 @@ impl Agenda {
             self.waiting.retain(|key, known| !gone(&key.dir, known.scan));
             self.dirs.retain(|dir| Arc::strong_count(dir) > 1);
         }
-        self.unreadable.retain(|dir| !scope.covers(dir) || unread.contains(dir));
+        // A scan that began later tells what is so by now.
+        let is_judged = |dir: &Path| scope.covers(dir) && !overtaken.covers(dir);
+        self.unreadable.retain(|dir| !is_judged(dir) || unread.contains(dir));
         for (dir, error) in summary.unreadable {
-            // A scan that began later tells what is so by now.
-            if !overtaken.covers(&dir) && self.unreadable.insert(Arc::clone(&dir)) {
+            if is_judged(&dir) && self.unreadable.insert(Arc::clone(&dir)) {
                 activity.errors += 1;
                 tracing::warn!(path = path_field(&self.root.join(&dir)), %error, "can't read a directory, so its results stay");
             }

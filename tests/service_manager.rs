@@ -154,7 +154,9 @@ fn system_calls_of_a_service() -> BTreeSet<String> {
     let ended = |path: &PathBuf| fs::read_to_string(path).is_ok_and(|text| text.len() > 100);
     wait_until("strace has written its summary", || ended(&summary));
     let names = fs::read_to_string(&summary).unwrap();
-    let names = names.lines().map(str::trim).filter(|name| !name.starts_with('-'));
+    // strace may tell of a thread amid the table.
+    let is_name = |name: &&str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    let names = names.lines().map(str::trim).filter(is_name);
     names.filter(|name| !["syscall", "total"].contains(name)).map(str::to_owned).collect()
 }
 
