@@ -243,8 +243,10 @@ impl<'a> Attending<'a> {
         bytes: Option<u64>,
     ) -> Outcome {
         let now = || self.attendant.clock().wall();
-        let mark = (self.attendant.deletes() && self.root.keeps_ctimes)
-            .then(|| Mark::of_settled(&dir.rel, stem, metadata, now()))
+        let mark = self
+            .attendant
+            .deletes()
+            .then(|| Mark::of_settled(self.root, &dir.rel, stem, metadata, now()))
             .flatten();
         Outcome::Waiting { expires_at, bytes, mark }
     }

@@ -9,23 +9,20 @@
 //! - file systems that never write back, as those in memory, or that learn late of changes made
 //!   elsewhere, as network file systems.
 //!
-//! Therefore only metadata that had been unchanged for [`AGE`] when it was read gets a mark, and
-//! only on file systems of which it is known that this is enough
-//! ([`keeps_ctimes`](crate::root::Root::keeps_ctimes)). All else is read at each sweep.
+//! Therefore only metadata that was old enough when it was read gets a mark, and only on file systems of
+//! which it is known that this is enough ([`tells_changes_after`](Root::tells_changes_after)). All
+//! else is read at each sweep.
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU32;
 use std::path::Path;
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
 use crate::entry::Stem;
 use crate::look::Seen;
-
-/// For how long metadata has to have been unchanged when it is read, to get a mark.
-const AGE: Duration = Duration::from_secs(60);
+use crate::root::Root;
 
 /// Stands for one version of one pair's metadata: 64 bits, in halves, so that it needs no padding
 /// where a million of them are kept.
@@ -46,12 +43,14 @@ impl Mark {
 
     /// A mark for metadata that was read at `now`, if it is old enough for one.
     pub fn of_settled(
+        root: &Root,
         dir: &Path,
         stem: &Stem,
         metadata: &Seen,
         now: DateTime<Utc>,
     ) -> Option<Self> {
-        (metadata.age(now)? >= AGE).then(|| Self::of(dir, stem, metadata))
+        let is_old = metadata.age(now)? >= root.tells_changes_after?;
+        is_old.then(|| Self::of(dir, stem, metadata))
     }
 }
 
@@ -61,17 +60,27 @@ pub(crate) type Marks = HashSet<Mark>;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::root::{Standing, look_at};
     use chrono::TimeDelta;
+    use std::time::Duration;
 
     #[test]
     fn only_what_has_been_unchanged_for_long_gets_a_mark() {
+        let temp = tempfile::tempdir().unwrap();
+        let Standing::Directory(id) = look_at(temp.path()) else { panic!() };
+        let mut root = Root::open(id).unwrap();
+        root.tells_changes_after = Some(Duration::from_secs(60));
         let seen = Seen::pretended(1);
         let (dir, stem) = (Path::new("d"), Stem::new(b"a"));
-        let changed = DateTime::UNIX_EPOCH;
-        let mark = |age| Mark::of_settled(dir, &stem, &seen, changed + TimeDelta::seconds(age));
-        assert_eq!(mark(59), None);
-        assert_eq!(mark(60), Some(Mark::of(dir, &stem, &seen)));
-        assert_eq!(mark(-1_000_000), None);
+        let mark = |root: &Root, age| {
+            let now = DateTime::UNIX_EPOCH + TimeDelta::seconds(age);
+            Mark::of_settled(root, dir, &stem, &seen, now)
+        };
+        assert_eq!(mark(&root, 59), None);
+        assert_eq!(mark(&root, 60), Some(Mark::of(dir, &stem, &seen)));
+        assert_eq!(mark(&root, -1_000_000), None);
+        root.tells_changes_after = None;
+        assert_eq!(mark(&root, 1_000_000), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{
     Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, fstat, fstatfs, lstat, open,
@@ -75,9 +76,9 @@ pub(crate) fn look_at(path: &Path) -> Standing {
 pub(crate) struct Root {
     pub id: RootId,
     fd: OwnedFd,
-    /// Whether its file system gives a file a new ctime for each change, also for one that is made
-    /// through a memory map, at the latest once it has written back the change before.
-    pub keeps_ctimes: bool,
+    /// After how long without a change a file gets a new ctime with the next one, also with one that
+    /// is made through a memory map; `None` where that is not certain.
+    pub tells_changes_after: Option<Duration>,
 }
 
 impl Root {
@@ -91,8 +92,8 @@ impl Root {
         if (seen.st_dev, seen.st_ino) != (id.dev, id.ino) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let keeps_ctimes = keeps_ctimes(&fd);
-        Ok(Self { id, fd, keeps_ctimes })
+        let tells_changes_after = if keeps_ctimes(&fd) { time_to_write_back() } else { None };
+        Ok(Self { id, fd, tells_changes_after })
     }
 
     /// The resolved path of the cache directory.
@@ -169,6 +170,22 @@ impl Root {
     }
 }
 
+/// For how long a page that was changed may wait to be written back. Until then, further changes of it
+/// through a memory map leave no trace.
+fn time_to_write_back() -> Option<Duration> {
+    /// For the writing itself.
+    const SLACK: Duration = Duration::from_secs(25);
+    let setting = |name| {
+        let text = std::fs::read_to_string(Path::new("/proc/sys/vm").join(name)).ok()?;
+        text.trim().parse().ok().map(|centiseconds: u64| Duration::from_millis(centiseconds * 10))
+    };
+    let (every, age) = (setting("dirty_writeback_centisecs")?, setting("dirty_expire_centisecs")?);
+    // Zero has nothing written back before memory is short.
+    (!every.is_zero()).then_some(every + age + SLACK)
+}
+
+/// Whether the file system is one that gives a file a new ctime for each change, also for one that is
+/// made through a memory map, if it has written back the change before.
 fn keeps_ctimes(dir: &OwnedFd) -> bool {
     const KNOWN: [u32; 4] = [
         0xef53,      // ext2, ext3, ext4

@@ -18,7 +18,8 @@ fn config(cache: &CacheDir) -> Config {
 }
 
 /// What is written through another hard link is not told by the kernel. With
-/// `RESULT_CLEANER_TEST_LONG` it is written after the minute from which on files count as known.
+/// `RESULT_CLEANER_TEST_LONG` it is written after the minute from which on, with the usual settings of
+/// the kernel, files count as known.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sweep_finds_metadata_that_was_written_through_another_link() {
     let cache = CacheDir::new();
