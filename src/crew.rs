@@ -1,5 +1,6 @@
 //! The threads that work for the worker: all that blocks happens on them.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,10 +21,12 @@ use crate::runtime::panic_message;
 use crate::scan::{Scan, Summary};
 use crate::watch::Refusal;
 
+/// How many pairs of one kind are attended to in one batch, and how many are not worth sharing out,
+/// nor a nuisance to other programs.
+pub(crate) const BATCH: usize = 1024;
+const SMALL_BATCH: usize = 64;
 /// How many batches of jobs are under way at once.
 const BATCHES: usize = 2;
-/// A batch of more jobs gives way to other programs, to whom it would be a nuisance.
-const BULKY: usize = 64;
 /// How many batches may still hold something.
 const HOLDING: usize = 16;
 /// How many events wait for the worker; a thread that has more to tell waits.
@@ -123,7 +126,7 @@ impl Crew {
         let cancel = Arc::clone(&self.cancel);
         let events = self.events.clone();
         self.on_thread(move || {
-            attendant.run(&open.root, jobs.len() > BULKY, || {
+            attendant.run(&open.root, jobs.len() > SMALL_BATCH, || {
                 let start = Instant::now();
                 let mut attending = Attending::new(&attendant, &open.root);
                 attending.attend_all(&jobs, &cancel);
@@ -235,5 +238,51 @@ impl Crew {
                 let _ = events.blocking_send(event);
             }
         });
+    }
+}
+
+/// Cuts jobs that are sorted by directory into batches for so many threads. Those of one directory
+/// stay together where they fit, since threads that delete in the same one wait for each other.
+pub(crate) fn batches(mut jobs: Vec<Job>, threads: usize) -> VecDeque<Vec<Job>> {
+    let size = jobs.len().div_ceil(threads.max(1)).clamp(SMALL_BATCH, BATCH);
+    let mut batches = VecDeque::new();
+    while jobs.len() > size {
+        let dir = jobs[size].key.dir.as_os_str();
+        let first_of_dir = jobs.partition_point(|job| job.key.dir.as_os_str() < dir);
+        let rest = jobs.split_off(if first_of_dir == 0 { size } else { first_of_dir });
+        batches.push_back(std::mem::replace(&mut jobs, rest));
+    }
+    batches.push_back(jobs);
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::{Key, Stem};
+
+    #[test]
+    fn what_is_due_is_cut_into_batches_between_directories() {
+        let sizes = |per_dir: &[usize], threads| -> Vec<usize> {
+            let jobs = per_dir.iter().enumerate().flat_map(|(dir, &jobs)| {
+                let dir: Arc<Path> = Path::new(&format!("{dir:02}")).into();
+                let key = move |number: usize| Key {
+                    dir: Arc::clone(&dir),
+                    stem: Stem::new(number.to_string().as_bytes()),
+                };
+                (0..jobs).map(move |number| Job { key: key(number), settled: None })
+            });
+            let jobs: Vec<Job> = jobs.collect();
+            let batches = batches(jobs.clone(), threads);
+            let again: Vec<_> = batches.iter().flatten().map(|job| job.key.clone()).collect();
+            assert_eq!(again, jobs.into_iter().map(|job| job.key).collect::<Vec<_>>());
+            batches.iter().map(Vec::len).collect()
+        };
+        assert_eq!(sizes(&[10; 30], 2), [150, 150]);
+        assert_eq!(sizes(&[100, 200], 2), [100, 150, 50]);
+        assert_eq!(sizes(&[5, 5], 2), [10]);
+        assert_eq!(sizes(&[100; 30], 1), [1000, 1000, 1000]);
+        assert_eq!(sizes(&[2000], 1), [1024, 976]);
+        assert_eq!(sizes(&[], 2), [0]);
     }
 }

@@ -24,7 +24,7 @@ use crate::attend::{Attendant, Found, Job};
 use crate::change::Inbox;
 use crate::clock::{Clock, Now, TICK};
 use crate::config::Config;
-use crate::crew::{Crew, EVENTS, Epoch, Event};
+use crate::crew::{BATCH, Crew, EVENTS, Epoch, Event, batches};
 use crate::mark::Marks;
 use crate::place::{Open, Place};
 use crate::reports::Reports;
@@ -36,9 +36,6 @@ use crate::watch::Refusal;
 
 /// How many pairs that are due are taken at once, to be sorted by directory.
 const MOST_DUE: usize = 16_384;
-/// How many pairs of one kind are attended to in one batch, and how many are not worth sharing out.
-const BATCH: usize = 1024;
-const SMALL_BATCH: usize = 64;
 /// How long work that is under way may take to end when the cleaner is stopped.
 const STOP_PATIENCE: Duration = Duration::from_millis(400);
 
@@ -523,19 +520,4 @@ impl<R: Reports> Worker<R> {
             }
         });
     }
-}
-
-/// Cuts jobs that are sorted by directory into batches for so many threads. Those of one directory
-/// stay together where they fit, since threads that delete in the same one wait for each other.
-fn batches(mut jobs: Vec<Job>, threads: usize) -> VecDeque<Vec<Job>> {
-    let size = jobs.len().div_ceil(threads.max(1)).clamp(SMALL_BATCH, BATCH);
-    let mut batches = VecDeque::new();
-    while jobs.len() > size {
-        let dir = jobs[size].key.dir.as_os_str();
-        let first_of_dir = jobs.partition_point(|job| job.key.dir.as_os_str() < dir);
-        let rest = jobs.split_off(if first_of_dir == 0 { size } else { first_of_dir });
-        batches.push_back(std::mem::replace(&mut jobs, rest));
-    }
-    batches.push_back(jobs);
-    batches
 }

@@ -100,28 +100,3 @@ fn watches_that_can_be_set_again_amid_a_sweep_without_them_are_set_by_another() 
     worker.scan_ended(0, 1, Summary::default(), Duration::ZERO);
     assert!(worker.sweeps.is_due(Instant::now() + Duration::from_secs(2)), "nothing is watched");
 }
-
-#[test]
-fn what_is_due_is_cut_into_batches_between_directories() {
-    let sizes = |per_dir: &[usize], threads| -> Vec<usize> {
-        let jobs = per_dir.iter().enumerate().flat_map(|(dir, &jobs)| {
-            let dir: Arc<Path> = Path::new(&format!("{dir:02}")).into();
-            let key = move |number: usize| Key {
-                dir: Arc::clone(&dir),
-                stem: Stem::new(number.to_string().as_bytes()),
-            };
-            (0..jobs).map(move |number| Job { key: key(number), settled: None })
-        });
-        let jobs: Vec<Job> = jobs.collect();
-        let batches = batches(jobs.clone(), threads);
-        let again: Vec<_> = batches.iter().flatten().map(|job| job.key.clone()).collect();
-        assert_eq!(again, jobs.into_iter().map(|job| job.key).collect::<Vec<_>>());
-        batches.iter().map(Vec::len).collect()
-    };
-    assert_eq!(sizes(&[10; 30], 2), [150, 150]);
-    assert_eq!(sizes(&[100, 200], 2), [100, 150, 50]);
-    assert_eq!(sizes(&[5, 5], 2), [10]);
-    assert_eq!(sizes(&[100; 30], 1), [1000, 1000, 1000]);
-    assert_eq!(sizes(&[2000], 1), [1024, 976]);
-    assert_eq!(sizes(&[], 2), [0]);
-}
