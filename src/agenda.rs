@@ -254,13 +254,6 @@ impl Agenda {
         }
         self.waiting.remove(&key);
         match outcome {
-            Outcome::Incomplete
-                if past.failures > 0
-                    && self.scans.iter().any(|scan| scan.scope.covers(&key.dir)) =>
-            {
-                // A scan may just have taken it, and fail at it once more.
-                self.pause(key, now.mono + FIRST_PAUSE, past);
-            }
             Outcome::Waiting { .. }
             | Outcome::Unchanged
             | Outcome::Due { .. }
@@ -300,11 +293,16 @@ impl Agenda {
                 self.pause(key, until, past);
             }
             Outcome::Taken => {
-                let until = if past.changes < TAKEN_FOR_AN_INSTANT {
+                let soon = if past.changes < TAKEN_FOR_AN_INSTANT {
                     now.mono + changed_pause(past)
                 } else {
                     // Its owner may be dead.
                     self.recover_later(&key.dir, now)
+                };
+                // That another one tries to delete what can't be deleted is no reason to.
+                let until = match pause {
+                    Some((until, Past { failures: 1.., .. })) => until.max(soon),
+                    _ => soon,
                 };
                 if past.changes == TAKEN_PATIENCE {
                     activity.errors += 1;
@@ -391,7 +389,7 @@ impl Agenda {
         } else {
             self.tell_again(&key, failure, Some(pause));
         }
-        let past = Past { failures: past.failures.saturating_add(1), ..past };
+        let past = Past { failures: past.failures.saturating_add(1), changes: 0, ..past };
         self.pause(key, now.mono + pause, past);
     }
 

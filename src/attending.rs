@@ -183,6 +183,7 @@ impl<'a> Attending<'a> {
         let clock = self.attendant.clock();
         let (pair, metadata) = match sight {
             Sight::Incomplete => return Verdict::Stays(Outcome::Incomplete),
+            Sight::Taken => return Verdict::Stays(Outcome::Taken),
             Sight::Broken { result, metadata, reason } => {
                 let wait = metadata.settles_in(clock.wall()).max(least_wait(&metadata));
                 let bytes = result.version.size + metadata.version.size;

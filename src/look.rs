@@ -102,6 +102,8 @@ pub(crate) enum Broken {
 pub(crate) enum Sight {
     /// At most half of it: that is no error.
     Incomplete,
+    /// Its result is under its reserved name.
+    Taken,
     /// Both halves, but the metadata can't be used.
     Broken { result: Seen, metadata: Seen, reason: Broken },
     /// Both halves, and valid metadata, which is open.
@@ -138,7 +140,8 @@ impl Pair {
 /// again.
 pub(crate) fn look(dir: &Dir, stem: &Stem, buffer: &mut Vec<u8>) -> io::Result<Sight> {
     let Some(result) = regular(dir, &stem.name(Half::Result))? else {
-        return Ok(Sight::Incomplete);
+        let is_taken = regular(dir, &stem.claim(Half::Result))?.is_some();
+        return Ok(if is_taken { Sight::Taken } else { Sight::Incomplete });
     };
     let metadata = read_metadata(dir, &stem.name(Half::Metadata), buffer)?;
     Ok(metadata.map_or(Sight::Incomplete, |metadata| metadata.with(result)))

@@ -59,16 +59,18 @@ fn a_directory_that_another_program_has_locked_holds_up_no_other() {
     service.wait_for_stat("total_deleted", 601);
 }
 
+/// Makes metadata immutable, or mutable again; false where that is not possible.
+fn immutable(pair: &common::Pair, flag: &str) -> bool {
+    let chattr = Command::new("chattr").arg(flag).arg(&pair.metadata).output();
+    chattr.is_ok_and(|output| output.status.success())
+}
+
 #[test]
 fn metadata_that_can_not_be_deleted_is_tried_again_with_growing_pauses() {
     let cache = CacheDir::new();
     let pair = cache.store("stuck", now() + 1000.0);
-    let immutable = |flag: &str| {
-        let chattr = Command::new("chattr").arg(flag).arg(&pair.metadata).output();
-        chattr.is_ok_and(|output| output.status.success())
-    };
     pair.set_expiry(now() + 0.5);
-    if !immutable("+i") {
+    if !immutable(&pair, "+i") {
         return println!("skipped: files can't be made immutable here");
     }
     let service = Service::start(cache.path(), &["-v"]);
@@ -77,10 +79,38 @@ fn metadata_that_can_not_be_deleted_is_tried_again_with_growing_pauses() {
     wait_until("it has failed four times", || service.log().contains("again_in=8s"));
     let took = start.elapsed();
     let whole = pair.is_whole();
-    assert!(immutable("-i"));
+    assert!(immutable(&pair, "-i"));
     assert!(took > Duration::from_millis(6500), "the fourth attempt came after {took:?}");
     assert!(whole, "half of the pair went");
     wait_until("the pair is gone", || pair.is_gone());
+}
+
+/// Each takes the results and gives them back, which the other must not take for news of them.
+#[test]
+fn two_services_that_fail_at_the_same_pairs_do_not_spur_each_other_on() {
+    let cache = CacheDir::new();
+    let pairs: Vec<_> = (0..5).map(|number| cache.store(&format!("{number}"), 1.5)).collect();
+    if !pairs.iter().all(|pair| immutable(pair, "+i")) {
+        return println!("skipped: files can't be made immutable here");
+    }
+    let services = [0, 1].map(|_| Service::start(cache.path(), &[]));
+    let errors = || services.each_ref().map(|service| service.stats()["total_errors"].as_u64());
+    // At 0, 1, 3, 7 and 15 seconds, by each service.
+    let start = now();
+    wait_until("some pauses have passed", || now() > start + 16.0);
+    let failed = errors();
+    for pair in &pairs {
+        assert!(immutable(pair, "-i"));
+    }
+    assert!(
+        failed.iter().all(|errors| errors.is_some_and(|count| (5..=35).contains(&count))),
+        "{failed:?}"
+    );
+    for service in &services {
+        let warnings = service.log().lines().filter(|line| line.contains("WARN")).count();
+        assert!(warnings <= 10, "{}", service.log());
+    }
+    wait_until("all are gone", || pairs.iter().all(common::Pair::is_gone));
 }
 
 #[test]

@@ -454,9 +454,12 @@ impl Disk {
         if !self.can_read(&name.0) || self.random.one_in(80) {
             return Outcome::Failed(failure());
         }
-        let Halves { result: Some(result), metadata: Some(metadata), taken } = *self.halves(name)
-        else {
-            return Outcome::Incomplete;
+        let (result, metadata, taken) = match *self.halves(name) {
+            Halves { result: Some(result), metadata: Some(metadata), taken } => {
+                (result, metadata, taken)
+            }
+            Halves { result: None, taken: (Some(_), _), .. } => return Outcome::Taken,
+            _ => return Outcome::Incomplete,
         };
         let expires_at = match metadata {
             Metadata::Valid(at) => at,
