@@ -39,6 +39,13 @@ const LAST_PAUSE: Duration = Duration::from_secs(600);
 /// and before it is told.
 const TAKEN_FOR_AN_INSTANT: u32 = 2;
 const TAKEN_PATIENCE: u32 = 5;
+const IS_UNREAD: &str = "can't read a directory, so its results stay";
+const IS_STRANDED: &str = "can't take up what a killed cleaner has left";
+const IS_BROKEN: &str = "the metadata is broken, so its result stays";
+const STAYS_TAKEN: &str =
+    "can't delete it: something bears the reserved name, and does not go away";
+/// How many errors are told of one by one, of those that are counted at once.
+const MOST_NOTICES: usize = 1024;
 /// The ends of the spans in which expiries are counted, in seconds from now.
 const BUCKETS: [u64; 7] = [60, 600, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400];
 
@@ -76,6 +83,16 @@ pub(crate) struct Agenda {
     last_scan: ScanId,
     /// One copy of each directory's path, shared by the pairs in it.
     dirs: HashSet<Arc<Path>>,
+    /// What was counted as an error since that was last taken.
+    notices: Vec<Notice>,
+}
+
+/// Something that was counted as an error.
+#[derive(Debug)]
+pub(crate) struct Notice {
+    /// Relative to the cache directory.
+    pub path: PathBuf,
+    pub reason: String,
 }
 
 /// What is known of a pair that waits.
@@ -120,6 +137,17 @@ impl Agenda {
         self.trees.extend(news.trees);
         for (key, trigger) in news.pairs {
             self.note_pair(key, trigger);
+        }
+    }
+
+    /// What was counted as an error since this was last asked; the last ones, where there were many.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    fn notice(&mut self, path: PathBuf, reason: String) {
+        if self.notices.len() < MOST_NOTICES {
+            self.notices.push(Notice { path, reason });
         }
     }
 
@@ -279,7 +307,7 @@ impl Agenda {
                 let counts = self.broken(key, &metadata, reason, believed_at, past, now);
                 activity.errors += u64::from(counts);
             }
-            Outcome::Removed { freed, leftover } => {
+            Outcome::Removed { freed, leftover, .. } => {
                 activity.deleted += 1;
                 activity.freed_bytes += freed;
                 if let Some(failure) = leftover {
@@ -306,10 +334,9 @@ impl Agenda {
                 };
                 if past.changes == TAKEN_PATIENCE {
                     activity.errors += 1;
-                    tracing::warn!(
-                        path = path_field(&self.root.join(key.path(Half::Result))),
-                        "can't delete it: something bears the reserved name, and does not go away"
-                    );
+                    let path = key.path(Half::Result);
+                    tracing::warn!(path = path_field(&self.root.join(&path)), "{STAYS_TAKEN}");
+                    self.notice(path, STAYS_TAKEN.to_owned());
                 }
                 self.pause(key, until, Past { changes: past.changes.saturating_add(1), ..past });
             }
@@ -364,11 +391,9 @@ impl Agenda {
             self.pause(key, believed_at, past);
             return false;
         }
-        tracing::warn!(
-            path = path_field(&self.root.join(key.path(Half::Metadata))),
-            %reason,
-            "the metadata is broken, so its result stays"
-        );
+        let path = key.path(Half::Metadata);
+        tracing::warn!(path = path_field(&self.root.join(&path)), %reason, "{IS_BROKEN}");
+        self.notice(path, format!("{IS_BROKEN}: {reason}"));
         self.suspects.tell(version, reason, self.last_scan);
         true
     }
@@ -408,14 +433,22 @@ impl Agenda {
         }
     }
 
-    fn tell_again(&self, key: &Key, failure: &Failure, again_in: Option<Duration>) {
-        let path = self.root.join(key.path(Half::Result));
+    fn tell_again(&mut self, key: &Key, failure: &Failure, again_in: Option<Duration>) {
+        let path = key.path(Half::Result);
         let again_in = again_in.map(tracing::field::debug);
-        tracing::debug!(path = path_field(&path), reason = %failure, again_in, "still failing");
+        tracing::debug!(
+            path = path_field(&self.root.join(&path)),
+            reason = %failure,
+            again_in,
+            "still failing"
+        );
+        self.notice(path, failure.to_string());
     }
 
-    fn warn_of(&self, key: &Key, half: Half, failure: &Failure) {
-        tracing::warn!(path = path_field(&self.root.join(key.path(half))), "{failure}");
+    fn warn_of(&mut self, key: &Key, half: Half, failure: &Failure) {
+        let path = key.path(half);
+        tracing::warn!(path = path_field(&self.root.join(&path)), "{failure}");
+        self.notice(path, failure.to_string());
     }
 
     fn pause(&mut self, key: Key, until: Instant, past: Past) {
@@ -500,7 +533,8 @@ impl Agenda {
         for (dir, error) in summary.unreadable {
             if is_judged(&dir) && self.unreadable.insert(Arc::clone(&dir)) {
                 activity.errors += 1;
-                tracing::warn!(path = path_field(&self.root.join(&dir)), %error, "can't read a directory, so its results stay");
+                tracing::warn!(path = path_field(&self.root.join(&dir)), %error, "{IS_UNREAD}");
+                self.notice(dir.to_path_buf(), format!("{IS_UNREAD}: {error}"));
             }
         }
         self.owned.retain(|dir, _| !scope.covers(dir) || summary.owned.contains(dir));
@@ -509,8 +543,8 @@ impl Agenda {
         }
         for (path, error) in summary.stranded {
             activity.errors += 1;
-            let path = self.root.join(path);
-            tracing::warn!(path = path_field(&path), %error, "can't take up what a killed cleaner has left");
+            tracing::warn!(path = path_field(&self.root.join(&path)), %error, "{IS_STRANDED}");
+            self.notice(path, format!("{IS_STRANDED}: {error}"));
         }
         activity
     }
@@ -567,7 +601,7 @@ impl Agenda {
 /// What an outcome adds to the figures if it tells nothing new of the pair.
 pub(crate) fn figures_alone(outcome: &Outcome) -> Activity {
     match outcome {
-        Outcome::Removed { freed, leftover } => Activity {
+        Outcome::Removed { freed, leftover, .. } => Activity {
             deleted: 1,
             freed_bytes: *freed,
             checked: 1,
@@ -590,6 +624,7 @@ fn changed_pause(past: Past) -> Duration {
     CHANGED_PAUSE.saturating_mul(2_u32.saturating_pow(past.changes)).min(LAST_PAUSE)
 }
 
-fn growing_pause(failures: u32) -> Duration {
+/// How long to pause after so many failures before the last one.
+pub(crate) fn growing_pause(failures: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures)).min(LAST_PAUSE)
 }

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use rustix::io::Errno;
 use rustix::process::{getpriority_process, setpriority_process};
 
 use crate::clock::Clock;
-use crate::config::{Config, ResultStore};
+use crate::config::{Ages, Config, ResultStore};
 use crate::disk_time::DiskTime;
 use crate::entry::{Half, Key, Stem};
 use crate::error::path_field;
@@ -44,8 +44,8 @@ pub(crate) enum Outcome {
     Unsettled { result: Seen, wait: Duration, expires_at: DateTime<Utc>, bytes: u64 },
     /// Its metadata can't be used; `wait` tells for how long it may still be half written.
     Broken { metadata: Seen, reason: Broken, wait: Duration, bytes: u64 },
-    /// It was deleted; `leftover` tells why its metadata could not be.
-    Removed { freed: u64, leftover: Option<Failure> },
+    /// It was deleted, `late` after its expiry; `leftover` tells why its metadata could not be.
+    Removed { freed: u64, leftover: Option<Failure>, late: TimeDelta },
     /// It changed just when it was about to be deleted, or a file system is mounted over it.
     Changed,
     /// Another cleaner has taken it, or a dead one had.
@@ -54,6 +54,21 @@ pub(crate) enum Outcome {
     Failed(Failure),
     /// A file of it is still under a reserved name, and could not be given its own name back.
     Stranded(Failure),
+}
+
+impl Outcome {
+    /// Why what is due waits all the same, if that is all that is in its way.
+    pub fn delay(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Unsettled { .. } => {
+                "its result is newer than its metadata, and may be half published: it is looked at \
+                 again once it has been unchanged for a second"
+            }
+            Self::Changed => "it changed while it was about to be deleted: it is looked at again",
+            Self::Taken => "another cleaner has it in its hands: it is looked at again",
+            _ => return None,
+        })
+    }
 }
 
 /// Why something could not be done to a pair.
@@ -118,6 +133,7 @@ pub(crate) struct Attendant {
     /// Whether it tells the sizes also of what waits.
     tells_sizes: bool,
     disk_time: Arc<DiskTime>,
+    litter_ages: Ages,
     /// Whether it works on threads that are confined to the cache directory.
     confined: bool,
     /// Pairs that were moved out of the cache directory while they were being deleted.
@@ -134,6 +150,7 @@ impl Attendant {
             deletes: true,
             tells_sizes: false,
             disk_time: Arc::new(DiskTime::new(config.max_disk_time)),
+            litter_ages: Ages::of(config),
             confined: config.sandbox,
             strays: Arc::default(),
         }
@@ -147,14 +164,21 @@ impl Attendant {
             deletes: false,
             tells_sizes: false,
             disk_time: Arc::new(DiskTime::new(config.max_disk_time)),
+            litter_ages: Ages::of(config),
             confined: false,
             strays: Arc::default(),
         }
     }
 
+    /// This one, but that it only looks.
+    pub fn only_looking(&self) -> Self {
+        Self { deletes: false, store: None, confined: false, ..self.clone() }
+    }
+
     /// One that only looks, but at each file.
     pub fn listing(clock: Arc<Clock>, config: &Config) -> Self {
-        Self { tells_sizes: true, ..Self::looking(clock, config) }
+        let litter_ages = Ages::default();
+        Self { tells_sizes: true, litter_ages, ..Self::looking(clock, config) }
     }
 
     /// Runs work in `root` that may delete: on a confined thread where that is wanted, and on one that
@@ -165,7 +189,7 @@ impl Attendant {
                 give_way();
             }
             if self.confined {
-                sandbox::enter(root);
+                sandbox::enter(root, self.litter_ages.empty_dirs.is_some());
             }
         };
         let done = if bulky || self.confined { on_own_thread(prepare, work) } else { work() };
@@ -193,6 +217,11 @@ impl Attendant {
     /// The time that is spent on files.
     pub fn disk_time(&self) -> &DiskTime {
         &self.disk_time
+    }
+
+    /// How old litter has to be to be removed, if at all.
+    pub fn litter_ages(&self) -> Ages {
+        self.litter_ages
     }
 
     /// Takes note of a pair that was moved out of the cache directory while it was being deleted.

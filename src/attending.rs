@@ -302,7 +302,7 @@ impl<'a> Attending<'a> {
                 );
                 self.attendant.tell_removed(self.root, &dir.rel, stem);
                 let leftover = leftover.map(|error| Failure::new("delete its metadata", &error));
-                Outcome::Removed { freed, leftover }
+                Outcome::Removed { freed, leftover, late }
             }
             Removal::Changed => Outcome::Changed,
             Removal::Gone => Outcome::Incomplete,

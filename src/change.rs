@@ -54,6 +54,8 @@ pub(crate) enum Change {
     Pair(Key, Trigger),
     /// Look at this directory, relative to the cache directory, and all below it again.
     Tree(Arc<Path>),
+    /// There may be [litter](crate::litter) in this directory.
+    Litter(Arc<Path>),
     /// Some news was lost: look at everything again.
     Missed,
 }
@@ -63,6 +65,7 @@ pub(crate) enum Change {
 pub(crate) struct News {
     pub pairs: HashMap<Key, Trigger>,
     pub trees: HashSet<Arc<Path>>,
+    pub litter: HashSet<Arc<Path>>,
     pub missed: bool,
 }
 
@@ -81,12 +84,15 @@ impl News {
             Change::Tree(dir) if self.trees.len() < MAX_PENDING => {
                 self.trees.insert(dir);
             }
-            Change::Tree(_) | Change::Missed => self.missed = true,
+            Change::Litter(dir) if self.litter.len() < MAX_PENDING => {
+                self.litter.insert(dir);
+            }
+            Change::Tree(_) | Change::Litter(_) | Change::Missed => self.missed = true,
         }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.pairs.is_empty() && self.trees.is_empty() && !self.missed
+        self.pairs.is_empty() && self.trees.is_empty() && self.litter.is_empty() && !self.missed
     }
 }
 
@@ -95,9 +101,15 @@ impl News {
 pub(crate) struct Inbox {
     news: Mutex<News>,
     arrived: Notify,
+    /// Whether to be told where there may be litter.
+    pub wants_litter: bool,
 }
 
 impl Inbox {
+    pub fn new(wants_litter: bool) -> Self {
+        Self { wants_litter, ..Self::default() }
+    }
+
     pub fn put(&self, change: Change) {
         let first = {
             let mut news = self.lock();

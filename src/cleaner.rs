@@ -1,15 +1,19 @@
 //! The handle by which an application, or the command line, holds a running cleaner.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::accounts::Views;
+use crate::clock::now_utc;
 use crate::config::Config;
 use crate::error::Error;
+use crate::events::Events;
 use crate::root::{Standing, look_at};
 use crate::runtime::{self, panic_message};
-use crate::stats::{SharedStats, Stats, SweepReport};
+use crate::stats::{Recent, Stats, SweepReport};
 use crate::worker::{Request, Worker};
 
 /// What stopping may take: enough less than the second that is promised for a process to end.
@@ -36,7 +40,7 @@ const STOP_TIME: Duration = Duration::from_millis(650);
 pub struct Cleaner {
     /// Closing it stops the worker.
     requests: mpsc::UnboundedSender<Request>,
-    stats: SharedStats,
+    views: Arc<Views>,
     task: JoinHandle<Result<(), Error>>,
 }
 
@@ -64,7 +68,7 @@ impl Cleaner {
             return Err(Error::NotADirectory { path });
         }
         let reporter = start_reporter(&config)?;
-        let (worker, events, stats) = Worker::new(&config, path, absolute, reporter);
+        let (worker, events, views) = Worker::new(&config, path, absolute, reporter);
         let (requests, asked) = mpsc::unbounded_channel();
         let task = runtime.spawn(async move {
             let run = worker.run(events, asked).await;
@@ -75,7 +79,7 @@ impl Cleaner {
             finish(reporter, STOP_TIME.saturating_sub(asked_to_stop.elapsed())).await;
             Ok(())
         });
-        Ok(Self { requests, stats, task })
+        Ok(Self { requests, views: Arc::new(views), task })
     }
 
     /// The state at this moment. Never waits for the file system.
@@ -87,7 +91,32 @@ impl Cleaner {
     /// Something to read the stats by from elsewhere, which does not keep the cleaner running.
     #[must_use]
     pub fn observer(&self) -> Observer {
-        Observer { stats: self.stats.clone(), requests: self.requests.downgrade() }
+        Observer { views: Arc::clone(&self.views), requests: self.requests.downgrade() }
+    }
+
+    /// What the cleaner does from now on, one by one.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), result_cleaner::Error> {
+    /// use result_cleaner::{Cleaner, Config, Event};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// let config = Config::new(dir.path()).with_metrics_url(None);
+    /// let cleaner = Cleaner::spawn(config).await?;
+    /// let mut events = cleaner.subscribe();
+    /// while let Some(event) = events.next().await {
+    ///     match event {
+    ///         Event::Deleted { result, .. } => println!("{} is gone", result.display()),
+    ///         Event::SweepDone(report) => break println!("{} seen", report.checked_count),
+    ///         _ => {}
+    ///     }
+    /// }
+    /// cleaner.stop().await
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn subscribe(&self) -> Events {
+        self.views.subscriptions.subscribe()
     }
 
     /// Makes a full sweep now, after the one that may be under way; what it did. Where the cache
@@ -143,7 +172,7 @@ async fn join_mut(task: &mut JoinHandle<Result<(), Error>>) -> Result<(), Error>
 /// Reads the stats of a [`Cleaner`] without keeping it running.
 #[derive(Debug, Clone)]
 pub struct Observer {
-    stats: SharedStats,
+    views: Arc<Views>,
     requests: mpsc::WeakUnboundedSender<Request>,
 }
 
@@ -151,7 +180,7 @@ impl Observer {
     /// The state at this moment. Never waits for the file system.
     #[must_use]
     pub fn get_stats(&self) -> Stats {
-        self.stats.get()
+        self.views.stats.get()
     }
 
     /// Returns true as soon as the cleaner takes in requests, false once it has ended: one that
@@ -162,23 +191,33 @@ impl Observer {
         matches!(asked, Some(Ok(()))) && answered.await.is_ok()
     }
 
-    /// The state, and how many pairs expire when. That takes the worker some milliseconds for each
-    /// million of pairs.
-    pub async fn get_stats_and_expiries(&self) -> Stats {
+    /// What happened lately.
+    #[must_use]
+    pub fn recent(&self) -> Recent {
+        self.views.diary.read(now_utc())
+    }
+
+    /// The state, how many pairs expire when, and what happened lately. To count takes the worker some
+    /// milliseconds for each million of pairs.
+    pub async fn get_full_stats(&self) -> Stats {
         let (answer, buckets) = oneshot::channel();
         let asked = self.requests.upgrade().map(|requests| requests.send(Request::Buckets(answer)));
         let expiring = match asked {
             Some(Ok(())) => buckets.await.ok(),
             _ => None,
         };
-        Stats { expiring, ..self.get_stats() }
+        Stats { expiring, recent: Some(self.recent()), ..self.get_stats() }
     }
 }
 
 #[cfg(feature = "server")]
 impl crate::server::StatsSource for Observer {
     fn stats(&self) -> std::pin::Pin<Box<dyn Future<Output = Stats> + Send + '_>> {
-        Box::pin(self.get_stats_and_expiries())
+        Box::pin(self.get_full_stats())
+    }
+
+    fn metrics(&self) -> Result<String, String> {
+        self.views.telemetry.render(&self.get_stats(), &self.recent())
     }
 
     fn alive(&self) -> bool {

@@ -52,6 +52,11 @@ impl Clock {
     }
 }
 
+/// The wall clock's time, whatever it says.
+pub(crate) fn now_utc() -> DateTime<Utc> {
+    Utc::now()
+}
+
 /// Time since boot, suspends included, so that a machine that was asleep shows no jump.
 fn since_boot() -> TimeDelta {
     let time = clock_gettime(ClockId::Boottime);

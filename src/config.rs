@@ -12,6 +12,9 @@ pub const DEFAULT_CACHE_DIR: &str = "~/.omnimemory/cached_results";
 /// Where reports go unless another service is given.
 pub const DEFAULT_METRICS_URL: &str = "http://localhost:8003";
 
+/// How old orphans and empty directories have to be at least to be removed.
+pub const LEAST_AGE: Duration = Duration::from_secs(3600);
+
 /// Is told of each result that was removed, so that an application can drop what refers to it.
 ///
 /// The call comes from a thread that may block, right after the removal, once a result. A panic
@@ -65,6 +68,13 @@ pub struct Config {
     /// programs find the disk free; at least a millisecond. No bound by default. Where there is more
     /// to do, it takes longer, and results go later than they expire.
     pub max_disk_time: Option<Duration>,
+    /// Removes results without metadata, expired metadata without a result, and `*.tmp` files of the
+    /// two names that writers have left, once they have not been changed for this long (by the later
+    /// of mtime and ctime); at least an hour. `None`, the default, leaves them alone.
+    pub remove_orphans: Option<Duration>,
+    /// Removes directories below the cache directory that have been empty and unchanged for this long;
+    /// at least an hour. `None`, the default, leaves them alone.
+    pub prune_empty_dirs: Option<Duration>,
     /// Whether the threads that delete are confined to the cache directory by Landlock, where the
     /// kernel has it: they then can create, write, rename or remove nothing elsewhere. The command
     /// line does so. Off by default, because [`result_store`](Self::result_store) is called, and
@@ -83,6 +93,8 @@ impl Config {
             report_interval: Duration::from_secs(10),
             fallback_interval: Duration::from_secs(60),
             max_disk_time: None,
+            remove_orphans: None,
+            prune_empty_dirs: None,
             sandbox: false,
         }
     }
@@ -121,6 +133,8 @@ impl Config {
             ("report_interval", self.report_interval, millisecond),
             ("fallback_interval", self.fallback_interval, millisecond),
             ("max_disk_time", self.max_disk_time.unwrap_or(millisecond), millisecond),
+            ("remove_orphans", self.remove_orphans.unwrap_or(LEAST_AGE), LEAST_AGE),
+            ("prune_empty_dirs", self.prune_empty_dirs.unwrap_or(LEAST_AGE), LEAST_AGE),
         ];
         for (setting, value, minimum) in least {
             if value < minimum {
@@ -128,6 +142,24 @@ impl Config {
             }
         }
         Ok(())
+    }
+}
+
+/// How old [litter](crate::litter) has to be to be removed; `None` where it stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Ages {
+    pub orphans: Option<Duration>,
+    pub empty_dirs: Option<Duration>,
+}
+
+impl Ages {
+    pub fn of(config: &Config) -> Self {
+        Self { orphans: config.remove_orphans, empty_dirs: config.prune_empty_dirs }
+    }
+
+    /// Whether any is to be removed.
+    pub fn any(&self) -> bool {
+        self.orphans.is_some() || self.empty_dirs.is_some()
     }
 }
 
@@ -148,6 +180,8 @@ impl fmt::Debug for Config {
             .field("report_interval", &self.report_interval)
             .field("fallback_interval", &self.fallback_interval)
             .field("max_disk_time", &self.max_disk_time)
+            .field("remove_orphans", &self.remove_orphans)
+            .field("prune_empty_dirs", &self.prune_empty_dirs)
             .field("sandbox", &self.sandbox)
             .finish()
     }
@@ -205,6 +239,10 @@ mod tests {
         config.max_disk_time = Some(Duration::from_micros(999));
         assert!(config.validate().unwrap_err().to_string().contains("max_disk_time"));
         config.max_disk_time = Some(Duration::from_millis(1));
+        config.validate().unwrap();
+        config.remove_orphans = Some(LEAST_AGE - Duration::from_nanos(1));
+        assert!(config.validate().unwrap_err().to_string().contains("remove_orphans"));
+        (config.remove_orphans, config.prune_empty_dirs) = (Some(LEAST_AGE), Some(LEAST_AGE));
         config.validate().unwrap();
         config.fallback_interval = Duration::ZERO;
         assert!(config.validate().is_err());

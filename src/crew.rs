@@ -15,6 +15,7 @@ use crate::attend::{Attendant, Found, Job};
 use crate::attending::Attending;
 use crate::change::Inbox;
 use crate::limits::{count_directories, tell_refused};
+use crate::litter::{self, Due, Tidied};
 use crate::mark::Marks;
 use crate::place::{Open, Place, probe};
 use crate::runtime::panic_message;
@@ -43,6 +44,8 @@ pub(crate) enum Event {
     Scanned { epoch: Epoch, id: ScanId, found: Vec<Found> },
     /// A scan has told all that it found.
     ScanEnded { epoch: Epoch, id: ScanId, summary: Summary, took: Duration },
+    /// So much was done about the litter in some directories.
+    Tidied { epoch: Epoch, tidied: Vec<(Due, Tidied)>, took: Duration },
     /// This stands where the cache directory should be, by now or as it was asked for.
     Probed(Place),
     /// A thread panicked.
@@ -175,6 +178,26 @@ impl Crew {
             };
             let summary = attendant.run(&open.root, true, || scan.run(&trees));
             Event::ScanEnded { epoch, id, summary, took: start.elapsed() }
+        });
+    }
+
+    /// Removes litter.
+    pub fn tidy(&mut self, open: &Arc<Open>, due: Vec<Due>) {
+        let (attendant, open, epoch) = (self.attendant.clone(), Arc::clone(open), self.epoch);
+        let cancel = Arc::clone(&self.cancel);
+        self.on_thread(move || {
+            let start = Instant::now();
+            let tidy = |due: Due| {
+                attendant.disk_time().rest(&cancel);
+                let is_cancelled = cancel.load(Ordering::Relaxed);
+                (!is_cancelled).then(|| {
+                    let tidied = litter::tidy(&open.root, &attendant, &due.0);
+                    (due, tidied)
+                })
+            };
+            let tidied =
+                attendant.run(&open.root, true, || due.into_iter().map_while(tidy).collect());
+            Event::Tidied { epoch, tidied, took: start.elapsed() }
         });
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Nothing here touches the disk. A name is bytes; what is recognised is only its end:
 //! `<stem>.result.json.lz4`, `<stem>.metadata.json`, and `.result-cleaner-<stem>.r` (or `.m`)
-//! for a half that a cleaner has taken to look at it undisturbed.
+//! for a half that a cleaner has taken to look at it undisturbed. A writer's `.tmp` of either half
+//! is named likewise, with `t` after the reserved name.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -14,7 +15,10 @@ use std::sync::Arc;
 
 const RESULT_SUFFIX: &[u8] = b".result.json.lz4";
 const METADATA_SUFFIX: &[u8] = b".metadata.json";
+/// What a writer's file is called until it is complete: the name of the half, and this.
+const TMP_SUFFIX: &[u8] = b".tmp";
 const RESERVED_PREFIX: &[u8] = b".result-cleaner-";
+const RESERVED_TMP_SUFFIX: &[u8] = b"t";
 
 /// One of the two files of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,6 +28,13 @@ pub(crate) enum Half {
 }
 
 impl Half {
+    pub fn other(self) -> Self {
+        match self {
+            Self::Result => Self::Metadata,
+            Self::Metadata => Self::Result,
+        }
+    }
+
     fn suffix(self) -> &'static [u8] {
         match self {
             Self::Result => RESULT_SUFFIX,
@@ -44,28 +55,49 @@ impl Half {
 pub(crate) enum Name {
     /// A half of a pair, under its own name.
     Half(Half, Stem),
+    /// What a writer has written of a half so far.
+    Tmp(Half, Stem),
     /// A half that a cleaner, perhaps a dead one, has taken to a reserved name.
     Claim(Half, Stem),
+    /// The same of what a writer has left.
+    TmpClaim(Half, Stem),
     /// Nothing of ours.
     Other,
 }
 
 impl Name {
     pub fn of(name: &[u8]) -> Self {
-        for half in [Half::Metadata, Half::Result] {
-            if let Some(stem) = name.strip_suffix(half.suffix()) {
-                return Self::Half(half, Stem::new(stem));
-            }
+        let halves = [Half::Metadata, Half::Result];
+        let half_of = |name: &[u8]| {
+            let stem = |half: Half| Some((half, Stem::new(name.strip_suffix(half.suffix())?)));
+            halves.into_iter().find_map(stem)
+        };
+        let claim_of = |claim: &[u8]| {
+            let stem =
+                |half: Half| Some((half, Stem::new(claim.strip_suffix(half.claim_suffix())?)));
+            halves.into_iter().find_map(stem)
+        };
+        if let Some((half, stem)) = half_of(name) {
+            return Self::Half(half, stem);
+        }
+        if let Some((half, stem)) = name.strip_suffix(TMP_SUFFIX).and_then(half_of) {
+            return Self::Tmp(half, stem);
         }
         let Some(claim) = name.strip_prefix(RESERVED_PREFIX) else {
             return Self::Other;
         };
-        for half in [Half::Result, Half::Metadata] {
-            if let Some(stem) = claim.strip_suffix(half.claim_suffix()) {
-                return Self::Claim(half, Stem::new(stem));
-            }
+        if let Some((half, stem)) = claim_of(claim) {
+            return Self::Claim(half, stem);
         }
-        Self::Other
+        match claim.strip_suffix(RESERVED_TMP_SUFFIX).and_then(claim_of) {
+            Some((half, stem)) => Self::TmpClaim(half, stem),
+            None => Self::Other,
+        }
+    }
+
+    /// Whether it is reserved for cleaners.
+    pub fn is_claim(&self) -> bool {
+        matches!(self, Self::Claim(..) | Self::TmpClaim(..))
     }
 }
 
@@ -98,6 +130,20 @@ impl Stem {
     /// The name that a half of this pair bears while a cleaner, whichever it is, has taken it.
     pub fn claim(&self, half: Half) -> Vec<u8> {
         self.between(RESERVED_PREFIX, half.claim_suffix())
+    }
+
+    /// What a writer calls a half of this pair until it is complete.
+    pub fn tmp_name(&self, half: Half) -> Vec<u8> {
+        let mut name = self.name(half);
+        name.extend_from_slice(TMP_SUFFIX);
+        name
+    }
+
+    /// The name that bears while a cleaner has taken it.
+    pub fn tmp_claim(&self, half: Half) -> Vec<u8> {
+        let mut name = self.claim(half);
+        name.extend_from_slice(RESERVED_TMP_SUFFIX);
+        name
     }
 
     fn between(&self, prefix: &[u8], suffix: &[u8]) -> Vec<u8> {
@@ -208,11 +254,17 @@ mod tests {
             (b"a.metadata.json.result.json.lz4", half(Result, b"a.metadata.json")),
             // A pattern wins over the reserved prefix.
             (b".result-cleaner-a.metadata.json", half(Metadata, b".result-cleaner-a")),
-            (b"a.result.json.lz4.tmp", Name::Other),
+            (b"a.result.json.lz4.tmp", Name::Tmp(Result, Stem::new(b"a"))),
+            (b".metadata.json.tmp", Name::Tmp(Metadata, Stem::new(b""))),
+            (b"a.tmp", Name::Other),
+            (b"a.result.json.lz4.tmp.tmp", Name::Other),
             (b"a.RESULT.json.lz4", Name::Other),
             (b"aresult.json.lz4", Name::Other),
             (b".result-cleaner-a.r", Name::Claim(Result, Stem::new(b"a"))),
             (b".result-cleaner-.m", Name::Claim(Metadata, Stem::new(b""))),
+            (b".result-cleaner-a.rt", Name::TmpClaim(Result, Stem::new(b"a"))),
+            (b".result-cleaner-a.r.mt", Name::TmpClaim(Metadata, Stem::new(b"a.r"))),
+            (b".result-cleaner-t", Name::Other),
             (b".result-cleaner-canary", Name::Other),
         ] {
             assert_eq!(Name::of(name), expected, "{}", name.escape_ascii());

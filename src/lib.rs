@@ -32,7 +32,7 @@
 //! - A directory's watch is set before the directory is listed; the first scan is the first sweep.
 //! - No event, file or network error ends the worker.
 //! - The command line has each thread that deletes confined to the cache directory by Landlock.
-//! - `notify` is named only in `watch`, directories are listed only in `scan`, `rename` and `unlink`
+//! - `notify` is named only in `watch`, directories are listed only in `listing`, `rename` and `unlink`
 //!   are named only in `remove`, `reqwest` only in `http`; what is due is told by `clock` alone.
 //!
 //! # Known limits
@@ -64,6 +64,7 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+mod accounts;
 mod agenda;
 mod attend;
 mod attending;
@@ -72,9 +73,11 @@ mod cleaner;
 mod clock;
 mod config;
 mod crew;
+mod diary;
 mod disk_time;
 mod entry;
 mod error;
+mod events;
 mod expires_at;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
@@ -82,6 +85,8 @@ pub mod fuzzing;
 #[cfg(feature = "report")]
 mod http;
 mod limits;
+mod listing;
+mod litter;
 mod look;
 mod mark;
 mod metadata;
@@ -100,6 +105,8 @@ mod schedule;
 pub mod server;
 mod stats;
 mod sweep;
+#[cfg(feature = "server")]
+mod telemetry;
 mod timer;
 #[cfg(test)]
 #[path = "../tests/common/trial.rs"]
@@ -108,9 +115,15 @@ mod watch;
 mod worker;
 
 pub use cleaner::{Cleaner, Observer};
-pub use config::{Config, DEFAULT_CACHE_DIR, DEFAULT_METRICS_URL, ResultStore, expand_home};
+pub use config::{
+    Config, DEFAULT_CACHE_DIR, DEFAULT_METRICS_URL, LEAST_AGE, ResultStore, expand_home,
+};
 pub use error::{Error, display_path};
+pub use events::{Event, Events};
 #[cfg(feature = "report")]
 pub use http::fetch_stats;
-pub use stats::{ExpiryBucket, Stats, SweepReport, WatchState};
+pub use stats::{
+    ExpiryBucket, FreedSpan, LastSweep, LitterReport, Recent, RecentError, Stats, SweepReport,
+    WatchState,
+};
 pub use sweep::{ListedPair, list, sweep_dry_run, sweep_once};

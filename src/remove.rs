@@ -27,6 +27,7 @@
 //! living. (A lock needs no file of its own, ends with its process, and is seen across containers.)
 //! Another program that keeps an exclusive lock on a directory keeps what is in it from deletion.
 
+mod alone;
 mod claim;
 mod recovery;
 
@@ -40,6 +41,7 @@ use chrono::{DateTime, Utc};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+pub(crate) use self::alone::{Alone, prune, remove_alone};
 use self::claim::{Claim, give_back_both, unlink};
 pub(crate) use self::recovery::{Recovery, recover};
 use crate::entry::{Half, Stem};

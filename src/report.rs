@@ -298,7 +298,7 @@ async fn last_attempt(
             .unwrap_or_else(|_| Err(NO_TIME.to_owned())),
     };
     if let Err(reason) = outcome {
-        let SweepReport { deleted_count, freed_bytes, checked_count, errors, duration_ms } =
+        let SweepReport { deleted_count, freed_bytes, checked_count, errors, duration_ms, .. } =
             activity.report();
         tracing::warn!(
             "metrics service {} did not take the last report ({reason}); it has not heard of \

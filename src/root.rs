@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{
-    Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, accessat, fstat, fstatfs, lstat, open,
+    Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat, accessat, fstat, fstatfs, lstat, open,
     openat, openat2, stat,
 };
 use rustix::io::Errno;
@@ -261,6 +261,11 @@ pub(crate) enum Lock {
 }
 
 impl Dir {
+    /// Whether this is the directory of which `stat` tells.
+    pub fn is(&self, stat: &Stat) -> bool {
+        (stat.st_dev, stat.st_ino) == self.identity
+    }
+
     pub fn lock(&self) -> Lock {
         match self.lock.load(Ordering::Relaxed) {
             lock if lock == Lock::Shared as u8 => Lock::Shared,

@@ -18,15 +18,16 @@ use landlock::{
 
 use crate::root::Root;
 
-/// Confines this thread to `root`, and all that it starts, for as long as it lives. Where the kernel
-/// can't, that is told once.
-pub(crate) fn enter(root: &Root) {
-    tell_once(&confine(root));
+/// Confines this thread to `root`, and all that it starts, for as long as it lives; where it `prunes`,
+/// it may remove directories there. Where the kernel can't confine it, that is told once.
+pub(crate) fn enter(root: &Root, prunes: bool) {
+    tell_once(&confine(root, prunes));
 }
 
 /// Confines this thread, and all that it starts; false where the kernel has no Landlock.
-fn confine(root: &Root) -> Result<bool, RulesetError> {
-    let allowed = make_bitflags!(AccessFs::{RemoveFile | MakeReg});
+fn confine(root: &Root, prunes: bool) -> Result<bool, RulesetError> {
+    let files = make_bitflags!(AccessFs::{RemoveFile | MakeReg});
+    let allowed = if prunes { files | AccessFs::RemoveDir } else { files };
     let status = Ruleset::default()
         .handle_access(AccessFs::from_write(ABI::V5))?
         .create()?
@@ -63,14 +64,15 @@ mod tests {
         }
         let Standing::Directory(id) = look_at(&cache) else { panic!() };
         let root = Root::open(id).unwrap();
-        let is_supported =
-            std::thread::scope(|scope| scope.spawn(|| confine(&root).unwrap()).join().unwrap());
+        let is_supported = std::thread::scope(|scope| {
+            scope.spawn(|| confine(&root, false).unwrap()).join().unwrap()
+        });
         if !is_supported {
             eprintln!("skipped: this kernel has no Landlock");
             return;
         }
         on_own_thread(
-            || enter(&root),
+            || enter(&root, false),
             || {
                 let denied = |result: std::io::Result<()>| {
                     let kind = result.unwrap_err().kind();

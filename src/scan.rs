@@ -1,5 +1,4 @@
-//! One reading pass over the cache directory, or over some directories in it. The only module
-//! that lists directories.
+//! One reading pass over the cache directory, or over some directories in it.
 //!
 //! One thread opens some directories, sets their watches in one go, and then lists them; others help to
 //! attend to the pairs that were listed. What they find is handed over in batches, so that memory
@@ -13,6 +12,7 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 use std::num::NonZero;
+use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,15 +21,15 @@ use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use rustix::fs::{DirEntry, FileType};
-use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::fs::FileType;
+use rustix::io::Errno;
 
 use crate::attend::{Attendant, Found, result_path};
 use crate::attending::{Attending, Hint};
 use crate::clock::thread_time;
 use crate::entry::{Half, Name, Stem};
 use crate::error::path_field;
-use crate::look::status;
+use crate::listing;
 use crate::mark::Marks;
 use crate::remove::{Recovery, recover};
 use crate::root::{Dir, Root, leads_nowhere, share_of_open_files};
@@ -80,6 +80,8 @@ pub(crate) struct Summary {
     pub owned: Vec<Arc<Path>>,
     /// Reserved names that could not be dealt with, and why.
     pub stranded: Vec<(PathBuf, io::Error)>,
+    /// Directories with something that may be [litter](crate::litter), where that is to be removed.
+    pub litter: Vec<Arc<Path>>,
 }
 
 /// The threads that help to attend to what one thread lists.
@@ -247,34 +249,42 @@ impl Scan<'_> {
         let mut metadata = Vec::new();
         let mut results = HashSet::new();
         let mut own_claims = Vec::new();
-        // Nobody else reads from this descriptor, so that its copy need not have a place of its own.
-        for entry in rustix::fs::Dir::new(fcntl_dupfd_cloexec(dir, 0)?)? {
-            let entry = entry?;
+        let (mut is_empty, mut has_leftovers) = (true, false);
+        listing::list(dir, |name, file_type| {
             if self.cancelled() {
-                return Ok(());
+                return ControlFlow::Break(());
             }
-            let name = entry.file_name().to_bytes();
-            if name == b"." || name == b".." {
-                continue;
-            }
-            match file_type(dir, &entry)? {
+            is_empty = false;
+            match file_type {
                 FileType::RegularFile => {}
                 FileType::Directory => {
                     pending.push(dir.rel.join(OsStr::from_bytes(name)).into());
-                    continue;
+                    return ControlFlow::Continue(());
                 }
-                _ => continue,
+                _ => return ControlFlow::Continue(()),
             }
             match Name::of(name) {
                 Name::Half(Half::Result, stem) => drop(results.insert(stem)),
                 Name::Half(Half::Metadata, stem) => metadata.push(stem),
-                Name::Claim(..) => own_claims.push(name.to_owned()),
+                Name::Claim(..) | Name::TmpClaim(..) => own_claims.push(name.to_owned()),
+                Name::Tmp(..) => has_leftovers = true,
                 Name::Other => {}
             }
+            ControlFlow::Continue(())
+        })?;
+        if self.cancelled() {
+            return Ok(());
         }
         drop(spending);
         // Only now, since what is deleted while a directory is listed may be listed or not.
         summary.results += results.len() as u64;
+        if self.attendant.litter_ages().any() {
+            let pairs = metadata.iter().filter(|stem| results.contains(*stem)).count();
+            let has_orphans = pairs < metadata.len().max(results.len());
+            if is_empty || has_leftovers || has_orphans {
+                summary.litter.push(Arc::clone(&dir.rel));
+            }
+        }
         let mut pairs = metadata.into_iter().map(|stem| {
             let hint = if results.contains(&stem) { Hint::Listed } else { Hint::Nothing };
             (stem, hint)
@@ -388,18 +398,5 @@ impl Scan<'_> {
 
     fn cancelled(&self) -> bool {
         self.cancel.load(Ordering::Relaxed)
-    }
-}
-
-/// The type of an entry, which some file systems tell only when asked.
-fn file_type(dir: &Dir, entry: &DirEntry) -> io::Result<FileType> {
-    if entry.file_type() != FileType::Unknown {
-        return Ok(entry.file_type());
-    }
-    match status(dir, entry.file_name().to_bytes()) {
-        Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode)),
-        // It vanished while it was listed.
-        Err(Errno::NOENT) => Ok(FileType::Unknown),
-        Err(error) => Err(error.into()),
     }
 }

@@ -46,6 +46,11 @@ const WARN_PAUSE: Duration = Duration::from_secs(60);
 pub trait StatsSource: Send + Sync + 'static {
     /// The state of the cleaner, soon: an answer that takes seconds is given up.
     fn stats(&self) -> Pin<Box<dyn Future<Output = Stats> + Send + '_>>;
+    /// The figures of Prometheus, in its text format.
+    ///
+    /// # Errors
+    /// Why they can't be told.
+    fn metrics(&self) -> Result<String, String>;
     /// Whether the worker lives. It does during the first scan and while the directory is absent.
     fn alive(&self) -> bool;
 }
@@ -180,6 +185,10 @@ mod tests {
             Box::pin(async { stats() })
         }
 
+        fn metrics(&self) -> Result<String, String> {
+            Ok("figures".to_owned())
+        }
+
         fn alive(&self) -> bool {
             self.0.load(SeqCst)
         }
@@ -198,7 +207,11 @@ mod tests {
             heap_size: 5,
             next_expiry: None,
             watch: WatchState::Active,
+            total_orphans_removed: 0,
+            total_orphan_bytes_freed: 0,
+            total_directories_pruned: 0,
             expiring: None,
+            recent: None,
         }
     }
 
@@ -288,7 +301,8 @@ mod tests {
     async fn what_is_not_there_and_what_does_not_work_is_told() {
         let server = Server::start().await;
         for (request, status) in [
-            ("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+            ("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+            ("GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
             ("GET /stats/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
             ("POST /x HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
             ("DELETE /stats HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421),

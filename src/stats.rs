@@ -59,9 +59,23 @@ pub struct Stats {
     pub next_expiry: Option<DateTime<Utc>>,
     /// How the cleaner learns of changes.
     pub watch: WatchState,
+    /// Results without metadata, expired metadata without a result, and `*.tmp` files that were removed
+    /// because of [`Config::remove_orphans`](crate::Config::remove_orphans).
+    #[serde(default)]
+    pub total_orphans_removed: u64,
+    /// `st_size` of these files, in bytes; not part of [`total_freed_bytes`](Self::total_freed_bytes).
+    #[serde(default)]
+    pub total_orphan_bytes_freed: u64,
+    /// Directories that were removed because of
+    /// [`Config::prune_empty_dirs`](crate::Config::prune_empty_dirs).
+    #[serde(default)]
+    pub total_directories_pruned: u64,
     /// How many pairs expire when; only where it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expiring: Option<Vec<ExpiryBucket>>,
+    /// What happened lately; only where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recent: Option<Recent>,
 }
 
 /// How many waiting pairs expire in a span of time that ends `within_seconds` from now and begins
@@ -72,6 +86,54 @@ pub struct ExpiryBucket {
     pub within_seconds: Option<u64>,
     /// The pairs in it.
     pub count: u64,
+}
+
+/// What happened lately.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Recent {
+    /// The last full sweep that was completed.
+    pub last_sweep: Option<LastSweep>,
+    /// The last errors, at most 20, the newest first.
+    pub errors: Vec<RecentError>,
+    /// What was freed in the last 24 hours, in spans of ten minutes, the oldest first; those without
+    /// any are left out.
+    pub freed: Vec<FreedSpan>,
+}
+
+/// When a sweep ended, and what it did.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct LastSweep {
+    /// When it ended.
+    pub ended_at: DateTime<Utc>,
+    /// What it did; the keys stand beside the others.
+    #[serde(flatten)]
+    pub report: SweepReport,
+}
+
+/// One of [`Stats::total_errors`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RecentError {
+    /// When it was noticed.
+    pub at: DateTime<Utc>,
+    /// What it is about: a result, its metadata, or a directory. What is not UTF-8 in it is replaced.
+    pub path: String,
+    /// What is wrong, in one line.
+    pub reason: String,
+}
+
+/// What was deleted in a span of ten minutes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct FreedSpan {
+    /// When the span began.
+    pub since: DateTime<Utc>,
+    /// Pairs that were deleted in it.
+    pub deleted: u64,
+    /// What that freed, in bytes; with what orphans took.
+    pub freed_bytes: u64,
 }
 
 /// What one full sweep did.
@@ -88,6 +150,22 @@ pub struct SweepReport {
     pub errors: u64,
     /// How long the sweep took, in milliseconds.
     pub duration_ms: f64,
+    /// What was removed besides, where [`Config`](crate::Config) asks for it and the sweep is made
+    /// without a service; its keys stand beside the others.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub litter: Option<LitterReport>,
+}
+
+/// What was removed besides expired pairs, because the configuration asks for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct LitterReport {
+    /// Results without metadata, expired metadata without a result, and what writers had left.
+    pub orphans_removed: u64,
+    /// `st_size` of these files, in bytes.
+    pub orphan_bytes_freed: u64,
+    /// Empty directories.
+    pub directories_pruned: u64,
 }
 
 /// Figures of work that was done: those of a [`SweepReport`], before they are told to anybody.
@@ -98,6 +176,33 @@ pub(crate) struct Activity {
     pub checked: u64,
     pub errors: u64,
     pub duration: Duration,
+    pub litter: Litter,
+}
+
+/// Figures of [litter](crate::litter) that was removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Litter {
+    pub orphans: u64,
+    pub orphan_bytes: u64,
+    pub pruned: u64,
+}
+
+impl Litter {
+    pub fn report(&self) -> LitterReport {
+        LitterReport {
+            orphans_removed: self.orphans,
+            orphan_bytes_freed: self.orphan_bytes,
+            directories_pruned: self.pruned,
+        }
+    }
+}
+
+impl std::ops::AddAssign for Litter {
+    fn add_assign(&mut self, more: Self) {
+        self.orphans += more.orphans;
+        self.orphan_bytes += more.orphan_bytes;
+        self.pruned += more.pruned;
+    }
 }
 
 impl Activity {
@@ -114,6 +219,7 @@ impl Activity {
             checked_count: self.checked,
             errors: self.errors,
             duration_ms: self.duration.as_secs_f64() * 1000.0,
+            litter: None,
         }
     }
 }
@@ -125,6 +231,7 @@ impl std::ops::AddAssign for Activity {
         self.checked += more.checked;
         self.errors += more.errors;
         self.duration += more.duration;
+        self.litter += more.litter;
     }
 }
 
@@ -146,7 +253,11 @@ impl SharedStats {
             heap_size: 0,
             next_expiry: None,
             watch: WatchState::Absent,
+            total_orphans_removed: 0,
+            total_orphan_bytes_freed: 0,
+            total_directories_pruned: 0,
             expiring: None,
+            recent: None,
         })))
     }
 
@@ -165,6 +276,9 @@ impl SharedStats {
             stats.total_freed_bytes += activity.freed_bytes;
             stats.total_freed_mb = mib(stats.total_freed_bytes);
             stats.total_errors += activity.errors;
+            stats.total_orphans_removed += activity.litter.orphans;
+            stats.total_orphan_bytes_freed += activity.litter.orphan_bytes;
+            stats.total_directories_pruned += activity.litter.pruned;
         });
     }
 
@@ -201,12 +315,16 @@ mod tests {
             heap_size: 1,
             next_expiry: DateTime::from_timestamp_millis(1_795_507_200_250),
             watch: WatchState::Active,
+            total_orphans_removed: 0,
+            total_orphan_bytes_freed: 0,
+            total_directories_pruned: 0,
             expiring: None,
+            recent: None,
         };
         let json = serde_json::to_string(&stats).unwrap();
         assert_eq!(
             json,
-            r#"{"running":true,"check_interval_hours":6.0,"total_cleanups":42,"total_deleted":156,"total_freed_bytes":52428800,"total_freed_mb":50.0,"total_errors":0,"cache_directory":"/x","heap_size":1,"next_expiry":"2026-11-24T08:00:00.250Z","watch":"active"}"#
+            r#"{"running":true,"check_interval_hours":6.0,"total_cleanups":42,"total_deleted":156,"total_freed_bytes":52428800,"total_freed_mb":50.0,"total_errors":0,"cache_directory":"/x","heap_size":1,"next_expiry":"2026-11-24T08:00:00.250Z","watch":"active","total_orphans_removed":0,"total_orphan_bytes_freed":0,"total_directories_pruned":0}"#
         );
         assert_eq!(serde_json::from_str::<Stats>(&json).unwrap(), stats);
     }

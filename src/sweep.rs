@@ -1,7 +1,7 @@
 //! One cleanup, or one look, without a service.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -15,12 +15,13 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::entry::{Half, Key};
 use crate::error::{Error, path_field};
-use crate::look::{FileTime, Seen, Version};
+use crate::litter;
+use crate::look::{FileTime, SETTLING, Seen, Version};
 use crate::mark::Marks;
 use crate::root::{Root, Standing, look_at};
 use crate::runtime::panic_message;
 use crate::scan::{Scan, Summary};
-use crate::stats::{Activity, SweepReport};
+use crate::stats::{self, Activity, LitterReport, SweepReport};
 
 /// Deletes what has expired now, without a running service.
 ///
@@ -121,7 +122,7 @@ async fn on_thread<T: Default + Send + 'static>(
 fn scan(root: &Root, attendant: &Attendant, found: &(dyn Fn(Vec<Found>) + Sync)) -> Summary {
     let cancel = AtomicBool::new(false);
     Scan { root, watcher: None, attendant, marks: &Marks::default(), cancel: &cancel, found }
-        .run(&[std::path::Path::new("").into()])
+        .run(&[Path::new("").into()])
 }
 
 fn sweep(root: &Root, attendant: &Attendant) -> SweepReport {
@@ -142,7 +143,8 @@ fn sweep(root: &Root, attendant: &Attendant) -> SweepReport {
         sums.error(&path, &format_args!("can't take up what a killed cleaner has left: {error}"));
     }
     let doubts = std::mem::take(&mut sums.doubts);
-    if let Some(wait) = doubts.iter().map(|doubt| doubt.wait).max() {
+    let litter = Litter::find(root, attendant, summary.litter);
+    if let Some(wait) = doubts.iter().map(|doubt| doubt.wait).chain(litter.wait()).max() {
         thread::sleep(wait);
     }
     let job = |doubt: &Doubt| {
@@ -162,8 +164,50 @@ fn sweep(root: &Root, attendant: &Attendant) -> SweepReport {
         let again = about.get(&found.key).copied();
         sums.add(found, again);
     }
+    let removed = litter.remove(root, attendant, &mut sums);
     sums.activity.duration = start.elapsed();
-    sums.activity.report()
+    SweepReport { litter: removed, ..sums.activity.report() }
+}
+
+/// The litter that a scan came upon.
+struct Litter {
+    is_wanted: bool,
+    /// Directories with some that is old enough.
+    dirs: Vec<Arc<Path>>,
+}
+
+impl Litter {
+    /// Looks at what in `dirs` may be litter.
+    fn find(root: &Root, attendant: &Attendant, dirs: Vec<Arc<Path>>) -> Self {
+        let looking = attendant.only_looking();
+        let is_ripe = |dir: &Arc<Path>| {
+            let tidied = litter::tidy(root, &looking, dir);
+            tidied.removed != stats::Litter::default() || !tidied.failures.is_empty()
+        };
+        Self {
+            is_wanted: attendant.litter_ages().any(),
+            dirs: dirs.into_iter().filter(is_ripe).collect(),
+        }
+    }
+
+    /// For how long it is to be left alone first: the other half of what stands alone may be about to
+    /// arrive.
+    fn wait(&self) -> Option<Duration> {
+        (!self.dirs.is_empty()).then_some(SETTLING)
+    }
+
+    /// Removes it, unless the attendant only looks; `None` where nobody has asked for that.
+    fn remove(&self, root: &Root, attendant: &Attendant, sums: &mut Sums) -> Option<LitterReport> {
+        let mut removed = stats::Litter::default();
+        for dir in &self.dirs {
+            let tidied = litter::tidy(root, attendant, dir);
+            removed += tidied.removed;
+            for (path, failure) in tidied.failures {
+                sums.error(&path, &failure);
+            }
+        }
+        self.is_wanted.then(|| removed.report())
+    }
 }
 
 /// The figures of a sweep, and what it has to look at again before it can tell.
@@ -202,7 +246,7 @@ impl Sums {
                 self.activity.deleted += 1;
                 self.activity.freed_bytes += bytes;
             }
-            Outcome::Removed { freed, leftover } => {
+            Outcome::Removed { freed, leftover, .. } => {
                 self.activity.deleted += 1;
                 self.activity.freed_bytes += freed;
                 if let Some(failure) = leftover {
@@ -237,7 +281,7 @@ impl Sums {
         self.error(&key.path(half), &failure);
     }
 
-    fn error(&mut self, path: &std::path::Path, reason: &dyn std::fmt::Display) {
+    fn error(&mut self, path: &Path, reason: &dyn std::fmt::Display) {
         self.activity.errors += 1;
         tracing::warn!(path = path_field(&self.root.join(path)), "{reason}");
     }

@@ -125,6 +125,7 @@ impl Watcher {
     pub fn start(root: &Path, inbox: Arc<Inbox>) -> Result<Self, Refusal> {
         let watched = Watched::default();
         let mut translator = Translator::new(root, watched.clone());
+        translator.tells_litter = inbox.wants_litter;
         let config = notify::Config::default().with_follow_symlinks(false).with_event_kinds(EVENTS);
         let mut gathering = Gathering::new();
         let handler = move |event| {
@@ -274,11 +275,13 @@ pub(crate) struct Translator {
     watched: Watched,
     /// The directory of the last event, which the next one shares mostly.
     dir: Option<Arc<Path>>,
+    /// Whether to tell where there may be litter.
+    tells_litter: bool,
 }
 
 impl Translator {
     pub fn new(root: &Path, watched: Watched) -> Self {
-        Self { root: root.to_owned(), watched, dir: None }
+        Self { root: root.to_owned(), watched, dir: None, tells_litter: false }
     }
 
     pub fn translate(&mut self, event: notify::Result<Event>, put: &mut dyn FnMut(Change)) {
@@ -291,6 +294,12 @@ impl Translator {
         }
         for path in &event.paths {
             let Ok(rel) = path.strip_prefix(&self.root) else { continue };
+            if self.tells_litter
+                && !name_of(rel).is_claim()
+                && let Some(dir) = self.directory_of(rel)
+            {
+                put(Change::Litter(dir));
+            }
             self.translate_path(event.kind, path, rel, put);
         }
     }
@@ -329,14 +338,16 @@ impl Translator {
                 }
             }
             EventKind::Modify(ModifyKind::Name(RenameMode::To)) => {
-                if matches!(name_of(rel), Name::Claim(..)) {
+                if name_of(rel).is_claim() {
                     return;
                 }
                 self.note_moved(rel);
                 match path.symlink_metadata() {
                     Ok(found) if found.is_dir() => put(Change::Tree(rel.into())),
                     // It is elsewhere by now, or a directory above it is: it may be a directory.
-                    Err(_) if name_of(rel) == Name::Other => put(Change::Tree(rel.into())),
+                    Err(_) if !matches!(name_of(rel), Name::Half(..)) => {
+                        put(Change::Tree(rel.into()));
+                    }
                     _ => self.appeared(rel, Done, put),
                 }
             }
@@ -365,12 +376,15 @@ impl Translator {
 
     fn half(&mut self, rel: &Path) -> Option<(Half, Key)> {
         let Name::Half(half, stem) = name_of(rel) else { return None };
+        Some((half, Key { dir: self.directory_of(rel)?, stem }))
+    }
+
+    fn directory_of(&mut self, rel: &Path) -> Option<Arc<Path>> {
         let parent = rel.parent()?;
-        let dir = match &self.dir {
+        Some(match &self.dir {
             Some(dir) if **dir == *parent => Arc::clone(dir),
             _ => Arc::clone(self.dir.insert(parent.into())),
-        };
-        Some((half, Key { dir, stem }))
+        })
     }
 
     fn is_watched(&self, rel: &Path) -> bool {

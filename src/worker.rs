@@ -19,18 +19,22 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout_at;
 
-use crate::agenda::{Agenda, ScanId, Scope, Source};
+use crate::accounts::{Accounts, Views};
+use crate::agenda::{Agenda, Notice, ScanId, Scope, Source};
 use crate::attend::{Attendant, Found, Job};
 use crate::change::Inbox;
 use crate::clock::{Clock, Now, TICK};
-use crate::config::Config;
+use crate::config::{Ages, Config};
 use crate::crew::{BATCH, Crew, EVENTS, Epoch, Event, batches};
+use crate::entry::Half;
+use crate::error::path_field;
+use crate::litter::{Due, Schedule, Tidied};
 use crate::mark::Marks;
 use crate::place::{Open, Place};
 use crate::reports::Reports;
 use crate::scan::Summary;
 use crate::schedule::{SweepAnswer, Sweeps};
-use crate::stats::{Activity, ExpiryBucket, SharedStats, WatchState};
+use crate::stats::{Activity, ExpiryBucket, WatchState};
 use crate::timer::Timer;
 use crate::watch::Refusal;
 
@@ -58,8 +62,7 @@ pub(crate) struct Worker<R> {
     fallback_interval: Duration,
     crew: Crew,
     clock: Arc<Clock>,
-    reports: R,
-    stats: SharedStats,
+    accounts: Accounts<R>,
     inbox: Arc<Inbox>,
     agenda: Agenda,
     /// What the agenda gave out as due, and no thread was free for.
@@ -67,6 +70,8 @@ pub(crate) struct Worker<R> {
     place: Place,
     full: Option<Run>,
     trees: Option<Run>,
+    litter: Schedule,
+    tidying: bool,
     sweeps: Sweeps,
     /// Why some directories are not watched, as it was told.
     refused: Option<Refusal>,
@@ -85,24 +90,18 @@ struct Run {
     refused_meanwhile: bool,
 }
 
-impl<R> Drop for Worker<R> {
-    /// However the worker ends, the stats say so.
-    fn drop(&mut self) {
-        self.stats.update(|stats| stats.running = false);
-    }
-}
-
 impl<R: Reports> Worker<R> {
-    /// A worker for the cache directory at `path`, which was given as `given`, and the stats that
-    /// it keeps.
+    /// A worker for the cache directory at `path`, which was given as `given`, and what others may see
+    /// of it.
     pub fn new(
         config: &Config,
         given: PathBuf,
         path: PathBuf,
         reports: R,
-    ) -> (Self, mpsc::Receiver<Event>, SharedStats) {
+    ) -> (Self, mpsc::Receiver<Event>, Views) {
         let clock = Arc::new(Clock::default());
-        let stats = SharedStats::new(config.check_interval, given.clone());
+        let accounts = Accounts::new(config.check_interval, given.clone(), reports);
+        let views = accounts.views();
         let attendant = Attendant::deleting(Arc::clone(&clock), config);
         let (crew, events) = Crew::new(attendant);
         let worker = Self {
@@ -112,20 +111,21 @@ impl<R: Reports> Worker<R> {
             fallback_interval: config.fallback_interval,
             crew,
             clock,
-            reports,
-            stats: stats.clone(),
-            inbox: Arc::default(),
+            accounts,
+            inbox: Arc::new(Inbox::new(Ages::of(config).any())),
             agenda: Agenda::default(),
             due: VecDeque::new(),
             place: Place::Same,
             full: None,
             trees: None,
+            litter: Schedule::default(),
+            tidying: false,
             sweeps: Sweeps::new(Instant::now()),
             refused: None,
             blind: false,
             buckets: None,
         };
-        (worker, events, stats)
+        (worker, events, views)
     }
 
     /// Works until `requests` is closed; where to report, and when it was closed.
@@ -173,14 +173,18 @@ impl<R: Reports> Worker<R> {
         let asked_to_stop = Instant::now();
         self.wind_up(&mut events).await?;
         self.publish();
-        Ok((std::mem::take(&mut self.reports), asked_to_stop))
+        Ok((self.accounts.take_reports(), asked_to_stop))
     }
 
     /// Lets what is under way end, so that its figures are counted.
     async fn wind_up(&mut self, events: &mut mpsc::Receiver<Event>) -> Result<(), String> {
         self.crew.cancel();
         let deadline = tokio::time::Instant::now() + STOP_PATIENCE;
-        while self.crew.is_attending() || self.full.is_some() || self.trees.is_some() {
+        while self.crew.is_attending()
+            || self.full.is_some()
+            || self.trees.is_some()
+            || self.tidying
+        {
             match timeout_at(deadline, events.recv()).await {
                 Ok(Some(event)) => self.take_in(event)?,
                 Ok(None) | Err(_) => {
@@ -190,7 +194,7 @@ impl<R: Reports> Worker<R> {
             }
         }
         for run in [self.full.take(), self.trees.take()].into_iter().flatten() {
-            self.reports.between(run.activity);
+            self.accounts.between(run.activity);
         }
         Ok(())
     }
@@ -212,7 +216,8 @@ impl<R: Reports> Worker<R> {
 
     fn take_news(&mut self) {
         if self.can_work() {
-            let news = self.inbox.take();
+            let mut news = self.inbox.take();
+            self.litter.note(std::mem::take(&mut news.litter), self.clock.now());
             if news.missed {
                 self.lost_track();
             }
@@ -246,12 +251,44 @@ impl<R: Reports> Worker<R> {
             let waiters = self.sweeps.begin();
             self.full = Some(self.begin_scan(&open, Scope::Everything, waiters));
         }
+        if !self.tidying {
+            let due = self.litter.take_due(now);
+            if !due.is_empty() {
+                self.tidying = true;
+                self.crew.tidy(&open, due);
+            }
+        }
         if self.trees.is_none() {
             let trees = self.agenda.take_trees(now);
             if !trees.is_empty() {
                 self.trees = Some(self.begin_scan(&open, Scope::Trees(trees), Vec::new()));
             }
         }
+    }
+
+    fn tidied(&mut self, epoch: Epoch, tidied: Vec<(Due, Tidied)>, took: Duration) {
+        let now = self.clock.now();
+        self.litter.ended(took, now);
+        let mut activity = Activity { duration: took, ..Activity::default() };
+        for (due, tidied) in tidied {
+            activity.litter += tidied.removed;
+            activity.errors += tidied.failures.len() as u64;
+            if epoch != self.crew.epoch() {
+                continue;
+            }
+            let is_first = self.litter.settle(due, &tidied, now);
+            for (path, failure) in &tidied.failures {
+                let path = self.root().join(path);
+                if is_first {
+                    tracing::warn!(path = path_field(&path), "{failure}");
+                } else {
+                    tracing::debug!(path = path_field(&path), reason = %failure, "still failing");
+                }
+                self.accounts.error(&path, failure.to_string(), now);
+            }
+        }
+        self.accounts.count(activity, now);
+        self.accounts.between(activity);
     }
 
     /// What news there is, and some of what is due. A flood of the one does not hold up the other.
@@ -291,15 +328,19 @@ impl<R: Reports> Worker<R> {
             Event::Scanned { epoch, id, found } => {
                 let activity =
                     Activity { checked: 0, ..self.settle(found, epoch, Source::Scan(id)) };
-                self.stats.count(activity);
+                self.accounts.count(activity, self.clock.now());
                 match self.run_of(epoch, id) {
                     Some(run) => run.activity += activity,
                     // Its scan is of no interest any more, but what it did is.
-                    None => self.reports.between(activity),
+                    None => self.accounts.between(activity),
                 }
             }
             Event::ScanEnded { epoch, id, summary, took } => {
                 self.scan_ended(epoch, id, summary, took);
+            }
+            Event::Tidied { epoch, tidied, took } => {
+                self.tidying = false;
+                self.tidied(epoch, tidied, took);
             }
             Event::Probed(place) => self.probed(place),
             Event::Died(message) => return Err(message),
@@ -309,21 +350,31 @@ impl<R: Reports> Worker<R> {
 
     fn jobs_done(&mut self, found: Vec<Found>, epoch: Epoch, took: Duration) {
         let activity = Activity { duration: took, ..self.settle(found, epoch, Source::Job) };
-        self.stats.count(activity);
-        self.reports.between(activity);
+        self.accounts.count(activity, self.clock.now());
+        self.accounts.between(activity);
     }
 
     fn settle(&mut self, found: Vec<Found>, epoch: Epoch, source: Source) -> Activity {
         let now = self.clock.now();
         let mut activity = Activity::default();
         for found in found {
+            let result = || self.root().join(found.key.path(Half::Result));
+            self.accounts.found(&found.outcome, result);
             activity += if epoch == self.crew.epoch() {
                 self.agenda.settle(found, source, now)
             } else {
                 crate::agenda::figures_alone(&found.outcome)
             };
         }
+        self.tell_notices(now);
         activity
+    }
+
+    /// Tells of the errors that were counted.
+    fn tell_notices(&mut self, now: Now) {
+        for Notice { path, reason } in self.agenda.take_notices() {
+            self.accounts.error(&self.root().join(path), reason, now);
+        }
     }
 
     fn run_of(&mut self, epoch: Epoch, id: ScanId) -> Option<&mut Run> {
@@ -337,6 +388,9 @@ impl<R: Reports> Worker<R> {
         let refused = summary.refused.take();
         let astray = summary.astray;
         let now = self.clock.now();
+        if epoch == self.crew.epoch() {
+            self.litter.note(std::mem::take(&mut summary.litter), now);
+        }
         let end = if cancelled {
             Activity {
                 deleted: summary.finished,
@@ -346,9 +400,10 @@ impl<R: Reports> Worker<R> {
         } else {
             self.agenda.end_scan(id, summary, now)
         };
-        self.stats.count(end);
+        self.tell_notices(now);
+        self.accounts.count(end, now);
         if epoch != self.crew.epoch() {
-            return self.reports.between(end);
+            return self.accounts.between(end);
         }
         let full = self.full.take_if(|run| run.id == id);
         let is_full = full.is_some();
@@ -360,7 +415,7 @@ impl<R: Reports> Worker<R> {
             self.lost_track();
         }
         if cancelled || !is_full {
-            self.reports.between(run.activity);
+            self.accounts.between(run.activity);
             if let Some(refused) = refused.filter(|_| !cancelled) {
                 if let Some(full) = &mut self.full {
                     full.refused_meanwhile = true;
@@ -369,12 +424,11 @@ impl<R: Reports> Worker<R> {
             }
             return;
         }
-        self.stats.update(|stats| stats.total_cleanups += 1);
         if refused.is_some() || !run.refused_meanwhile {
             self.refused_by(refused);
         }
         self.sweeps.ended(now.mono, took, self.sweep_interval());
-        let report = run.activity.report();
+        let report = self.accounts.swept(run.activity, now);
         tracing::info!(
             deleted = report.deleted_count,
             freed_bytes = report.freed_bytes,
@@ -383,7 +437,6 @@ impl<R: Reports> Worker<R> {
             duration_ms = report.duration_ms,
             "Cleanup completed"
         );
-        self.reports.sweep(run.activity);
         for waiter in run.waiters {
             let _ = waiter.send(Ok(report));
         }
@@ -445,10 +498,13 @@ impl<R: Reports> Worker<R> {
         }
         // A scan may have told so before.
         let is_told = self.agenda.could_not_read(Path::new(""));
-        if matches!(place, Place::Unreadable { .. }) && !is_told {
-            let activity = Activity { errors: 1, ..Activity::default() };
-            self.stats.count(activity);
-            self.reports.between(activity);
+        if let Place::Unreadable { reason } = &place
+            && !is_told
+        {
+            let (now, activity) = (self.clock.now(), Activity { errors: 1, ..Activity::default() });
+            self.accounts.count(activity, now);
+            self.accounts.between(activity);
+            self.accounts.error(&self.path, reason.clone(), now);
         }
         self.begin_anew(place);
         self.sweeps.at_the_latest(Instant::now(), Duration::ZERO);
@@ -460,11 +516,12 @@ impl<R: Reports> Worker<R> {
         self.place = place;
         self.agenda = Agenda::new(self.root());
         self.due.clear();
+        self.litter = Schedule::default();
         self.refused = None;
         self.blind = false;
         let _ = self.inbox.take();
         for run in [self.full.take(), self.trees.take()].into_iter().flatten() {
-            self.reports.between(run.activity);
+            self.accounts.between(run.activity);
             // The sweep that was asked for is made of what stands there now.
             self.sweeps.ask(run.waiters);
         }
@@ -505,13 +562,14 @@ impl<R: Reports> Worker<R> {
         let tree = self.agenda.next_tree(now).filter(|_| self.trees.is_none());
         let can_sweep = self.full.is_none() && !(self.blind && self.crew.is_probing());
         let sweep = can_sweep.then(|| self.sweeps.next());
-        [pair, tree, sweep].into_iter().flatten().fold(far, Instant::min)
+        let litter = self.litter.next(now).filter(|_| !self.tidying);
+        [pair, tree, litter, sweep].into_iter().flatten().fold(far, Instant::min)
     }
 
     fn publish(&self) {
         let watch = self.watch_state();
         let resolved = self.place.id().map_or(&self.given, |id| &id.path);
-        self.stats.update(|stats| {
+        self.accounts.publish(|stats| {
             stats.heap_size = self.agenda.heap_size() as u64;
             stats.next_expiry = self.agenda.next_expiry();
             stats.watch = watch;

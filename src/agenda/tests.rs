@@ -92,6 +92,7 @@ impl World {
             match self.disk.next_event() {
                 Some(Change::Pair(key, trigger)) => drop(news.pairs.insert(key, trigger)),
                 Some(Change::Tree(tree)) => drop(news.trees.insert(tree)),
+                Some(Change::Litter(_)) => unreachable!("nobody asked for it"),
                 Some(Change::Missed) => self.missed = true,
                 None => {}
             }

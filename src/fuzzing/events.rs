@@ -159,7 +159,7 @@ impl<'a> World<'a> {
                     }
                     *self.told.entry(key.clone()).or_default() |= appeared;
                 }
-                Change::Tree(_) => {}
+                Change::Tree(_) | Change::Litter(_) => {}
                 Change::Missed => self.lost = true,
             }
             self.inbox.put(change);
@@ -306,7 +306,11 @@ impl<'a> World<'a> {
             4 => Outcome::Incomplete,
             5 => Outcome::Unsettled { result: seen, wait, expires_at, bytes: 1 },
             6 => Outcome::Broken { metadata: seen, reason: Broken::Unreadable(5), wait, bytes: 1 },
-            7 => Outcome::Removed { freed: 7, leftover: (seconds > 0).then_some(failure) },
+            7 => Outcome::Removed {
+                freed: 7,
+                leftover: (seconds > 0).then_some(failure),
+                late: TimeDelta::zero(),
+            },
             8 => Outcome::Changed,
             9 => Outcome::Taken,
             10 => Outcome::Failed(failure),
@@ -423,6 +427,7 @@ fn assert_justified(change: &Change, paths: &[PathBuf], shown: &str) {
             assert!(paths.iter().any(|path| **path == **tree), "{shown}: {tree:?}");
             assert_within(tree, shown);
         }
+        Change::Litter(_) => panic!("nobody asked for it: {shown}"),
         Change::Missed => panic!("nothing was missed: {shown}"),
     }
 }

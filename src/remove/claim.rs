@@ -19,6 +19,11 @@ impl<'a> Claim<'a> {
         Self { dir, own: stem.name(half), reserved: stem.claim(half) }
     }
 
+    /// The same of what a writer has left of a half.
+    pub fn of_tmp(dir: &'a Dir, stem: &Stem, half: Half) -> Self {
+        Self { dir, own: stem.tmp_name(half), reserved: stem.tmp_claim(half) }
+    }
+
     pub fn take(&self) -> rustix::io::Result<()> {
         rename(self.dir, &self.own, &self.reserved)
     }
@@ -34,6 +39,17 @@ impl<'a> Claim<'a> {
     /// there, and no recovery will take it away.
     pub fn is_blocked(&self) -> bool {
         status(self.dir, &self.reserved).is_ok_and(|stat| Seen::of(&stat).is_none())
+    }
+
+    /// Removes the file under its own name, without a claim.
+    pub fn unlink_unclaimed(&self) -> rustix::io::Result<()> {
+        unlink(self.dir, &self.own)
+    }
+
+    /// Whether the file under its own name is the one that was judged, unchanged.
+    pub fn own_name_is(&self, judged: &Seen) -> bool {
+        regular(self.dir, &self.own)
+            .is_ok_and(|seen| seen.is_some_and(|seen| seen.version == judged.version))
     }
 
     /// Whether a file stands under the name that this one would get back.
@@ -82,6 +98,11 @@ pub(super) fn give_back_both(result: &Claim<'_>, metadata: &Claim<'_>) -> rustix
     }
     metadata.give_back()?;
     result.give_back()
+}
+
+/// Removes the directory `name`, if it is empty.
+pub(super) fn remove_dir(parent: &Dir, name: &[u8]) -> rustix::io::Result<()> {
+    retry_on_intr(|| unlinkat(parent, name, AtFlags::REMOVEDIR))
 }
 
 fn rename(dir: &Dir, from: &[u8], to: &[u8]) -> rustix::io::Result<()> {

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use super::claim::{Claim, give_back_both};
 use crate::entry::{Half, Name, Stem};
 use crate::look::{Seen, read_metadata, regular};
-use crate::root::Root;
+use crate::root::{Dir, Root};
 
 /// What became of claims that were found in a directory.
 #[derive(Debug, Default)]
@@ -27,6 +27,12 @@ pub(crate) struct Recovery {
     pub owned: bool,
     /// Reserved names that could not be dealt with, and why.
     pub failed: Vec<(PathBuf, io::Error)>,
+}
+
+impl Recovery {
+    fn fail(&mut self, dir: &Dir, reserved: &[u8], error: Errno) {
+        self.failed.push((dir.rel.join(OsStr::from_bytes(reserved)), error.into()));
+    }
 }
 
 /// Takes up the claims that cleaners left behind in a directory when they were killed.
@@ -52,10 +58,15 @@ pub(crate) fn recover(
     }
     let mut stems: Vec<Stem> = Vec::new();
     for reserved in claims {
-        if let Name::Claim(_, stem) = Name::of(reserved)
-            && !stems.contains(&stem)
-        {
-            stems.push(stem);
+        match Name::of(reserved) {
+            Name::Claim(_, stem) if !stems.contains(&stem) => stems.push(stem),
+            // It was not certain yet that nobody comes back for it.
+            Name::TmpClaim(half, stem) => {
+                if let Err(error) = Claim::of_tmp(dir, &stem, half).give_back() {
+                    recovery.fail(dir, reserved, error);
+                }
+            }
+            _ => {}
         }
     }
     for stem in stems {
@@ -79,8 +90,7 @@ pub(crate) fn recover(
             None => Ok(()),
         };
         if let Err(error) = done {
-            let name = OsStr::from_bytes(&result.reserved);
-            recovery.failed.push((dir.rel.join(name), error.into()));
+            recovery.fail(dir, &result.reserved, error);
         }
         recovery.touched.push(stem);
     }

@@ -14,7 +14,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn activity(deleted: u64) -> Activity {
     let duration = Duration::from_micros(500 * deleted);
-    Activity { deleted, freed_bytes: 10 * deleted, checked: 100, errors: 1, duration }
+    Activity {
+        deleted,
+        freed_bytes: 10 * deleted,
+        checked: 100,
+        errors: 1,
+        duration,
+        ..Activity::default()
+    }
 }
 
 /// A metrics service that answers the n-th request by `answer(n)`: the first line of the

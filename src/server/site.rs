@@ -21,6 +21,12 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How much of the rest is taken off the client's hands, in bytes.
 const MOST_BODY: usize = 64 * 1024;
 
+const PAGE: &str = include_str!("page.html");
+/// It loads nothing, and asks only where it came from.
+const PAGE_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
+    style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; \
+    frame-ancestors 'none'";
+
 /// What is served, and under which names.
 pub(super) struct Site {
     source: Arc<dyn StatsSource>,
@@ -55,20 +61,20 @@ impl Site {
             return refusal;
         }
         let path = head.uri.path();
-        if !["/stats", "/healthz"].contains(&path) {
-            return text(StatusCode::NOT_FOUND, "there is /stats and /healthz here\n");
+        if !["/", "/stats", "/metrics", "/healthz"].contains(&path) {
+            return text(StatusCode::NOT_FOUND, "there is /, /stats, /metrics and /healthz here\n");
         }
         if head.method != Method::GET && head.method != Method::HEAD {
             let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD work here\n");
             refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
             return refusal;
         }
-        if path == "/stats" {
-            json(&self.source.stats().await)
-        } else if self.source.alive() {
-            text(StatusCode::OK, "ok\n")
-        } else {
-            text(StatusCode::SERVICE_UNAVAILABLE, "the worker has died\n")
+        match path {
+            "/" => page(),
+            "/stats" => json(&self.source.stats().await),
+            "/metrics" => metrics(self.source.metrics()),
+            _ if self.source.alive() => text(StatusCode::OK, "ok\n"),
+            _ => text(StatusCode::SERVICE_UNAVAILABLE, "the worker has died\n"),
         }
     }
 
@@ -132,6 +138,27 @@ fn text(status: StatusCode, body: &str) -> Response<String> {
     response(status, "text/plain; charset=utf-8", body.to_owned())
 }
 
+/// The page for people, which gets what it shows from `/stats`.
+fn page() -> Response<String> {
+    let mut page = response(StatusCode::OK, "text/html; charset=utf-8", PAGE.to_owned());
+    let headers = page.headers_mut();
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    page
+}
+
+fn metrics(figures: Result<String, String>) -> Response<String> {
+    match figures {
+        Ok(figures) => {
+            response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", figures)
+        }
+        Err(error) => {
+            tracing::error!("the figures for Prometheus can't be written: {error}");
+            text(StatusCode::INTERNAL_SERVER_ERROR, "the figures can't be written\n")
+        }
+    }
+}
+
 fn json(stats: &Stats) -> Response<String> {
     match serde_json::to_string(stats) {
         Ok(body) => response(StatusCode::OK, "application/json", body),
@@ -158,6 +185,10 @@ mod tests {
     impl StatsSource for Nobody {
         fn stats(&self) -> std::pin::Pin<Box<dyn Future<Output = Stats> + Send + '_>> {
             Box::pin(std::future::pending())
+        }
+
+        fn metrics(&self) -> Result<String, String> {
+            Err("nobody knows".to_owned())
         }
 
         fn alive(&self) -> bool {

@@ -11,7 +11,7 @@ use crate::change::News;
 fn news(kind: EventKind, path: &str) -> Vec<Change> {
     let watched = Watched::default();
     watched.lock().watched.insert("session".into());
-    let mut translator = Translator { root: "/cache".into(), watched, dir: None };
+    let mut translator = Translator::new(Path::new("/cache"), watched);
     let mut news = Vec::new();
     let event = Event::new(kind).add_path(Path::new("/cache").join(path));
     translator.translate(Ok(event), &mut |change| news.push(change));
@@ -68,8 +68,7 @@ fn events_become_the_least_news_that_tells_all() {
 
 #[test]
 fn an_overflow_is_noticed_though_it_has_no_path() {
-    let mut translator =
-        Translator { root: "/cache".into(), watched: Watched::default(), dir: None };
+    let mut translator = Translator::new(Path::new("/cache"), Watched::default());
     let mut news = Vec::new();
     let overflow = Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan);
     translator.translate(Ok(overflow), &mut |change| news.push(change));

@@ -6,6 +6,7 @@ use super::*;
 use crate::change::{Change, MAX_PENDING, Trigger};
 use crate::entry::{Key, Stem};
 use crate::place::probe;
+use crate::stats::SharedStats;
 use crate::watch::Refusal;
 
 #[derive(Default)]
@@ -17,7 +18,9 @@ impl Reports for Unreported {
 }
 
 fn worker(dir: &Path) -> (Worker<Unreported>, mpsc::Receiver<Event>, SharedStats) {
-    Worker::new(&Config::new(dir), dir.to_owned(), dir.to_owned(), Unreported)
+    let (worker, events, views) =
+        Worker::new(&Config::new(dir), dir.to_owned(), dir.to_owned(), Unreported);
+    (worker, events, views.stats)
 }
 
 /// One that works on `dir`, where a full sweep with the number 1 is under way.

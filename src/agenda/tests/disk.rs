@@ -497,11 +497,15 @@ impl Disk {
             9 => {
                 self.halves(name).result = None;
                 self.tell(name, false, Writer::Unknown);
-                return Outcome::Removed { freed: 1, leftover: Some(failure()) };
+                return Outcome::Removed {
+                    freed: 1,
+                    leftover: Some(failure()),
+                    late: TimeDelta::zero(),
+                };
             }
             _ => self.delete(name),
         }
-        Outcome::Removed { freed: 1, leftover: None }
+        Outcome::Removed { freed: 1, leftover: None, late: TimeDelta::zero() }
     }
 
     fn delete(&mut self, name: &Name) {

@@ -211,7 +211,7 @@ impl World {
         pair.is_there = false;
         self.deleted += 1;
         self.held += u64::from(pair.was_held);
-        Ok(Outcome::Removed { freed: 1, leftover: None })
+        Ok(Outcome::Removed { freed: 1, leftover: None, late: TimeDelta::zero() })
     }
 
     /// Nothing that is due is still there after 2 s.

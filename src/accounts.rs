@@ -1,0 +1,123 @@
+//! Where the worker writes down what was done, and tells those who want to know.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono::TimeDelta;
+
+use crate::attend::Outcome;
+use crate::clock::Now;
+use crate::diary::Diary;
+use crate::error::path_field;
+use crate::events::{Event, Subscriptions, Teller};
+use crate::reports::Reports;
+use crate::stats::{Activity, SharedStats, Stats, SweepReport};
+#[cfg(feature = "server")]
+use crate::telemetry::Telemetry;
+
+/// What others may look at.
+#[derive(Debug)]
+pub(crate) struct Views {
+    pub stats: SharedStats,
+    pub diary: Diary,
+    #[cfg(feature = "server")]
+    pub telemetry: Telemetry,
+    pub subscriptions: Subscriptions,
+}
+
+pub(crate) struct Accounts<R> {
+    stats: SharedStats,
+    reports: R,
+    diary: Diary,
+    #[cfg(feature = "server")]
+    telemetry: Telemetry,
+    teller: Teller,
+}
+
+impl<R> Drop for Accounts<R> {
+    /// However the worker ends, the stats say so.
+    fn drop(&mut self) {
+        self.stats.update(|stats| stats.running = false);
+    }
+}
+
+impl<R: Reports> Accounts<R> {
+    pub fn new(check_interval: Duration, cache_dir: PathBuf, reports: R) -> Self {
+        Self {
+            stats: SharedStats::new(check_interval, cache_dir),
+            reports,
+            diary: Diary::default(),
+            #[cfg(feature = "server")]
+            telemetry: Telemetry::new(),
+            teller: Teller::new(),
+        }
+    }
+
+    pub fn views(&self) -> Views {
+        Views {
+            stats: self.stats.clone(),
+            diary: self.diary.clone(),
+            #[cfg(feature = "server")]
+            telemetry: self.telemetry.clone(),
+            subscriptions: self.teller.subscriptions(),
+        }
+    }
+
+    /// Takes out where to report.
+    pub fn take_reports(&mut self) -> R
+    where
+        R: Default,
+    {
+        std::mem::take(&mut self.reports)
+    }
+
+    /// Changes what the stats say of the present.
+    pub fn publish(&self, change: impl FnOnce(&mut Stats)) {
+        self.stats.update(change);
+    }
+
+    /// Adds figures to the totals.
+    pub fn count(&self, activity: Activity, now: Now) {
+        self.stats.count(activity);
+        self.diary.freed(&activity, now.wall);
+    }
+
+    /// Reports what was done between full sweeps.
+    pub fn between(&self, activity: Activity) {
+        self.reports.between(activity);
+    }
+
+    /// Tells of what was found of the pair with this result, if that is worth it.
+    pub fn found(&self, outcome: &Outcome, result: impl FnOnce() -> PathBuf) {
+        if let Outcome::Removed { freed, late, .. } = outcome {
+            let late = (*late).max(TimeDelta::zero());
+            #[cfg(feature = "server")]
+            self.telemetry.deleted(late);
+            self.teller.tell(|| Event::Deleted {
+                result: result(),
+                freed_bytes: *freed,
+                late: late.to_std().unwrap_or_default(),
+            });
+        } else if let Some(reason) = outcome.delay() {
+            self.teller.tell(|| Event::Skipped { path: result(), reason: reason.to_owned() });
+        }
+    }
+
+    /// Tells of what was counted as an error.
+    pub fn error(&self, path: &Path, reason: String, now: Now) {
+        self.diary.error(path_field(path), reason.clone(), now.wall);
+        self.teller.tell(|| Event::Skipped { path: path.to_owned(), reason });
+    }
+
+    /// Takes in that a full sweep was completed.
+    pub fn swept(&self, activity: Activity, now: Now) -> SweepReport {
+        self.publish(|stats| stats.total_cleanups += 1);
+        let report = activity.report();
+        self.diary.sweep(report, now.wall);
+        #[cfg(feature = "server")]
+        self.telemetry.swept(report.duration_ms);
+        self.teller.tell(|| Event::SweepDone(report));
+        self.reports.sweep(activity);
+        report
+    }
+}

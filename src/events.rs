@@ -1,0 +1,136 @@
+//! Telling whoever has subscribed what a cleaner does.
+
+use std::path::PathBuf;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_core::Stream;
+use tokio::sync::broadcast;
+use tokio_stream::wrappers::BroadcastStream;
+use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
+
+use crate::stats::SweepReport;
+
+/// How many events wait for a subscriber; later ones displace the oldest.
+const MOST_WAITING: usize = 4096;
+
+/// What has happened in a cleaner, for those who [subscribe](crate::Cleaner::subscribe) to it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Event {
+    /// An expired result was deleted.
+    Deleted {
+        /// Its path, below the resolved cache directory.
+        result: PathBuf,
+        /// `st_size` of its files that this cleaner removed, in bytes.
+        freed_bytes: u64,
+        /// How long after its `expires_at` that was.
+        late: Duration,
+    },
+    /// Something was not deleted for now that is expired, or whose metadata is broken, or could not
+    /// be read.
+    Skipped {
+        /// The path that the reason is about: a result, its metadata, or a directory.
+        path: PathBuf,
+        /// Why, in one line.
+        reason: String,
+    },
+    /// A full sweep was completed.
+    SweepDone(SweepReport),
+    /// So many events were dropped, because they were not taken in time.
+    Missed(u64),
+}
+
+/// What a cleaner does from now on, as a [`Stream`]. It ends with the cleaner.
+///
+/// Nobody waits for whoever reads it: of more than 4,096 events that wait, the oldest are dropped, and
+/// their number is told by [`Event::Missed`].
+#[derive(Debug)]
+pub struct Events(BroadcastStream<Event>);
+
+impl Events {
+    /// The next event; `None` once the cleaner has ended.
+    pub async fn next(&mut self) -> Option<Event> {
+        std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
+    }
+}
+
+impl Stream for Events {
+    type Item = Event;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
+        pin!(&mut self.0).poll_next(cx).map(|next| {
+            next.map(|event| {
+                event.unwrap_or_else(|BroadcastStreamRecvError::Lagged(count)| Event::Missed(count))
+            })
+        })
+    }
+}
+
+/// Where the worker tells what happens.
+#[derive(Debug)]
+pub(crate) struct Teller(broadcast::Sender<Event>);
+
+impl Teller {
+    pub fn new() -> Self {
+        Self(broadcast::channel(MOST_WAITING).0)
+    }
+
+    pub fn subscriptions(&self) -> Subscriptions {
+        Subscriptions(self.0.downgrade())
+    }
+
+    /// Tells those who want to know, if anybody does.
+    pub fn tell(&self, event: impl FnOnce() -> Event) {
+        if self.0.receiver_count() > 0 {
+            // They may just have gone.
+            let _ = self.0.send(event());
+        }
+    }
+}
+
+/// Subscribes to what a worker tells, without keeping the streams open beyond its end.
+#[derive(Debug)]
+pub(crate) struct Subscriptions(broadcast::WeakSender<Event>);
+
+impl Subscriptions {
+    pub fn subscribe(&self) -> Events {
+        // Where the worker has ended, a stream that has, too.
+        let receiver =
+            self.0.upgrade().map_or_else(|| broadcast::channel(1).1, |sender| sender.subscribe());
+        Events(BroadcastStream::new(receiver))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sweep(checked_count: u64) -> Event {
+        Event::SweepDone(SweepReport { checked_count, ..SweepReport::default() })
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_is_told_how_much_it_has_missed() {
+        let teller = Teller::new();
+        let mut events = teller.subscriptions().subscribe();
+        let total = MOST_WAITING as u64 + 10;
+        (0..total).for_each(|number| teller.tell(|| sweep(number)));
+        assert_eq!(events.next().await, Some(Event::Missed(10)));
+        for number in 10..total {
+            assert_eq!(events.next().await, Some(sweep(number)));
+        }
+        drop(teller);
+        assert_eq!(events.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn whoever_comes_too_late_is_told_so() {
+        let teller = Teller::new();
+        teller.tell(|| unreachable!("nobody wants to know"));
+        let subscriptions = teller.subscriptions();
+        drop(teller);
+        assert_eq!(subscriptions.subscribe().next().await, None);
+    }
+}

@@ -1,0 +1,46 @@
+//! Listing directories. The only module that does.
+
+use std::io;
+use std::ops::ControlFlow;
+
+use rustix::fs::{DirEntry, FileType};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
+
+use crate::look::status;
+use crate::root::Dir;
+
+/// Tells `entry` of each name in `dir`, in no order, with the type of what bears it, until it breaks.
+/// `dir` can't be listed by two at once.
+///
+/// # Errors
+/// Those of the system.
+pub(crate) fn list(
+    dir: &Dir,
+    mut entry: impl FnMut(&[u8], FileType) -> ControlFlow<()>,
+) -> io::Result<()> {
+    // Nobody else reads from this descriptor, so that its copy need not have a place of its own.
+    let mut entries = rustix::fs::Dir::new(fcntl_dupfd_cloexec(dir, 0)?)?;
+    // Where it was listed before.
+    entries.rewind();
+    for found in entries {
+        let found = found?;
+        let name = found.file_name().to_bytes();
+        if name != b"." && name != b".." && entry(name, file_type(dir, &found)?).is_break() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The type of an entry, which some file systems tell only when asked.
+fn file_type(dir: &Dir, entry: &DirEntry) -> io::Result<FileType> {
+    if entry.file_type() != FileType::Unknown {
+        return Ok(entry.file_type());
+    }
+    match status(dir, entry.file_name().to_bytes()) {
+        Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode)),
+        // It vanished while it was listed.
+        Err(Errno::NOENT) => Ok(FileType::Unknown),
+        Err(error) => Err(error.into()),
+    }
+}

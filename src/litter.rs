@@ -1,0 +1,258 @@
+//! Litter: what nobody will come back for. Halves without the other one, what writers have left of
+//! either, and empty directories. It is removed only where the configuration asks for it, once it has
+//! not been changed for as long as it says.
+//!
+//! One directory is looked at at a time, by listing it. Who looks is told when something in it will be
+//! old enough, and has to come back then.
+
+mod schedule;
+
+use std::collections::HashSet;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use rustix::fs::{FileType, Stat, fstat};
+
+pub(crate) use self::schedule::{Due, Schedule};
+use crate::attend::{Attendant, Failure};
+use crate::entry::{Half, Name, Stem};
+use crate::error::path_field;
+use crate::listing;
+use crate::look::{FileTime, Seen, read_metadata, regular};
+use crate::remove::{Alone, prune, remove_alone};
+use crate::root::{Dir, Root, leads_nowhere};
+use crate::stats::Litter;
+
+/// What became of the litter in one directory.
+#[derive(Debug, Default)]
+pub(crate) struct Tidied {
+    /// What was removed, or would be.
+    pub removed: Litter,
+    /// What could not be removed, relative to the cache directory, and why.
+    pub failures: Vec<(PathBuf, Failure)>,
+    /// When the next of what is left may be old enough.
+    pub next: Option<DateTime<Utc>>,
+}
+
+impl Tidied {
+    fn look_again_at(&mut self, at: DateTime<Utc>) {
+        self.next = Some(self.next.map_or(at, |next| next.min(at)));
+    }
+
+    fn fail(&mut self, path: PathBuf, doing: &'static str, error: &io::Error) {
+        self.failures.push((path, Failure::new(doing, error)));
+    }
+}
+
+/// Removes the litter in the directory `rel` below the cache directory that is old enough; where the
+/// attendant only looks, counts it.
+pub(crate) fn tidy(root: &Root, attendant: &Attendant, rel: &Arc<Path>) -> Tidied {
+    let mut tidied = Tidied::default();
+    let _spending = attendant.disk_time().spend();
+    let mut tidy = || -> io::Result<()> {
+        let dir = Arc::new(root.open_dir(rel)?);
+        let contents = Contents::of(&dir)?;
+        let tidying = Tidying { root, attendant, dir };
+        if let Some(age) = attendant.litter_ages().orphans {
+            tidying.remove_orphans(&contents, age, &mut tidied)?;
+        }
+        if let Some(age) = attendant.litter_ages().empty_dirs {
+            tidying.prune(&contents, age, &mut tidied)?;
+        }
+        Ok(())
+    };
+    match tidy() {
+        Err(error) if !leads_nowhere(&error) => {
+            tidied.fail(rel.to_path_buf(), "look for litter in it", &error);
+        }
+        _ => {}
+    }
+    tidied
+}
+
+/// What there is in a directory, as far as it tells what is litter.
+#[derive(Debug, Default)]
+struct Contents {
+    is_empty: bool,
+    results: HashSet<Stem>,
+    metadata: HashSet<Stem>,
+    tmp: HashSet<(Half, Stem)>,
+    /// Pairs of which a cleaner has something in its hands.
+    claimed: HashSet<Stem>,
+}
+
+impl Contents {
+    fn of(dir: &Dir) -> io::Result<Self> {
+        let mut contents = Self { is_empty: true, ..Self::default() };
+        listing::list(dir, |name, file_type| {
+            contents.is_empty = false;
+            match Name::of(name) {
+                Name::Claim(_, stem) | Name::TmpClaim(_, stem) => {
+                    contents.claimed.insert(stem);
+                }
+                // Whatever bears the name, its other half does not stand alone.
+                Name::Half(Half::Result, stem) => drop(contents.results.insert(stem)),
+                Name::Half(Half::Metadata, stem) => drop(contents.metadata.insert(stem)),
+                Name::Tmp(half, stem) if file_type == FileType::RegularFile => {
+                    contents.tmp.insert((half, stem));
+                }
+                Name::Tmp(..) | Name::Other => {}
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(contents)
+    }
+
+    /// Halves without the other one.
+    fn orphans(&self) -> impl Iterator<Item = (Half, &Stem)> {
+        let results = self.results.difference(&self.metadata).map(|stem| (Half::Result, stem));
+        let metadata = self.metadata.difference(&self.results).map(|stem| (Half::Metadata, stem));
+        results.chain(metadata)
+    }
+
+    /// Whether the other half of a pair is being written, or was when its writer was killed.
+    fn is_being_completed(&self, half: Half, stem: &Stem) -> bool {
+        self.tmp.contains(&(half.other(), stem.clone()))
+    }
+}
+
+struct Tidying<'a> {
+    root: &'a Root,
+    attendant: &'a Attendant,
+    dir: Arc<Dir>,
+}
+
+impl Tidying<'_> {
+    fn remove_orphans(
+        &self,
+        contents: &Contents,
+        age: Duration,
+        tidied: &mut Tidied,
+    ) -> io::Result<()> {
+        let mut judged = Vec::new();
+        for (half, stem) in &contents.tmp {
+            if contents.claimed.contains(stem) {
+                continue;
+            }
+            if let Some(seen) = regular(&self.dir, &stem.tmp_name(*half))?
+                && self.is_ripe(seen.unchanged_until(age), tidied)
+            {
+                judged.push(Alone::Tmp(*half, stem.clone(), seen));
+            }
+        }
+        for (half, stem) in contents.orphans() {
+            if contents.claimed.contains(stem) || contents.is_being_completed(half, stem) {
+                continue;
+            }
+            if let Some((seen, expires_at)) = self.orphan(half, stem)?
+                && self.is_ripe(seen.unchanged_until(age).max(expires_at), tidied)
+            {
+                judged.push(Alone::Half(half, stem.clone(), seen));
+            }
+        }
+        if !self.attendant.deletes() {
+            tidied.removed.orphans += judged.len() as u64;
+            tidied.removed.orphan_bytes +=
+                judged.iter().map(|alone| alone.seen().version.size).sum::<u64>();
+            return Ok(());
+        }
+        let clock = self.attendant.clock();
+        let count = judged.len();
+        let done = if count == 0 || !self.root.still_holds(&self.dir) {
+            Vec::new()
+        } else {
+            remove_alone(&self.dir, judged, &|| clock.wall())
+        };
+        if done.len() < count {
+            // It changed, or another cleaner is at it.
+            tidied.look_again_at(clock.wall());
+        }
+        for (alone, removed) in done {
+            let path = self.path(&alone.name());
+            match removed {
+                Ok(freed) => {
+                    tidied.removed.orphans += 1;
+                    tidied.removed.orphan_bytes += freed;
+                    let path = self.root.path().join(path);
+                    tracing::debug!(path = path_field(&path), "removed an orphan");
+                }
+                Err(error) => tidied.fail(path, "remove it", &error),
+            }
+        }
+        Ok(())
+    }
+
+    /// A half that stands alone, and what it may not go before by its content; `None` where it may not
+    /// go at all.
+    fn orphan(&self, half: Half, stem: &Stem) -> io::Result<Option<(Seen, DateTime<Utc>)>> {
+        let name = stem.name(half);
+        Ok(match half {
+            Half::Result => regular(&self.dir, &name)?.map(|seen| (seen, DateTime::<Utc>::MIN_UTC)),
+            Half::Metadata => read_metadata(&self.dir, &name, &mut Vec::new())?
+                .and_then(|read| Some((read.seen, read.expires_at.ok()?))),
+        })
+    }
+
+    fn prune(&self, contents: &Contents, age: Duration, tidied: &mut Tidied) -> io::Result<()> {
+        let may_empty = tidied.removed.orphans > 0;
+        if self.dir.rel.as_os_str().is_empty() || !(contents.is_empty || may_empty) {
+            return Ok(());
+        }
+        let now = self.attendant.clock().wall();
+        let unchanged_until = |stat: &Stat| old_from(times(stat), age);
+        let until = unchanged_until(&fstat(&self.dir)?);
+        if !contents.is_empty {
+            // It may be empty by now, which changed it.
+            tidied.look_again_at(until);
+            return Ok(());
+        }
+        if !self.is_ripe(until, tidied) {
+            return Ok(());
+        }
+        let pruned = !self.attendant.deletes()
+            || prune(self.root, &self.dir, |stat| unchanged_until(stat) <= now)?;
+        tidied.removed.pruned += u64::from(pruned);
+        if pruned && self.attendant.deletes() {
+            let path = self.root.path().join(&self.dir.rel);
+            tracing::debug!(path = path_field(&path), "removed an empty directory");
+        }
+        Ok(())
+    }
+
+    /// Whether that time has come; else it is to be come back for.
+    fn is_ripe(&self, at: DateTime<Utc>, tidied: &mut Tidied) -> bool {
+        let ripe = at <= self.attendant.clock().wall();
+        if !ripe {
+            tidied.look_again_at(at);
+        }
+        ripe
+    }
+
+    fn path(&self, name: &[u8]) -> PathBuf {
+        self.dir.rel.join(std::ffi::OsStr::from_bytes(name))
+    }
+}
+
+impl Seen {
+    /// Until when it must not have been changed to be `age` old, by the later of its times.
+    fn unchanged_until(&self, age: Duration) -> DateTime<Utc> {
+        old_from(self.version.mtime.max(self.ctime), age)
+    }
+}
+
+fn times(stat: &Stat) -> FileTime {
+    let time = |seconds, nanos| (seconds, u32::try_from(nanos).unwrap_or(0));
+    time(stat.st_mtime, stat.st_mtime_nsec).max(time(stat.st_ctime, stat.st_ctime_nsec))
+}
+
+/// When what was changed at `changed` is `age` old; never, where that can't be told.
+fn old_from(changed: FileTime, age: Duration) -> DateTime<Utc> {
+    DateTime::from_timestamp(changed.0, changed.1)
+        .and_then(|changed| changed.checked_add_signed(chrono::TimeDelta::from_std(age).ok()?))
+        .unwrap_or(DateTime::<Utc>::MAX_UTC)
+}

@@ -1,0 +1,155 @@
+//! Which directories to look at for litter, and when. Pure.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::Tidied;
+use crate::agenda::growing_pause;
+use crate::clock::Now;
+use crate::queue::Queue;
+
+/// How long a directory is left alone after news of it: long enough for the other half to arrive, or
+/// for what is written anew.
+const PAUSE: TimeDelta = TimeDelta::seconds(2);
+/// How many directories are looked at in one go.
+const BATCH: usize = 64;
+/// For how many times as long as that took nothing is looked at then, so that it takes a twentieth of
+/// the time at the most.
+const REST: u32 = 19;
+
+/// A directory that is to be looked at, and how often that has failed.
+pub(crate) type Due = (Arc<Path>, u32);
+
+#[derive(Debug, Default)]
+pub(crate) struct Schedule {
+    waiting: Queue<Arc<Path>, DateTime<Utc>, u32>,
+    rest_until: Option<Instant>,
+}
+
+impl Schedule {
+    /// Takes in that something has changed in these directories.
+    pub fn note(&mut self, dirs: impl IntoIterator<Item = Arc<Path>>, now: Now) {
+        for dir in dirs {
+            self.at_the_latest(dir, now.wall + PAUSE);
+        }
+    }
+
+    fn at_the_latest(&mut self, dir: Arc<Path>, at: DateTime<Utc>) {
+        // What fails keeps its pause: attempts at it cause news, too.
+        let keeps = |&failures: &u32| failures > 0;
+        if self.waiting.get(&dir).is_some_and(keeps) {
+            return;
+        }
+        let at = self.waiting.time_of(&dir).map_or(at, |known| known.min(at));
+        self.waiting.insert(dir, at, 0);
+    }
+
+    /// Some of the directories whose time has come.
+    pub fn take_due(&mut self, now: Now) -> Vec<Due> {
+        if self.rest_until.is_some_and(|until| now.mono < until) {
+            return Vec::new();
+        }
+        std::iter::from_fn(|| self.waiting.pop_due(now.wall)).take(BATCH).collect()
+    }
+
+    /// When that is to be asked again, if nothing happens before.
+    pub fn next(&self, now: Now) -> Option<Instant> {
+        let left = (self.waiting.next()? - now.wall).to_std().unwrap_or(Duration::ZERO);
+        let next = now.mono.checked_add(left)?;
+        Some(self.rest_until.map_or(next, |until| next.max(until)))
+    }
+
+    /// Looking at some has ended, and took so long.
+    pub fn ended(&mut self, took: Duration, now: Now) {
+        self.rest_until = now.mono.checked_add(took.saturating_mul(REST));
+    }
+
+    /// Takes in what became of one; whether it has failed for the first time.
+    pub fn settle(&mut self, (dir, failures): Due, tidied: &Tidied, now: Now) -> bool {
+        if tidied.removed.pruned > 0 {
+            let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+            self.note(parent.map(Arc::from), now);
+        }
+        if !tidied.failures.is_empty() {
+            let pause = TimeDelta::from_std(growing_pause(failures)).unwrap_or(PAUSE);
+            self.waiting.insert(dir, now.wall + pause, failures.saturating_add(1));
+            return failures == 0;
+        }
+        if let Some(next) = tidied.next {
+            self.at_the_latest(dir, next.max(now.wall + PAUSE));
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attend::Failure;
+    use crate::stats::Litter;
+
+    fn at(seconds: u64, start: Instant) -> Now {
+        Now {
+            wall: DateTime::UNIX_EPOCH + Duration::from_secs(seconds),
+            mono: start + Duration::from_secs(seconds),
+        }
+    }
+
+    fn dir(name: &str) -> Arc<Path> {
+        Path::new(name).into()
+    }
+
+    #[test]
+    fn a_directory_is_looked_at_once_for_all_that_happens_in_it() {
+        let (start, mut schedule) = (Instant::now(), Schedule::default());
+        for seconds in 0..2 {
+            schedule.note([dir("a")], at(seconds, start));
+        }
+        assert_eq!(schedule.take_due(at(1, start)), []);
+        assert_eq!(schedule.take_due(at(2, start)), [(dir("a"), 0)]);
+        assert_eq!(schedule.next(at(2, start)), None);
+
+        let later = DateTime::UNIX_EPOCH + Duration::from_secs(3600);
+        let tidied = Tidied { next: Some(later), ..Tidied::default() };
+        schedule.settle((dir("a"), 0), &tidied, at(2, start));
+        assert_eq!(schedule.next(at(2, start)), Some(at(3600, start).mono));
+    }
+
+    #[test]
+    fn what_fails_waits_longer_each_time_whatever_news_comes() {
+        let (start, mut schedule) = (Instant::now(), Schedule::default());
+        let failure = Failure::new("x", &std::io::ErrorKind::NotFound.into());
+        let tidied = Tidied { failures: vec![("a/x".into(), failure)], ..Tidied::default() };
+        assert!(schedule.settle((dir("a"), 0), &tidied, at(0, start)));
+        schedule.note([dir("a")], at(0, start));
+        assert_eq!(schedule.take_due(at(1, start)), [(dir("a"), 1)]);
+        schedule.note([dir("a")], at(1, start));
+        assert!(!schedule.settle((dir("a"), 1), &tidied, at(1, start)));
+        assert_eq!(schedule.take_due(at(2, start)), []);
+        assert_eq!(schedule.take_due(at(3, start)), [(dir("a"), 2)]);
+    }
+
+    #[test]
+    fn looking_takes_a_twentieth_of_the_time_at_the_most() {
+        let (start, mut schedule) = (Instant::now(), Schedule::default());
+        schedule.note((0..100).map(|number| dir(&number.to_string())), at(0, start));
+        assert_eq!(schedule.take_due(at(10, start)).len(), BATCH);
+        schedule.ended(Duration::from_secs(1), at(11, start));
+        assert_eq!(schedule.take_due(at(29, start)), []);
+        assert_eq!(schedule.next(at(29, start)), Some(at(30, start).mono));
+        assert_eq!(schedule.take_due(at(30, start)).len(), 100 - BATCH);
+    }
+
+    #[test]
+    fn the_parent_of_what_was_pruned_may_be_next_but_never_the_cache_directory() {
+        let (start, mut schedule) = (Instant::now(), Schedule::default());
+        let tidied =
+            Tidied { removed: Litter { pruned: 1, ..Litter::default() }, ..Tidied::default() };
+        schedule.settle((dir("a/b"), 0), &tidied, at(0, start));
+        schedule.settle((dir("c"), 0), &tidied, at(0, start));
+        assert_eq!(schedule.take_due(at(5, start)), [(dir("a"), 0)]);
+    }
+}
