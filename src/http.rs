@@ -96,6 +96,18 @@ impl Service {
         answer(request(&self.client)).await
     }
 
+    /// Whether anything answers there, whatever it says.
+    ///
+    /// # Errors
+    /// Why nothing does.
+    pub async fn is_reachable(&self) -> Result<(), String> {
+        match self.client.get(self.base.clone()).send().await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_timeout() => Err("timed out".to_owned()),
+            Err(error) => Err(cause(&error)),
+        }
+    }
+
     /// Sends a request to whose answer only the status matters. Dropping the future ends it.
     ///
     /// It has a thread and a runtime of its own: hyper takes in what precedes an answer without a

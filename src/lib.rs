@@ -75,10 +75,12 @@ mod config;
 mod crew;
 mod diary;
 mod disk_time;
+mod doctor;
 mod entry;
 mod error;
 mod events;
 mod expires_at;
+mod explain;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -118,12 +120,14 @@ pub use cleaner::{Cleaner, Observer};
 pub use config::{
     Config, DEFAULT_CACHE_DIR, DEFAULT_METRICS_URL, LEAST_AGE, ResultStore, expand_home,
 };
+pub use doctor::{Check, CheckStatus, diagnose};
 pub use error::{Error, display_path};
 pub use events::{Event, Events};
+pub use explain::{Condition, Explanation, Fate, explain};
 #[cfg(feature = "report")]
 pub use http::fetch_stats;
 pub use stats::{
     ExpiryBucket, FreedSpan, LastSweep, LitterReport, Recent, RecentError, Stats, SweepReport,
     WatchState,
 };
-pub use sweep::{ListedPair, list, sweep_dry_run, sweep_once};
+pub use sweep::{ListedPair, Progress, list, sweep_dry_run, sweep_once, sweep_with_progress};

@@ -1,8 +1,9 @@
 //! The kernel's limits against what there is. The only module that names walkdir.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 use walkdir::WalkDir;
 
 use crate::watch::Refusal;
@@ -22,6 +23,49 @@ pub(crate) fn tell_refused(refused: u64, of: Option<usize>, every: Duration, ref
 pub(crate) fn count_directories(root: &Path) -> usize {
     let entries = WalkDir::new(root).same_file_system(true).into_iter();
     entries.filter_map(Result::ok).filter(|entry| entry.file_type().is_dir()).count()
+}
+
+/// What the directories below a cache directory are like.
+#[derive(Debug, Default)]
+pub(crate) struct Survey {
+    /// Those on its file system, itself included.
+    pub directories: usize,
+    /// How many of them this user may not read, or not delete in, and one of these.
+    pub forbidden: usize,
+    pub example: Option<PathBuf>,
+}
+
+/// Looks at all directories on the file system of `root`.
+pub(crate) fn survey(root: &Path) -> Survey {
+    let mut survey = Survey::default();
+    for entry in WalkDir::new(root).same_file_system(true) {
+        let forbidden = match &entry {
+            Ok(entry) if !entry.file_type().is_dir() => continue,
+            Ok(entry) => {
+                survey.directories += 1;
+                let wanted = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+                accessat(CWD, entry.path(), wanted, AtFlags::EACCESS).is_err()
+            }
+            Err(_) => true,
+        };
+        if forbidden {
+            let path = entry.as_ref().map_or_else(|error| error.path(), |entry| Some(entry.path()));
+            // One that can't be read is come upon twice.
+            if survey.example.as_deref() != path {
+                survey.forbidden += 1;
+            }
+            if survey.example.is_none() {
+                survey.example = path.map(Path::to_owned);
+            }
+        }
+    }
+    survey
+}
+
+/// A limit of inotify, by the name that sysctl has for it.
+pub(crate) fn inotify_limit(name: &str) -> Option<usize> {
+    let text = std::fs::read_to_string(Path::new("/proc/sys/fs/inotify").join(name)).ok()?;
+    text.trim().parse().ok()
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 //! old enough, and has to come back then.
 
 mod schedule;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashSet;
 use std::io;

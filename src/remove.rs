@@ -28,6 +28,7 @@
 //! Another program that keeps an exclusive lock on a directory keeps what is in it from deletion.
 
 mod alone;
+mod canary;
 mod claim;
 mod recovery;
 
@@ -42,6 +43,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 pub(crate) use self::alone::{Alone, prune, remove_alone};
+pub(crate) use self::canary::Canary;
 use self::claim::{Claim, give_back_both, unlink};
 pub(crate) use self::recovery::{Recovery, recover};
 use crate::entry::{Half, Stem};

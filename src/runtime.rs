@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::task::JoinError;
 
 use crate::error::Error;
 
@@ -80,6 +81,20 @@ pub(crate) fn on_own_thread<T: Send>(
         (None, Some(work)) => work(),
         (None, None) => unreachable!("what was taken has run"),
     }
+}
+
+/// What a task on a thread that may block returned.
+///
+/// # Errors
+/// [`Error::Died`] where it panicked, or the runtime was shut down.
+pub(crate) fn joined<T>(task: Result<Result<T, Error>, JoinError>) -> Result<T, Error> {
+    task.unwrap_or_else(|error| {
+        let message = error.try_into_panic().map_or_else(
+            |_| "the runtime was shut down".to_owned(),
+            |panic| panic_message(panic.as_ref()),
+        );
+        Err(Error::Died { message })
+    })
 }
 
 /// The message of a caught panic.

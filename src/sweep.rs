@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use crate::litter;
 use crate::look::{FileTime, SETTLING, Seen, Version};
 use crate::mark::Marks;
 use crate::root::{Root, Standing, look_at};
-use crate::runtime::panic_message;
+use crate::runtime::joined;
 use crate::scan::{Scan, Summary};
 use crate::stats::{self, Activity, LitterReport, SweepReport};
 
@@ -46,9 +46,7 @@ use crate::stats::{self, Activity, LitterReport, SweepReport};
 /// # }
 /// ```
 pub async fn sweep_once(config: &Config) -> Result<SweepReport, Error> {
-    let clock = Arc::new(Clock::default());
-    let attendant = Attendant::deleting(clock, config);
-    on_thread(config, move |root| attendant.run(root, true, || sweep(root, &attendant))).await
+    sweep_with_progress(config, false, Arc::default()).await
 }
 
 /// Counts what [`sweep_once`] would delete, and deletes nothing.
@@ -56,8 +54,57 @@ pub async fn sweep_once(config: &Config) -> Result<SweepReport, Error> {
 /// # Errors
 /// As for [`sweep_once`].
 pub async fn sweep_dry_run(config: &Config) -> Result<SweepReport, Error> {
-    let attendant = Attendant::looking(Arc::new(Clock::default()), config);
-    on_thread(config, move |root| sweep(root, &attendant)).await
+    sweep_with_progress(config, true, Arc::default()).await
+}
+
+/// [`sweep_once`], or [`sweep_dry_run`], which tells meanwhile how far it has come.
+///
+/// # Errors
+/// As for [`sweep_once`].
+pub async fn sweep_with_progress(
+    config: &Config,
+    dry_run: bool,
+    progress: Arc<Progress>,
+) -> Result<SweepReport, Error> {
+    let clock = Arc::new(Clock::default());
+    if dry_run {
+        let attendant = Attendant::looking(clock, config);
+        return on_thread(config, move |root| sweep(root, &attendant, &progress)).await;
+    }
+    let attendant = Attendant::deleting(clock, config);
+    let sweep = move |root: &Root| attendant.run(root, true, || sweep(root, &attendant, &progress));
+    on_thread(config, sweep).await
+}
+
+/// How far a sweep has come.
+#[derive(Debug, Default)]
+pub struct Progress {
+    checked: AtomicU64,
+    deleted: AtomicU64,
+    freed_bytes: AtomicU64,
+}
+
+impl Progress {
+    /// Pairs that were looked at.
+    pub fn checked(&self) -> u64 {
+        self.checked.load(Ordering::Relaxed)
+    }
+
+    /// Those of them that were deleted, or would be.
+    pub fn deleted(&self) -> u64 {
+        self.deleted.load(Ordering::Relaxed)
+    }
+
+    /// The bytes that this freed, or would.
+    pub fn freed_bytes(&self) -> u64 {
+        self.freed_bytes.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, activity: &Activity, checked: usize) {
+        self.checked.fetch_add(checked as u64, Ordering::Relaxed);
+        self.deleted.store(activity.deleted, Ordering::Relaxed);
+        self.freed_bytes.store(activity.freed_bytes, Ordering::Relaxed);
+    }
 }
 
 /// A pair as [`list`] finds it.
@@ -109,13 +156,7 @@ async fn on_thread<T: Default + Send + 'static>(
             Standing::Unreadable(error) => Err(unreadable(error)),
         }
     });
-    task.await.unwrap_or_else(|error| {
-        let message = error.try_into_panic().map_or_else(
-            |_| "the runtime was shut down".to_owned(),
-            |panic| panic_message(panic.as_ref()),
-        );
-        Err(Error::Died { message })
-    })
+    joined(task.await)
 }
 
 /// Scans everything, and hands over what is found.
@@ -125,12 +166,14 @@ fn scan(root: &Root, attendant: &Attendant, found: &(dyn Fn(Vec<Found>) + Sync))
         .run(&[Path::new("").into()])
 }
 
-fn sweep(root: &Root, attendant: &Attendant) -> SweepReport {
+fn sweep(root: &Root, attendant: &Attendant, progress: &Progress) -> SweepReport {
     let start = Instant::now();
     let sums = Mutex::new(Sums { root: root.path().to_owned(), ..Sums::default() });
     let summary = scan(root, attendant, &|found| {
         let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
+        let checked = found.len();
         found.into_iter().for_each(|found| sums.add(found, None));
+        progress.set(&sums.activity, checked);
     });
     let mut sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
     sums.activity.checked = summary.results;

@@ -21,7 +21,7 @@ use std::io;
 use std::ops::Bound;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -404,6 +404,32 @@ impl Translator {
     }
 }
 
+/// Whether the kernel tells of a file `name` that `make` makes in the directory `dir`, within
+/// `patience`.
+///
+/// # Errors
+/// Why the directory can't be watched.
+pub(crate) fn tells_of<T>(
+    dir: &Path,
+    name: &str,
+    make: impl FnOnce() -> T,
+    patience: Duration,
+) -> Result<(T, bool), Refusal> {
+    let (told, is_told) = mpsc::channel();
+    let wanted = dir.join(name);
+    let handler = move |event: notify::Result<Event>| {
+        if event.is_ok_and(|event| event.paths.contains(&wanted)) {
+            // It may be told several times.
+            let _ = told.send(());
+        }
+    };
+    let config = notify::Config::default().with_follow_symlinks(false).with_event_kinds(EVENTS);
+    let mut notify = INotifyWatcher::new(handler, config).map_err(|error| refusal(&error))?;
+    notify.watch(dir, RecursiveMode::NonRecursive).map_err(|error| refusal(&error))?;
+    let made = make();
+    Ok((made, is_told.recv_timeout(patience).is_ok()))
+}
+
 fn is_directory(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|found| found.is_dir())
 }
@@ -415,17 +441,23 @@ fn name_of(rel: &Path) -> Name {
 /// Whether the file system tells the kernel of all changes: network file systems and those in
 /// user space know of changes that are made elsewhere.
 pub(crate) fn gives_events(dir: &Dir) -> bool {
-    const SILENT: [u32; 9] = [
-        0x6969,      // NFS
-        0x6573_5546, // FUSE
-        0xff53_4d42, // CIFS
-        0xfe53_4d42, // SMB2
-        0x517b,      // SMB
-        0x0102_1997, // 9P
-        0x00c3_6400, // Ceph
-        0x5346_414f, // AFS
-        0x7375_7245, // Coda
+    silent_file_system(dir).is_none()
+}
+
+/// The name of the file system, where it does not tell of all changes.
+pub(crate) fn silent_file_system(dir: &Dir) -> Option<&'static str> {
+    const SILENT: [(u32, &str); 9] = [
+        (0x6969, "NFS"),
+        (0x6573_5546, "FUSE"),
+        (0xff53_4d42, "CIFS"),
+        (0xfe53_4d42, "SMB2"),
+        (0x517b, "SMB"),
+        (0x0102_1997, "9P"),
+        (0x00c3_6400, "Ceph"),
+        (0x5346_414f, "AFS"),
+        (0x7375_7245, "Coda"),
     ];
     // The type of the field differs between platforms; the numbers are 32 bits wide.
-    rustix::fs::fstatfs(dir).map_or(true, |fs| !SILENT.contains(&(fs.f_type as u32)))
+    let found = rustix::fs::fstatfs(dir).ok()?.f_type as u32;
+    SILENT.iter().find(|(number, _)| *number == found).map(|(_, name)| *name)
 }

@@ -12,14 +12,12 @@
 
 mod common;
 
-use std::path::PathBuf;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    CacheDir, Pair, Random, Service, extent, figure, free_address, is_long, now, publish,
-    result_cleaner, seed, stdout, text, wait_for_later_pair, wait_until,
+    CacheDir, FakeClock, Pair, Random, Service, extent, figure, is_long, now, seed,
+    wait_for_later_pair, wait_until,
 };
 use rustix::process::Signal;
 
@@ -33,7 +31,7 @@ fn what_a_step_of_an_hour_makes_due_goes_at_once_and_nothing_else_does() {
     let cache = CacheDir::new();
     let first = cache.store("first", now() + 0.5 * HOUR);
     let second = cache.store("second", now() + 1.5 * HOUR);
-    let service = clock.service(&cache);
+    let service = clock.service(&cache, &[]);
     service.wait_for_stat("heap_size", 2);
     let start = Instant::now();
     clock.set(HOUR);
@@ -54,7 +52,7 @@ fn nothing_goes_early_when_the_clock_is_set_back() {
     for by in [HOUR, 3650.0 * DAY] {
         clock.set(0.0);
         let cache = CacheDir::new();
-        let service = clock.service(&cache);
+        let service = clock.service(&cache, &[]);
         let expires_at = now() + 0.7;
         let pair = cache.store("a", expires_at);
         wait_until("it is known", || service.stats()["heap_size"] == 1 || now() > expires_at);
@@ -78,7 +76,7 @@ fn nothing_goes_early_when_the_clock_is_set_back() {
 fn what_only_a_step_of_40_days_has_made_due_is_held_back_and_the_rest_is_not() {
     let Some(clock) = FakeClock::new() else { return };
     let cache = CacheDir::new();
-    let service = clock.service(&cache);
+    let service = clock.service(&cache, &[]);
     let soon_at = now() + 1.5;
     let soon = cache.store("soon", soon_at);
     let far = cache.store("far", now() + 20.0 * DAY);
@@ -111,7 +109,7 @@ fn what_only_a_step_of_40_days_has_made_due_goes_after_a_minute() {
         .map(|number| now() + 5.0 * f64::from(number))
         .map(|at| (at, cache.store(&format!("at-{at}"), at)))
         .collect();
-    let service = clock.service(&cache);
+    let service = clock.service(&cache, &[]);
     service.wait_for_stat("heap_size", 13);
     let start = Instant::now();
     clock.set(40.0 * DAY);
@@ -136,7 +134,7 @@ fn a_clock_that_is_set_to_and_fro_has_nothing_deleted_early() {
     let Some(clock) = FakeClock::new() else { return };
     let mut random = Random(seed());
     let cache = CacheDir::new();
-    let service = clock.service(&cache);
+    let service = clock.service(&cache, &[]);
     // The steps that are believed go less far than the first of these, the others farther.
     let days_10 = cache.store("10-days", now() + 10.0 * DAY);
     let years_9 = cache.store("9-years", now() + 9.0 * 365.0 * DAY);
@@ -189,73 +187,4 @@ fn end(service: Service) {
 fn assert_within_the_minute(start: Instant, holds: bool) {
     // On a machine that stood still for so long, the minute is over.
     assert!(holds || start.elapsed() >= Duration::from_secs(60));
-}
-
-/// A wall clock that differs from the real one by what it is set to.
-struct FakeClock {
-    library: PathBuf,
-    temp: tempfile::TempDir,
-}
-
-impl FakeClock {
-    /// One that shows the real time; `None`, with a message, where the binary can't be made to read
-    /// it.
-    fn new() -> Option<Self> {
-        let Some(library) = library() else {
-            eprintln!("skipped: libfaketime is not installed");
-            return None;
-        };
-        let clock = Self { library, temp: tempfile::tempdir().unwrap() };
-        let cache = CacheDir::new();
-        cache.store("a", now() + HOUR);
-        clock.set(-DAY);
-        let mut command = result_cleaner();
-        let output =
-            clock.faked(&mut command).args(["list", "--json", text(cache.path())]).output();
-        let listed: serde_json::Value =
-            serde_json::from_str(stdout(&output.unwrap()).trim()).unwrap();
-        if listed["expires_in_seconds"].as_f64().unwrap() < DAY {
-            eprintln!("skipped: libfaketime does not change what the binary reads");
-            return None;
-        }
-        clock.set(0.0);
-        Some(clock)
-    }
-
-    /// Sets it to be `ahead` of the real one by so many seconds.
-    fn set(&self, ahead: f64) {
-        publish(&self.file(), format!("{ahead:+}\n").as_bytes());
-    }
-
-    fn file(&self) -> PathBuf {
-        self.temp.path().join("offset")
-    }
-
-    fn faked<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command.env("LD_PRELOAD", &self.library).env("FAKETIME_TIMESTAMP_FILE", self.file()).envs([
-            ("FAKETIME_NO_CACHE", "1"),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-            ("NO_FAKE_STAT", "1"),
-        ])
-    }
-
-    /// The service by this clock, its first scan done.
-    fn service(&self, cache: &CacheDir) -> Service {
-        let address = free_address();
-        let mut command = result_cleaner();
-        self.faked(&mut command).arg("run").arg(cache.path());
-        command.args(["--no-metrics", "--listen", &address]);
-        let service = Service::spawn(command, &format!("http://{address}"));
-        service.wait_for_stat("watch", "active");
-        service.wait_for_stat("total_cleanups", 1);
-        service
-    }
-}
-
-/// Where distributions put the library for programs with threads.
-fn library() -> Option<PathBuf> {
-    let dirs = std::fs::read_dir("/usr/lib").ok()?.filter_map(Result::ok).map(|entry| entry.path());
-    dirs.chain(["/usr/lib", "/usr/lib64", "/usr/local/lib"].map(PathBuf::from))
-        .map(|dir| dir.join("faketime/libfaketimeMT.so.1"))
-        .find(|path| path.exists())
 }

@@ -14,6 +14,7 @@ use tracing_subscriber::fmt::time::ChronoUtc;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::progress::ProgressLine;
 use super::{exclusive, output, switch};
 
 /// How many lines wait for a reader; later ones are dropped.
@@ -117,6 +118,11 @@ impl ServiceLog {
 /// Starts logging for a command that does one thing: only what is wrong.
 pub(crate) fn start_quietly() {
     start(Level::WARN, LogFormat::Text, stderr);
+}
+
+/// The same, around a line that shows progress.
+pub(crate) fn start_around(line: ProgressLine) {
+    start(Level::WARN, LogFormat::Text, line);
 }
 
 fn start(

@@ -1,9 +1,13 @@
 //! Arguments, and one module for each subcommand.
 
+mod doctor;
+mod explain;
+mod generate;
 mod list;
 mod log;
 mod metrics;
 mod output;
+mod progress;
 mod run;
 mod status;
 mod sweep;
@@ -16,7 +20,7 @@ use clap::builder::FalseyValueParser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Parser, Subcommand};
-use result_cleaner::{Config, DEFAULT_CACHE_DIR, Error};
+use result_cleaner::{Config, DEFAULT_CACHE_DIR, Error, LEAST_AGE};
 
 /// Why a command failed: one line for the person who called it.
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -38,6 +42,8 @@ Examples:
   result-cleaner run --listen 127.0.0.1:8004      the service, with its stats over HTTP
   result-cleaner status --watch                   what that service is doing
   result-cleaner list --json ~/cache              what expires when, for programs
+  result-cleaner explain ~/cache/a.metadata.json  why that result goes or stays, and when
+  result-cleaner doctor                           whether all is here that the service needs
 
 Durations read like 6h, 90s, 250ms, 30d or 1h30m; a bare number is seconds.
 Every flag has an environment variable: --check-interval is RESULT_CLEANER_CHECK_INTERVAL.
@@ -51,8 +57,46 @@ enum Command {
     Sweep(sweep::SweepArgs),
     /// List the results, the soonest to expire first
     List(list::ListArgs),
+    /// Tell why a result goes or stays, and when
+    Explain(explain::ExplainArgs),
     /// Show what a running service is doing
     Status(status::StatusArgs),
+    /// Check whether everything is here that the service needs
+    Doctor(doctor::DoctorArgs),
+    /// Print a completion script for a shell
+    Completions(generate::CompletionsArgs),
+    /// Print the manual page, as roff
+    Man,
+}
+
+/// What is removed besides expired results.
+#[derive(Debug, Args)]
+struct OptIns {
+    /// Also remove results without metadata, expired metadata without a result, and .tmp files of the
+    /// two that writers have left, once they are unchanged for this long, at least 1h
+    #[arg(long, value_name = "AGE", value_parser = age, env = "RESULT_CLEANER_REMOVE_ORPHANS")]
+    remove_orphans: Option<Duration>,
+    /// Also remove directories below the cache directory that are empty and unchanged for this long, at
+    /// least 1h
+    #[arg(long, value_name = "AGE", value_parser = age, env = "RESULT_CLEANER_PRUNE_EMPTY_DIRS")]
+    prune_empty_dirs: Option<Duration>,
+}
+
+impl OptIns {
+    fn apply(&self, config: &mut Config) {
+        config.remove_orphans = self.remove_orphans;
+        config.prune_empty_dirs = self.prune_empty_dirs;
+    }
+}
+
+fn age(text: &str) -> Result<Duration, String> {
+    let age = duration(text)?;
+    if age < LEAST_AGE {
+        return Err(
+            "it must be at least 1h: what is younger may still be about to be completed".to_owned()
+        );
+    }
+    Ok(age)
 }
 
 /// What the work on files may cost.
@@ -93,7 +137,11 @@ pub(crate) fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Run(args) => run::execute(args),
         Command::Sweep(args) => sweep::execute(args),
         Command::List(args) => list::execute(args),
+        Command::Explain(args) => explain::execute(args),
         Command::Status(args) => status::execute(args),
+        Command::Doctor(args) => doctor::execute(args),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man => generate::man(),
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::log::{LogArgs, LogFormat, ServiceLog};
 use super::metrics::Metrics;
-use super::{Bounds, Directory, Failure, duration, output, systemd};
+use super::{Bounds, Directory, Failure, OptIns, duration, output, systemd};
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -23,7 +23,7 @@ pub(crate) struct RunArgs {
     check_interval: Duration,
     #[command(flatten)]
     metrics: Metrics,
-    /// Serve /stats and /healthz on this address, such as 127.0.0.1:8004
+    /// Serve a page, /stats, /metrics and /healthz on this address, such as 127.0.0.1:8004
     #[arg(long, value_name = "ADDR:PORT", value_parser = address, env = "RESULT_CLEANER_LISTEN")]
     listen: Option<SocketAddr>,
     /// Report what was deleted between sweeps at most once in this time
@@ -32,6 +32,8 @@ pub(crate) struct RunArgs {
     /// Time from one sweep to the next while the kernel can't tell of all changes
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s", env = "RESULT_CLEANER_FALLBACK_INTERVAL")]
     fallback_interval: Duration,
+    #[command(flatten)]
+    opt_ins: OptIns,
     #[command(flatten)]
     bounds: Bounds,
     /// A host name by which --listen may be called, besides addresses and localhost
@@ -70,6 +72,7 @@ async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
     config.report_interval = args.report_interval;
     config.fallback_interval = args.fallback_interval;
     config.max_disk_time = args.bounds.max_disk_time;
+    args.opt_ins.apply(&mut config);
     // Before anything is deleted, so that a second service does not start by mistake.
     let listener = match args.listen {
         Some(address) => Some(server::bind(address).await?),

@@ -1,12 +1,14 @@
 //! `result-cleaner sweep`: one cleanup now.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use indicatif::BinaryBytes;
-use result_cleaner::{sweep_dry_run, sweep_once};
+use result_cleaner::{Progress, sweep_with_progress};
 
-use super::{Bounds, Directory, Failure, block_on, log, output, switch};
+use super::progress::ProgressLine;
+use super::{Bounds, Directory, Failure, OptIns, block_on, log, output, switch};
 
 #[derive(Debug, Args)]
 pub(crate) struct SweepArgs {
@@ -16,6 +18,8 @@ pub(crate) struct SweepArgs {
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_DRY_RUN")]
     dry_run: bool,
     #[command(flatten)]
+    opt_ins: OptIns,
+    #[command(flatten)]
     bounds: Bounds,
     /// Print one JSON object
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
@@ -23,14 +27,14 @@ pub(crate) struct SweepArgs {
 }
 
 pub(crate) fn execute(args: SweepArgs) -> Result<(), Failure> {
-    log::start_quietly();
+    let line = ProgressLine::new();
+    log::start_around(line.clone());
     let mut config = args.directory.config();
     config.max_disk_time = args.bounds.max_disk_time;
-    let report = block_on(async {
-        let sweep =
-            if args.dry_run { sweep_dry_run(&config).await } else { sweep_once(&config).await };
-        Ok(sweep?)
-    })?;
+    args.opt_ins.apply(&mut config);
+    let progress = Arc::new(Progress::default());
+    let sweep = sweep_with_progress(&config, args.dry_run, Arc::clone(&progress));
+    let report = block_on(async { Ok(line.show_while(progress, sweep).await?) })?;
     output::print(|out| {
         if args.json {
             return writeln!(out, "{}", serde_json::to_string(&report)?);
@@ -46,6 +50,16 @@ pub(crate) fn execute(args: SweepArgs) -> Result<(), Failure> {
             if args.dry_run { "to free" } else { "freed" },
             report.errors,
             took.as_secs_f64(),
+        )?;
+        let Some(litter) = report.litter else { return Ok(()) };
+        writeln!(
+            out,
+            "{} {} orphans, {} {}, and {} empty directories",
+            if args.dry_run { "would remove" } else { "removed" },
+            litter.orphans_removed,
+            BinaryBytes(litter.orphan_bytes_freed),
+            if args.dry_run { "to free" } else { "freed" },
+            litter.directories_pruned,
         )
     })?;
     Ok(())

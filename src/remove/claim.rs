@@ -105,7 +105,7 @@ pub(super) fn remove_dir(parent: &Dir, name: &[u8]) -> rustix::io::Result<()> {
     retry_on_intr(|| unlinkat(parent, name, AtFlags::REMOVEDIR))
 }
 
-fn rename(dir: &Dir, from: &[u8], to: &[u8]) -> rustix::io::Result<()> {
+pub(super) fn rename(dir: &Dir, from: &[u8], to: &[u8]) -> rustix::io::Result<()> {
     retry_on_intr(|| renameat_with(dir, from, dir, to, RenameFlags::NOREPLACE))
 }
 

@@ -103,3 +103,41 @@ fn watches_that_can_be_set_again_amid_a_sweep_without_them_are_set_by_another() 
     worker.scan_ended(0, 1, Summary::default(), Duration::ZERO);
     assert!(worker.sweeps.is_due(Instant::now() + Duration::from_secs(2)), "nothing is watched");
 }
+
+#[tokio::test]
+async fn orphans_and_empty_directories_go_while_the_service_runs_and_nothing_else() {
+    let temp = tempfile::tempdir().unwrap();
+    let write = |name: &str, content: &str| {
+        let path = temp.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    };
+    let gone = |name: &str| !temp.path().join(name).exists();
+    let mut config = Config::new(temp.path());
+    // Less than an application may ask for.
+    let age = Some(Duration::from_millis(100));
+    (config.remove_orphans, config.prune_empty_dirs) = (age, age);
+    write("before/a.result.json.lz4", "found by the first scan");
+    write("live/b.metadata.json", r#"{"expires_at": 8000000000}"#);
+    let path = temp.path().to_owned();
+    let (worker, events, views) = Worker::new(&config, path.clone(), path, Unreported);
+    let (requests, asked) = mpsc::unbounded_channel();
+    let task = tokio::spawn(worker.run(events, asked));
+    until("the first orphan is gone", || gone("before/a.result.json.lz4")).await;
+    until("so is its directory", || gone("before")).await;
+
+    write("after/c.result.json.lz4", "told by the kernel");
+    write("after/d.metadata.json.tmp", "{");
+    write("pair/e.metadata.json", r#"{"expires_at": 1}"#);
+    write("pair/e.result.json.lz4", "expired");
+    write("live/b.result.json.lz4", "live");
+    until("all is gone", || ["after", "pair"].into_iter().all(gone)).await;
+    until("that is counted", || views.stats.get().total_directories_pruned == 3).await;
+    let stats = views.stats.get();
+    assert_eq!((stats.total_deleted, stats.total_orphans_removed), (1, 3));
+    assert_eq!(stats.total_orphan_bytes_freed, 23 + 18 + 1);
+    assert_eq!((stats.heap_size, stats.total_cleanups, stats.total_errors), (1, 1, 0));
+    assert!(!gone("live/b.result.json.lz4") && !gone("live/b.metadata.json"));
+    drop(requests);
+    assert!(task.await.unwrap().is_ok());
+}

@@ -18,12 +18,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 use tempfile::TempDir;
 
+#[cfg(feature = "cli")]
+mod fake_clock;
 mod loss;
 mod metrics;
 mod service;
 mod trial;
 mod usage;
 
+#[cfg(feature = "cli")]
+pub use fake_clock::*;
 pub use loss::*;
 pub use metrics::*;
 pub use service::*;

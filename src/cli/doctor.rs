@@ -1,0 +1,56 @@
+//! `result-cleaner doctor`: whether everything is here that the service needs.
+
+use clap::Args;
+use console::style;
+use result_cleaner::{CheckStatus, diagnose};
+
+use super::metrics::Metrics;
+use super::{Directory, Failure, block_on, log, output, switch};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  result-cleaner doctor
+  result-cleaner doctor /var/cache/results --no-metrics
+
+Exit status: 1 where something is wrong, 0 also where there are warnings.")]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    directory: Directory,
+    #[command(flatten)]
+    metrics: Metrics,
+    /// Print one JSON object a line
+    #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
+    json: bool,
+}
+
+pub(crate) fn execute(args: DoctorArgs) -> Result<(), Failure> {
+    log::start_quietly();
+    let mut config = args.directory.config();
+    config.metrics_url = args.metrics.url;
+    let checks = block_on(async { Ok(diagnose(&config).await?) })?;
+    output::print(|out| {
+        for check in &checks {
+            if args.json {
+                writeln!(out, "{}", output::json(check)?)?;
+                continue;
+            }
+            let status = match check.status {
+                CheckStatus::Ok => style("ok     ").green(),
+                CheckStatus::Warning => style("warning").yellow(),
+                _ => style("wrong  ").red().bold(),
+            };
+            write!(out, "{status}  {:15}  {}", check.check, check.found)?;
+            match &check.remedy {
+                Some(remedy) => writeln!(out, ": {remedy}")?,
+                None => writeln!(out)?,
+            }
+        }
+        Ok(())
+    })?;
+    match checks.iter().filter(|check| check.status == CheckStatus::Wrong).count() {
+        0 => Ok(()),
+        1 => Err("something is wrong; its line tells what to do".into()),
+        count => Err(format!("{count} things are wrong; their lines tell what to do").into()),
+    }
+}

@@ -1,0 +1,66 @@
+//! Showing how far a sweep has come, on a terminal.
+
+use std::io::{self, Write, stderr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use result_cleaner::Progress;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// What takes no longer than this shows nothing.
+const PATIENCE: Duration = Duration::from_millis(500);
+const REDRAW: Duration = Duration::from_millis(100);
+
+/// A line on standard error that tells how far a sweep has come; nothing where that is no terminal.
+#[derive(Debug, Clone)]
+pub(crate) struct ProgressLine(ProgressBar);
+
+impl ProgressLine {
+    pub fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        let style = ProgressStyle::with_template("{spinner} {pos} results seen, {per_sec}, {msg}");
+        Self(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner())))
+    }
+
+    /// Shows `progress` while `work` goes on, if that takes a while.
+    pub async fn show_while<T>(&self, progress: Arc<Progress>, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        let mut pause = PATIENCE;
+        loop {
+            tokio::select! {
+                done = &mut work => {
+                    self.0.finish_and_clear();
+                    return done;
+                }
+                () = tokio::time::sleep(pause) => {}
+            }
+            if pause == PATIENCE {
+                self.0.set_draw_target(ProgressDrawTarget::stderr());
+                pause = REDRAW;
+            }
+            self.0.set_position(progress.checked());
+            let freed = BinaryBytes(progress.freed_bytes());
+            self.0.set_message(format!("{} deleted, {freed} freed", progress.deleted()));
+        }
+    }
+}
+
+/// Writes to standard error, around the line.
+impl Write for ProgressLine {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        self.0.suspend(|| stderr().write(text))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        stderr().flush()
+    }
+}
+
+impl<'a> MakeWriter<'a> for ProgressLine {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}

@@ -1,0 +1,375 @@
+//! Whether everything is here that the service needs.
+//!
+//! Each check does what the service will do, as far as that leaves no trace: it watches the directory,
+//! makes a file there, and has it told.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use chrono::{DateTime, Datelike, Local, Utc};
+use rustix::process::{Resource, getrlimit};
+use serde::Serialize;
+
+use crate::clock::now_utc;
+use crate::config::Config;
+use crate::error::{Error, display_path};
+use crate::limits::{inotify_limit, survey};
+use crate::remove::Canary;
+use crate::root::{Dir, Root, Standing, look_at};
+use crate::watch::{Refusal, silent_file_system, tells_of};
+
+/// How long an event may take to arrive.
+const EVENT_PATIENCE: Duration = Duration::from_secs(5);
+/// How far the clock of the file system may be from that of this machine.
+const CLOCK_TOLERANCE: i64 = 2;
+/// How many files a service has open at most, besides the directories that it scans.
+const ENOUGH_FILES: u64 = 256;
+
+/// What one check has found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Check {
+    /// What was looked at, in a word or two.
+    pub check: &'static str,
+    /// Whether it is as it should be.
+    pub status: CheckStatus,
+    /// What was found, in one line.
+    pub found: String,
+    /// What to do about it.
+    pub remedy: Option<String>,
+}
+
+/// Whether something is as it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum CheckStatus {
+    /// It is.
+    Ok,
+    /// The service works, but not as well as it could.
+    Warning,
+    /// The service does not work, or deletes nothing.
+    Wrong,
+}
+
+impl fmt::Display for CheckStatus {
+    /// The word that stands in the JSON.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
+impl Check {
+    fn ok(check: &'static str, found: impl Into<String>) -> Self {
+        Self { check, status: CheckStatus::Ok, found: found.into(), remedy: None }
+    }
+
+    fn warning(check: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        let (status, remedy) = (CheckStatus::Warning, Some(remedy.into()));
+        Self { check, status, found: found.into(), remedy }
+    }
+
+    fn wrong(check: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { status: CheckStatus::Wrong, ..Self::warning(check, found, remedy) }
+    }
+}
+
+/// Checks whether everything is here that a service with this configuration needs. A file under a
+/// reserved name is made in the cache directory, and removed again.
+///
+/// # Errors
+/// [`Error::NoRuntime`], and those of a configuration that makes no sense.
+pub async fn diagnose(config: &Config) -> Result<Vec<Check>, Error> {
+    let runtime = crate::runtime::current()?;
+    config.validate()?;
+    let cache_dir = config.expanded_cache_dir()?;
+    let task = runtime.spawn_blocking(move || Ok(check_machine(&cache_dir)));
+    let mut checks = crate::runtime::joined(task.await)?;
+    checks.push(check_metrics(config).await);
+    Ok(checks)
+}
+
+fn check_machine(cache_dir: &Path) -> Vec<Check> {
+    let mut checks = Vec::new();
+    if let Some((root, dir)) = check_directory(cache_dir, &mut checks) {
+        check_contents(&root, &dir, &mut checks);
+    }
+    checks.push(check_instances());
+    checks.push(check_files());
+    checks.push(check_time_zone(std::env::var("TZ").ok().as_deref()));
+    checks
+}
+
+fn check_directory(cache_dir: &Path, checks: &mut Vec<Check>) -> Option<(Root, Dir)> {
+    const CHECK: &str = "directory";
+    let shown = display_path(cache_dir);
+    let unreadable = |error: &dyn fmt::Display| {
+        let remedy =
+            "grant this user to read and enter it (chmod u+rwx), or run the service as its owner";
+        Check::wrong(CHECK, format!("{shown} can't be read: {error}"), remedy)
+    };
+    let (check, opened) = match look_at(cache_dir) {
+        Standing::Directory(id) => {
+            let resolved = display_path(&id.path);
+            let open = || {
+                let root = Root::open(id)?;
+                let dir = root.open_dir(&Path::new("").into())?;
+                Ok::<_, std::io::Error>((root, dir))
+            };
+            match open() {
+                Ok(opened) => (Check::ok(CHECK, format!("{resolved} is there")), Some(opened)),
+                Err(error) => (unreadable(&error), None),
+            }
+        }
+        Standing::Absent => {
+            let remedy = format!(
+                "none is needed, the service picks it up when it appears; or `mkdir -p {shown}`"
+            );
+            (Check::warning(CHECK, format!("{shown} does not exist yet"), remedy), None)
+        }
+        Standing::NotADirectory => {
+            let remedy = "name the directory that holds the cached results";
+            (Check::wrong(CHECK, format!("{shown} is no directory"), remedy), None)
+        }
+        Standing::Unreadable(error) => (unreadable(&error), None),
+    };
+    checks.push(check);
+    opened
+}
+
+fn check_contents(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
+    let survey = survey(root.path());
+    checks.push(match &survey.example {
+        None => Check::ok("permissions", format!("{} directories, and this user may delete in all of them", survey.directories)),
+        Some(example) => Check::wrong(
+            "permissions",
+            format!("in {} of {} directories this user may not delete, such as {}", survey.forbidden, survey.directories, display_path(example)),
+            "grant this user to read, write and enter them (chmod u+rwx), mount the file system read-write, or run the service as their owner",
+        ),
+    });
+    checks.push(match silent_file_system(dir) {
+        None => Check::ok("file system", "it tells of changes"),
+        Some(name) => Check::warning(
+            "file system",
+            format!("{name} does not tell of changes that other hosts make"),
+            "run the service on the host that writes the results, or lower --fallback-interval",
+        ),
+    });
+    checks.push(check_watches(survey.directories));
+    check_canary(root, dir, checks);
+}
+
+fn check_watches(directories: usize) -> Check {
+    const CHECK: &str = "watches";
+    let Some(limit) = inotify_limit("max_user_watches") else {
+        return Check::warning(CHECK, "fs.inotify.max_user_watches can't be read", "mount /proc");
+    };
+    let found = format!("{directories} directories, fs.inotify.max_user_watches is {limit}");
+    let remedy = format!(
+        "`sysctl fs.inotify.max_user_watches={}`",
+        (directories * 4).next_power_of_two().max(1_048_576)
+    );
+    if directories >= limit {
+        Check::wrong(CHECK, found, remedy)
+    } else if directories > limit / 2 {
+        Check::warning(CHECK, found, remedy)
+    } else {
+        Check::ok(CHECK, found)
+    }
+}
+
+fn check_instances() -> Check {
+    let limit = |name| inotify_limit(name).map_or("unknown".to_owned(), |limit| limit.to_string());
+    let limits = format!(
+        "fs.inotify.max_user_instances is {}, fs.inotify.max_queued_events is {}",
+        limit("max_user_instances"),
+        limit("max_queued_events")
+    );
+    Check::ok("inotify", limits)
+}
+
+fn check_canary(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
+    const CHECK: &str = "canary";
+    let (made, is_told) =
+        match tells_of(root.path(), &Canary::name(), || Canary::make(dir), EVENT_PATIENCE) {
+            Ok(told) => told,
+            Err(refusal) => {
+                let remedy = match refusal {
+                    Refusal::Watches | Refusal::Instances => "raise that limit",
+                    _ => "results are found by sweeps only until that is mended",
+                };
+                return checks.push(Check::wrong(
+                    CHECK,
+                    format!("the directory can't be watched: {refusal}"),
+                    remedy,
+                ));
+            }
+        };
+    let mut canary = match made {
+        Ok(canary) => canary,
+        Err(error) => {
+            let remedy = "make the directory writable, or free some space on the disk";
+            return checks.push(Check::wrong(
+                CHECK,
+                format!("no file can be made in the directory: {error}"),
+                remedy,
+            ));
+        }
+    };
+    checks.push(if is_told {
+        Check::ok(CHECK, "a file was made, and the kernel told of it")
+    } else {
+        let found =
+            format!("a file was made, and the kernel did not tell of it within {EVENT_PATIENCE:?}");
+        Check::warning(
+            CHECK,
+            found,
+            "lower --fallback-interval: new results are found by sweeps only",
+        )
+    });
+    checks.push(match canary.claim() {
+        Ok(()) => Check::ok("renaming", "files can be taken to reserved names"),
+        Err(error) => Check::warning(
+            "renaming",
+            format!("files can't be taken to reserved names (RENAME_NOREPLACE): {error}"),
+            "use another file system where several writers publish the same names over and over",
+        ),
+    });
+    checks.push(check_clock(
+        canary.made.and_then(|(s, ns)| DateTime::from_timestamp(s, ns)),
+        now_utc(),
+    ));
+}
+
+fn check_clock(made: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Check {
+    const CHECK: &str = "clock";
+    let synchronise = "have the clock synchronised (`timedatectl set-ntp true`)";
+    if !(2025..2100).contains(&now.year()) {
+        return Check::wrong(CHECK, format!("it is {now}, which can't be"), synchronise);
+    }
+    match made {
+        Some(made) if (made - now).num_seconds().abs() > CLOCK_TOLERANCE => Check::wrong(
+            CHECK,
+            format!("the file system says that it is {made}, this machine {now}"),
+            "synchronise both clocks: which half of a result is newer is told by the file system's",
+        ),
+        _ => Check::ok(
+            CHECK,
+            format!("{}, as the file system has it", now.format("%Y-%m-%dT%H:%M:%SZ")),
+        ),
+    }
+}
+
+fn check_files() -> Check {
+    const CHECK: &str = "open files";
+    match getrlimit(Resource::Nofile).current {
+        Some(limit) if limit < ENOUGH_FILES => Check::warning(
+            CHECK,
+            format!("at most {limit} may be open"),
+            "`ulimit -n 1024`, or LimitNOFILE=1024 in the unit",
+        ),
+        limit => {
+            Check::ok(CHECK, limit.map_or("no limit".to_owned(), |limit| format!("up to {limit}")))
+        }
+    }
+}
+
+/// A zone that is not known is taken for UTC, without a word.
+fn check_time_zone(tz: Option<&str>) -> Check {
+    const CHECK: &str = "time zone";
+    let offset = now_utc().with_timezone(&Local).offset().to_string();
+    let Some(tz) = tz.filter(|tz| !tz.is_empty()) else {
+        return Check::ok(CHECK, format!("that of the system, {offset} now"));
+    };
+    let name = tz.strip_prefix(':').unwrap_or(tz);
+    // A name of its own for the zone, in letters or brackets, and the offset.
+    let offset_of_rule = name.trim_start_matches(|c: char| c.is_ascii_alphabetic());
+    let is_rule = name.starts_with('<')
+        || (name.len() - offset_of_rule.len() >= 3
+            && offset_of_rule.starts_with(|c: char| c.is_ascii_digit() || "+-".contains(c)));
+    let zones =
+        ["/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zoneinfo", "/etc/zoneinfo"];
+    let is_known = zones.iter().any(|zones| Path::new(zones).join(name).is_file());
+    if is_rule || is_known || name == "UTC" {
+        return Check::ok(CHECK, format!("TZ={tz}, {offset} now"));
+    }
+    Check::wrong(
+        CHECK,
+        format!(
+            "TZ={tz} is no zone that is known here, so that expires_at without an offset is read as UTC"
+        ),
+        "install the package tzdata, or correct TZ",
+    )
+}
+
+#[cfg(feature = "report")]
+async fn check_metrics(config: &Config) -> Check {
+    use crate::http::Service;
+    const CHECK: &str = "metrics service";
+    let Some(url) = &config.metrics_url else {
+        return Check::ok(CHECK, "nothing is reported");
+    };
+    let service = match Service::new(url, Duration::from_secs(5)) {
+        Ok(service) => service,
+        Err(reason) => {
+            let found = format!("{} {reason}", crate::config::redacted(url));
+            return Check::wrong(CHECK, found, "correct --metrics-url");
+        }
+    };
+    match service.is_reachable().await {
+        Ok(()) => Check::ok(CHECK, format!("{} answers", service.address)),
+        Err(reason) => Check::warning(
+            CHECK,
+            format!("{} is out of reach: {reason}", service.address),
+            "start it, correct --metrics-url, or use --no-metrics; until then reports are kept",
+        ),
+    }
+}
+
+#[cfg(not(feature = "report"))]
+async fn check_metrics(_: &Config) -> Check {
+    Check::ok("metrics service", "nothing is reported")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_zone_that_nobody_knows_is_wrong() {
+        for good in [
+            None,
+            Some(""),
+            Some("UTC"),
+            Some(":UTC"),
+            Some("CET-1CEST,M3.5.0,M10.5.0/3"),
+            Some("<+03>-3"),
+        ] {
+            assert_eq!(check_time_zone(good).status, CheckStatus::Ok, "{good:?}");
+        }
+        for bad in ["Europe/Nowhere", "nonsense", "../../etc"] {
+            let check = check_time_zone(Some(bad));
+            assert_eq!(check.status, CheckStatus::Wrong, "{bad}");
+            assert!(check.found.contains(bad) && check.remedy.is_some());
+        }
+    }
+
+    #[test]
+    fn clocks_that_disagree_are_wrong() {
+        let at = |seconds: i64| DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap();
+        assert_eq!(check_clock(Some(at(1)), at(0)).status, CheckStatus::Ok);
+        assert_eq!(check_clock(Some(at(60)), at(0)).status, CheckStatus::Wrong);
+        assert_eq!(check_clock(None, DateTime::UNIX_EPOCH).status, CheckStatus::Wrong);
+    }
+
+    #[test]
+    fn too_many_directories_are_told_with_the_limit_to_raise() {
+        let limit = inotify_limit("max_user_watches").unwrap();
+        assert_eq!(check_watches(1).status, CheckStatus::Ok);
+        assert_eq!(check_watches(limit * 3 / 4).status, CheckStatus::Warning);
+        let check = check_watches(limit);
+        assert_eq!(check.status, CheckStatus::Wrong);
+        assert!(check.remedy.unwrap().contains("sysctl fs.inotify.max_user_watches="));
+    }
+}

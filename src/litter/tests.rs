@@ -1,0 +1,261 @@
+use std::cell::Cell;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::thread;
+use std::time::Instant;
+
+use super::*;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::remove::recover;
+use crate::root::{Standing, look_at};
+
+const EXPIRED: &str = r#"{"expires_at": 1.5}"#;
+const LIVE: &str = r#"{"expires_at": 8000000000}"#;
+
+struct Cache {
+    temp: tempfile::TempDir,
+    root: Root,
+}
+
+impl Cache {
+    fn with(files: &[(&str, &str)]) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        let Standing::Directory(id) = look_at(temp.path()) else { panic!() };
+        let cache = Self { temp, root: Root::open(id).unwrap() };
+        for (name, content) in files {
+            cache.write(name, content);
+        }
+        cache
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.temp.path().join(name)
+    }
+
+    fn write(&self, name: &str, content: &str) {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        fs::write(self.path(name), content).unwrap();
+    }
+
+    fn files(&self) -> Vec<String> {
+        let mut files: Vec<_> = walkdir::WalkDir::new(self.temp.path())
+            .min_depth(1)
+            .into_iter()
+            .map(|entry| {
+                let path = entry.unwrap().into_path();
+                path.strip_prefix(self.temp.path()).unwrap().to_str().unwrap().to_owned()
+            })
+            .collect();
+        files.sort();
+        files
+    }
+
+    fn tidy(&self, dir: &str, age: Duration) -> Tidied {
+        let mut config = Config::new("x");
+        (config.remove_orphans, config.prune_empty_dirs) = (Some(age), Some(age));
+        let attendant = Attendant::deleting(Arc::new(Clock::default()), &config);
+        tidy(&self.root, &attendant, &Path::new(dir).into())
+    }
+
+    fn dir(&self) -> Arc<Dir> {
+        Arc::new(self.root.open_dir(&Path::new("").into()).unwrap())
+    }
+
+    fn seen(&self, name: &str) -> Seen {
+        regular(&self.dir(), name.as_bytes()).unwrap().unwrap()
+    }
+}
+
+/// Waits until what was changed before is older than the returned age.
+fn some_age() -> Duration {
+    let age = Duration::from_millis(20);
+    thread::sleep(age * 2);
+    age
+}
+
+fn stem(name: &str) -> Stem {
+    Stem::new(name.as_bytes())
+}
+
+#[test]
+fn what_is_old_and_stands_alone_goes_and_nothing_else_does() {
+    let litter = [
+        ("alone.result.json.lz4", "12345"),
+        ("expired.metadata.json", EXPIRED),
+        ("left.result.json.lz4.tmp", "12"),
+        ("left.metadata.json.tmp", "{"),
+    ];
+    let stays = [
+        ("pair.result.json.lz4", "x"),
+        ("pair.metadata.json", EXPIRED),
+        ("live.metadata.json", LIVE),
+        ("broken.metadata.json", "{"),
+        ("written.result.json.lz4", "x"),
+        ("claimed.metadata.json", EXPIRED),
+        (".result-cleaner-claimed.r", "x"),
+        ("other.tmp", "x"),
+        ("a.result.json.lz4.bak", "x"),
+        ("below/alone.result.json.lz4", "another directory"),
+    ];
+    let cache = Cache::with(&[&litter[..], &stays[..]].concat());
+    fs::create_dir(cache.path("half.metadata.json")).unwrap();
+    cache.write("half.result.json.lz4", "x");
+    symlink("gone", cache.path("link.result.json.lz4")).unwrap();
+    symlink("gone", cache.path("linked.metadata.json")).unwrap();
+    cache.write("linked.result.json.lz4", "x");
+    let before = cache.files();
+    assert_eq!(cache.tidy("", Duration::from_secs(3600)).removed, Litter::default());
+    assert_eq!(cache.files(), before);
+
+    let age = some_age();
+    // Its metadata is being written.
+    cache.write("written.metadata.json.tmp", "{");
+    let size = litter.iter().map(|(_, content)| content.len() as u64).sum();
+    let tidied = cache.tidy("", age);
+    assert_eq!(tidied.removed, Litter { orphans: 4, orphan_bytes: size, pruned: 0 });
+    let gone = |name: &String| !litter.iter().any(|(litter, _)| litter == name);
+    let mut left: Vec<_> = before.into_iter().filter(gone).collect();
+    left.push("written.metadata.json.tmp".to_owned());
+    left.sort();
+    assert_eq!(cache.files(), left);
+    assert!(tidied.next.is_some(), "what is being written is to be looked at again");
+}
+
+#[test]
+fn what_is_too_young_is_told_of() {
+    let cache = Cache::with(&[("a.result.json.lz4", "x"), ("later.metadata.json", LIVE)]);
+    let next = cache.tidy("", Duration::from_secs(3600)).next.unwrap();
+    let (seconds, nanos) = cache.seen("a.result.json.lz4").ctime;
+    assert_eq!(next, DateTime::from_timestamp(seconds + 3600, nanos).unwrap());
+    fs::remove_file(cache.path("a.result.json.lz4")).unwrap();
+    assert_eq!(cache.tidy("", some_age()).next.unwrap().timestamp(), 8_000_000_000);
+}
+
+#[test]
+fn a_half_whose_other_one_arrives_meanwhile_is_given_back() {
+    for (alone, other) in [
+        ("a.result.json.lz4", "a.metadata.json"),
+        ("a.result.json.lz4", "a.metadata.json.tmp"),
+        ("a.metadata.json", "a.result.json.lz4"),
+    ] {
+        let cache = Cache::with(&[(alone, EXPIRED)]);
+        let half = if alone.contains("result") { Half::Result } else { Half::Metadata };
+        let judged = Alone::Half(half, stem("a"), cache.seen(alone));
+        let asked = Cell::new(0);
+        let wall = || {
+            // It is claimed by the second time that this is asked for.
+            asked.set(asked.get() + 1);
+            if asked.get() == 2 {
+                assert!(!cache.path(alone).exists());
+                cache.write(other, EXPIRED);
+            }
+            Utc::now()
+        };
+        assert!(remove_alone(&cache.dir(), vec![judged], &wall).is_empty());
+        let mut both = [alone, other];
+        both.sort_unstable();
+        assert_eq!(cache.files(), both);
+    }
+}
+
+#[test]
+fn what_is_written_anew_before_it_is_claimed_or_after_is_kept() {
+    for name in ["a.result.json.lz4", "a.metadata.json", "a.metadata.json.tmp"] {
+        for changes_at in [1, 2] {
+            let cache = Cache::with(&[(name, EXPIRED)]);
+            let seen = cache.seen(name);
+            let judged = match name {
+                "a.result.json.lz4" => Alone::Half(Half::Result, stem("a"), seen),
+                "a.metadata.json" => Alone::Half(Half::Metadata, stem("a"), seen),
+                _ => Alone::Tmp(Half::Metadata, stem("a"), seen),
+            };
+            let asked = Cell::new(0);
+            let wall = || {
+                asked.set(asked.get() + 1);
+                if asked.get() == changes_at {
+                    cache.write("new", "written anew");
+                    fs::rename(cache.path("new"), cache.path(name)).unwrap();
+                }
+                Utc::now()
+            };
+            remove_alone(&cache.dir(), vec![judged], &wall);
+            assert_eq!(fs::read(cache.path(name)).unwrap(), b"written anew");
+            assert_eq!(cache.files(), [name]);
+        }
+    }
+}
+
+#[test]
+fn only_old_and_empty_directories_below_the_cache_directory_go() {
+    let cache = Cache::with(&[("full/x", "x"), ("above/below/x", "x")]);
+    fs::create_dir(cache.path("empty")).unwrap();
+    fs::remove_file(cache.path("above/below/x")).unwrap();
+    assert_eq!(cache.tidy("empty", Duration::from_secs(3600)).removed.pruned, 0);
+    let age = some_age();
+    for (dir, pruned) in [
+        ("", 0),
+        ("full", 0),
+        ("above", 0),
+        ("empty", 1),
+        ("above/below", 1),
+        ("above", 0),
+        ("gone", 0),
+    ] {
+        let tidied = cache.tidy(dir, age);
+        assert_eq!(tidied.removed.pruned, pruned, "{dir}");
+        assert!(tidied.failures.is_empty());
+    }
+    // It was changed when it became empty.
+    assert_eq!(cache.files(), ["above", "full", "full/x"]);
+    assert_eq!(cache.tidy("above", some_age()).removed.pruned, 1);
+}
+
+#[test]
+fn a_directory_that_fills_or_is_another_one_at_the_last_moment_stays() {
+    let cache = Cache::with(&[]);
+    let make = |name: &str| {
+        fs::create_dir(cache.path(name)).unwrap();
+        cache.root.open_dir(&Path::new(name).into()).unwrap()
+    };
+    let filled = make("filled");
+    let fill = |_: &Stat| {
+        cache.write("filled/x", "x");
+        true
+    };
+    assert!(!prune(&cache.root, &filled, fill).unwrap());
+    let replaced = make("replaced");
+    fs::rename(cache.path("replaced"), cache.path("moved")).unwrap();
+    make("replaced");
+    assert!(!prune(&cache.root, &replaced, |_| true).unwrap());
+    assert_eq!(cache.files(), ["filled", "filled/x", "moved", "replaced"]);
+}
+
+#[test]
+fn what_a_killed_cleaner_had_claimed_gets_its_name_back() {
+    let claims = [
+        (".result-cleaner-a.rt", "a.result.json.lz4.tmp"),
+        (".result-cleaner-a.mt", "a.metadata.json.tmp"),
+        (".result-cleaner-b.r", "b.result.json.lz4"),
+    ];
+    let cache = Cache::with(&claims.map(|(claim, _)| (claim, EXPIRED)));
+    let names = claims.map(|(claim, _)| claim.as_bytes().to_vec());
+    let recovery = recover(&cache.root, &Path::new("").into(), &names, Utc::now()).unwrap();
+    assert!(recovery.failed.is_empty() && recovery.finished.is_empty());
+    let mut own = claims.map(|(_, own)| own);
+    own.sort_unstable();
+    assert_eq!(cache.files(), own);
+}
+
+#[test]
+fn a_thousand_orphans_do_not_take_a_thousand_pauses() {
+    let cache = Cache::with(&[]);
+    for number in 0..1000 {
+        cache.write(&format!("{number}.result.json.lz4"), "x");
+    }
+    let age = some_age();
+    let start = Instant::now();
+    assert_eq!(cache.tidy("", age).removed.orphans, 1000);
+    assert_eq!(cache.files(), [""; 0]);
+    println!("figure: 1000 orphans: {:?}", start.elapsed());
+}

@@ -1,0 +1,59 @@
+//! A file that shows what works in a directory, and is removed again.
+
+use std::io;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, fstat, openat};
+
+use super::claim::{rename, unlink};
+use crate::look::{FileTime, Seen};
+use crate::root::Dir;
+
+/// An empty file under a reserved name. It is removed with this value.
+#[derive(Debug)]
+pub(crate) struct Canary<'a> {
+    dir: &'a Dir,
+    name: Vec<u8>,
+    /// When the file system says that it was made.
+    pub made: Option<FileTime>,
+}
+
+impl<'a> Canary<'a> {
+    /// The name of this process's canary.
+    pub fn name() -> String {
+        format!(".result-cleaner-canary-{}", std::process::id())
+    }
+
+    /// Makes it.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn make(dir: &'a Dir) -> io::Result<Self> {
+        let name = Self::name().into_bytes();
+        let flags =
+            OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(dir, Path::new(&Self::name()), flags, Mode::RUSR | Mode::WUSR)?;
+        let mut canary = Self { dir, name, made: None };
+        canary.made = Seen::of(&fstat(&file)?).map(|seen| seen.version.mtime);
+        Ok(canary)
+    }
+
+    /// Renames it as files are that are about to be deleted: so that nothing is replaced.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn claim(&mut self) -> io::Result<()> {
+        let claimed = [&self.name[..], b".c"].concat();
+        rename(self.dir, &self.name, &claimed)?;
+        self.name = claimed;
+        Ok(())
+    }
+}
+
+impl Drop for Canary<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = unlink(self.dir, &self.name) {
+            tracing::warn!(%error, "can't remove the file {}", self.name.escape_ascii());
+        }
+    }
+}
