@@ -1,5 +1,8 @@
 //! Why a file goes, or stays.
 
+mod obstacle;
+mod words;
+
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -8,23 +11,19 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use chrono::{DateTime, Utc};
-use rustix::fs::{Access, AtFlags, FileType, FlockOperation, accessat, flock};
-use rustix::io::Errno;
 
+use self::obstacle::{Kind, kind, obstacle, taken};
 use crate::attend::{Attendant, Found, Job, Outcome};
 use crate::attending::Attending;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::entry::{Half, Key, Name, Stem};
 use crate::error::{Error, display_path};
-use crate::look::{Metadata, read_metadata, status};
+use crate::look::{Metadata, read_metadata};
 use crate::root::{Dir, Root, Standing, is_mounted_over, look_at};
 
 /// The longest name that file systems take, in bytes.
 const LONGEST_NAME: usize = 255;
-
-const GOES: &str =
-    "A running cleaner deletes it at once; without one, `result-cleaner sweep` does.";
 
 /// Why a result goes or stays, as far as it can be told now.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,7 +86,7 @@ pub async fn explain(config: &Config, file: &Path) -> Result<Explanation, Error>
     let runtime = crate::runtime::current()?;
     let cache_dir = config.expanded_cache_dir()?;
     let attendant = Attendant::listing(Arc::new(Clock::default()), config);
-    let (config, file) = (config.clone(), file.to_owned());
+    let file = file.to_owned();
     let task = runtime.spawn_blocking(move || {
         let root = match look_at(&cache_dir) {
             Standing::Directory(id) => match Root::open(id) {
@@ -101,7 +100,7 @@ pub async fn explain(config: &Config, file: &Path) -> Result<Explanation, Error>
                 return Err(Error::Unreadable { path: cache_dir, source });
             }
         };
-        let explaining = Explaining { cache_dir, root, attendant, config };
+        let explaining = Explaining { cache_dir, root, attendant };
         Ok(explaining.explain(file))
     });
     crate::runtime::joined(task.await)
@@ -111,7 +110,6 @@ struct Explaining {
     cache_dir: PathBuf,
     root: Option<Root>,
     attendant: Attendant,
-    config: Config,
 }
 
 /// An explanation that is being written: conditions are added in their order until one is not met.
@@ -126,6 +124,17 @@ impl Draft {
     fn add(&mut self, met: bool, why: impl Into<String>) {
         let what = WHAT[self.conditions.len()];
         self.conditions.push(Condition { what, met: Some(met), why: why.into() });
+    }
+
+    /// Ends with a condition that is not met.
+    fn stop(
+        mut self,
+        why: impl Into<String>,
+        fate: Fate,
+        verdict: impl Into<String>,
+    ) -> Explanation {
+        self.add(false, why);
+        self.finish(fate, verdict)
     }
 
     fn finish(mut self, fate: Fate, verdict: impl Into<String>) -> Explanation {
@@ -151,75 +160,45 @@ impl Draft {
 
 impl Explaining {
     fn explain(&self, file: PathBuf) -> Explanation {
+        let name = file.file_name().unwrap_or_default().as_bytes().to_vec();
         let mut draft =
             Draft { file: file.clone(), result: None, expires_at: None, conditions: Vec::new() };
-        let name = file.file_name().unwrap_or_default().as_bytes();
-        let (half, stem) = match Name::of(name) {
+        let (half, stem) = match Name::of(&name) {
             Name::Half(half, stem) => (half, stem),
             Name::Tmp(half, stem) => {
-                draft.add(
-                    false,
-                    format!(
-                        "it ends in .tmp: a writer has not completed {} yet",
-                        shown(&stem.name(half))
-                    ),
-                );
-                return draft.finish(
-                    Fate::Stays,
-                    self.unless_orphans(
-                        "It stays: it is no result before its writer renames it.",
-                        "it is removed once it has not been changed for",
-                    ),
-                );
+                let half = shown(&stem.name(half));
+                let why = format!("it ends in .tmp: a writer has not completed {half} yet");
+                let verdict = unless_orphans(words::TMP_STAYS, words::UNCHANGED_FOR);
+                return draft.stop(why, Fate::Stays, verdict);
             }
             Name::Claim(half, stem) | Name::TmpClaim(half, stem) => {
-                draft.add(
-                    false,
-                    format!(
-                        "it is a reserved name: a cleaner has taken {} there",
-                        shown(&stem.name(half))
-                    ),
-                );
-                return draft.finish(
-                    Fate::Stays,
-                    "A cleaner is about to delete it, or to give it its name back. What a cleaner that was \
-                     killed has left is taken up by the next start, or by `result-cleaner sweep`.",
-                );
+                let half = shown(&stem.name(half));
+                let why = format!("it is a reserved name: a cleaner has taken {half} there");
+                return draft.stop(why, Fate::Stays, words::CLAIM_STAYS);
             }
             Name::Other => {
-                draft.add(false, "it ends neither in .result.json.lz4 nor in .metadata.json");
-                return draft
-                    .finish(Fate::Stays, "It stays: files with other names are never touched.");
+                let why = "it ends neither in .result.json.lz4 nor in .metadata.json";
+                return draft.stop(why, Fate::Stays, words::OTHER_STAYS);
             }
         };
-        let result = file.with_file_name(OsStr::from_bytes(&stem.name(Half::Result)));
-        draft.result = Some(result.clone());
-        draft.add(
-            true,
-            match half {
-                Half::Result => "it ends in .result.json.lz4".to_owned(),
-                Half::Metadata => {
-                    format!("it is the metadata of {}", shown(&stem.name(Half::Result)))
-                }
-            },
-        );
+        let result = stem.name(Half::Result);
+        draft.result = Some(file.with_file_name(OsStr::from_bytes(&result)));
+        match half {
+            Half::Result => draft.add(true, "it ends in .result.json.lz4"),
+            Half::Metadata => draft.add(true, format!("it is the metadata of {}", shown(&result))),
+        }
         match self.open(&file) {
             Ok((root, dir)) => {
                 draft.add(true, format!("that is {}", display_path(root.path())));
                 self.explain_pair(draft, root, &dir, &stem)
             }
-            Err((why, fate, verdict)) => {
-                draft.add(false, why);
-                draft.finish(fate, verdict)
-            }
+            Err((why, fate, verdict)) => draft.stop(why, fate, verdict),
         }
     }
 
     /// The directory of `file`, in the cache directory; else why it is not there, and what that means.
     fn open(&self, file: &Path) -> Result<(&Root, Dir), (String, Fate, String)> {
-        let stays = |why: String| {
-            (why, Fate::Stays, "It stays: nothing outside the cache directory is touched. (Another one is named by --cache-dir.)".to_owned())
-        };
+        let stays = |why: String| (why, Fate::Stays, words::OUTSIDE_STAYS.to_owned());
         let Some(root) = &self.root else {
             return Err(stays(format!("{} does not exist", display_path(&self.cache_dir))));
         };
@@ -252,110 +231,65 @@ impl Explaining {
                     display_path(&resolved)
                 ),
                 Fate::Stays,
-                "It stays: mount points in the cache directory are not entered.".to_owned(),
+                words::MOUNT_STAYS.to_owned(),
             )),
             Err(error) => Err((
                 format!("{} can't be opened: {error}", display_path(&resolved)),
                 Fate::Stays,
-                "It stays until its directory can be read by the cleaner: look at the permissions."
-                    .to_owned(),
+                words::UNREAD_STAYS.to_owned(),
             )),
         }
     }
 
     fn explain_pair(&self, mut draft: Draft, root: &Root, dir: &Dir, stem: &Stem) -> Explanation {
-        let kind = |half: Half| kind(dir, &stem.name(half));
-        let (result, metadata) = (kind(Half::Result), kind(Half::Metadata));
-        match (&result, &metadata) {
-            (Kind::Nothing, Kind::Nothing) => {
-                draft.add(false, "neither the result nor its metadata is there");
-                return draft.finish(Fate::Gone, if taken(dir, stem) {
-                    "A cleaner has taken it to its reserved name, to delete it or to give it back."
-                } else {
-                    "There is no such result: it was deleted, or never stored."
-                });
+        let names = [Half::Result, Half::Metadata].map(|half| stem.name(half));
+        let [result, metadata] = names.each_ref().map(|name| shown(name));
+        let odd = |name: &str, what: &str| format!("{name} is {what}, no regular file");
+        match names.each_ref().map(|name| kind(dir, name)) {
+            [Kind::Nothing, Kind::Nothing] => {
+                let verdict = if taken(dir, stem) { words::TAKEN } else { words::GONE };
+                let why = "neither the result nor its metadata is there";
+                return draft.stop(why, Fate::Gone, verdict);
             }
-            (Kind::Other(what), _) => {
-                draft.add(
-                    false,
-                    format!("{} is {what}, no regular file", shown(&stem.name(Half::Result))),
-                );
-                return draft.finish(Fate::Stays, "It stays: only regular files are results; nothing else that bears the name is touched.");
+            [Kind::Other(what), _] => {
+                return draft.stop(odd(&result, what), Fate::Stays, words::ODD_RESULT_STAYS);
             }
-            (_, Kind::Other(what)) => {
-                draft.add(
-                    false,
-                    format!("{} is {what}, no regular file", shown(&stem.name(Half::Metadata))),
-                );
-                return draft.finish(
-                    Fate::Stays,
-                    "It stays: metadata is a regular file, and links are not followed.",
-                );
+            [_, Kind::Other(what)] => {
+                return draft.stop(odd(&metadata, what), Fate::Stays, words::ODD_METADATA_STAYS);
             }
-            (Kind::Unknown(error), _) | (_, Kind::Unknown(error)) => {
-                draft.add(false, format!("it can't be looked at: {error}"));
-                return draft.finish(
-                    Fate::Stays,
-                    "It stays until it can be looked at; that is tried again by each sweep.",
-                );
+            [Kind::Unknown(error), _] | [_, Kind::Unknown(error)] => {
+                let why = format!("it can't be looked at: {error}");
+                return draft.stop(why, Fate::Stays, words::UNSEEN_STAYS);
             }
-            (Kind::File, Kind::Nothing) => {
-                draft.add(
-                    false,
-                    format!("there is no {} beside it", shown(&stem.name(Half::Metadata))),
-                );
-                return draft.finish(Fate::Stays, self.unless_orphans(
-                    "It stays: a result without metadata is left alone, since nothing tells when it may go. Once its metadata arrives the pair is judged anew.",
-                    "it is removed once it has not been changed for",
-                ));
+            [Kind::File, Kind::Nothing] => {
+                let why = format!("there is no {metadata} beside it");
+                let verdict = unless_orphans(words::RESULT_ALONE_STAYS, words::UNCHANGED_FOR);
+                return draft.stop(why, Fate::Stays, verdict);
             }
-            (Kind::Nothing, Kind::File) => {
-                draft.add(
-                    false,
-                    format!("its result {} is not there", shown(&stem.name(Half::Result))),
-                );
-                return draft.finish(
-                    Fate::Stays,
-                    self.unless_orphans(
-                        "It stays: metadata without a result is left alone.",
-                        "it is removed once it has expired and not been changed for",
-                    ),
-                );
+            [Kind::Nothing, Kind::File] => {
+                let (stays, removed) =
+                    (words::METADATA_ALONE_STAYS, words::EXPIRED_AND_UNCHANGED_FOR);
+                let why = format!("its result {result} is not there");
+                return draft.stop(why, Fate::Stays, unless_orphans(stays, removed));
             }
-            (Kind::File, Kind::File) => draft.add(true, shown(&stem.name(Half::Metadata))),
+            [Kind::File, Kind::File] => draft.add(true, metadata),
         }
-        let read = read_metadata(dir, &stem.name(Half::Metadata), &mut Vec::new());
-        let expires_at = match read {
+        let expires_at = match read_metadata(dir, &stem.name(Half::Metadata), &mut Vec::new()) {
             Ok(Some(Metadata { expires_at: Ok(at), .. })) => at,
             Ok(Some(Metadata { expires_at: Err(reason), .. })) => {
-                draft.add(false, reason.to_string());
-                return draft.finish(Fate::Stays, "It stays until its metadata is repaired, or written anew; that is noticed at once.");
+                return draft.stop(reason.to_string(), Fate::Stays, words::BROKEN_STAYS);
             }
-            Ok(None) => {
-                draft.add(false, "it has just vanished");
-                return draft.finish(
-                    Fate::Gone,
-                    "It is being deleted, or written anew, right now: ask again.",
-                );
-            }
+            Ok(None) => return draft.stop("it has just vanished", Fate::Gone, words::VANISHED),
             Err(error) => {
-                draft.add(false, format!("it can't be read: {error}"));
-                return draft.finish(
-                    Fate::Stays,
-                    "It stays until its metadata can be read; that is tried again by each sweep.",
-                );
+                let why = format!("it can't be read: {error}");
+                return draft.stop(why, Fate::Stays, words::UNREADABLE_STAYS);
             }
         };
         draft.expires_at = Some(expires_at);
         draft.add(true, "a JSON object with a valid expires_at");
         let now = self.attendant.clock().wall();
-        draft.add(
-            expires_at <= now,
-            match expires_at <= now {
-                true => "expires_at has passed",
-                false => "expires_at lies ahead",
-            },
-        );
+        let is_due = expires_at <= now;
+        draft.add(is_due, if is_due { "expires_at has passed" } else { "expires_at lies ahead" });
         let (fate, verdict) = self.fate(root, dir, stem);
         draft.finish(fate, verdict)
     }
@@ -369,93 +303,32 @@ impl Explaining {
             return (Fate::Stays, "It can't be told what becomes of it.".to_owned());
         };
         match outcome {
-            Outcome::Waiting { .. } | Outcome::Unchanged => {
-                (Fate::Waits, "A running cleaner deletes it within milliseconds of that time.".to_owned())
-            }
+            Outcome::Waiting { .. } | Outcome::Unchanged => (Fate::Waits, words::WAITS.to_owned()),
             Outcome::Due { .. } => match obstacle(dir, stem) {
                 None if stem.claim(Half::Result).len() > LONGEST_NAME => {
-                    (Fate::Due, format!("{GOES} Its name leaves no room for a reserved one, so that a writer that publishes it anew in the same instant loses it."))
+                    (Fate::Due, format!("{} {}", words::GOES, words::LONG_NAME))
                 }
-                None => (Fate::Due, GOES.to_owned()),
-                Some(obstacle) => (Fate::Due, format!("It may go, but {obstacle}. Until then it is tried again with pauses of up to ten minutes.")),
+                None => (Fate::Due, words::GOES.to_owned()),
+                Some(obstacle) => {
+                    (Fate::Due, format!("It may go, but {obstacle}. {}", words::TRIED_AGAIN))
+                }
             },
-            Outcome::Unsettled { .. } => (
-                Fate::Due,
-                "It goes once it has been unchanged for a second: the result is newer than its metadata, so that its \
-                 new metadata may be on its way."
-                    .to_owned(),
-            ),
+            Outcome::Unsettled { .. } => (Fate::Due, words::UNSETTLED.to_owned()),
             Outcome::Broken { reason, .. } => (Fate::Stays, format!("It stays: {reason}.")),
-            Outcome::Failed(failure) | Outcome::Stranded(failure) => (Fate::Stays, format!("It stays for now: {failure}.")),
-            Outcome::Incomplete | Outcome::Removed { .. } => (Fate::Gone, "It has just vanished.".to_owned()),
-            Outcome::Changed | Outcome::Taken => {
-                (Fate::Due, "It is being changed, or is in the hands of a cleaner, right now: ask again.".to_owned())
+            Outcome::Failed(failure) | Outcome::Stranded(failure) => {
+                (Fate::Stays, format!("It stays for now: {failure}."))
             }
-        }
-    }
-
-    /// `stays`, and what asking for the removal of orphans would change.
-    fn unless_orphans(&self, stays: &str, removed: &str) -> String {
-        match self.config.remove_orphans {
-            Some(age) => format!("{stays} With --remove-orphans {removed} {age:?}."),
-            None => format!("{stays} (`--remove-orphans AGE` has it removed.)"),
+            Outcome::Incomplete | Outcome::Removed { .. } => {
+                (Fate::Gone, "It has just vanished.".to_owned())
+            }
+            Outcome::Changed | Outcome::Taken => (Fate::Due, words::IN_HANDS.to_owned()),
         }
     }
 }
 
-enum Kind {
-    File,
-    Nothing,
-    Other(&'static str),
-    Unknown(io::Error),
-}
-
-fn kind(dir: &Dir, name: &[u8]) -> Kind {
-    let stat = match status(dir, name) {
-        Ok(stat) => stat,
-        Err(Errno::NOENT | Errno::NAMETOOLONG) => return Kind::Nothing,
-        Err(error) => return Kind::Unknown(error.into()),
-    };
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Kind::File,
-        FileType::Symlink => Kind::Other("a symbolic link"),
-        FileType::Directory => Kind::Other("a directory"),
-        FileType::Fifo => Kind::Other("a FIFO"),
-        FileType::Socket => Kind::Other("a socket"),
-        _ => Kind::Other("a device"),
-    }
-}
-
-fn taken(dir: &Dir, stem: &Stem) -> bool {
-    [Half::Result, Half::Metadata].into_iter().any(|half| status(dir, &stem.claim(half)).is_ok())
-}
-
-/// What keeps a result that is due from being deleted by this user, and what to do about it.
-fn obstacle(dir: &Dir, stem: &Stem) -> Option<String> {
-    match accessat(dir, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
-        Ok(()) => {}
-        Err(Errno::ROFS) => {
-            return Some("its file system is mounted read-only: mount it read-write".to_owned());
-        }
-        Err(error) => {
-            return Some(format!(
-                "this user may not write to its directory ({}): grant that, or run the cleaner as its owner",
-                io::Error::from(error)
-            ));
-        }
-    }
-    if let Kind::Other(_) = kind(dir, &stem.claim(Half::Result)) {
-        return Some(format!(
-            "something that is no regular file bears the reserved name {}: take it away",
-            shown(&stem.claim(Half::Result))
-        ));
-    }
-    if flock(dir, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK) {
-        return Some(
-            "another program holds a lock (flock) on its directory: end that program".to_owned(),
-        );
-    }
-    None
+/// `stays`, and what asking for the removal of orphans would change.
+fn unless_orphans(stays: &str, removed: &str) -> String {
+    format!("{stays} (With --remove-orphans AGE {removed} AGE.)")
 }
 
 fn shown(name: &[u8]) -> String {

@@ -54,12 +54,9 @@ pub(crate) fn execute(args: ExplainArgs) -> Result<(), Failure> {
         }
         Ok(())
     })?;
-    let gone = explanations.iter().filter(|explanation| explanation.fate == Fate::Gone).count();
-    match gone {
-        0 => Ok(()),
-        1 if explanations.len() == 1 => Err("there is no such file".into()),
-        _ => Err(format!("{gone} of these files are not there").into()),
-    }
+    let gone = explanations.iter().filter(|explanation| explanation.fate == Fate::Gone);
+    let gone: Vec<_> = gone.map(|explanation| display_path(&explanation.file)).collect();
+    if gone.is_empty() { Ok(()) } else { Err(format!("not there: {}", gone.join(", ")).into()) }
 }
 
 fn show(out: &mut dyn Write, explanation: &Explanation, now: DateTime<Utc>) -> io::Result<()> {

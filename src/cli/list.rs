@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use chrono::{DateTime, Utc};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
+use console::style;
 use indicatif::BinaryBytes;
 use result_cleaner::{ListedPair, display_path, list};
 use serde::Serialize;
@@ -13,6 +14,10 @@ use serde::Serialize;
 use super::{Directory, Failure, block_on, log, output, switch};
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  result-cleaner list | head
+  result-cleaner list --json | jq 'select(.reason)'      what is broken, and why")]
 pub(crate) struct ListArgs {
     #[command(flatten)]
     directory: Directory,
@@ -38,7 +43,16 @@ pub(crate) fn execute(args: ListArgs) -> Result<(), Failure> {
         }
         // Beside the table: it would fill up each line to the length of the longest path.
         let results = std::iter::once("RESULT".to_owned()).chain(pairs.iter().map(result));
-        for (line, result) in table(&pairs, now).lines().zip(results) {
+        let lines = table(&pairs, now);
+        for (number, (line, result)) in lines.lines().zip(results).enumerate() {
+            // What is a terminal's is styled a line at a time: the table counts what it can't see.
+            let line = style(line);
+            let line = match number.checked_sub(1).map(|pair| &pairs[pair].expires_at) {
+                None => line.bold(),
+                Some(Err(_)) => line.red(),
+                Some(Ok(at)) if *at <= now => line.yellow(),
+                Some(Ok(_)) => line,
+            };
             writeln!(out, "{line} {result}")?;
         }
         Ok(())

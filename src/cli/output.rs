@@ -57,8 +57,19 @@ pub(crate) fn time_left(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
     let Ok(left) = (at - now).to_std() else {
         return "expired".to_owned();
     };
-    let text = humantime::format_duration(Duration::from_secs(left.as_secs())).to_string();
-    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
+    duration(left)
+}
+
+/// A length of time in whole seconds, in at most two units.
+pub(crate) fn duration(length: Duration) -> String {
+    let text = humantime::format_duration(Duration::from_secs(length.as_secs())).to_string();
+    let spaced = |part: &str| {
+        let unit = part.trim_start_matches(|c: char| c.is_ascii_digit());
+        let number = &part[..part.len() - unit.len()];
+        // Units that are words.
+        if unit.len() > 1 { format!("{number} {unit}") } else { part.to_owned() }
+    };
+    text.split(' ').take(2).map(spaced).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -87,6 +98,7 @@ mod tests {
         let now = DateTime::UNIX_EPOCH;
         let left = |seconds| time_left(DateTime::from_timestamp(seconds, 0).unwrap(), now);
         assert_eq!(left(3 * 3600 + 20 * 60 + 5), "3h 20m");
+        assert_eq!(left(26 * 3600), "1 day 2h");
         assert_eq!(left(59), "59s");
         assert_eq!(left(0), "0s");
         assert_eq!(left(-1), "expired");

@@ -15,6 +15,13 @@ use super::metrics::Metrics;
 use super::{Bounds, Directory, Failure, OptIns, duration, output, systemd};
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  result-cleaner run --no-metrics
+  result-cleaner run ~/cache --listen 127.0.0.1:8004      then open that address in a browser
+  result-cleaner run --metrics-url https://metrics.example --check-interval 1h -v
+
+Exit status: 0 after SIGTERM or SIGINT, 1 where it could not start or has died.")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     directory: Directory,

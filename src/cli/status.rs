@@ -1,21 +1,29 @@
 //! `result-cleaner status`: what a running service is doing.
 
-use std::io::{self, Write};
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use clap::Args;
-use console::Term;
+use console::{Term, measure_text_width, style, truncate_str};
 use indicatif::BinaryBytes;
-use result_cleaner::{Error, ExpiryBucket, Stats, WatchState, display_path, fetch_stats};
+use result_cleaner::{Error, ExpiryBucket, Recent, Stats, WatchState, display_path, fetch_stats};
 
 use super::{Failure, block_on, output, switch};
 
 /// How often `--watch` draws.
 const REDRAW: Duration = Duration::from_secs(1);
 const BAR_WIDTH: u64 = 40;
+/// How many errors are shown.
+const ERRORS: usize = 3;
 
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  result-cleaner status --watch
+  result-cleaner status --url http://[::1]:8004 --json
+
+Exit status: 1 where no service answers.")]
 pub(crate) struct StatusArgs {
     /// Where the service listens
     #[arg(
@@ -39,21 +47,35 @@ pub(crate) fn execute(args: StatusArgs) -> Result<(), Failure> {
 
 async fn show(args: StatusArgs) -> Result<(), Failure> {
     let terminal = Term::stdout();
+    let redraws = args.watch && terminal.is_term() && !args.json;
+    let mut has_answered = false;
     loop {
-        let stats = fetch_stats(&args.url).await.map_err(|error| match error {
-            Error::NoAnswer { .. } => Failure::from(format!(
-                "{error}; start one with `result-cleaner run --listen 127.0.0.1:8004`"
-            )),
-            error => error.into(),
-        })?;
-        if args.watch && terminal.is_term() && !args.json {
+        let text = match fetch_stats(&args.url).await {
+            Ok(stats) if args.json => output::json(&stats)? + "\n",
+            Ok(stats) => draw(&stats, Utc::now())?,
+            // It may be about to be started again.
+            Err(error @ Error::NoAnswer { .. }) if redraws && has_answered => {
+                format!("{}\n", style(error).red())
+            }
+            Err(error @ Error::NoAnswer { .. }) => {
+                let advice = "start one with `result-cleaner run --listen 127.0.0.1:8004`";
+                return Err(format!("{error}; {advice}").into());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        has_answered = true;
+        if redraws {
             terminal.clear_screen()?;
         }
         let is_read = output::print(|out| {
-            if args.json {
-                return writeln!(out, "{}", output::json(&stats)?);
+            let (_, columns) = terminal.size();
+            for line in text.lines() {
+                let fits = !redraws || measure_text_width(line) <= columns.into();
+                let cut =
+                    if fits { line.into() } else { truncate_str(line, columns.into(), "…") };
+                writeln!(out, "{cut}")?;
             }
-            draw(out, &stats, Utc::now())
+            Ok(())
         })?;
         if !args.watch || !is_read {
             return Ok(());
@@ -62,43 +84,85 @@ async fn show(args: StatusArgs) -> Result<(), Failure> {
     }
 }
 
-fn draw(out: &mut dyn Write, stats: &Stats, now: DateTime<Utc>) -> io::Result<()> {
-    let watch = match stats.watch {
-        WatchState::Active => "every change is told by the kernel",
-        WatchState::Degraded => "degraded: some directories are swept instead of watched",
-        WatchState::Polling => "polling: the file system does not tell of changes",
-        WatchState::Absent => "absent: the cache directory does not exist yet",
-        _ => "unknown",
+fn draw(stats: &Stats, now: DateTime<Utc>) -> Result<String, fmt::Error> {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &dyn fmt::Display| {
+        writeln!(text, "{}  {value}", style(format!("{name:11}")).dim())
     };
-    let next = stats.next_expiry.map_or("none".to_owned(), |at| {
-        format!("in {} ({})", output::time_left(at, now), output::local(at))
-    });
-    writeln!(out, "cache        {}", display_path(&stats.cache_directory))?;
-    writeln!(out, "running      {}", if stats.running { "yes" } else { "no" })?;
-    writeln!(out, "watch        {watch}")?;
-    writeln!(out, "next expiry  {next}")?;
-    writeln!(out, "waiting      {}", stats.heap_size)?;
-    writeln!(out, "deleted      {}", stats.total_deleted)?;
-    writeln!(out, "freed        {}", BinaryBytes(stats.total_freed_bytes))?;
-    writeln!(out, "errors       {}", stats.total_errors)?;
-    writeln!(out, "sweeps       {}, every {} h", stats.total_cleanups, stats.check_interval_hours)?;
-    match &stats.expiring {
-        Some(buckets) => draw_bars(out, buckets),
-        None => Ok(()),
+    line("cache", &display_path(&stats.cache_directory))?;
+    let running = if stats.running { style("yes").green() } else { style("no").red() };
+    line("running", &running)?;
+    line(
+        "watch",
+        &match stats.watch {
+            WatchState::Active => style("every change is told by the kernel").green(),
+            WatchState::Degraded => {
+                style("degraded: some directories are swept instead of watched").yellow()
+            }
+            WatchState::Polling => {
+                style("polling: the file system does not tell of changes").yellow()
+            }
+            WatchState::Absent => style("absent: the cache directory does not exist yet").yellow(),
+            _ => style("unknown"),
+        },
+    )?;
+    line(
+        "next expiry",
+        &stats.next_expiry.map_or("none".to_owned(), |at| {
+            format!("in {} ({})", output::time_left(at, now), output::local(at))
+        }),
+    )?;
+    line("waiting", &stats.heap_size)?;
+    line("deleted", &stats.total_deleted)?;
+    line("freed", &BinaryBytes(stats.total_freed_bytes))?;
+    if stats.total_orphans_removed > 0 || stats.total_directories_pruned > 0 {
+        let freed = BinaryBytes(stats.total_orphan_bytes_freed);
+        let (orphans, pruned) = (stats.total_orphans_removed, stats.total_directories_pruned);
+        line("besides", &format!("{orphans} orphans, {freed}, and {pruned} empty directories"))?;
     }
+    let errors = style(stats.total_errors);
+    line("errors", &if stats.total_errors > 0 { errors.red() } else { errors })?;
+    let interval =
+        output::duration(Duration::from_secs_f64(stats.check_interval_hours.max(0.0) * 3600.0));
+    line("sweeps", &format!("{}, every {interval}", stats.total_cleanups))?;
+    if let Some(recent) = &stats.recent {
+        draw_recent(&mut text, recent, now)?;
+    }
+    if let Some(buckets) = &stats.expiring {
+        draw_bars(&mut text, buckets)?;
+    }
+    Ok(text)
 }
 
-fn draw_bars(out: &mut dyn Write, buckets: &[ExpiryBucket]) -> io::Result<()> {
+fn draw_recent(text: &mut String, recent: &Recent, now: DateTime<Utc>) -> fmt::Result {
+    if let Some(last) = &recent.last_sweep {
+        let ago = output::duration((now - last.ended_at).to_std().unwrap_or_default());
+        let (deleted, checked) = (last.report.deleted_count, last.report.checked_count);
+        let took = last.report.duration_ms / 1000.0;
+        writeln!(
+            text,
+            "{}  {ago} ago, deleted {deleted} of {checked} in {took:.3} s",
+            style("last sweep ").dim()
+        )?;
+    }
+    for error in recent.errors.iter().take(ERRORS) {
+        let path = display_path(error.path.as_ref());
+        writeln!(text, "{}  {path}: {}", style("error      ").red(), error.reason)?;
+    }
+    Ok(())
+}
+
+fn draw_bars(text: &mut String, buckets: &[ExpiryBucket]) -> fmt::Result {
     let most = buckets.iter().map(|bucket| bucket.count).max().unwrap_or(0).max(1);
-    writeln!(out, "\nexpires within")?;
+    writeln!(text, "\n{}", style("expires within").dim())?;
     for bucket in buckets {
-        let span = bucket.within_seconds.map_or("later".to_owned(), |end| {
-            humantime::format_duration(Duration::from_secs(end)).to_string()
-        });
+        let span = bucket
+            .within_seconds
+            .map_or("later".to_owned(), |end| output::duration(Duration::from_secs(end)));
         // Whatever is there at all shows.
         let width = (bucket.count * BAR_WIDTH / most).max(u64::from(bucket.count > 0));
         let bar = "█".repeat(usize::try_from(width).unwrap_or(0));
-        writeln!(out, "{span:>12}  {bar} {}", bucket.count)?;
+        writeln!(text, "{span:>12}  {} {}", style(bar).cyan(), bucket.count)?;
     }
     Ok(())
 }

@@ -76,7 +76,7 @@ fn answer(stream: TcpStream, state: &Mutex<StubState>) -> Option<()> {
     let mut state = state.lock().unwrap();
     state.requests.push((request_line.trim_end().to_owned(), body.clone()));
     let status = state.answer?;
-    if (200..300).contains(&status) {
+    if (200..300).contains(&status) && !body.is_empty() {
         state.delivered.push(serde_json::from_str(&body).ok()?);
     }
     drop(state);

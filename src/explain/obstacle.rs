@@ -1,0 +1,68 @@
+//! What bears a name, and what keeps a result from being deleted.
+
+use std::io;
+
+use rustix::fs::{Access, AtFlags, FileType, FlockOperation, accessat, flock};
+use rustix::io::Errno;
+
+use super::shown;
+use crate::entry::{Half, Stem};
+use crate::look::status;
+use crate::root::Dir;
+
+/// What bears a name.
+pub(super) enum Kind {
+    File,
+    Nothing,
+    Other(&'static str),
+    Unknown(io::Error),
+}
+
+pub(super) fn kind(dir: &Dir, name: &[u8]) -> Kind {
+    let stat = match status(dir, name) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT | Errno::NAMETOOLONG) => return Kind::Nothing,
+        Err(error) => return Kind::Unknown(error.into()),
+    };
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Kind::File,
+        FileType::Symlink => Kind::Other("a symbolic link"),
+        FileType::Directory => Kind::Other("a directory"),
+        FileType::Fifo => Kind::Other("a FIFO"),
+        FileType::Socket => Kind::Other("a socket"),
+        _ => Kind::Other("a device"),
+    }
+}
+
+/// Whether a half of a pair bears its reserved name.
+pub(super) fn taken(dir: &Dir, stem: &Stem) -> bool {
+    [Half::Result, Half::Metadata].into_iter().any(|half| status(dir, &stem.claim(half)).is_ok())
+}
+
+/// What keeps a result that is due from being deleted by this user, and what to do about it.
+pub(super) fn obstacle(dir: &Dir, stem: &Stem) -> Option<String> {
+    match accessat(dir, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
+        Ok(()) => {}
+        Err(Errno::ROFS) => {
+            return Some("its file system is mounted read-only: mount it read-write".to_owned());
+        }
+        Err(error) => {
+            return Some(format!(
+                "this user may not write to its directory ({}): grant that, or run the cleaner as its owner",
+                io::Error::from(error)
+            ));
+        }
+    }
+    if let Kind::Other(_) = kind(dir, &stem.claim(Half::Result)) {
+        return Some(format!(
+            "something that is no regular file bears the reserved name {}: take it away",
+            shown(&stem.claim(Half::Result))
+        ));
+    }
+    if flock(dir, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK) {
+        return Some(
+            "another program holds a lock (flock) on its directory: end that program".to_owned(),
+        );
+    }
+    None
+}
