@@ -30,6 +30,8 @@ const SMALL_BATCH: usize = 64;
 const BATCHES: usize = 2;
 /// How many batches may still hold something.
 const HOLDING: usize = 16;
+/// How many files of one directory are suspected at once to be litter.
+const MOST_SUSPECTS: usize = 4096;
 /// How many events wait for the worker; a thread that has more to tell waits.
 pub(crate) const EVENTS: usize = 64;
 
@@ -191,7 +193,13 @@ impl Crew {
                 attendant.disk_time().rest(&cancel);
                 let is_cancelled = cancel.load(Ordering::Relaxed);
                 (!is_cancelled).then(|| {
-                    let tidied = litter::tidy(&open.root, &attendant, &due.0);
+                    let tidied = litter::tidy(
+                        &open.root,
+                        &attendant,
+                        &due.0,
+                        &due.1.suspects,
+                        MOST_SUSPECTS,
+                    );
                     (due, tidied)
                 })
             };

@@ -3,13 +3,15 @@
 //! not been changed for as long as it says.
 //!
 //! One directory is looked at at a time, by listing it. Who looks is told when something in it will be
-//! old enough, and has to come back then.
+//! old enough, and has to come back then. Nothing is removed at the first look: what is old is a
+//! suspect, and goes if it is found unchanged by a later one. So what a writer has in its hands
+//! stays even where the file system's clock makes it look old.
 
 mod schedule;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
@@ -39,6 +41,27 @@ pub(crate) struct Tidied {
     pub failures: Vec<(PathBuf, Failure)>,
     /// When the next of what is left may be old enough.
     pub next: Option<DateTime<Utc>>,
+    /// What is old enough, and was not seen to be so before.
+    pub suspects: Suspects,
+}
+
+/// What goes if it is found unchanged.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Suspects {
+    files: HashMap<Vec<u8>, Seen>,
+    /// The directory itself, which is empty: its inode, and when it was changed.
+    directory: Option<(u64, FileTime)>,
+}
+
+impl Suspects {
+    pub fn extend(&mut self, more: Self) {
+        self.files.extend(more.files);
+        self.directory = self.directory.or(more.directory);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.directory.is_none()
+    }
 }
 
 impl Tidied {
@@ -51,15 +74,21 @@ impl Tidied {
     }
 }
 
-/// Removes the litter in the directory `rel` below the cache directory that is old enough; where the
-/// attendant only looks, counts it.
-pub(crate) fn tidy(root: &Root, attendant: &Attendant, rel: &Arc<Path>) -> Tidied {
+/// Removes the litter in the directory `rel` below the cache directory that is old enough, and was
+/// suspected `before`; where the attendant only looks, counts all of it. At most `limit` suspects are told.
+pub(crate) fn tidy(
+    root: &Root,
+    attendant: &Attendant,
+    rel: &Arc<Path>,
+    before: &Suspects,
+    limit: usize,
+) -> Tidied {
     let mut tidied = Tidied::default();
     let _spending = attendant.disk_time().spend();
     let mut tidy = || -> io::Result<()> {
         let dir = Arc::new(root.open_dir(rel)?);
         let contents = Contents::of(&dir)?;
-        let tidying = Tidying { root, attendant, dir };
+        let tidying = Tidying { root, attendant, dir, before, limit };
         if let Some(age) = attendant.litter_ages().orphans {
             tidying.remove_orphans(&contents, age, &mut tidied)?;
         }
@@ -127,6 +156,8 @@ struct Tidying<'a> {
     root: &'a Root,
     attendant: &'a Attendant,
     dir: Arc<Dir>,
+    before: &'a Suspects,
+    limit: usize,
 }
 
 impl Tidying<'_> {
@@ -157,6 +188,11 @@ impl Tidying<'_> {
                 judged.push(Alone::Half(half, stem.clone(), seen));
             }
         }
+        for alone in &judged {
+            if tidied.suspects.files.len() < self.limit && !self.was_suspected(alone) {
+                tidied.suspects.files.insert(alone.name(), *alone.seen());
+            }
+        }
         if !self.attendant.deletes() {
             tidied.removed.orphans += judged.len() as u64;
             tidied.removed.orphan_bytes +=
@@ -164,14 +200,16 @@ impl Tidying<'_> {
             return Ok(());
         }
         let clock = self.attendant.clock();
+        let found = judged.len();
+        judged.retain(|alone| self.was_suspected(alone));
         let count = judged.len();
         let done = if count == 0 || !self.root.still_holds(&self.dir) {
             Vec::new()
         } else {
             remove_alone(&self.dir, judged, &|| clock.wall())
         };
-        if done.len() < count {
-            // It changed, or another cleaner is at it.
+        if done.len() < found {
+            // It is a suspect, it changed, or another cleaner is at it.
             tidied.look_again_at(clock.wall());
         }
         for (alone, removed) in done {
@@ -216,6 +254,14 @@ impl Tidying<'_> {
         if !self.is_ripe(until, tidied) {
             return Ok(());
         }
+        let stat = fstat(&self.dir)?;
+        let suspect = Some((stat.st_ino, times(&stat)));
+        if self.attendant.deletes() && self.before.directory != suspect {
+            tidied.suspects.directory = suspect;
+            tidied.look_again_at(now);
+            return Ok(());
+        }
+        tidied.suspects.directory = suspect.filter(|_| !self.attendant.deletes());
         let pruned = !self.attendant.deletes()
             || prune(self.root, &self.dir, |stat| unchanged_until(stat) <= now)?;
         tidied.removed.pruned += u64::from(pruned);
@@ -224,6 +270,10 @@ impl Tidying<'_> {
             tracing::debug!(path = path_field(&path), "removed an empty directory");
         }
         Ok(())
+    }
+
+    fn was_suspected(&self, alone: &Alone) -> bool {
+        self.before.files.get(&alone.name()) == Some(alone.seen())
     }
 
     /// Whether that time has come; else it is to be come back for.

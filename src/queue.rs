@@ -56,11 +56,6 @@ impl<K: Hash + Eq, T: Ord + Copy, V> Queue<K, T, V> {
         self.0.get_priority(key).map(|entry| &entry.value)
     }
 
-    /// When `key` is due, if it waits.
-    pub fn time_of(&self, key: &K) -> Option<T> {
-        self.0.get_priority(key).map(|entry| entry.at)
-    }
-
     /// Changes the value of `key`, if it waits, and not its time; whether it waits.
     pub fn update(&mut self, key: &K, change: impl FnOnce(&mut V)) -> bool {
         self.0.change_priority_by(key, |entry| change(&mut entry.value))

@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::entry::{Half, Key};
 use crate::error::{Error, path_field};
-use crate::litter;
+use crate::litter::{self, Suspects};
 use crate::look::{FileTime, SETTLING, Seen, Version};
 use crate::mark::Marks;
 use crate::root::{Root, Standing, look_at};
@@ -187,7 +187,12 @@ fn sweep(root: &Root, attendant: &Attendant, progress: &Progress) -> SweepReport
     }
     let doubts = std::mem::take(&mut sums.doubts);
     let litter = Litter::find(root, attendant, summary.litter);
-    if let Some(wait) = doubts.iter().map(|doubt| doubt.wait).chain(litter.wait()).max() {
+    if let Some(wait) = doubts
+        .iter()
+        .map(|doubt| doubt.wait)
+        .chain(litter.wait().filter(|_| attendant.deletes()))
+        .max()
+    {
         thread::sleep(wait);
     }
     let job = |doubt: &Doubt| {
@@ -215,35 +220,35 @@ fn sweep(root: &Root, attendant: &Attendant, progress: &Progress) -> SweepReport
 /// The litter that a scan came upon.
 struct Litter {
     is_wanted: bool,
-    /// Directories with some that is old enough.
-    dirs: Vec<Arc<Path>>,
+    /// Directories with some that is old enough, and what that is.
+    suspects: Vec<(Arc<Path>, Suspects)>,
 }
 
 impl Litter {
     /// Looks at what in `dirs` may be litter.
     fn find(root: &Root, attendant: &Attendant, dirs: Vec<Arc<Path>>) -> Self {
         let looking = attendant.only_looking();
-        let is_ripe = |dir: &Arc<Path>| {
-            let tidied = litter::tidy(root, &looking, dir);
-            tidied.removed != stats::Litter::default() || !tidied.failures.is_empty()
-        };
+        let suspects = dirs.into_iter().map(|dir| {
+            let tidied = litter::tidy(root, &looking, &dir, &Suspects::default(), usize::MAX);
+            (dir, tidied.suspects)
+        });
         Self {
             is_wanted: attendant.litter_ages().any(),
-            dirs: dirs.into_iter().filter(is_ripe).collect(),
+            suspects: suspects.filter(|(_, suspects)| !suspects.is_empty()).collect(),
         }
     }
 
     /// For how long it is to be left alone first: the other half of what stands alone may be about to
     /// arrive.
     fn wait(&self) -> Option<Duration> {
-        (!self.dirs.is_empty()).then_some(SETTLING)
+        (!self.suspects.is_empty()).then_some(SETTLING)
     }
 
     /// Removes it, unless the attendant only looks; `None` where nobody has asked for that.
     fn remove(&self, root: &Root, attendant: &Attendant, sums: &mut Sums) -> Option<LitterReport> {
         let mut removed = stats::Litter::default();
-        for dir in &self.dirs {
-            let tidied = litter::tidy(root, attendant, dir);
+        for (dir, suspects) in &self.suspects {
+            let tidied = litter::tidy(root, attendant, dir, suspects, 0);
             removed += tidied.removed;
             for (path, failure) in tidied.failures {
                 sums.error(&path, &failure);

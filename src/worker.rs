@@ -270,13 +270,13 @@ impl<R: Reports> Worker<R> {
         let now = self.clock.now();
         self.litter.ended(took, now);
         let mut activity = Activity { duration: took, ..Activity::default() };
-        for (due, tidied) in tidied {
+        for (due, mut tidied) in tidied {
             activity.litter += tidied.removed;
             activity.errors += tidied.failures.len() as u64;
             if epoch != self.crew.epoch() {
                 continue;
             }
-            let is_first = self.litter.settle(due, &tidied, now);
+            let is_first = self.litter.settle(due, &mut tidied, now);
             for (path, failure) in &tidied.failures {
                 let path = self.root().join(path);
                 if is_first {

@@ -19,7 +19,7 @@ pub(crate) struct ProgressLine(ProgressBar);
 impl ProgressLine {
     pub fn new() -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-        let style = ProgressStyle::with_template("{spinner} {pos} results seen, {per_sec}, {msg}");
+        let style = ProgressStyle::with_template("{spinner} {msg}");
         Self(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner())))
     }
 
@@ -39,9 +39,12 @@ impl ProgressLine {
                 self.0.set_draw_target(ProgressDrawTarget::stderr());
                 pause = REDRAW;
             }
-            self.0.set_position(progress.checked());
+            let (checked, deleted) = (progress.checked(), progress.deleted());
+            let rate = checked as f64 / self.0.elapsed().as_secs_f64().max(f64::EPSILON);
             let freed = BinaryBytes(progress.freed_bytes());
-            self.0.set_message(format!("{} deleted, {freed} freed", progress.deleted()));
+            self.0.set_message(format!(
+                "{checked} results seen, {rate:.0} a second, {deleted} deleted, {freed} freed"
+            ));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::Tidied;
+use super::{Suspects, Tidied};
 use crate::agenda::growing_pause;
 use crate::clock::Now;
 use crate::queue::Queue;
@@ -20,12 +20,19 @@ const BATCH: usize = 64;
 /// the time at the most.
 const REST: u32 = 19;
 
-/// A directory that is to be looked at, and how often that has failed.
-pub(crate) type Due = (Arc<Path>, u32);
+/// A directory that is to be looked at, and what earlier looks have told.
+pub(crate) type Due = (Arc<Path>, Past);
+
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Past {
+    pub suspects: Suspects,
+    /// How often it has failed.
+    failures: u32,
+}
 
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
-    waiting: Queue<Arc<Path>, DateTime<Utc>, u32>,
+    waiting: Queue<Arc<Path>, DateTime<Utc>, Past>,
     rest_until: Option<Instant>,
 }
 
@@ -38,13 +45,13 @@ impl Schedule {
     }
 
     fn at_the_latest(&mut self, dir: Arc<Path>, at: DateTime<Utc>) {
-        // What fails keeps its pause: attempts at it cause news, too.
-        let keeps = |&failures: &u32| failures > 0;
-        if self.waiting.get(&dir).is_some_and(keeps) {
-            return;
-        }
-        let at = self.waiting.time_of(&dir).map_or(at, |known| known.min(at));
-        self.waiting.insert(dir, at, 0);
+        let (at, past) = match self.waiting.remove(&dir) {
+            // What fails keeps its pause: attempts at it cause news, too.
+            Some((known, past)) if past.failures > 0 => (known, past),
+            Some((known, past)) => (known.min(at), past),
+            None => (at, Past::default()),
+        };
+        self.waiting.insert(dir, at, past);
     }
 
     /// Some of the directories whose time has come.
@@ -68,17 +75,25 @@ impl Schedule {
     }
 
     /// Takes in what became of one; whether it has failed for the first time.
-    pub fn settle(&mut self, (dir, failures): Due, tidied: &Tidied, now: Now) -> bool {
+    pub fn settle(&mut self, (dir, past): Due, tidied: &mut Tidied, now: Now) -> bool {
+        let Past { suspects: known, failures } = past;
+        let mut suspects = std::mem::take(&mut tidied.suspects);
         if tidied.removed.pruned > 0 {
             let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
             self.note(parent.map(Arc::from), now);
         }
         if !tidied.failures.is_empty() {
             let pause = TimeDelta::from_std(growing_pause(failures)).unwrap_or(PAUSE);
-            self.waiting.insert(dir, now.wall + pause, failures.saturating_add(1));
+            // What could not be removed is what was suspected before.
+            suspects.extend(known);
+            let past = Past { suspects, failures: failures.saturating_add(1) };
+            self.waiting.insert(dir, now.wall + pause, past);
             return failures == 0;
         }
-        if let Some(next) = tidied.next {
+        if !suspects.is_empty() {
+            // Whatever news came meanwhile, they have to stay unchanged for as long as this.
+            self.waiting.insert(dir, now.wall + PAUSE, Past { suspects, failures: 0 });
+        } else if let Some(next) = tidied.next {
             self.at_the_latest(dir, next.max(now.wall + PAUSE));
         }
         false
@@ -102,6 +117,10 @@ mod tests {
         Path::new(name).into()
     }
 
+    fn due(name: &str, failures: u32) -> Due {
+        (dir(name), Past { failures, ..Past::default() })
+    }
+
     #[test]
     fn a_directory_is_looked_at_once_for_all_that_happens_in_it() {
         let (start, mut schedule) = (Instant::now(), Schedule::default());
@@ -109,12 +128,12 @@ mod tests {
             schedule.note([dir("a")], at(seconds, start));
         }
         assert_eq!(schedule.take_due(at(1, start)), []);
-        assert_eq!(schedule.take_due(at(2, start)), [(dir("a"), 0)]);
+        assert_eq!(schedule.take_due(at(2, start)), [due("a", 0)]);
         assert_eq!(schedule.next(at(2, start)), None);
 
         let later = DateTime::UNIX_EPOCH + Duration::from_secs(3600);
-        let tidied = Tidied { next: Some(later), ..Tidied::default() };
-        schedule.settle((dir("a"), 0), &tidied, at(2, start));
+        let mut tidied = Tidied { next: Some(later), ..Tidied::default() };
+        schedule.settle(due("a", 0), &mut tidied, at(2, start));
         assert_eq!(schedule.next(at(2, start)), Some(at(3600, start).mono));
     }
 
@@ -122,14 +141,14 @@ mod tests {
     fn what_fails_waits_longer_each_time_whatever_news_comes() {
         let (start, mut schedule) = (Instant::now(), Schedule::default());
         let failure = Failure::new("x", &std::io::ErrorKind::NotFound.into());
-        let tidied = Tidied { failures: vec![("a/x".into(), failure)], ..Tidied::default() };
-        assert!(schedule.settle((dir("a"), 0), &tidied, at(0, start)));
+        let mut tidied = Tidied { failures: vec![("a/x".into(), failure)], ..Tidied::default() };
+        assert!(schedule.settle(due("a", 0), &mut tidied, at(0, start)));
         schedule.note([dir("a")], at(0, start));
-        assert_eq!(schedule.take_due(at(1, start)), [(dir("a"), 1)]);
+        assert_eq!(schedule.take_due(at(1, start)), [due("a", 1)]);
         schedule.note([dir("a")], at(1, start));
-        assert!(!schedule.settle((dir("a"), 1), &tidied, at(1, start)));
+        assert!(!schedule.settle(due("a", 1), &mut tidied, at(1, start)));
         assert_eq!(schedule.take_due(at(2, start)), []);
-        assert_eq!(schedule.take_due(at(3, start)), [(dir("a"), 2)]);
+        assert_eq!(schedule.take_due(at(3, start)), [due("a", 2)]);
     }
 
     #[test]
@@ -146,10 +165,10 @@ mod tests {
     #[test]
     fn the_parent_of_what_was_pruned_may_be_next_but_never_the_cache_directory() {
         let (start, mut schedule) = (Instant::now(), Schedule::default());
-        let tidied =
+        let mut tidied =
             Tidied { removed: Litter { pruned: 1, ..Litter::default() }, ..Tidied::default() };
-        schedule.settle((dir("a/b"), 0), &tidied, at(0, start));
-        schedule.settle((dir("c"), 0), &tidied, at(0, start));
-        assert_eq!(schedule.take_due(at(5, start)), [(dir("a"), 0)]);
+        schedule.settle(due("a/b", 0), &mut tidied, at(0, start));
+        schedule.settle(due("c", 0), &mut tidied, at(0, start));
+        assert_eq!(schedule.take_due(at(5, start)), [due("a", 0)]);
     }
 }

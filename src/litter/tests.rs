@@ -51,11 +51,18 @@ impl Cache {
         files
     }
 
+    /// Looks at a directory twice.
     fn tidy(&self, dir: &str, age: Duration) -> Tidied {
+        let first = self.look(dir, age, &Suspects::default());
+        assert_eq!(first.removed, Litter::default(), "nothing goes at the first look");
+        self.look(dir, age, &first.suspects)
+    }
+
+    fn look(&self, dir: &str, age: Duration, before: &Suspects) -> Tidied {
         let mut config = Config::new("x");
         (config.remove_orphans, config.prune_empty_dirs) = (Some(age), Some(age));
         let attendant = Attendant::deleting(Arc::new(Clock::default()), &config);
-        tidy(&self.root, &attendant, &Path::new(dir).into())
+        tidy(&self.root, &attendant, &Path::new(dir).into(), before, 4096)
     }
 
     fn dir(&self) -> Arc<Dir> {
@@ -120,6 +127,28 @@ fn what_is_old_and_stands_alone_goes_and_nothing_else_does() {
     left.sort();
     assert_eq!(cache.files(), left);
     assert!(tidied.next.is_some(), "what is being written is to be looked at again");
+}
+
+#[test]
+fn what_has_changed_since_it_was_suspected_is_a_suspect_anew() {
+    let cache = Cache::with(&[("a.result.json.lz4", "x"), ("b.result.json.lz4", "x")]);
+    fs::create_dir(cache.path("empty")).unwrap();
+    let age = some_age();
+    let first = cache.look("", age, &Suspects::default()).suspects;
+    let directory = cache.look("empty", age, &Suspects::default()).suspects;
+    // Both look old, as where the clock of the file system is behind.
+    cache.write("a.result.json.lz4", "y");
+    cache.write("c.result.json.lz4", "x");
+    fs::remove_dir(cache.path("empty")).unwrap();
+    fs::create_dir(cache.path("empty")).unwrap();
+    let age = some_age();
+    let second = cache.look("", age, &first);
+    assert_eq!(second.removed.orphans, 1);
+    assert!(!cache.path("b.result.json.lz4").exists());
+    assert_eq!(second.suspects.files.len(), 2);
+    assert!(second.next.is_some());
+    assert_eq!(cache.look("", age, &second.suspects).removed.orphans, 2);
+    assert_eq!(cache.look("empty", age, &directory).removed.pruned, 0);
 }
 
 #[test]

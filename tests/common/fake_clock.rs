@@ -50,6 +50,14 @@ impl FakeClock {
         ])
     }
 
+    /// What runs a command by a clock that is `ahead` of the real one by so many seconds, whoever runs it.
+    pub fn wrapper(&self, ahead: f64) -> Vec<String> {
+        let preload = format!("LD_PRELOAD={}", self.library.display());
+        let offset = format!("FAKETIME={ahead:+}");
+        let others = ["FAKETIME_DONT_FAKE_MONOTONIC=1", "NO_FAKE_STAT=1"].map(str::to_owned);
+        ["env".to_owned(), preload, offset].into_iter().chain(others).collect()
+    }
+
     /// The service by this clock, its first scan done.
     pub fn service(&self, cache: &CacheDir, args: &[&str]) -> Service {
         let address = free_address();
