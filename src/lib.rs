@@ -32,6 +32,8 @@
 //! - A directory's watch is set before the directory is listed; the first scan is the first sweep.
 //! - No event, file or network error ends the worker.
 //! - The command line has each thread that deletes confined to the cache directory by Landlock.
+//! - Litter, halves without the other one and empty directories, is removed only where the
+//!   configuration asks for it, and only what two looks have found unchanged.
 //! - `notify` is named only in `watch`, directories are listed only in `listing`, `rename` and `unlink`
 //!   are named only in `remove`, `reqwest` only in `http`; what is due is told by `clock` alone.
 //!
@@ -52,6 +54,8 @@
 //!   some seconds; what is known by then still goes on time.
 //! - Directories whose paths below the cache directory are longer than 1,024 bytes are not watched,
 //!   but swept every [`Config::fallback_interval`]: a watch costs the more, the longer its path is.
+//! - With [`Config::prune_empty_dirs`], a writer that makes a file in an old empty directory in the very
+//!   instant in which that is removed gets an error; one that has just made the directory does not.
 //! - A program that keeps an exclusive lock (`flock`) on a directory keeps what is in it from being
 //!   deleted.
 

@@ -79,7 +79,7 @@ fn dependencies_between_modules_go_one_way() {
         error config expires_at metadata entry queue stats clock disk_time runtime timer root sandbox change look mark
         listing remove/claim remove/recovery remove/alone remove/canary remove watch limits attend attending scan
         agenda/suspects agenda/scanning agenda litter/schedule litter http report reports place schedule
-        events diary telemetry accounts crew worker sweep explain/words explain/obstacle explain doctor server server/site cleaner
+        events diary telemetry accounts crew worker/intake worker sweep explain/words explain/obstacle explain doctor server server/site cleaner
     "
     .split_whitespace()
     .collect();

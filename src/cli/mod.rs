@@ -28,7 +28,7 @@ pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// Deletes expired cached results the moment they expire.
 ///
 /// A result X.result.json.lz4 and its metadata X.metadata.json are deleted once the metadata's
-/// `expires_at` has passed. Nothing else is ever touched.
+/// `expires_at` has passed. Nothing else is touched, unless that is asked for.
 #[derive(Debug, Parser)]
 #[command(name = "result-cleaner", version, max_term_width = 100, after_help = EXAMPLES)]
 pub(crate) struct Cli {

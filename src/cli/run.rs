@@ -92,6 +92,9 @@ async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
 
     let (stop_server, server_stops) = oneshot::channel::<()>();
     let served = listener.map(|listener| {
+        if let Ok(address) = listener.local_addr() {
+            tracing::info!("serving http://{address}/");
+        }
         let source = Arc::new(observer.clone());
         let stops = async move { drop(server_stops.await) };
         tokio::spawn(server::serve(listener, source, args.allow_host, stops))

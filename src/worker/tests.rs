@@ -6,6 +6,7 @@ use super::*;
 use crate::change::{Change, MAX_PENDING, Trigger};
 use crate::entry::{Key, Stem};
 use crate::place::probe;
+use crate::scan::Summary;
 use crate::stats::SharedStats;
 use crate::watch::Refusal;
 
