@@ -36,9 +36,9 @@ const CHANGED_PAUSE: Duration = Duration::from_millis(50);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(600);
 /// How often a pair may be found in the hands of another cleaner before that is taken for dead,
-/// and before it is told.
+/// and before it is told: some 15 s, since others may keep it from being taken up for as long as they delete in its directory.
 const TAKEN_FOR_AN_INSTANT: u32 = 2;
-const TAKEN_PATIENCE: u32 = 5;
+const TAKEN_PATIENCE: u32 = 7;
 const IS_UNREAD: &str = "can't read a directory, so its results stay";
 const IS_STRANDED: &str = "can't take up what a killed cleaner has left";
 const IS_BROKEN: &str = "the metadata is broken, so its result stays";

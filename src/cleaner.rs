@@ -170,6 +170,20 @@ async fn join_mut(task: &mut JoinHandle<Result<(), Error>>) -> Result<(), Error>
 }
 
 /// Reads the stats of a [`Cleaner`] without keeping it running.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), result_cleaner::Error> {
+/// # let dir = tempfile::tempdir().unwrap();
+/// use result_cleaner::{Cleaner, Config};
+/// let cleaner = Cleaner::spawn(Config::new(dir.path()).with_metrics_url(None)).await?;
+/// let observer = cleaner.observer();
+/// assert!(observer.responds().await && observer.recent().errors.is_empty());
+/// cleaner.stop().await?;
+/// assert!(!observer.get_stats().running);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Observer {
     views: Arc<Views>,

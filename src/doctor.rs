@@ -26,7 +26,7 @@ const CLOCK_TOLERANCE: i64 = 2;
 /// How many files a service has open at most, besides the directories that it scans.
 const ENOUGH_FILES: u64 = 256;
 
-/// What one check has found.
+/// What one check has found; [`diagnose`] makes them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Check {
@@ -40,7 +40,13 @@ pub struct Check {
     pub remedy: Option<String>,
 }
 
-/// Whether something is as it should be.
+/// Whether something is as it should be; what is worse is greater.
+///
+/// ```
+/// use result_cleaner::CheckStatus;
+/// assert!(CheckStatus::Wrong > CheckStatus::Warning && CheckStatus::Warning > CheckStatus::Ok);
+/// assert_eq!(CheckStatus::Wrong.to_string(), "wrong");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -77,6 +83,21 @@ impl Check {
 
 /// Checks whether everything is here that a service with this configuration needs. A file under a
 /// reserved name is made in the cache directory, and removed again.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), result_cleaner::Error> {
+/// # let dir = tempfile::tempdir().unwrap();
+/// use result_cleaner::{CheckStatus, Config, diagnose};
+/// let config = Config::new(dir.path()).with_metrics_url(None);
+/// for check in diagnose(&config).await? {
+///     if check.status > CheckStatus::Ok {
+///         println!("{}: {}: {}", check.check, check.found, check.remedy.unwrap_or_default());
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 /// [`Error::NoRuntime`], and those of a configuration that makes no sense.

@@ -22,6 +22,20 @@ pub(crate) fn path_field(path: &Path) -> String {
 }
 
 /// Why a cleaner could not be started, or why a request to it was not carried out.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use result_cleaner::{Cleaner, Config, Error};
+/// # let file = tempfile::NamedTempFile::new().unwrap();
+/// # let path = file.path();
+/// match Cleaner::spawn(Config::new(path).with_metrics_url(None)).await {
+///     Err(Error::NotADirectory { path }) => println!("{} is a file", path.display()),
+///     Err(error) => println!("{error}"), // one line, that says what to do
+///     Ok(_) => unreachable!("a file is no directory"),
+/// }
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -16,6 +16,17 @@ use crate::stats::SweepReport;
 const MOST_WAITING: usize = 4096;
 
 /// What has happened in a cleaner, for those who [subscribe](crate::Cleaner::subscribe) to it.
+///
+/// ```
+/// use result_cleaner::Event;
+/// let tell = |event: Event| match event {
+///     Event::Deleted { result, late, .. } => println!("{} went {late:?} late", result.display()),
+///     Event::Skipped { path, reason } => println!("{} stays: {reason}", path.display()),
+///     Event::Missed(count) => println!("{count} events were missed: ask get_stats()"),
+///     _ => {}
+/// };
+/// # tell(Event::Missed(1));
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
@@ -42,7 +53,8 @@ pub enum Event {
     Missed(u64),
 }
 
-/// What a cleaner does from now on, as a [`Stream`]. It ends with the cleaner.
+/// What a cleaner does from now on, as a [`Stream`]; [`Cleaner::subscribe`](crate::Cleaner::subscribe)
+/// makes one, and shows how to read it. It ends with the cleaner.
 ///
 /// Nobody waits for whoever reads it: of more than 4,096 events that wait, the oldest are dropped, and
 /// their number is told by [`Event::Missed`].

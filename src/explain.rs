@@ -25,7 +25,7 @@ use crate::root::{Dir, Root, Standing, is_mounted_over, look_at};
 /// The longest name that file systems take, in bytes.
 const LONGEST_NAME: usize = 255;
 
-/// Why a result goes or stays, as far as it can be told now.
+/// Why a result goes or stays, as far as it can be told now; [`explain`] makes one.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Explanation {
@@ -44,6 +44,14 @@ pub struct Explanation {
 }
 
 /// One of the conditions of a deletion.
+///
+/// ```
+/// # let explain = |explanation: result_cleaner::Explanation| {
+/// for condition in &explanation.conditions {
+///     println!("{}: {:?}, {}", condition.what, condition.met, condition.why);
+/// }
+/// # };
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Condition {
@@ -56,6 +64,12 @@ pub struct Condition {
 }
 
 /// What will become of a file.
+///
+/// ```
+/// use result_cleaner::Fate;
+/// let is_there = |fate: Fate| fate != Fate::Gone;
+/// assert!(is_there(Fate::Waits));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fate {
@@ -79,6 +93,20 @@ const WHAT: [&str; 5] = [
 
 /// Tells for `file`, a result or metadata, which conditions of a deletion are met, and what will become
 /// of it. Changes nothing.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), result_cleaner::Error> {
+/// # let dir = tempfile::tempdir().unwrap();
+/// # std::fs::write(dir.path().join("a.result.json.lz4"), "data").unwrap();
+/// use result_cleaner::{Config, Fate, explain};
+/// let file = dir.path().join("a.result.json.lz4");
+/// let explanation = explain(&Config::new(dir.path()), &file).await?;
+/// assert_eq!(explanation.fate, Fate::Stays);
+/// assert_eq!(explanation.conditions[2].met, Some(false), "it has no metadata");
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 /// [`Error::Unreadable`] and [`Error::NotADirectory`] for the cache directory, [`Error::NoRuntime`].

@@ -10,7 +10,7 @@ use crate::look::status;
 use crate::root::Dir;
 
 /// Tells `entry` of each name in `dir`, in no order, with the type of what bears it, until it breaks.
-/// `dir` can't be listed by two at once.
+/// `dir` can be listed only once.
 ///
 /// # Errors
 /// Those of the system.
@@ -19,10 +19,7 @@ pub(crate) fn list(
     mut entry: impl FnMut(&[u8], FileType) -> ControlFlow<()>,
 ) -> io::Result<()> {
     // Nobody else reads from this descriptor, so that its copy need not have a place of its own.
-    let mut entries = rustix::fs::Dir::new(fcntl_dupfd_cloexec(dir, 0)?)?;
-    // Where it was listed before.
-    entries.rewind();
-    for found in entries {
+    for found in rustix::fs::Dir::new(fcntl_dupfd_cloexec(dir, 0)?)? {
         let found = found?;
         let name = found.file_name().to_bytes();
         if name != b"." && name != b".." && entry(name, file_type(dir, &found)?).is_break() {

@@ -42,7 +42,26 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// That this happens is logged at most so often.
 const WARN_PAUSE: Duration = Duration::from_secs(60);
 
-/// Where the server gets from what it tells.
+/// Where the server gets from what it tells. [`Observer`](crate::Observer) is one:
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), result_cleaner::Error> {
+/// # let dir = tempfile::tempdir().unwrap();
+/// use std::sync::Arc;
+/// use result_cleaner::{Cleaner, Config, server};
+/// let cleaner = Cleaner::spawn(Config::new(dir.path()).with_metrics_url(None)).await?;
+/// let listener = server::bind("127.0.0.1:0".parse().unwrap()).await?;
+/// let (stop, stops) = tokio::sync::oneshot::channel::<()>();
+/// let source = Arc::new(cleaner.observer());
+/// let serve = server::serve(listener, source, Vec::new(), async { drop(stops.await) });
+/// let served = tokio::spawn(serve);
+/// stop.send(()).unwrap();
+/// served.await.unwrap();
+/// cleaner.stop().await?;
+/// # Ok(())
+/// # }
+/// ```
 pub trait StatsSource: Send + Sync + 'static {
     /// The state of the cleaner, soon: an answer that takes seconds is given up.
     fn stats(&self) -> Pin<Box<dyn Future<Output = Stats> + Send + '_>>;

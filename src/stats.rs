@@ -9,6 +9,10 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, Serializer};
 
 /// How the cleaner learns of changes.
+///
+/// ```
+/// assert_eq!(result_cleaner::WatchState::Active.to_string(), "active");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -32,7 +36,14 @@ impl fmt::Display for WatchState {
 
 /// The state of a cleaner at one moment.
 ///
-/// As JSON it has the keys and types that the polling daemon's `get_stats()` had, and more.
+/// As JSON it has the keys and types that the polling daemon's `get_stats()` had, and more;
+/// [`Cleaner::get_stats`](crate::Cleaner::get_stats) returns it, `GET /stats` serves it.
+///
+/// ```
+/// # fn show(stats: &result_cleaner::Stats) {
+/// println!("{} deleted, {} MiB freed", stats.total_deleted, stats.total_freed_mb);
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
@@ -136,7 +147,13 @@ pub struct FreedSpan {
     pub freed_bytes: u64,
 }
 
-/// What one full sweep did.
+/// What one full sweep did; as JSON it has these keys.
+///
+/// ```
+/// let report = result_cleaner::SweepReport::default();
+/// let json = serde_json::to_value(report).unwrap();
+/// assert_eq!(json["deleted_count"], 0);
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct SweepReport {

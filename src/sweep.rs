@@ -51,6 +51,16 @@ pub async fn sweep_once(config: &Config) -> Result<SweepReport, Error> {
 
 /// Counts what [`sweep_once`] would delete, and deletes nothing.
 ///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), result_cleaner::Error> {
+/// # let dir = tempfile::tempdir().unwrap();
+/// let report = result_cleaner::sweep_dry_run(&result_cleaner::Config::new(dir.path())).await?;
+/// println!("{} bytes could be freed", report.freed_bytes);
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// As for [`sweep_once`].
 pub async fn sweep_dry_run(config: &Config) -> Result<SweepReport, Error> {
@@ -58,6 +68,19 @@ pub async fn sweep_dry_run(config: &Config) -> Result<SweepReport, Error> {
 }
 
 /// [`sweep_once`], or [`sweep_dry_run`], which tells meanwhile how far it has come.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), result_cleaner::Error> {
+/// # let dir = tempfile::tempdir().unwrap();
+/// use std::sync::Arc;
+/// use result_cleaner::{Config, Progress, sweep_with_progress};
+/// let progress = Arc::new(Progress::default());
+/// let report = sweep_with_progress(&Config::new(dir.path()), true, progress.clone()).await?;
+/// assert_eq!(progress.deleted(), report.deleted_count);
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 /// As for [`sweep_once`].
@@ -76,7 +99,7 @@ pub async fn sweep_with_progress(
     on_thread(config, sweep).await
 }
 
-/// How far a sweep has come.
+/// How far a [sweep](sweep_with_progress) has come.
 #[derive(Debug, Default)]
 pub struct Progress {
     checked: AtomicU64,
@@ -120,6 +143,20 @@ pub struct ListedPair {
 }
 
 /// Lists the pairs, the soonest first, those with broken metadata last.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), result_cleaner::Error> {
+/// # let dir = tempfile::tempdir().unwrap();
+/// for pair in result_cleaner::list(&result_cleaner::Config::new(dir.path())).await? {
+///     match pair.expires_at {
+///         Ok(at) => println!("{at} {}", pair.result.display()),
+///         Err(reason) => println!("{}: {reason}", pair.result.display()),
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
 /// As for [`sweep_once`].
