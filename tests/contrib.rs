@@ -165,3 +165,26 @@ fn alerts_are_valid_and_raised_when_they_should_be() {
         assert!(scenes.contains(&format!("alertname=\"{alert}\"")), "{alert} is in no scene");
     }
 }
+
+#[test]
+fn packages_run_what_the_units_run() {
+    let run = |name: &str| {
+        let text = read(name);
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("ExecStart="));
+        lines.rfind(|line| !line.is_empty()).unwrap().to_owned()
+    };
+    for (unit, dropin) in [
+        ("contrib/systemd/result-cleaner.service", "contrib/debian/system.conf"),
+        ("contrib/systemd/user/result-cleaner.service", "contrib/debian/user.conf"),
+    ] {
+        let [unit, packaged] = [unit, dropin].map(run);
+        let (binary, arguments) = unit.split_once(' ').unwrap();
+        assert!(binary.ends_with("/bin/result-cleaner"), "{unit}");
+        assert_eq!(packaged, format!("/usr/bin/result-cleaner {arguments}"));
+        // What is added to the command has to take the place of the unit's.
+        assert!(read(dropin).contains("\nExecStart=\nExecStart="), "{dropin}");
+    }
+    let user = read("contrib/systemd/sysusers.d/result-cleaner.conf");
+    assert!(read("contrib/systemd/result-cleaner.service").contains("\nUser=omnimemory\n"));
+    assert!(user.contains("\nu omnimemory "), "{user}");
+}
