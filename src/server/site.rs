@@ -22,10 +22,12 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 const MOST_BODY: usize = 64 * 1024;
 
 const PAGE: &str = include_str!("page.html");
-/// It loads nothing, and asks only where it came from.
+/// It loads nothing, asks only where it came from, and runs nothing but the script that is in it: the
+/// hashes are those of its style and its script, and a test tells them when they have changed.
 const PAGE_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-    style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; \
-    frame-ancestors 'none'";
+    style-src 'sha256-DPlv+ITM/tfnZ3k40tcsrOayfQ8/fP8lsr5f4vYD7n0='; \
+    script-src 'sha256-Ja/4y050h46fZeuZ7lyFyQ7E0d9wOnN3dV84CANnoZ0='; \
+    base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// What is served, and under which names.
 pub(super) struct Site {
@@ -178,7 +180,34 @@ fn response(status: StatusCode, content_type: &'static str, body: String) -> Res
 
 #[cfg(test)]
 mod tests {
+    use base64::prelude::{BASE64_STANDARD, Engine};
+    use sha2::{Digest, Sha256};
+
     use super::*;
+
+    #[test]
+    fn the_policy_has_the_hashes_of_the_page() {
+        for tag in ["style", "script"] {
+            let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
+            assert_eq!(
+                PAGE.matches(&format!("\n{open}\n")).count(),
+                1,
+                "one {tag}, and nothing else"
+            );
+            let (_, rest) = PAGE.split_once(&format!("\n{open}")).unwrap();
+            let (content, _) = rest.split_once(&close).unwrap();
+            let hash = BASE64_STANDARD.encode(Sha256::digest(content));
+            let source = format!("{tag}-src 'sha256-{hash}';");
+            assert!(PAGE_POLICY.contains(&source), "PAGE_POLICY has to have: {source}");
+        }
+    }
+
+    #[test]
+    fn the_page_names_no_other_place() {
+        for other in ["://", "src=", "url(", "@import"] {
+            assert!(!PAGE.contains(other), "{other}");
+        }
+    }
 
     struct Nobody;
 
