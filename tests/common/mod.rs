@@ -20,6 +20,7 @@ use tempfile::TempDir;
 
 #[cfg(feature = "cli")]
 mod fake_clock;
+mod chromium;
 mod loss;
 mod metrics;
 mod service;
@@ -28,6 +29,7 @@ mod usage;
 
 #[cfg(feature = "cli")]
 pub use fake_clock::*;
+pub use chromium::*;
 pub use loss::*;
 pub use metrics::*;
 pub use service::*;
