@@ -205,9 +205,11 @@ async fn follow(mut events: Events) {
 
 async fn run(dir: PathBuf) -> Result<(), Box<dyn std::error::Error>> {
     let index = Index::default();
-    let mut config = Config::new(dir).with_metrics_url(None).with_result_store(index.clone());
-    // Each run makes a directory.
-    config.prune_empty_dirs = Some(Duration::from_secs(3600));
+    let config = Config::new(dir)
+        .with_metrics_url(None)
+        .with_result_store(index.clone())
+        // Each run makes a directory.
+        .with_prune_empty_dirs(Duration::from_secs(3600));
     for pair in result_cleaner::list(&config).await? {
         let id = result_id(&pair.result).map(str::to_owned);
         index.lock().extend(id.map(|id| (id, pair.result)));

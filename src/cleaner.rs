@@ -41,7 +41,8 @@ pub struct Cleaner {
     /// Closing it stops the worker.
     requests: mpsc::UnboundedSender<Request>,
     views: Arc<Views>,
-    task: JoinHandle<Result<(), Error>>,
+    /// `None` once it was seen to have ended by itself.
+    task: Option<JoinHandle<Result<(), Error>>>,
 }
 
 impl Cleaner {
@@ -79,7 +80,7 @@ impl Cleaner {
             finish(reporter, STOP_TIME.saturating_sub(asked_to_stop.elapsed())).await;
             Ok(())
         });
-        Ok(Self { requests, views: Arc::new(views), task })
+        Ok(Self { requests, views: Arc::new(views), task: Some(task) })
     }
 
     /// The state at this moment. Never waits for the file system.
@@ -139,7 +140,10 @@ impl Cleaner {
     pub async fn stop(self) -> Result<(), Error> {
         let Self { requests, task, .. } = self;
         drop(requests);
-        join(task).await
+        match task {
+            Some(mut task) => join(&mut task).await,
+            None => Err(Error::Died { message: "it was told before".to_owned() }),
+        }
     }
 
     /// Returns once the cleaner has ended by itself, which it does only because of a bug.
@@ -147,18 +151,16 @@ impl Cleaner {
     /// # Errors
     /// [`Error::Died`], always.
     pub async fn died(&mut self) -> Error {
-        match join_mut(&mut self.task).await {
-            Err(error) => error,
-            Ok(()) => Error::Stopped,
-        }
+        let Some(task) = &mut self.task else {
+            return Error::Died { message: "it was told before".to_owned() };
+        };
+        let ended = join(task).await;
+        self.task = None;
+        ended.err().unwrap_or(Error::Stopped)
     }
 }
 
-async fn join(mut task: JoinHandle<Result<(), Error>>) -> Result<(), Error> {
-    join_mut(&mut task).await
-}
-
-async fn join_mut(task: &mut JoinHandle<Result<(), Error>>) -> Result<(), Error> {
+async fn join(task: &mut JoinHandle<Result<(), Error>>) -> Result<(), Error> {
     match task.await {
         Ok(ended) => ended,
         Err(error) => match error.try_into_panic() {
@@ -265,3 +267,22 @@ fn start_reporter(config: &Config) -> Result<crate::reports::Nobody, Error> {
 
 #[cfg(not(feature = "report"))]
 async fn finish(_: crate::reports::Nobody, _: Duration) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_that_has_died_says_so_each_time_it_is_asked() {
+        let temp = tempfile::tempdir().unwrap();
+        let config = Config::new(temp.path()).with_metrics_url(None);
+        let mut cleaner = Cleaner::spawn(config).await.unwrap();
+        let alive = cleaner.task.replace(tokio::spawn(async { panic!("on purpose") }));
+        for told in ["on purpose", "before"] {
+            let error = cleaner.died().await;
+            assert!(matches!(&error, Error::Died { message } if message.contains(told)), "{error}");
+        }
+        assert!(matches!(cleaner.stop().await, Err(Error::Died { .. })));
+        alive.unwrap().await.unwrap().unwrap();
+    }
+}

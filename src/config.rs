@@ -32,7 +32,8 @@ pub const LEAST_AGE: Duration = Duration::from_secs(3600);
 /// assert!(config.result_store.is_some());
 /// ```
 pub trait ResultStore: Send + Sync + 'static {
-    /// The result at `result` (its path below the resolved cache directory) was removed.
+    /// The result at `result` was removed. That is its path below the resolved cache directory, which
+    /// may differ from the one that it was written by, where a symbolic link leads to the cache.
     fn removed(&self, result: &Path);
 }
 
@@ -117,6 +118,27 @@ impl Config {
     #[must_use]
     pub fn with_result_store(mut self, store: impl ResultStore) -> Self {
         self.result_store = Some(Arc::new(store));
+        self
+    }
+
+    /// Sets [`max_disk_time`](Self::max_disk_time).
+    #[must_use]
+    pub fn with_max_disk_time(mut self, time: Duration) -> Self {
+        self.max_disk_time = Some(time);
+        self
+    }
+
+    /// Sets [`remove_orphans`](Self::remove_orphans).
+    #[must_use]
+    pub fn with_remove_orphans(mut self, age: Duration) -> Self {
+        self.remove_orphans = Some(age);
+        self
+    }
+
+    /// Sets [`prune_empty_dirs`](Self::prune_empty_dirs).
+    #[must_use]
+    pub fn with_prune_empty_dirs(mut self, age: Duration) -> Self {
+        self.prune_empty_dirs = Some(age);
         self
     }
 

@@ -18,18 +18,18 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 use tempfile::TempDir;
 
+mod chromium;
 #[cfg(feature = "cli")]
 mod fake_clock;
-mod chromium;
 mod loss;
 mod metrics;
 mod service;
 mod trial;
 mod usage;
 
+pub use chromium::*;
 #[cfg(feature = "cli")]
 pub use fake_clock::*;
-pub use chromium::*;
 pub use loss::*;
 pub use metrics::*;
 pub use service::*;
