@@ -30,6 +30,8 @@ const RUN: f64 = DAY + 0.5 * HOUR;
 /// The clock is put forward by so many seconds at a time, and the service has time to notice.
 const STEP: f64 = 600.0;
 const PAUSE: Duration = Duration::from_millis(1200);
+/// How wide the terminal is.
+const COLUMNS: u32 = 132;
 /// Where the demo cache seems to be.
 const SHOWN_AT: &str = "/var/cache/results";
 /// Runs `"$@"` in a name space of its own, in which `$0` is [`SHOWN_AT`].
@@ -244,7 +246,8 @@ impl Demo {
         let bin = binary.parent().ok_or("the binary is in no directory")?;
         let path = format!("{}:{}", bin.display(), std::env::var("PATH")?);
         let mut command = self.command();
-        command.args(["script", "--quiet", "--return", "--command", line, "/dev/null"]);
+        let wide = format!("stty cols {COLUMNS}; {line}");
+        command.args(["script", "--quiet", "--return", "--command", &wide, "/dev/null"]);
         command.env("PATH", path).env("RESULT_CLEANER_URL", url).env("TERM", "xterm-256color");
         let output = command.output()?;
         if !output.status.success() {

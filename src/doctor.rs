@@ -4,10 +4,12 @@
 //! makes a file there, and has it told.
 
 use std::fmt;
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
 use chrono::{DateTime, Datelike, Local, Utc};
+use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
@@ -15,7 +17,7 @@ use crate::clock::now_utc;
 use crate::config::Config;
 use crate::error::{Error, display_path};
 use crate::limits::{inotify_limit, survey};
-use crate::remove::Canary;
+use crate::remove::{Canary, canary_name};
 use crate::root::{Dir, Root, Standing, look_at};
 use crate::watch::{Refusal, silent_file_system, tells_of};
 
@@ -25,6 +27,10 @@ const EVENT_PATIENCE: Duration = Duration::from_secs(5);
 const CLOCK_TOLERANCE: i64 = 2;
 /// How many files a service has open at most, besides the directories that it scans.
 const ENOUGH_FILES: u64 = 256;
+
+const MORE_FILES: &str = "`ulimit -n 1024`, or LimitNOFILE=1024 in the unit";
+const READABLE: &str =
+    "grant this user to read and enter it (chmod u+rwx), or run the service as its owner";
 
 /// What one check has found; [`diagnose`] makes them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -125,9 +131,10 @@ fn check_machine(cache_dir: &Path) -> Vec<Check> {
 fn check_directory(cache_dir: &Path, checks: &mut Vec<Check>) -> Option<(Root, Dir)> {
     const CHECK: &str = "directory";
     let shown = display_path(cache_dir);
-    let unreadable = |error: &dyn fmt::Display| {
-        let remedy =
-            "grant this user to read and enter it (chmod u+rwx), or run the service as its owner";
+    let unreadable = |error: &std::io::Error| {
+        let no_more_files =
+            matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE));
+        let remedy = if no_more_files { MORE_FILES } else { READABLE };
         Check::wrong(CHECK, format!("{shown} can't be read: {error}"), remedy)
     };
     let (check, opened) = match look_at(cache_dir) {
@@ -212,8 +219,9 @@ fn check_instances() -> Check {
 
 fn check_canary(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
     const CHECK: &str = "canary";
+    let name = canary_name(now_utc());
     let (made, is_told) =
-        match tells_of(root.path(), &Canary::name(), || Canary::make(dir), EVENT_PATIENCE) {
+        match tells_of(root.path(), &name, || Canary::make(dir, &name), EVENT_PATIENCE) {
             Ok(told) => told,
             Err(refusal) => {
                 let remedy = match refusal {
@@ -285,11 +293,9 @@ fn check_clock(made: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Check {
 fn check_files() -> Check {
     const CHECK: &str = "open files";
     match getrlimit(Resource::Nofile).current {
-        Some(limit) if limit < ENOUGH_FILES => Check::warning(
-            CHECK,
-            format!("at most {limit} may be open"),
-            "`ulimit -n 1024`, or LimitNOFILE=1024 in the unit",
-        ),
+        Some(limit) if limit < ENOUGH_FILES => {
+            Check::warning(CHECK, format!("at most {limit} may be open"), MORE_FILES)
+        }
         limit => {
             Check::ok(CHECK, limit.map_or("no limit".to_owned(), |limit| format!("up to {limit}")))
         }
@@ -311,7 +317,7 @@ fn check_time_zone(tz: Option<&str>) -> Check {
             && offset_of_rule.starts_with(|c: char| c.is_ascii_digit() || "+-".contains(c)));
     let zones =
         ["/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zoneinfo", "/etc/zoneinfo"];
-    let is_known = zones.iter().any(|zones| Path::new(zones).join(name).is_file());
+    let is_known = zones.iter().any(|zones| is_zone(&Path::new(zones).join(name)));
     if is_rule || is_known || name == "UTC" {
         return Check::ok(CHECK, format!("TZ={tz}, {offset} now"));
     }
@@ -322,6 +328,13 @@ fn check_time_zone(tz: Option<&str>) -> Check {
         ),
         "install the package tzdata, or correct TZ",
     )
+}
+
+/// Whether a file has the rules of a time zone (RFC 9636).
+fn is_zone(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+    read.is_ok() && magic == *b"TZif"
 }
 
 #[cfg(feature = "report")]

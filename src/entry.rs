@@ -3,7 +3,7 @@
 //! Nothing here touches the disk. A name is bytes; what is recognised is only its end:
 //! `<stem>.result.json.lz4`, `<stem>.metadata.json`, and `.result-cleaner-<stem>.r` (or `.m`)
 //! for a half that a cleaner has taken to look at it undisturbed. A writer's `.tmp` of either half
-//! is named likewise, with `t` after the reserved name.
+//! is named likewise, with `t` after the reserved name, and a half that stands alone with `o`.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -19,6 +19,8 @@ const METADATA_SUFFIX: &[u8] = b".metadata.json";
 const TMP_SUFFIX: &[u8] = b".tmp";
 const RESERVED_PREFIX: &[u8] = b".result-cleaner-";
 const RESERVED_TMP_SUFFIX: &[u8] = b"t";
+const RESERVED_ORPHAN_SUFFIX: &[u8] = b"o";
+const CANARY_PREFIX: &[u8] = b"canary-";
 
 /// One of the two files of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,6 +63,10 @@ pub(crate) enum Name {
     Claim(Half, Stem),
     /// The same of what a writer has left.
     TmpClaim(Half, Stem),
+    /// The same of a half without the other one.
+    OrphanClaim(Half, Stem),
+    /// What a check of the directory has made to see whether that works.
+    Canary,
     /// Nothing of ours.
     Other,
 }
@@ -89,15 +95,19 @@ impl Name {
         if let Some((half, stem)) = claim_of(claim) {
             return Self::Claim(half, stem);
         }
-        match claim.strip_suffix(RESERVED_TMP_SUFFIX).and_then(claim_of) {
-            Some((half, stem)) => Self::TmpClaim(half, stem),
-            None => Self::Other,
+        if let Some((half, stem)) = claim.strip_suffix(RESERVED_TMP_SUFFIX).and_then(claim_of) {
+            return Self::TmpClaim(half, stem);
         }
+        if let Some((half, stem)) = claim.strip_suffix(RESERVED_ORPHAN_SUFFIX).and_then(claim_of) {
+            return Self::OrphanClaim(half, stem);
+        }
+        if claim.starts_with(CANARY_PREFIX) { Self::Canary } else { Self::Other }
     }
 
     /// Whether it is reserved for cleaners.
     pub fn is_claim(&self) -> bool {
-        matches!(self, Self::Claim(..) | Self::TmpClaim(..))
+        use Name::{Canary, Claim, OrphanClaim, TmpClaim};
+        matches!(self, Claim(..) | TmpClaim(..) | OrphanClaim(..) | Canary)
     }
 }
 
@@ -134,16 +144,17 @@ impl Stem {
 
     /// What a writer calls a half of this pair until it is complete.
     pub fn tmp_name(&self, half: Half) -> Vec<u8> {
-        let mut name = self.name(half);
-        name.extend_from_slice(TMP_SUFFIX);
-        name
+        [&self.name(half), TMP_SUFFIX].concat()
     }
 
     /// The name that bears while a cleaner has taken it.
     pub fn tmp_claim(&self, half: Half) -> Vec<u8> {
-        let mut name = self.claim(half);
-        name.extend_from_slice(RESERVED_TMP_SUFFIX);
-        name
+        [&self.claim(half), RESERVED_TMP_SUFFIX].concat()
+    }
+
+    /// The name that a half of this pair bears while a cleaner has taken it because it stands alone.
+    pub fn orphan_claim(&self, half: Half) -> Vec<u8> {
+        [&self.claim(half), RESERVED_ORPHAN_SUFFIX].concat()
     }
 
     fn between(&self, prefix: &[u8], suffix: &[u8]) -> Vec<u8> {
@@ -264,6 +275,10 @@ mod tests {
             (b".result-cleaner-.m", Name::Claim(Metadata, Stem::new(b""))),
             (b".result-cleaner-a.rt", Name::TmpClaim(Result, Stem::new(b"a"))),
             (b".result-cleaner-a.r.mt", Name::TmpClaim(Metadata, Stem::new(b"a.r"))),
+            (b".result-cleaner-a.mo", Name::OrphanClaim(Metadata, Stem::new(b"a"))),
+            (b".result-cleaner-canary-1", Name::Canary),
+            // A name like any other where it ends so.
+            (b".result-cleaner-canary-1.r", Name::Claim(Result, Stem::new(b"canary-1"))),
             (b".result-cleaner-t", Name::Other),
             (b".result-cleaner-canary", Name::Other),
         ] {

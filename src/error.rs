@@ -10,9 +10,16 @@ use std::time::Duration;
 #[must_use]
 pub fn display_path(path: &Path) -> String {
     match path.to_str() {
-        Some(text) if !text.chars().any(char::is_control) => text.to_owned(),
+        Some(text) if !text.chars().any(is_treacherous) => text.to_owned(),
         _ => format!("{path:?}"),
     }
+}
+
+/// Whether a terminal would not just show it: control characters, line separators, and what changes the
+/// direction of writing.
+fn is_treacherous(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// A path as a field of a log line. It is text, so that each format of the log quotes and escapes
@@ -134,6 +141,8 @@ mod tests {
     fn odd_names_are_shown_escaped() {
         assert_eq!(display_path(Path::new("/a/ä b")), "/a/ä b");
         assert_eq!(display_path(Path::new("/a/\u{1b}[2J")), "\"/a/\\u{1b}[2J\"");
+        assert_eq!(display_path(Path::new("/a/\u{202e}b")), "\"/a/\\u{202e}b\"");
+        assert_eq!(display_path(Path::new("/a/\u{2028}b")), "\"/a/\\u{2028}b\"");
         let error = Error::NotADirectory { path: "fi\nle".into() };
         assert!(!error.to_string().contains('\n'));
     }

@@ -193,21 +193,7 @@ impl Explaining {
             Draft { file: file.clone(), result: None, expires_at: None, conditions: Vec::new() };
         let (half, stem) = match Name::of(&name) {
             Name::Half(half, stem) => (half, stem),
-            Name::Tmp(half, stem) => {
-                let half = shown(&stem.name(half));
-                let why = format!("it ends in .tmp: a writer has not completed {half} yet");
-                let verdict = unless_orphans(words::TMP_STAYS, words::UNCHANGED_FOR);
-                return draft.stop(why, Fate::Stays, verdict);
-            }
-            Name::Claim(half, stem) | Name::TmpClaim(half, stem) => {
-                let half = shown(&stem.name(half));
-                let why = format!("it is a reserved name: a cleaner has taken {half} there");
-                return draft.stop(why, Fate::Stays, words::CLAIM_STAYS);
-            }
-            Name::Other => {
-                let why = "it ends neither in .result.json.lz4 nor in .metadata.json";
-                return draft.stop(why, Fate::Stays, words::OTHER_STAYS);
-            }
+            other => return explain_other(draft, &file, &other),
         };
         let result = stem.name(Half::Result);
         draft.result = Some(file.with_file_name(OsStr::from_bytes(&result)));
@@ -220,6 +206,7 @@ impl Explaining {
                 draft.add(true, format!("that is {}", display_path(root.path())));
                 self.explain_pair(draft, root, &dir, &stem)
             }
+            Err((why, _, _)) if is_missing(&file) => draft.stop(why, Fate::Gone, words::NO_FILE),
             Err((why, fate, verdict)) => draft.stop(why, fate, verdict),
         }
     }
@@ -238,7 +225,7 @@ impl Explaining {
             Ok(resolved) => resolved,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let why = format!("{} does not exist", display_path(parent));
-                return Err((why, Fate::Gone, "There is no such file.".to_owned()));
+                return Err((why, Fate::Gone, words::NO_FILE.to_owned()));
             }
             Err(error) => {
                 return Err(stays(format!("{} can't be reached: {error}", display_path(parent))));
@@ -294,11 +281,22 @@ impl Explaining {
                 let verdict = unless_orphans(words::RESULT_ALONE_STAYS, words::UNCHANGED_FOR);
                 return draft.stop(why, Fate::Stays, verdict);
             }
+            [Kind::Nothing, Kind::File] if taken(dir, stem) => {
+                let why = format!("its result {result} is at its reserved name");
+                return draft.stop(why, Fate::Due, words::TAKEN);
+            }
             [Kind::Nothing, Kind::File] => {
                 let (stays, removed) =
                     (words::METADATA_ALONE_STAYS, words::EXPIRED_AND_UNCHANGED_FOR);
                 let why = format!("its result {result} is not there");
-                return draft.stop(why, Fate::Stays, unless_orphans(stays, removed));
+                let read = read_metadata(dir, &stem.name(Half::Metadata), &mut Vec::new());
+                let verdict = match read {
+                    Ok(Some(Metadata { expires_at: Err(reason), .. })) => {
+                        format!("{stays} (It is broken besides: {reason}.)")
+                    }
+                    _ => unless_orphans(stays, removed),
+                };
+                return draft.stop(why, Fate::Stays, verdict);
             }
             [Kind::File, Kind::File] => draft.add(true, metadata),
         }
@@ -352,6 +350,50 @@ impl Explaining {
             Outcome::Changed | Outcome::Taken => (Fate::Due, words::IN_HANDS.to_owned()),
         }
     }
+}
+
+/// What becomes of a file whose name is that of neither half.
+fn explain_other(draft: Draft, file: &Path, name: &Name) -> Explanation {
+    let found = std::fs::symlink_metadata(file);
+    let is_dir = found.as_ref().is_ok_and(|found| found.is_dir());
+    let is_file = found.is_ok_and(|found| found.is_file());
+    let (why, verdict) = match name {
+        Name::Tmp(half, stem) => {
+            let half = shown(&stem.name(*half));
+            let verdict = if is_file {
+                unless_orphans(words::TMP_STAYS, words::UNCHANGED_FOR)
+            } else {
+                words::ODD_RESULT_STAYS.to_owned()
+            };
+            (format!("it ends in .tmp: a writer has not completed {half} yet"), verdict)
+        }
+        Name::Claim(half, stem) | Name::OrphanClaim(half, stem) => {
+            let half = shown(&stem.name(*half));
+            (claimed(&half), words::CLAIM_STAYS.to_owned())
+        }
+        Name::TmpClaim(half, stem) => {
+            let half = shown(&stem.tmp_name(*half));
+            (claimed(&half), words::CLAIM_STAYS.to_owned())
+        }
+        _ => {
+            let why = "it ends neither in .result.json.lz4 nor in .metadata.json".to_owned();
+            (why, if is_dir { words::DIRECTORY_STAYS } else { words::OTHER_STAYS }.to_owned())
+        }
+    };
+    if is_missing(file) {
+        return draft.stop(why, Fate::Gone, words::NO_FILE);
+    }
+    draft.stop(why, Fate::Stays, verdict)
+}
+
+fn claimed(name: &str) -> String {
+    format!("it is a reserved name: a cleaner has taken {name} there")
+}
+
+fn is_missing(file: &Path) -> bool {
+    std::fs::symlink_metadata(file).is_err_and(|error| {
+        matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    })
 }
 
 /// `stays`, and what asking for the removal of orphans would change.

@@ -17,6 +17,9 @@ use crate::stats::Stats;
 /// How long a running cleaner may take to tell its stats.
 const STATS_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long what a running cleaner tells may be, in bytes: some hundred times what it is.
+const MOST_STATS: usize = 4 << 20;
+
 /// The stats of a cleaner that serves them at the base address `url` (`run --listen`).
 ///
 /// # Errors
@@ -27,9 +30,24 @@ pub async fn fetch_stats(url: &str) -> Result<Stats, Error> {
         .map_err(|reason| Error::Address { url: redacted(url), reason })?;
     let answer = service.send(|client| client.get(service.endpoint("/stats"))).await;
     let answer = answer.map_err(|reason| no_answer(service.address.clone(), reason))?;
-    answer.json().await.map_err(|error| {
-        no_answer(service.address, format!("not what a cleaner answers: {}", cause(&error)))
+    let body = read_at_most(answer, MOST_STATS).await;
+    let body = body.map_err(|reason| no_answer(service.address.clone(), reason))?;
+    serde_json::from_slice(&body).map_err(|error| {
+        // What is quoted of the answer may be anything.
+        let reason = error.to_string().escape_debug().to_string();
+        no_answer(service.address, format!("not what a cleaner answers: {reason}"))
     })
+}
+
+async fn read_at_most(mut answer: Response, limit: usize) -> Result<Vec<u8>, String> {
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(|error| cause(&error))? {
+        if body.len() + chunk.len() > limit {
+            return Err(format!("not what a cleaner answers: more than {limit} bytes"));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
 }
 
 /// A service at a base address.
@@ -96,12 +114,15 @@ impl Service {
         answer(request(&self.client)).await
     }
 
-    /// Whether anything answers there, whatever it says.
+    /// Whether anything answers there, whatever it says, but that it is broken.
     ///
     /// # Errors
     /// Why nothing does.
     pub async fn is_reachable(&self) -> Result<(), String> {
         match self.client.get(self.base.clone()).send().await {
+            Ok(answer) if answer.status().is_server_error() => {
+                Err(format!("HTTP {}", answer.status()))
+            }
             Ok(_) => Ok(()),
             Err(error) if error.is_timeout() => Err("timed out".to_owned()),
             Err(error) => Err(cause(&error)),

@@ -123,7 +123,7 @@ impl Contents {
         listing::list(dir, |name, file_type| {
             contents.is_empty = false;
             match Name::of(name) {
-                Name::Claim(_, stem) | Name::TmpClaim(_, stem) => {
+                Name::Claim(_, stem) | Name::TmpClaim(_, stem) | Name::OrphanClaim(_, stem) => {
                     contents.claimed.insert(stem);
                 }
                 // Whatever bears the name, its other half does not stand alone.
@@ -132,7 +132,7 @@ impl Contents {
                 Name::Tmp(half, stem) if file_type == FileType::RegularFile => {
                     contents.tmp.insert((half, stem));
                 }
-                Name::Tmp(..) | Name::Other => {}
+                Name::Tmp(..) | Name::Canary | Name::Other => {}
             }
             ControlFlow::Continue(())
         })?;
@@ -221,6 +221,10 @@ impl Tidying<'_> {
                     let path = self.root.path().join(path);
                     tracing::debug!(path = path_field(&path), "removed an orphan");
                 }
+                // A directory that was moved away takes what is in it with it.
+                Err(_) if !self.root.still_holds(&self.dir) => {
+                    self.attendant.note_stray(&self.dir, alone.stem());
+                }
                 Err(error) => tidied.fail(path, "remove it", &error),
             }
         }
@@ -262,8 +266,18 @@ impl Tidying<'_> {
             return Ok(());
         }
         tidied.suspects.directory = suspect.filter(|_| !self.attendant.deletes());
-        let pruned = !self.attendant.deletes()
-            || prune(self.root, &self.dir, |stat| unchanged_until(stat) <= now)?;
+        let pruned = if self.attendant.deletes() {
+            prune(self.root, &self.dir, |stat| unchanged_until(stat) <= now)
+        } else {
+            Ok(true)
+        };
+        let pruned = match pruned {
+            Ok(pruned) => pruned,
+            Err(error) => {
+                tidied.fail(self.dir.rel.to_path_buf(), "remove it", &error);
+                return Ok(());
+            }
+        };
         tidied.removed.pruned += u64::from(pruned);
         if pruned && self.attendant.deletes() {
             let path = self.root.path().join(&self.dir.rel);

@@ -309,6 +309,10 @@ fn read_all(file: &OwnedFd, size: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
 }
 
 fn none_if_nowhere<T>(error: Errno) -> io::Result<Option<T>> {
+    // What is too long for a name is borne by nothing.
+    if error == Errno::NAMETOOLONG {
+        return Ok(None);
+    }
     let error = io::Error::from(error);
     if leads_nowhere(&error) { Ok(None) } else { Err(error) }
 }

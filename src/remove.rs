@@ -43,7 +43,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 pub(crate) use self::alone::{Alone, prune, remove_alone};
-pub(crate) use self::canary::Canary;
+pub(crate) use self::canary::{Canary, canary_name};
 use self::claim::{Claim, give_back_both, unlink};
 pub(crate) use self::recovery::{Recovery, recover};
 use crate::entry::{Half, Stem};
@@ -299,11 +299,12 @@ fn given_back(result: &Claim<'_>, metadata: Option<&Claim<'_>>, removal: Removal
 /// the cache directory amid a deletion: a confined thread can't. Deletes nothing.
 pub(crate) fn restore(dir: &Dir, stem: &Stem) {
     for half in [Half::Metadata, Half::Result] {
-        let claim = Claim::new(dir, stem, half);
-        match claim.put_back() {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => {
-                tracing::debug!(%error, "can't give a file that was moved away its name back")
+        for claim in [Claim::new, Claim::of_orphan, Claim::of_tmp].map(|of| of(dir, stem, half)) {
+            match claim.put_back() {
+                Ok(()) | Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "can't give a file that was moved away its name back")
+                }
             }
         }
     }

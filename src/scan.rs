@@ -266,9 +266,9 @@ impl Scan<'_> {
             match Name::of(name) {
                 Name::Half(Half::Result, stem) => drop(results.insert(stem)),
                 Name::Half(Half::Metadata, stem) => metadata.push(stem),
-                Name::Claim(..) | Name::TmpClaim(..) => own_claims.push(name.to_owned()),
+                claim if claim.is_claim() => own_claims.push(name.to_owned()),
                 Name::Tmp(..) => has_leftovers = true,
-                Name::Other => {}
+                _ => {}
             }
             ControlFlow::Continue(())
         })?;

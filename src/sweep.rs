@@ -1,6 +1,7 @@
 //! One cleanup, or one look, without a service.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -169,7 +170,7 @@ pub async fn list(config: &Config) -> Result<Vec<ListedPair>, Error> {
 /// such directory.
 async fn on_thread<T: Default + Send + 'static>(
     config: &Config,
-    work: impl FnOnce(&Root) -> T + Send + 'static,
+    work: impl FnOnce(&Root) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let runtime = crate::runtime::current()?;
     config.validate()?;
@@ -178,8 +179,8 @@ async fn on_thread<T: Default + Send + 'static>(
         let unreadable = |source| Error::Unreadable { path: path.clone(), source };
         match look_at(&path) {
             Standing::Directory(id) => match Root::open(id) {
-                Ok(root) => Ok(work(&root)),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(T::default()),
+                Ok(root) => work(&root),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
                 Err(error) => Err(unreadable(error)),
             },
             Standing::Absent => {
@@ -203,7 +204,7 @@ fn scan(root: &Root, attendant: &Attendant, found: &(dyn Fn(Vec<Found>) + Sync))
         .run(&[Path::new("").into()])
 }
 
-fn sweep(root: &Root, attendant: &Attendant, progress: &Progress) -> SweepReport {
+fn sweep(root: &Root, attendant: &Attendant, progress: &Progress) -> Result<SweepReport, Error> {
     let start = Instant::now();
     let sums = Mutex::new(Sums { root: root.path().to_owned(), ..Sums::default() });
     let summary = scan(root, attendant, &|found| {
@@ -216,7 +217,11 @@ fn sweep(root: &Root, attendant: &Attendant, progress: &Progress) -> SweepReport
     sums.activity.checked = summary.results;
     sums.activity.deleted += summary.finished;
     sums.activity.freed_bytes += summary.freed;
-    for (path, error) in summary.unreadable {
+    let (own, below) = split_root(summary.unreadable);
+    if let Some(source) = own {
+        return Err(Error::Unreadable { path: root.path().to_owned(), source });
+    }
+    for (path, error) in below {
         sums.error(&path, &format_args!("can't read the directory: {error}"));
     }
     for (path, error) in summary.stranded {
@@ -251,8 +256,17 @@ fn sweep(root: &Root, attendant: &Attendant, progress: &Progress) -> SweepReport
     }
     let removed = litter.remove(root, attendant, &mut sums);
     sums.activity.duration = start.elapsed();
-    SweepReport { litter: removed, ..sums.activity.report() }
+    Ok(SweepReport { litter: removed, ..sums.activity.report() })
 }
+
+/// Tells why the cache directory itself could not be read from what is so of those below it.
+fn split_root(unreadable: Unreadable) -> (Option<io::Error>, Unreadable) {
+    let (mut own, below): (Unreadable, _) =
+        unreadable.into_iter().partition(|(dir, _)| dir.as_os_str().is_empty());
+    (own.pop().map(|(_, error)| error), below)
+}
+
+type Unreadable = Vec<(Arc<Path>, io::Error)>;
 
 /// The litter that a scan came upon.
 struct Litter {
@@ -376,13 +390,17 @@ fn suspect(metadata: &Seen) -> About {
     About::Metadata(metadata.version, metadata.ctime)
 }
 
-fn list_blocking(root: &Root, attendant: &Attendant) -> Vec<ListedPair> {
+fn list_blocking(root: &Root, attendant: &Attendant) -> Result<Vec<ListedPair>, Error> {
     let pairs = Mutex::new(Vec::new());
     let summary = scan(root, attendant, &|found| {
         let listed = found.into_iter().filter_map(|found| listed(root, found));
         pairs.lock().unwrap_or_else(PoisonError::into_inner).extend(listed);
     });
-    for (path, error) in summary.unreadable {
+    let (own, below) = split_root(summary.unreadable);
+    if let Some(source) = own {
+        return Err(Error::Unreadable { path: root.path().to_owned(), source });
+    }
+    for (path, error) in below {
         tracing::warn!(path = path_field(&root.path().join(path)), %error, "can't read a directory");
     }
     let mut pairs = pairs.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -393,7 +411,7 @@ fn list_blocking(root: &Root, attendant: &Attendant) -> Vec<ListedPair> {
         }
         .then_with(|| a.result.cmp(&b.result))
     });
-    pairs
+    Ok(pairs)
 }
 
 fn listed(root: &Root, found: Found) -> Option<ListedPair> {

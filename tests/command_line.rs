@@ -5,7 +5,7 @@
 mod common;
 
 use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -99,6 +99,41 @@ fn one_sweep_waits_for_metadata_and_results_that_may_be_half_written() {
     assert_eq!(log.lines().count(), 1, "{log}");
     assert!(log.contains("WARN") && log.contains("broken.metadata.json"), "{log}");
     assert!(!log.contains('\u{1b}'), "{log}");
+}
+
+#[test]
+fn a_directory_that_cannot_be_read_for_want_of_descriptors_is_a_failure() {
+    let cache = CacheDir::samples();
+    for command in ["sweep", "list"] {
+        let limited = r#"ulimit -n "$0" && exec "$@""#;
+        let mut failed = 0;
+        for files in 6..14 {
+            let mut shell = std::process::Command::new("sh");
+            shell.args(["-c", limited, &files.to_string(), env!("CARGO_BIN_EXE_result-cleaner")]);
+            let output = shell.args([command, text(cache.path())]).output().unwrap();
+            if output.status.success() {
+                // It may not have read some of the directories below.
+                let nothing = ["of 0 results", "no results"];
+                let told = stdout(&output);
+                assert!(
+                    !nothing.iter().any(|nothing| told.contains(nothing)),
+                    "{files}: {output:?}"
+                );
+            } else if stderr(&output).contains("can't read the cache directory") {
+                failed += 1;
+            }
+        }
+        assert!(failed > 0, "{command}");
+    }
+}
+
+#[test]
+fn metadata_whose_result_could_have_no_name_is_no_error() {
+    let cache = CacheDir::new();
+    let name = format!("{}.metadata.json", "m".repeat(241));
+    fs::write(cache.path().join(name), r#"{"expires_at": 1.5}"#).unwrap();
+    assert_figures(&sweep(&cache), 0, 0, 0);
+    assert_eq!(stdout(&succeed(&["list", text(cache.path()), "--json"])), "");
 }
 
 #[test]
@@ -243,6 +278,36 @@ fn status_draws_what_expires_when() {
     for key in keys(&served).into_iter().filter(|key| *key != "expiring") {
         assert_eq!(told[key], served[key], "{key}");
     }
+}
+
+#[test]
+fn status_of_something_else_takes_little_and_shows_no_control_characters() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let endless = |mut stream: std::net::TcpStream| {
+            let head = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n";
+            let mut sent = stream.write_all(head.as_bytes());
+            while sent.is_ok() {
+                sent = stream.write_all(&[b' '; 65536]);
+            }
+        };
+        let odd = |mut stream: std::net::TcpStream| {
+            let body = r#"{"watch": "\u001b]0;hi\u0007"}"#;
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all((head + body).as_bytes());
+        };
+        endless(listener.accept().unwrap().0);
+        odd(listener.accept().unwrap().0);
+    });
+    let output = call(&["status", "--url", &url]);
+    assert!(failure(&output).contains("not what a cleaner answers: more than"), "{output:?}");
+    let output = call(&["status", "--url", &url]);
+    let told = failure(&output);
+    assert!(
+        told.contains("not what a cleaner answers") && !told.contains(char::is_control),
+        "{told}"
+    );
 }
 
 #[test]

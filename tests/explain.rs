@@ -64,6 +64,8 @@ fn each_condition_that_is_not_met_is_told_with_the_reason() {
     }
     fs::write(&lone_metadata, r#"{"expires_at": 1.5}"#).unwrap();
     fs::write(path(".result-cleaner-a.r"), "x").unwrap();
+    fs::create_dir(path("y.metadata.json.tmp")).unwrap();
+    fs::write(path("odd.metadata.json"), "{").unwrap();
     let (fifo, link) = (whole("fifo", "{}"), whole("link", "{}"));
     fs::remove_file(&fifo.metadata).unwrap();
     assert!(Command::new("mkfifo").arg(&fifo.metadata).status().unwrap().success());
@@ -89,6 +91,12 @@ fn each_condition_that_is_not_met_is_told_with_the_reason() {
         (&path("outside/a.result.json.lz4"), 2, "stays", "nothing outside"),
         (&path("nowhere/a.result.json.lz4"), 2, "gone", "does not exist"),
         (&path("notes.txt"), 1, "stays", "other names"),
+        (&path("s"), 1, "stays", "--prune-empty-dirs"),
+        (&path("nothing.txt"), 1, "gone", "no such file"),
+        (&path("nothing.metadata.json.tmp"), 1, "gone", "no such file"),
+        (&path("live.result.json.lz4/x.metadata.json"), 2, "gone", "no such file"),
+        (&path("y.metadata.json.tmp"), 1, "stays", "only regular files"),
+        (&path("odd.metadata.json"), 3, "stays", "broken besides"),
         (&path("x.metadata.json.tmp"), 1, "stays", "--remove-orphans"),
         (&path(".result-cleaner-a.r"), 1, "stays", "reserved name"),
     ] {

@@ -1,6 +1,6 @@
 //! Logging of the commands, on standard error.
 
-use std::io::{self, IsTerminal, Write, stderr};
+use std::io::{self, Write, stderr};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -134,7 +134,7 @@ fn start(
         .with_writer(writer)
         .with_timer(ChronoUtc::new("%Y-%m-%dT%H:%M:%S%.3fZ".to_owned()))
         .with_target(false)
-        .with_ansi(colour());
+        .with_ansi(output::has_colour(&stderr()));
     let levels = Targets::new().with_default(Level::WARN).with_target("result_cleaner", level);
     let registry = tracing_subscriber::registry().with(levels);
     // A second start, which does not happen, would change nothing.
@@ -171,10 +171,4 @@ impl<W: Write> Write for Escaping<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.0.flush()
     }
-}
-
-/// No colour into a pipe, or where <https://no-color.org> forbids it.
-fn colour() -> bool {
-    let forbidden = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    !forbidden && stderr().is_terminal()
 }

@@ -13,6 +13,7 @@ mod status;
 mod sweep;
 mod systemd;
 
+use std::io::stdout;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -133,6 +134,7 @@ impl Directory {
 }
 
 pub(crate) fn execute(cli: Cli) -> Result<(), Failure> {
+    console::set_colors_enabled(output::has_colour(&stdout()));
     match cli.command {
         Command::Run(args) => run::execute(args),
         Command::Sweep(args) => sweep::execute(args),

@@ -1,6 +1,7 @@
 //! Writing results to standard output.
 
-use std::io::{self, ErrorKind, Write, stdout};
+use std::ffi::OsStr;
+use std::io::{self, ErrorKind, IsTerminal, Write, stdout};
 use std::time::Duration;
 
 use chrono::{DateTime, Local, SecondsFormat, Timelike, Utc};
@@ -17,6 +18,16 @@ pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Res
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(format!("can't write to standard output: {error}").into()),
     }
+}
+
+/// Whether what is written there may have colours: not into a pipe, nor where
+/// <https://no-color.org> or the terminal forbids it.
+pub(crate) fn has_colour(stream: &impl IsTerminal) -> bool {
+    let is_set =
+        |name, value: &dyn Fn(&OsStr) -> bool| std::env::var_os(name).is_some_and(|v| value(&v));
+    let is_forbidden = is_set("NO_COLOR", &|value| !value.is_empty());
+    let is_dumb = is_set("TERM", &|value| value == "dumb");
+    stream.is_terminal() && !is_forbidden && !is_dumb
 }
 
 /// One line of JSON. JSON itself has control characters from U+007F on as they are; some of them

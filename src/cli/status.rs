@@ -1,6 +1,8 @@
 //! `result-cleaner status`: what a running service is doing.
 
 use std::fmt::{self, Write as _};
+use std::io::{self, Write as _};
+use std::path::Path;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -57,6 +59,11 @@ async fn show(args: StatusArgs) -> Result<(), Failure> {
             Err(error @ Error::NoAnswer { .. }) if redraws && has_answered => {
                 format!("{}\n", style(error).red())
             }
+            Err(error @ Error::NoAnswer { .. }) if args.watch && has_answered => {
+                // Where it can't be written, nobody can be told.
+                let _ = writeln!(io::stderr(), "{error}");
+                String::new()
+            }
             Err(error @ Error::NoAnswer { .. }) => {
                 let advice = "start one with `result-cleaner run --listen 127.0.0.1:8004`";
                 return Err(format!("{error}; {advice}").into());
@@ -67,13 +74,15 @@ async fn show(args: StatusArgs) -> Result<(), Failure> {
         if redraws {
             terminal.clear_screen()?;
         }
+        let columns = terminal.is_term().then(|| usize::from(terminal.size().1));
         let is_read = output::print(|out| {
-            let (_, columns) = terminal.size();
             for line in text.lines() {
-                let fits = !redraws || measure_text_width(line) <= columns.into();
-                let cut =
-                    if fits { line.into() } else { truncate_str(line, columns.into(), "…") };
-                writeln!(out, "{cut}")?;
+                match columns {
+                    Some(columns) if !args.json && measure_text_width(line) > columns => {
+                        writeln!(out, "{}", truncate_str(line, columns, "…"))?;
+                    }
+                    _ => writeln!(out, "{line}")?,
+                }
             }
             Ok(())
         })?;
@@ -126,7 +135,7 @@ fn draw(stats: &Stats, now: DateTime<Utc>) -> Result<String, fmt::Error> {
         output::duration(Duration::from_secs_f64(stats.check_interval_hours.max(0.0) * 3600.0));
     line("sweeps", &format!("{}, every {interval}", stats.total_cleanups))?;
     if let Some(recent) = &stats.recent {
-        draw_recent(&mut text, recent, now)?;
+        draw_recent(&mut text, recent, &stats.cache_directory, now)?;
     }
     if let Some(buckets) = &stats.expiring {
         draw_bars(&mut text, buckets)?;
@@ -134,7 +143,12 @@ fn draw(stats: &Stats, now: DateTime<Utc>) -> Result<String, fmt::Error> {
     Ok(text)
 }
 
-fn draw_recent(text: &mut String, recent: &Recent, now: DateTime<Utc>) -> fmt::Result {
+fn draw_recent(
+    text: &mut String,
+    recent: &Recent,
+    cache_dir: &Path,
+    now: DateTime<Utc>,
+) -> fmt::Result {
     if let Some(last) = &recent.last_sweep {
         let ago = output::duration((now - last.ended_at).to_std().unwrap_or_default());
         let (deleted, checked) = (last.report.deleted_count, last.report.checked_count);
@@ -146,7 +160,8 @@ fn draw_recent(text: &mut String, recent: &Recent, now: DateTime<Utc>) -> fmt::R
         )?;
     }
     for error in recent.errors.iter().take(ERRORS) {
-        let path = display_path(error.path.as_ref());
+        let path = Path::new(&error.path);
+        let path = display_path(path.strip_prefix(cache_dir).unwrap_or(path));
         writeln!(text, "{}  {path}: {}", style("error      ").red(), error.reason)?;
     }
     Ok(())

@@ -41,3 +41,6 @@ pub(super) const LONG_NAME: &str = "Its name leaves no room for a reserved one, 
      the same instant loses it.";
 pub(super) const TRIED_AGAIN: &str =
     "Until then it is tried again with pauses of up to ten minutes.";
+pub(super) const NO_FILE: &str = "There is no such file.";
+pub(super) const DIRECTORY_STAYS: &str = "It stays: directories are left alone. (With --prune-empty-dirs \
+     AGE one below the cache directory is removed once it has been empty and unchanged for AGE.)";

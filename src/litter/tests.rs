@@ -261,11 +261,54 @@ fn a_directory_that_fills_or_is_another_one_at_the_last_moment_stays() {
 }
 
 #[test]
+fn names_of_any_length_are_dealt_with() {
+    // The longest that there are, and a half whose other one can't have a name.
+    let long = [
+        format!("{}.result.json.lz4", "r".repeat(239)),
+        format!("{}.metadata.json", "m".repeat(241)),
+        format!("{}.metadata.json.tmp", "t".repeat(237)),
+    ];
+    let cache = Cache::with(&[]);
+    for name in &long {
+        assert_eq!(name.len(), 255);
+        cache.write(name, EXPIRED);
+    }
+    let tidied = cache.tidy("", some_age());
+    assert_eq!(tidied.removed.orphans, 3, "{tidied:?}");
+    assert!(tidied.failures.is_empty() && cache.files().is_empty());
+}
+
+#[test]
+fn what_was_taken_in_a_directory_that_was_moved_away_gets_its_name_back() {
+    let claims = [
+        (".result-cleaner-a.ro", "a.result.json.lz4"),
+        (".result-cleaner-a.mo", "a.metadata.json"),
+        (".result-cleaner-a.rt", "a.result.json.lz4.tmp"),
+    ];
+    let cache = Cache::with(&claims.map(|(claim, _)| (claim, EXPIRED)));
+    crate::remove::restore(&cache.dir(), &stem("a"));
+    let mut own = claims.map(|(_, own)| own);
+    own.sort_unstable();
+    assert_eq!(cache.files(), own);
+}
+
+#[test]
+fn a_canary_that_was_left_behind_is_removed_unless_something_else_bears_the_name() {
+    let names = [".result-cleaner-canary-1-2", ".result-cleaner-canary-3-4-claimed"];
+    let cache = Cache::with(&[(names[0], ""), (names[1], "not empty")]);
+    let claims = names.map(|name| name.as_bytes().to_vec());
+    let recovery = recover(&cache.root, &Path::new("").into(), &claims, Utc::now()).unwrap();
+    assert!(recovery.failed.is_empty());
+    assert_eq!(cache.files(), [names[1]]);
+}
+
+#[test]
 fn what_a_killed_cleaner_had_claimed_gets_its_name_back() {
     let claims = [
         (".result-cleaner-a.rt", "a.result.json.lz4.tmp"),
         (".result-cleaner-a.mt", "a.metadata.json.tmp"),
-        (".result-cleaner-b.r", "b.result.json.lz4"),
+        (".result-cleaner-b.ro", "b.result.json.lz4"),
+        (".result-cleaner-c.mo", "c.metadata.json"),
     ];
     let cache = Cache::with(&claims.map(|(claim, _)| (claim, EXPIRED)));
     let names = claims.map(|(claim, _)| claim.as_bytes().to_vec());

@@ -40,6 +40,13 @@ impl Alone {
         }
     }
 
+    /// The pair that it is of.
+    pub fn stem(&self) -> &Stem {
+        match self {
+            Self::Half(_, stem, _) | Self::Tmp(_, stem, _) => stem,
+        }
+    }
+
     pub fn seen(&self) -> &Seen {
         match self {
             Self::Half(_, _, seen) | Self::Tmp(_, _, seen) => seen,
@@ -48,7 +55,7 @@ impl Alone {
 
     fn claim<'a>(&self, dir: &'a Dir) -> Claim<'a> {
         match self {
-            Self::Half(half, stem, _) => Claim::new(dir, stem, *half),
+            Self::Half(half, stem, _) => Claim::of_orphan(dir, stem, *half),
             Self::Tmp(half, stem, _) => Claim::of_tmp(dir, stem, *half),
         }
     }
@@ -57,7 +64,8 @@ impl Alone {
     fn stands_alone(&self, dir: &Dir, name: &[u8], now: DateTime<Utc>) -> io::Result<bool> {
         let is_free = |name: &[u8]| match status(dir, name) {
             Ok(_) => Ok(false),
-            Err(Errno::NOENT) => Ok(true),
+            // What is too long for a name is borne by nothing.
+            Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(true),
             Err(error) => Err(io::Error::from(error)),
         };
         let free = |half, stem: &Stem| {

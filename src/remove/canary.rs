@@ -3,9 +3,11 @@
 use std::io;
 use std::path::Path;
 
+use chrono::{DateTime, Utc};
 use rustix::fs::{Mode, OFlags, fstat, openat};
 
 use super::claim::{rename, unlink};
+use super::lock_shared;
 use crate::look::{FileTime, Seen};
 use crate::root::Dir;
 
@@ -19,21 +21,17 @@ pub(crate) struct Canary<'a> {
 }
 
 impl<'a> Canary<'a> {
-    /// The name of this process's canary.
-    pub fn name() -> String {
-        format!(".result-cleaner-canary-{}", std::process::id())
-    }
-
-    /// Makes it.
+    /// Makes it under `name`, which has to be one of [`canary_name`].
     ///
     /// # Errors
     /// Those of the system.
-    pub fn make(dir: &'a Dir) -> io::Result<Self> {
-        let name = Self::name().into_bytes();
+    pub fn make(dir: &'a Dir, name: &str) -> io::Result<Self> {
+        // While this is held, nobody takes it for one that was left behind.
+        lock_shared(dir)?;
         let flags =
             OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(dir, Path::new(&Self::name()), flags, Mode::RUSR | Mode::WUSR)?;
-        let mut canary = Self { dir, name, made: None };
+        let file = openat(dir, Path::new(name), flags, Mode::RUSR | Mode::WUSR)?;
+        let mut canary = Self { dir, name: name.as_bytes().to_vec(), made: None };
         canary.made = Seen::of(&fstat(&file)?).map(|seen| seen.version.mtime);
         Ok(canary)
     }
@@ -43,11 +41,16 @@ impl<'a> Canary<'a> {
     /// # Errors
     /// Those of the system.
     pub fn claim(&mut self) -> io::Result<()> {
-        let claimed = [&self.name[..], b".c"].concat();
+        let claimed = [&self.name[..], b"-claimed"].concat();
         rename(self.dir, &self.name, &claimed)?;
         self.name = claimed;
         Ok(())
     }
+}
+
+/// A name that no other canary has: processes of other containers may have the same number.
+pub(crate) fn canary_name(now: DateTime<Utc>) -> String {
+    format!(".result-cleaner-canary-{}-{}", std::process::id(), now.timestamp_micros())
 }
 
 impl Drop for Canary<'_> {

@@ -24,6 +24,11 @@ impl<'a> Claim<'a> {
         Self { dir, own: stem.tmp_name(half), reserved: stem.tmp_claim(half) }
     }
 
+    /// The same of a half that stands alone.
+    pub fn of_orphan(dir: &'a Dir, stem: &Stem, half: Half) -> Self {
+        Self { dir, own: stem.name(half), reserved: stem.orphan_claim(half) }
+    }
+
     pub fn take(&self) -> rustix::io::Result<()> {
         rename(self.dir, &self.own, &self.reserved)
     }

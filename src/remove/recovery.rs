@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::claim::{Claim, give_back_both};
+use super::claim::{Claim, give_back_both, unlink};
 use crate::entry::{Half, Name, Stem};
 use crate::look::{Seen, read_metadata, regular};
 use crate::root::{Dir, Root};
@@ -30,8 +30,14 @@ pub(crate) struct Recovery {
 }
 
 impl Recovery {
-    fn fail(&mut self, dir: &Dir, reserved: &[u8], error: Errno) {
-        self.failed.push((dir.rel.join(OsStr::from_bytes(reserved)), error.into()));
+    /// Takes in what came of dealing with a reserved name.
+    fn note(&mut self, dir: &Dir, reserved: &[u8], done: rustix::io::Result<()>) {
+        match done {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => {
+                self.failed.push((dir.rel.join(OsStr::from_bytes(reserved)), error.into()));
+            }
+        }
     }
 }
 
@@ -62,9 +68,16 @@ pub(crate) fn recover(
             Name::Claim(_, stem) if !stems.contains(&stem) => stems.push(stem),
             // It was not certain yet that nobody comes back for it.
             Name::TmpClaim(half, stem) => {
-                if let Err(error) = Claim::of_tmp(dir, &stem, half).give_back() {
-                    recovery.fail(dir, reserved, error);
-                }
+                let done = Claim::of_tmp(dir, &stem, half).give_back();
+                recovery.note(dir, reserved, done);
+            }
+            Name::OrphanClaim(half, stem) => {
+                let done = Claim::of_orphan(dir, &stem, half).give_back();
+                recovery.note(dir, reserved, done);
+            }
+            // Whoever has made one that lives holds the lock, too.
+            Name::Canary if is_empty_file(dir, reserved) => {
+                recovery.note(dir, reserved, unlink(dir, reserved));
             }
             _ => {}
         }
@@ -89,12 +102,14 @@ pub(crate) fn recover(
             None if taken.is_some() => result.give_back(),
             None => Ok(()),
         };
-        if let Err(error) = done {
-            recovery.fail(dir, &result.reserved, error);
-        }
+        recovery.note(dir, &result.reserved, done);
         recovery.touched.push(stem);
     }
     Ok(recovery)
+}
+
+fn is_empty_file(dir: &Dir, name: &[u8]) -> bool {
+    regular(dir, name).is_ok_and(|seen| seen.is_some_and(|seen| seen.version.size == 0))
 }
 
 /// Claimed metadata, and whether it says that its pair may go.
