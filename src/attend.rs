@@ -16,6 +16,7 @@ use rustix::process::{getpriority_process, setpriority_process};
 use crate::clock::Clock;
 use crate::config::{Ages, Config, ResultStore};
 use crate::disk_time::DiskTime;
+use crate::echoes::Echoes;
 use crate::entry::{Half, Key, Stem};
 use crate::error::path_field;
 use crate::look::{Broken, Seen};
@@ -133,6 +134,7 @@ pub(crate) struct Attendant {
     /// Whether it tells the sizes also of what waits.
     tells_sizes: bool,
     disk_time: Arc<DiskTime>,
+    echoes: Arc<Echoes>,
     litter_ages: Ages,
     /// Whether it works on threads that are confined to the cache directory.
     confined: bool,
@@ -150,6 +152,7 @@ impl Attendant {
             deletes: true,
             tells_sizes: false,
             disk_time: Arc::new(DiskTime::new(config.max_disk_time)),
+            echoes: Arc::default(),
             litter_ages: Ages::of(config),
             confined: config.sandbox,
             strays: Arc::default(),
@@ -164,6 +167,7 @@ impl Attendant {
             deletes: false,
             tells_sizes: false,
             disk_time: Arc::new(DiskTime::new(config.max_disk_time)),
+            echoes: Arc::default(),
             litter_ages: Ages::of(config),
             confined: false,
             strays: Arc::default(),
@@ -217,6 +221,16 @@ impl Attendant {
     /// The time that is spent on files.
     pub fn disk_time(&self) -> &DiskTime {
         &self.disk_time
+    }
+
+    /// Waits for what is told to these before more is deleted.
+    pub fn heard_by(self, echoes: &Arc<Echoes>) -> Self {
+        Self { echoes: Arc::clone(echoes), ..self }
+    }
+
+    /// What the kernel tells of deletions.
+    pub fn echoes(&self) -> &Echoes {
+        &self.echoes
     }
 
     /// How old litter has to be to be removed, if at all.

@@ -114,11 +114,13 @@ impl<'a> Attending<'a> {
         }
     }
 
-    /// Where the time for files is used up, waits for more, with nothing held.
+    /// Where the time for files is used up, or the kernel's events are far behind, waits, with
+    /// nothing held.
     pub fn rest(&mut self, cancel: &AtomicBool) {
-        let disk_time = self.attendant.disk_time();
-        if disk_time.is_used_up() {
+        let (disk_time, echoes) = (self.attendant.disk_time(), self.attendant.echoes());
+        if disk_time.is_used_up() || echoes.are_too_many() {
             self.finish();
+            echoes.wait(cancel);
             disk_time.rest(cancel);
         }
     }
@@ -288,6 +290,7 @@ impl<'a> Attending<'a> {
     ) -> Option<Outcome> {
         Some(match self.unless_moved_away(removal, dir, stem) {
             Removal::Held(held) => {
+                self.attendant.echoes().taken();
                 if self.held.back().is_none_or(|(last, _)| !Arc::ptr_eq(&last.dir, dir)) {
                     self.held_dirs += 1;
                 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::echoes::Echoes;
 use crate::entry::Key;
 
 /// How many pairs' news may wait. Past that it is cheaper to look at everything.
@@ -103,6 +104,8 @@ pub(crate) struct Inbox {
     arrived: Notify,
     /// Whether to be told where there may be litter.
     pub wants_litter: bool,
+    /// What is told of the cleaner's own deletions, which is no news.
+    pub echoes: Arc<Echoes>,
 }
 
 impl Inbox {

@@ -80,6 +80,7 @@ mod crew;
 mod diary;
 mod disk_time;
 mod doctor;
+mod echoes;
 mod entry;
 mod error;
 mod events;

@@ -33,6 +33,7 @@ use notify::{
 use rustix::io::Errno;
 
 use crate::change::{Change, Inbox, Trigger, Writer};
+use crate::echoes::Echoes;
 use crate::entry::{Half, Key, Name};
 use crate::root::Dir;
 
@@ -126,6 +127,7 @@ impl Watcher {
         let watched = Watched::default();
         let mut translator = Translator::new(root, watched.clone());
         translator.tells_litter = inbox.wants_litter;
+        translator.echoes = Arc::clone(&inbox.echoes);
         let config = notify::Config::default().with_follow_symlinks(false).with_event_kinds(EVENTS);
         let mut gathering = Gathering::new();
         let handler = move |event| {
@@ -277,11 +279,13 @@ pub(crate) struct Translator {
     dir: Option<Arc<Path>>,
     /// Whether to tell where there may be litter.
     tells_litter: bool,
+    echoes: Arc<Echoes>,
 }
 
 impl Translator {
     pub fn new(root: &Path, watched: Watched) -> Self {
-        Self { root: root.to_owned(), watched, dir: None, tells_litter: false }
+        let (root, echoes) = (root.to_owned(), Arc::default());
+        Self { root, watched, dir: None, tells_litter: false, echoes }
     }
 
     pub fn translate(&mut self, event: notify::Result<Event>, put: &mut dyn FnMut(Change)) {
@@ -290,6 +294,7 @@ impl Translator {
         };
         // An overflow has no path.
         if event.need_rescan() {
+            self.echoes.forget();
             return put(Change::Missed);
         }
         for path in &event.paths {
@@ -338,7 +343,11 @@ impl Translator {
                 }
             }
             EventKind::Modify(ModifyKind::Name(RenameMode::To)) => {
-                if name_of(rel).is_claim() {
+                let name = name_of(rel);
+                if let Name::Claim(Half::Result, _) = name {
+                    self.echoes.heard();
+                }
+                if name.is_claim() {
                     return;
                 }
                 self.note_moved(rel);

@@ -100,7 +100,8 @@ impl<R: Reports> Worker<R> {
         let clock = Arc::new(Clock::default());
         let accounts = Accounts::new(config.check_interval, given.clone(), reports);
         let views = accounts.views();
-        let attendant = Attendant::deleting(Arc::clone(&clock), config);
+        let inbox = Arc::new(Inbox::new(Ages::of(config).any()));
+        let attendant = Attendant::deleting(Arc::clone(&clock), config).heard_by(&inbox.echoes);
         let (crew, events) = Crew::new(attendant);
         let worker = Self {
             given,
@@ -110,7 +111,7 @@ impl<R: Reports> Worker<R> {
             crew,
             clock,
             accounts,
-            inbox: Arc::new(Inbox::new(Ages::of(config).any())),
+            inbox,
             agenda: Agenda::default(),
             due: VecDeque::new(),
             place: Place::Same,

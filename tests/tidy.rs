@@ -76,7 +76,7 @@ fn what_is_dangerous_or_replaceable_is_named_in_one_module_only() {
 fn dependencies_between_modules_go_one_way() {
     // Each module may use only those that stand before it.
     let order: Vec<&str> = "
-        error config expires_at metadata entry queue stats clock disk_time runtime timer root sandbox change look mark
+        error config expires_at metadata entry queue stats clock disk_time echoes runtime timer root sandbox change look mark
         listing remove/claim remove/recovery remove/alone remove/canary remove watch limits attend attending scan
         agenda/suspects agenda/scanning agenda litter/schedule litter http report reports place schedule
         events diary telemetry accounts crew worker/intake worker sweep explain/words explain/obstacle explain doctor server server/site cleaner
