@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const MOST: u64 = 1024;
 /// How often is looked whether it has, and how long after the last time it is believed not to.
 const NAP: Duration = Duration::from_millis(1);
-const DEAFNESS: Duration = Duration::from_millis(500);
+const DEAFNESS: Duration = Duration::from_secs(2);
 
 /// What was taken, and what of it the kernel has told.
 #[derive(Debug, Default)]
