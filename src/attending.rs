@@ -114,13 +114,13 @@ impl<'a> Attending<'a> {
         }
     }
 
-    /// Where the time for files is used up, or the kernel's events are far behind, waits, with
-    /// nothing held.
+    /// Where the kernel's events are far behind, waits for them; where the time for files is used up,
+    /// for more, with nothing held.
     pub fn rest(&mut self, cancel: &AtomicBool) {
         let (disk_time, echoes) = (self.attendant.disk_time(), self.attendant.echoes());
-        if disk_time.is_used_up() || echoes.are_too_many() {
+        echoes.wait(cancel, || self.finish_ripe());
+        if disk_time.is_used_up() {
             self.finish();
-            echoes.wait(cancel);
             disk_time.rest(cancel);
         }
     }

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How many results may have been taken to their reserved names without the kernel having told of it:
-/// so many that their events take less than half of the queue.
-const MOST: u64 = 1024;
+/// so many that their events leave a quarter of the queue to others.
+const MOST: u64 = 2048;
 /// How often is looked whether it has, and how long after the last time it is believed not to.
 const NAP: Duration = Duration::from_millis(1);
 const DEAFNESS: Duration = Duration::from_secs(2);
@@ -50,10 +50,12 @@ impl Echoes {
         self.outstanding() >= MOST && self.audible.load(Ordering::Relaxed)
     }
 
-    /// Waits while they are too many, unless nothing is heard any more, or `cancel` is set.
-    pub fn wait(&self, cancel: &AtomicBool) {
+    /// Waits while they are too many, unless nothing is heard any more, or `cancel` is set; does
+    /// `meanwhile` over and over.
+    pub fn wait(&self, cancel: &AtomicBool, mut meanwhile: impl FnMut()) {
         let mut last = (self.outstanding(), Instant::now());
         while self.are_too_many() && !cancel.load(Ordering::Relaxed) {
+            meanwhile();
             thread::sleep(NAP);
             let outstanding = self.outstanding();
             if outstanding != last.0 {
@@ -94,7 +96,7 @@ mod tests {
         assert!(echoes.are_too_many());
         let never = AtomicBool::new(false);
         let waited = thread::scope(|scope| {
-            let waiting = scope.spawn(|| echoes.wait(&never));
+            let waiting = scope.spawn(|| echoes.wait(&never, || {}));
             echoes.heard();
             waiting.join()
         });
@@ -108,9 +110,9 @@ mod tests {
         echoes.heard();
         take(&echoes, MOST);
         let start = Instant::now();
-        echoes.wait(&AtomicBool::new(true));
+        echoes.wait(&AtomicBool::new(true), || {});
         assert!(echoes.are_too_many(), "it was cancelled");
-        echoes.wait(&AtomicBool::new(false));
+        echoes.wait(&AtomicBool::new(false), || {});
         assert!(start.elapsed() > DEAFNESS);
         take(&echoes, 10 * MOST);
         assert!(!echoes.are_too_many());
