@@ -246,7 +246,7 @@ impl Demo {
         let bin = binary.parent().ok_or("the binary is in no directory")?;
         let path = format!("{}:{}", bin.display(), std::env::var("PATH")?);
         let mut command = self.command();
-        let wide = format!("stty cols {COLUMNS}; {line}");
+        let wide = format!("stty rows 40 cols {COLUMNS}; {line}");
         command.args(["script", "--quiet", "--return", "--command", &wide, "/dev/null"]);
         command.env("PATH", path).env("RESULT_CLEANER_URL", url).env("TERM", "xterm-256color");
         let output = command.output()?;

@@ -74,7 +74,7 @@ async fn show(args: StatusArgs) -> Result<(), Failure> {
         if redraws {
             terminal.clear_screen()?;
         }
-        let columns = terminal.is_term().then(|| usize::from(terminal.size().1));
+        let columns = terminal.size_checked().map(|(_, columns)| usize::from(columns));
         let is_read = output::print(|out| {
             for line in text.lines() {
                 match columns {
