@@ -260,28 +260,23 @@ impl Tidying<'_> {
         }
         let stat = fstat(&self.dir)?;
         let suspect = Some((stat.st_ino, times(&stat)));
-        if self.attendant.deletes() && self.before.directory != suspect {
+        if !self.attendant.deletes() {
             tidied.suspects.directory = suspect;
-            tidied.look_again_at(now);
+            tidied.removed.pruned += 1;
             return Ok(());
         }
-        tidied.suspects.directory = suspect.filter(|_| !self.attendant.deletes());
-        let pruned = if self.attendant.deletes() {
-            prune(self.root, &self.dir, |stat| unchanged_until(stat) <= now)
-        } else {
-            Ok(true)
-        };
-        let pruned = match pruned {
-            Ok(pruned) => pruned,
-            Err(error) => {
-                tidied.fail(self.dir.rel.to_path_buf(), "remove it", &error);
-                return Ok(());
+        if self.before.directory != suspect {
+            tidied.suspects.directory = suspect;
+            return Ok(());
+        }
+        match prune(self.root, &self.dir, |stat| unchanged_until(stat) <= now) {
+            Ok(true) => {
+                tidied.removed.pruned += 1;
+                let path = self.root.path().join(&self.dir.rel);
+                tracing::debug!(path = path_field(&path), "removed an empty directory");
             }
-        };
-        tidied.removed.pruned += u64::from(pruned);
-        if pruned && self.attendant.deletes() {
-            let path = self.root.path().join(&self.dir.rel);
-            tracing::debug!(path = path_field(&path), "removed an empty directory");
+            Ok(false) => {}
+            Err(error) => tidied.fail(self.dir.rel.to_path_buf(), "remove it", &error),
         }
         Ok(())
     }
