@@ -108,7 +108,10 @@ impl Cleaner {
     /// while let Some(event) = events.next().await {
     ///     match event {
     ///         Event::Deleted { result, .. } => println!("{} is gone", result.display()),
-    ///         Event::SweepDone(report) => break println!("{} seen", report.checked_count),
+    ///         Event::SweepDone(report) => {
+    ///             println!("{} seen", report.checked_count);
+    ///             break;
+    ///         }
     ///         _ => {}
     ///     }
     /// }
