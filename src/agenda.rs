@@ -36,7 +36,8 @@ const CHANGED_PAUSE: Duration = Duration::from_millis(50);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(600);
 /// How often a pair may be found in the hands of another cleaner before that is taken for dead,
-/// and before it is told: some 15 s, since others may keep it from being taken up for as long as they delete in its directory.
+/// and before it is told: some 15 s, since others may keep it from being taken up for as long as they
+/// delete in its directory.
 const TAKEN_FOR_AN_INSTANT: u32 = 2;
 const TAKEN_PATIENCE: u32 = 7;
 const IS_UNREAD: &str = "can't read a directory, so its results stay";
@@ -140,7 +141,7 @@ impl Agenda {
         }
     }
 
-    /// What was counted as an error since this was last asked; the last ones, where there were many.
+    /// What was counted as an error since this was last asked; the first ones, where there were many.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
     }

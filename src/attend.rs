@@ -161,17 +161,7 @@ impl Attendant {
 
     /// One that only looks.
     pub fn looking(clock: Arc<Clock>, config: &Config) -> Self {
-        Self {
-            clock,
-            store: None,
-            deletes: false,
-            tells_sizes: false,
-            disk_time: Arc::new(DiskTime::new(config.max_disk_time)),
-            echoes: Arc::default(),
-            litter_ages: Ages::of(config),
-            confined: false,
-            strays: Arc::default(),
-        }
+        Self::deleting(clock, config).only_looking()
     }
 
     /// This one, but that it only looks.

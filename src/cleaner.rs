@@ -145,7 +145,7 @@ impl Cleaner {
         drop(requests);
         match task {
             Some(mut task) => join(&mut task).await,
-            None => Err(Error::Died { message: "it was told before".to_owned() }),
+            None => Err(died_before()),
         }
     }
 
@@ -155,12 +155,16 @@ impl Cleaner {
     /// [`Error::Died`], always.
     pub async fn died(&mut self) -> Error {
         let Some(task) = &mut self.task else {
-            return Error::Died { message: "it was told before".to_owned() };
+            return died_before();
         };
         let ended = join(task).await;
         self.task = None;
         ended.err().unwrap_or(Error::Stopped)
     }
+}
+
+fn died_before() -> Error {
+    Error::Died { message: "it was told before".to_owned() }
 }
 
 async fn join(task: &mut JoinHandle<Result<(), Error>>) -> Result<(), Error> {

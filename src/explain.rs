@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::entry::{Half, Key, Name, Stem};
 use crate::error::{Error, display_path};
 use crate::look::{Metadata, read_metadata};
-use crate::root::{Dir, Root, Standing, is_mounted_over, look_at};
+use crate::root::{Dir, Root, is_mounted_over};
 
 /// The longest name that file systems take, in bytes.
 const LONGEST_NAME: usize = 255;
@@ -116,18 +116,7 @@ pub async fn explain(config: &Config, file: &Path) -> Result<Explanation, Error>
     let attendant = Attendant::listing(Arc::new(Clock::default()), config);
     let file = file.to_owned();
     let task = runtime.spawn_blocking(move || {
-        let root = match look_at(&cache_dir) {
-            Standing::Directory(id) => match Root::open(id) {
-                Ok(root) => Some(root),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                Err(source) => return Err(Error::Unreadable { path: cache_dir, source }),
-            },
-            Standing::Absent => None,
-            Standing::NotADirectory => return Err(Error::NotADirectory { path: cache_dir }),
-            Standing::Unreadable(source) => {
-                return Err(Error::Unreadable { path: cache_dir, source });
-            }
-        };
+        let root = Root::at(&cache_dir)?;
         let explaining = Explaining { cache_dir, root, attendant };
         Ok(explaining.explain(file))
     });
@@ -165,20 +154,16 @@ impl Draft {
         self.finish(fate, verdict)
     }
 
-    fn finish(mut self, fate: Fate, verdict: impl Into<String>) -> Explanation {
-        let left = WHAT[self.conditions.len()..].iter().map(|what| Condition {
-            what,
-            met: None,
-            why: "not looked at, since an earlier condition is not met".to_owned(),
-        });
-        self.conditions.extend(left);
-        let mut conditions = self.conditions.into_iter();
+    fn finish(self, fate: Fate, verdict: impl Into<String>) -> Explanation {
+        let mut told = self.conditions.into_iter();
+        let or_not_looked_at = |what| {
+            let why = "not looked at, since an earlier condition is not met".to_owned();
+            told.next().unwrap_or(Condition { what, met: None, why })
+        };
         Explanation {
             file: self.file,
             result: self.result,
-            conditions: WHAT.map(|what| {
-                conditions.next().unwrap_or(Condition { what, met: None, why: String::new() })
-            }),
+            conditions: WHAT.map(or_not_looked_at),
             expires_at: self.expires_at,
             fate,
             verdict: verdict.into(),
@@ -206,14 +191,14 @@ impl Explaining {
                 draft.add(true, format!("that is {}", display_path(root.path())));
                 self.explain_pair(draft, root, &dir, &stem)
             }
-            Err((why, _, _)) if is_missing(&file) => draft.stop(why, Fate::Gone, words::NO_FILE),
-            Err((why, fate, verdict)) => draft.stop(why, fate, verdict),
+            Err((why, _)) if is_missing(&file) => draft.stop(why, Fate::Gone, words::NO_FILE),
+            Err((why, verdict)) => draft.stop(why, Fate::Stays, verdict),
         }
     }
 
     /// The directory of `file`, in the cache directory; else why it is not there, and what that means.
-    fn open(&self, file: &Path) -> Result<(&Root, Dir), (String, Fate, String)> {
-        let stays = |why: String| (why, Fate::Stays, words::OUTSIDE_STAYS.to_owned());
+    fn open(&self, file: &Path) -> Result<(&Root, Dir), (String, &'static str)> {
+        let stays = |why: String| (why, words::OUTSIDE_STAYS);
         let Some(root) = &self.root else {
             return Err(stays(format!("{} does not exist", display_path(&self.cache_dir))));
         };
@@ -224,8 +209,7 @@ impl Explaining {
         let resolved = match std::fs::canonicalize(parent) {
             Ok(resolved) => resolved,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let why = format!("{} does not exist", display_path(parent));
-                return Err((why, Fate::Gone, words::NO_FILE.to_owned()));
+                return Err(stays(format!("{} does not exist", display_path(parent))));
             }
             Err(error) => {
                 return Err(stays(format!("{} can't be reached: {error}", display_path(parent))));
@@ -245,13 +229,11 @@ impl Explaining {
                     "{} lies on another file system, which is mounted there",
                     display_path(&resolved)
                 ),
-                Fate::Stays,
-                words::MOUNT_STAYS.to_owned(),
+                words::MOUNT_STAYS,
             )),
             Err(error) => Err((
                 format!("{} can't be opened: {error}", display_path(&resolved)),
-                Fate::Stays,
-                words::UNREAD_STAYS.to_owned(),
+                words::UNREAD_STAYS,
             )),
         }
     }

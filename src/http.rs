@@ -124,8 +124,7 @@ impl Service {
                 Err(format!("HTTP {}", answer.status()))
             }
             Ok(_) => Ok(()),
-            Err(error) if error.is_timeout() => Err("timed out".to_owned()),
-            Err(error) => Err(cause(&error)),
+            Err(error) => Err(in_words(&error)),
         }
     }
 
@@ -166,9 +165,13 @@ async fn answer(request: RequestBuilder) -> Result<Response, String> {
             Err(format!("HTTP {}, and redirects are not followed", answer.status()))
         }
         Ok(answer) => Err(format!("HTTP {}", answer.status())),
-        Err(error) if error.is_timeout() => Err("timed out".to_owned()),
-        Err(error) => Err(cause(&error)),
+        Err(error) => Err(in_words(&error)),
     }
+}
+
+/// Why there is no answer.
+fn in_words(error: &reqwest::Error) -> String {
+    if error.is_timeout() { "timed out".to_owned() } else { cause(error) }
 }
 
 /// The TLS set-up of this client alone: nothing is installed for the whole process, and a provider

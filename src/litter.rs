@@ -249,7 +249,8 @@ impl Tidying<'_> {
         }
         let now = self.attendant.clock().wall();
         let unchanged_until = |stat: &Stat| old_from(times(stat), age);
-        let until = unchanged_until(&fstat(&self.dir)?);
+        let stat = fstat(&self.dir)?;
+        let until = unchanged_until(&stat);
         if !contents.is_empty {
             // It may be empty by now, which changed it.
             tidied.look_again_at(until);
@@ -258,7 +259,6 @@ impl Tidying<'_> {
         if !self.is_ripe(until, tidied) {
             return Ok(());
         }
-        let stat = fstat(&self.dir)?;
         let suspect = Some((stat.st_ino, times(&stat)));
         if !self.attendant.deletes() {
             tidied.suspects.directory = suspect;

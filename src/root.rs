@@ -18,6 +18,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
+use crate::error::Error;
+
 const DIR_FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -82,6 +84,24 @@ pub(crate) struct Root {
 }
 
 impl Root {
+    /// Opens the cache directory at `path`, which may be a symbolic link; `None` where there is none.
+    ///
+    /// # Errors
+    /// [`Error::NotADirectory`] and [`Error::Unreadable`].
+    pub fn at(path: &Path) -> Result<Option<Self>, Error> {
+        let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
+        match look_at(path) {
+            Standing::Directory(id) => match Self::open(id) {
+                Ok(root) => Ok(Some(root)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(unreadable(error)),
+            },
+            Standing::Absent => Ok(None),
+            Standing::NotADirectory => Err(Error::NotADirectory { path: path.to_owned() }),
+            Standing::Unreadable(error) => Err(unreadable(error)),
+        }
+    }
+
     /// Opens the directory that `id` names.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use crate::error::{Error, path_field};
 use crate::litter::{self, Suspects};
 use crate::look::{FileTime, SETTLING, Seen, Version};
 use crate::mark::Marks;
-use crate::root::{Root, Standing, look_at};
+use crate::root::Root;
 use crate::runtime::joined;
 use crate::scan::{Scan, Summary};
 use crate::stats::{self, Activity, LitterReport, SweepReport};
@@ -175,23 +175,14 @@ async fn on_thread<T: Default + Send + 'static>(
     let runtime = crate::runtime::current()?;
     config.validate()?;
     let path = config.expanded_cache_dir()?;
-    let task = runtime.spawn_blocking(move || {
-        let unreadable = |source| Error::Unreadable { path: path.clone(), source };
-        match look_at(&path) {
-            Standing::Directory(id) => match Root::open(id) {
-                Ok(root) => work(&root),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
-                Err(error) => Err(unreadable(error)),
-            },
-            Standing::Absent => {
-                tracing::warn!(
-                    path = path_field(&path),
-                    "the cache directory does not exist, so there is nothing to do"
-                );
-                Ok(T::default())
-            }
-            Standing::NotADirectory => Err(Error::NotADirectory { path }),
-            Standing::Unreadable(error) => Err(unreadable(error)),
+    let task = runtime.spawn_blocking(move || match Root::at(&path)? {
+        Some(root) => work(&root),
+        None => {
+            tracing::warn!(
+                path = path_field(&path),
+                "the cache directory does not exist, so there is nothing to do"
+            );
+            Ok(T::default())
         }
     });
     joined(task.await)

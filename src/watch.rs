@@ -128,14 +128,13 @@ impl Watcher {
         let mut translator = Translator::new(root, watched.clone());
         translator.tells_litter = inbox.wants_litter;
         translator.echoes = Arc::clone(&inbox.echoes);
-        let config = notify::Config::default().with_follow_symlinks(false).with_event_kinds(EVENTS);
         let mut gathering = Gathering::new();
         let handler = move |event| {
             gathering.event();
             translator.translate(event, &mut |change| inbox.put(change));
             gathering.done();
         };
-        let notify = INotifyWatcher::new(handler, config).map_err(|error| refusal(&error))?;
+        let notify = start(handler)?;
         Ok(Self { root: root.to_owned(), notify: Mutex::new(notify), watched })
     }
 
@@ -413,6 +412,12 @@ impl Translator {
     }
 }
 
+/// Has `handler` told of what happens; nothing is watched yet.
+fn start(handler: impl notify::EventHandler) -> Result<INotifyWatcher, Refusal> {
+    let config = notify::Config::default().with_follow_symlinks(false).with_event_kinds(EVENTS);
+    INotifyWatcher::new(handler, config).map_err(|error| refusal(&error))
+}
+
 /// Whether the kernel tells of a file `name` that `make` makes in the directory `dir`, within
 /// `patience`.
 ///
@@ -432,8 +437,7 @@ pub(crate) fn tells_of<T>(
             let _ = told.send(());
         }
     };
-    let config = notify::Config::default().with_follow_symlinks(false).with_event_kinds(EVENTS);
-    let mut notify = INotifyWatcher::new(handler, config).map_err(|error| refusal(&error))?;
+    let mut notify = start(handler)?;
     notify.watch(dir, RecursiveMode::NonRecursive).map_err(|error| refusal(&error))?;
     let made = make();
     Ok((made, is_told.recv_timeout(patience).is_ok()))
