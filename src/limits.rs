@@ -38,6 +38,7 @@ pub(crate) struct Survey {
 /// Looks at all directories on the file system of `root`.
 pub(crate) fn survey(root: &Path) -> Survey {
     let mut survey = Survey::default();
+    let mut last_forbidden: Option<PathBuf> = None;
     for entry in WalkDir::new(root).same_file_system(true) {
         let forbidden = match &entry {
             Ok(entry) if !entry.file_type().is_dir() => continue,
@@ -50,12 +51,13 @@ pub(crate) fn survey(root: &Path) -> Survey {
         };
         if forbidden {
             let path = entry.as_ref().map_or_else(|error| error.path(), |entry| Some(entry.path()));
-            // One that can't be read is come upon twice.
-            if survey.example.as_deref() != path {
+            // One that can't be read is come upon twice, the second time at once.
+            if last_forbidden.as_deref() != path {
                 survey.forbidden += 1;
+                last_forbidden = path.map(Path::to_owned);
             }
             if survey.example.is_none() {
-                survey.example = path.map(Path::to_owned);
+                survey.example.clone_from(&last_forbidden);
             }
         }
     }

@@ -1,7 +1,6 @@
 //! One cleanup, or one look, without a service.
 
 use std::collections::HashMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -189,10 +188,23 @@ async fn on_thread<T: Default + Send + 'static>(
 }
 
 /// Scans everything, and hands over what is found.
-fn scan(root: &Root, attendant: &Attendant, found: &(dyn Fn(Vec<Found>) + Sync)) -> Summary {
+///
+/// # Errors
+/// [`Error::Unreadable`] where the cache directory itself could not be read.
+fn scan(
+    root: &Root,
+    attendant: &Attendant,
+    found: &(dyn Fn(Vec<Found>) + Sync),
+) -> Result<Summary, Error> {
     let cancel = AtomicBool::new(false);
-    Scan { root, watcher: None, attendant, marks: &Marks::default(), cancel: &cancel, found }
-        .run(&[Path::new("").into()])
+    let scan =
+        Scan { root, watcher: None, attendant, marks: &Marks::default(), cancel: &cancel, found };
+    let mut summary = scan.run(&[Path::new("").into()]);
+    let own = summary.unreadable.iter().position(|(dir, _)| dir.as_os_str().is_empty());
+    match own.map(|at| summary.unreadable.swap_remove(at)) {
+        Some((_, source)) => Err(Error::Unreadable { path: root.path().to_owned(), source }),
+        None => Ok(summary),
+    }
 }
 
 fn sweep(root: &Root, attendant: &Attendant, progress: &Progress) -> Result<SweepReport, Error> {
@@ -203,16 +215,12 @@ fn sweep(root: &Root, attendant: &Attendant, progress: &Progress) -> Result<Swee
         let checked = found.len();
         found.into_iter().for_each(|found| sums.add(found, None));
         progress.set(&sums.activity, checked);
-    });
+    })?;
     let mut sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
     sums.activity.checked = summary.results;
     sums.activity.deleted += summary.finished;
     sums.activity.freed_bytes += summary.freed;
-    let (own, below) = split_root(summary.unreadable);
-    if let Some(source) = own {
-        return Err(Error::Unreadable { path: root.path().to_owned(), source });
-    }
-    for (path, error) in below {
+    for (path, error) in summary.unreadable {
         sums.error(&path, &format_args!("can't read the directory: {error}"));
     }
     for (path, error) in summary.stranded {
@@ -249,15 +257,6 @@ fn sweep(root: &Root, attendant: &Attendant, progress: &Progress) -> Result<Swee
     sums.activity.duration = start.elapsed();
     Ok(SweepReport { litter: removed, ..sums.activity.report() })
 }
-
-/// Tells why the cache directory itself could not be read from what is so of those below it.
-fn split_root(unreadable: Unreadable) -> (Option<io::Error>, Unreadable) {
-    let (mut own, below): (Unreadable, _) =
-        unreadable.into_iter().partition(|(dir, _)| dir.as_os_str().is_empty());
-    (own.pop().map(|(_, error)| error), below)
-}
-
-type Unreadable = Vec<(Arc<Path>, io::Error)>;
 
 /// The litter that a scan came upon.
 struct Litter {
@@ -386,12 +385,8 @@ fn list_blocking(root: &Root, attendant: &Attendant) -> Result<Vec<ListedPair>, 
     let summary = scan(root, attendant, &|found| {
         let listed = found.into_iter().filter_map(|found| listed(root, found));
         pairs.lock().unwrap_or_else(PoisonError::into_inner).extend(listed);
-    });
-    let (own, below) = split_root(summary.unreadable);
-    if let Some(source) = own {
-        return Err(Error::Unreadable { path: root.path().to_owned(), source });
-    }
-    for (path, error) in below {
+    })?;
+    for (path, error) in summary.unreadable {
         tracing::warn!(path = path_field(&root.path().join(path)), %error, "can't read a directory");
     }
     let mut pairs = pairs.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -168,24 +168,15 @@ fn finish(dir: &Dir, alone: &Alone, now: DateTime<Utc>) -> io::Result<Option<u64
     } else {
         Ok(false)
     };
-    let unlinked = match may_go {
-        Ok(true) => claim.unlink(),
-        Ok(false) => {
-            claim.give_back()?;
-            return Ok(None);
-        }
-        Err(error) => {
-            claim.give_back()?;
-            return Err(error);
-        }
+    let freed = match may_go {
+        Ok(true) => claim.unlink().map(|()| Some(seen.version.size)).map_err(io::Error::from),
+        Ok(false) => Ok(None),
+        Err(error) => Err(error),
     };
-    match unlinked {
-        Ok(()) => Ok(Some(seen.version.size)),
-        Err(error) => {
-            claim.give_back()?;
-            Err(error.into())
-        }
+    if !matches!(freed, Ok(Some(_))) {
+        claim.give_back()?;
     }
+    freed
 }
 
 fn copy_of(error: &io::Error) -> io::Error {

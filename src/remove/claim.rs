@@ -36,8 +36,7 @@ impl<'a> Claim<'a> {
     /// Whether what was taken is the file that was judged, unchanged. (Its ctime tells nothing:
     /// the renaming changed it.)
     pub fn is(&self, judged: &Seen) -> bool {
-        regular(self.dir, &self.reserved)
-            .is_ok_and(|seen| seen.is_some_and(|seen| seen.version == judged.version))
+        self.is_at(&self.reserved, judged)
     }
 
     /// Whether something bears the reserved name that is no regular file: no cleaner has put it
@@ -53,7 +52,11 @@ impl<'a> Claim<'a> {
 
     /// Whether the file under its own name is the one that was judged, unchanged.
     pub fn own_name_is(&self, judged: &Seen) -> bool {
-        regular(self.dir, &self.own)
+        self.is_at(&self.own, judged)
+    }
+
+    fn is_at(&self, name: &[u8], judged: &Seen) -> bool {
+        regular(self.dir, name)
             .is_ok_and(|seen| seen.is_some_and(|seen| seen.version == judged.version))
     }
 
