@@ -4,6 +4,7 @@
 //! after a pause wait beside it. What is being attended to is remembered until its outcome is
 //! settled, so that nothing is forgotten, and news of it that comes meanwhile is not lost.
 
+mod expiries;
 mod scanning;
 mod suspects;
 #[cfg(test)]
@@ -16,13 +17,14 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
+use self::expiries::Expiries;
 use self::scanning::Scanning;
 pub(crate) use self::scanning::{ScanId, Scope, Trees};
 use self::suspects::{Suspects, believed_at};
 use crate::attend::{Failure, Found, Job, Outcome};
 use crate::change::{News, Trigger, Writer};
 use crate::clock::Now;
-use crate::entry::{Half, Key};
+use crate::entry::{Half, Key, Stem};
 use crate::error::path_field;
 use crate::look::{Broken, FileTime, Seen, Version};
 use crate::mark::{Mark, Marks};
@@ -64,7 +66,7 @@ pub(crate) struct Agenda {
     /// The cache directory, to name files in the log.
     root: PathBuf,
     /// Complete, valid pairs whose time is to come, by `expires_at`.
-    waiting: Queue<Key, DateTime<Utc>, Known>,
+    waiting: Expiries<Known>,
     /// Pairs to be attended to again after a pause.
     later: Queue<Key, Instant, Past>,
     /// Pairs of which there is news.
@@ -77,13 +79,13 @@ pub(crate) struct Agenda {
     unreadable: HashSet<Arc<Path>>,
     /// Directories to scan now, and after a pause.
     trees: HashSet<Arc<Path>>,
+    /// Directories to list without those below them.
+    lists: HashSet<Arc<Path>>,
     trees_later: Queue<Arc<Path>, Instant, ()>,
     /// How often the claims in a directory could not be taken up.
     owned: HashMap<Arc<Path>, u32>,
     scans: Vec<Scanning>,
     last_scan: ScanId,
-    /// One copy of each directory's path, shared by the pairs in it.
-    dirs: HashSet<Arc<Path>>,
     /// What was counted as an error since that was last taken.
     notices: Vec<Notice>,
 }
@@ -105,7 +107,7 @@ struct Known {
 }
 
 // A million of them may wait.
-const _: () = assert!(size_of::<(Key, DateTime<Utc>, Known)>() <= 64);
+const _: () = assert!(size_of::<(Stem, DateTime<Utc>, Known)>() <= 48);
 
 /// What earlier attempts at a pair have told.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -136,9 +138,20 @@ impl Agenda {
     /// Takes in news.
     pub fn note(&mut self, news: News) {
         self.trees.extend(news.trees);
+        self.lists.extend(news.dirs);
         for (key, trigger) in news.pairs {
             self.note_pair(key, trigger);
         }
+    }
+
+    /// Has the directory `dir` listed again, but not those below it that are known.
+    pub fn list(&mut self, dir: Arc<Path>) {
+        self.lists.insert(dir);
+    }
+
+    /// How many pairs and directories are to be looked at because of news.
+    pub fn backlog(&self) -> usize {
+        self.looks.len() + self.trees.len() + self.lists.len()
     }
 
     /// What was counted as an error since this was last asked; the first ones, where there were many.
@@ -164,7 +177,7 @@ impl Agenda {
             // What only vanished, and was not known, is mostly what was deleted here; or a scan has
             // just seen it.
             for scan in self.scans.iter_mut().filter(|scan| scan.scope.covers(&key.dir)) {
-                scan.vanished.insert(key.clone());
+                scan.note_vanished(&key);
             }
         }
     }
@@ -240,7 +253,7 @@ impl Agenda {
         };
         for scan in &mut self.scans {
             if source != Source::Scan(scan.id) && scan.scope.covers(&key.dir) {
-                scan.touched.insert(key.clone());
+                scan.note_touched(&key);
             }
         }
         let activity = self.apply(key.clone(), outcome, &flight, now);
@@ -277,7 +290,6 @@ impl Agenda {
         let known_failures = pause.as_ref().map_or(0, |(_, known)| known.failures);
         let past = Past { failures: past.failures.max(known_failures), ..past };
         if let Outcome::Waiting { expires_at, mark, .. } = outcome {
-            let key = self.interned(key);
             self.waiting.insert(key, expires_at, Known { scan: self.last_scan, mark });
             return activity;
         }
@@ -453,19 +465,7 @@ impl Agenda {
     }
 
     fn pause(&mut self, key: Key, until: Instant, past: Past) {
-        let key = self.interned(key);
         self.later.insert(key, until, past);
-    }
-
-    fn interned(&mut self, key: Key) -> Key {
-        let dir = match self.dirs.get(&key.dir) {
-            Some(dir) => Arc::clone(dir),
-            None => {
-                self.dirs.insert(Arc::clone(&key.dir));
-                key.dir
-            }
-        };
-        Key { dir, stem: key.stem }
     }
 
     /// The directories that are to be scanned now.
@@ -474,7 +474,9 @@ impl Agenda {
             self.trees.insert(tree);
         }
         // What lies below another one is scanned with it.
-        std::mem::take(&mut self.trees).into_iter().collect()
+        let mut trees: Trees = std::mem::take(&mut self.trees).into_iter().collect();
+        std::mem::take(&mut self.lists).into_iter().for_each(|dir| trees.insert_alone(dir));
+        trees
     }
 
     /// A scan begins. What was read before, and is not settled yet, may be outdated by its end.
@@ -499,7 +501,7 @@ impl Agenda {
         }
         self.last_scan += 1;
         let id = self.last_scan;
-        let covers_known = self.dirs.iter().any(|dir| scope.covers(dir));
+        let covers_known = self.waiting.any_in(&scope);
         self.scans.push(Scanning::new(id, scope, covers_known));
         id
     }
@@ -522,11 +524,9 @@ impl Agenda {
         let unread: HashSet<Arc<Path>> =
             summary.unreadable.iter().map(|(dir, _)| Arc::clone(dir)).collect();
         let below_unread: Trees = unread.iter().cloned().collect();
-        let gone =
-            |dir: &Path, seen: ScanId| seen < id && scope.covers(dir) && !below_unread.cover(dir);
+        let gone = |dir: &Path, seen: ScanId| seen < id && !below_unread.cover(dir);
         if covers_known {
-            self.waiting.retain(|key, known| !gone(&key.dir, known.scan));
-            self.dirs.retain(|dir| Arc::strong_count(dir) > 1);
+            self.waiting.retain_in(&scope, |dir, known| !gone(dir, known.scan));
         }
         // A scan that began later tells what is so by now.
         let is_judged = |dir: &Path| scope.covers(dir) && !overtaken.covers(dir);
@@ -539,6 +539,7 @@ impl Agenda {
             }
         }
         self.owned.retain(|dir, _| !scope.covers(dir) || summary.owned.contains(dir));
+        self.trees.extend(summary.new_dirs);
         for dir in summary.owned {
             self.recover_later(&dir, now);
         }
@@ -579,7 +580,7 @@ impl Agenda {
 
     /// When a directory is to be scanned next, if nothing happens before.
     pub fn next_tree(&self, now: Now) -> Option<Instant> {
-        if !self.trees.is_empty() {
+        if !self.trees.is_empty() || !self.lists.is_empty() {
             return Some(now.mono);
         }
         self.trees_later.next()
@@ -588,7 +589,7 @@ impl Agenda {
     /// How many pairs wait, by when they expire.
     pub fn buckets(&self, now: DateTime<Utc>) -> Vec<ExpiryBucket> {
         let mut counts = [0; BUCKETS.len() + 1];
-        for (_, at) in self.waiting.iter() {
+        for at in self.waiting.times() {
             let left = u64::try_from((at - now).num_seconds()).unwrap_or(0);
             counts[BUCKETS.partition_point(|&end| end <= left)] += 1;
         }

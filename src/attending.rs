@@ -15,6 +15,7 @@ use crate::look::{Seen, Sight, look, look_at_listed, regular};
 use crate::mark::{Mark, Marks};
 use crate::remove::{Buffers, Held, Judged, Removal, remove};
 use crate::root::{Dir, Root, is_mounted_over, leads_nowhere, share_of_open_files};
+use crate::watch::Watcher;
 
 /// For how long a file may be empty before its times tell that it was truncated.
 const TRUNCATION: Duration = Duration::from_millis(50);
@@ -38,6 +39,10 @@ pub(crate) struct Attending<'a> {
     /// In how many directories these are, each of which is open.
     held_dirs: usize,
     max_held_dirs: usize,
+    /// Reports the events of deletions, where there is a watcher.
+    watcher: Option<&'a Watcher>,
+    /// The directory in which was last deleted, and whether its events are reported.
+    reported: Option<(Arc<Dir>, bool)>,
     /// The directory that was last seen to be where it was opened, and when.
     in_place: Option<(Arc<Dir>, Instant)>,
 }
@@ -64,8 +69,16 @@ impl<'a> Attending<'a> {
             held_dirs: 0,
             // There are some three dozen such threads at the most, and the limit is for all.
             max_held_dirs: share_of_open_files(64, 32),
+            watcher: None,
+            reported: None,
             in_place: None,
         }
+    }
+
+    /// Deletes no faster than `watcher` reports the events of that.
+    pub fn reported_by(mut self, watcher: Option<&'a Watcher>) -> Self {
+        self.watcher = watcher;
+        self
     }
 
     /// Does not read again what has one of these marks, if it is listed.
@@ -266,6 +279,18 @@ impl<'a> Attending<'a> {
         self.outcome_of(removal, dir, stem, late)
     }
 
+    /// Whether the kernel reports what happens in the directory. Where it does not, nobody may wait for
+    /// that.
+    fn is_reported(&mut self, dir: &Arc<Dir>) -> bool {
+        match &self.reported {
+            Some((known, is_reported)) if Arc::ptr_eq(known, dir) => *is_reported,
+            _ => {
+                let is_reported = self.watcher.is_some_and(|watcher| watcher.is_watching(&dir.rel));
+                self.reported.insert((Arc::clone(dir), is_reported)).1
+            }
+        }
+    }
+
     /// Whether the directory is where it was opened, or was so a moment ago. (However often it is
     /// looked at, it may be moved right after.)
     fn is_in_place(&mut self, dir: &Arc<Dir>) -> bool {
@@ -290,7 +315,9 @@ impl<'a> Attending<'a> {
     ) -> Option<Outcome> {
         Some(match self.unless_moved_away(removal, dir, stem) {
             Removal::Held(held) => {
-                self.attendant.echoes().taken();
+                if self.is_reported(dir) {
+                    self.attendant.echoes().taken();
+                }
                 if self.held.back().is_none_or(|(last, _)| !Arc::ptr_eq(&last.dir, dir)) {
                     self.held_dirs += 1;
                 }

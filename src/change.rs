@@ -11,9 +11,11 @@ use tokio::sync::Notify;
 
 use crate::echoes::Echoes;
 use crate::entry::Key;
+use crate::watch::{Floods, Readers};
 
-/// How many pairs' news may wait. Past that it is cheaper to look at everything.
-pub(crate) const MAX_PENDING: usize = 262_144;
+/// How many pairs, and how many directories, may wait for the worker. Past that their directories
+/// are listed, and past that everything is. 65,536 pairs take some 6 MiB.
+pub(crate) const MAX_PENDING: usize = 65_536;
 
 /// What the last event of a pair's metadata says of its writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -27,6 +29,8 @@ pub(crate) enum Writer {
     AtWork,
     /// It is done: the file was closed, or got its name when it was complete.
     Done,
+    /// The metadata has lost its name.
+    Gone,
 }
 
 /// Why to look at a pair again.
@@ -55,6 +59,8 @@ pub(crate) enum Change {
     Pair(Key, Trigger),
     /// Look at this directory, relative to the cache directory, and all below it again.
     Tree(Arc<Path>),
+    /// List this directory again, but not those below it that are known.
+    Directory(Arc<Path>),
     /// There may be [litter](crate::litter) in this directory.
     Litter(Arc<Path>),
     /// Some news was lost: look at everything again.
@@ -66,6 +72,7 @@ pub(crate) enum Change {
 pub(crate) struct News {
     pub pairs: HashMap<Key, Trigger>,
     pub trees: HashSet<Arc<Path>>,
+    pub dirs: HashSet<Arc<Path>>,
     pub litter: HashSet<Arc<Path>>,
     pub missed: bool,
 }
@@ -79,8 +86,11 @@ impl News {
                 } else if self.pairs.len() < MAX_PENDING {
                     self.pairs.insert(key, trigger);
                 } else {
-                    self.missed = true;
+                    self.add(Change::Directory(key.dir));
                 }
+            }
+            Change::Directory(dir) if self.dirs.len() < MAX_PENDING || self.dirs.contains(&dir) => {
+                self.dirs.insert(dir);
             }
             Change::Tree(dir) if self.trees.len() < MAX_PENDING => {
                 self.trees.insert(dir);
@@ -88,12 +98,18 @@ impl News {
             Change::Litter(dir) if self.litter.len() < MAX_PENDING => {
                 self.litter.insert(dir);
             }
-            Change::Tree(_) | Change::Litter(_) | Change::Missed => self.missed = true,
+            Change::Directory(_) | Change::Tree(_) | Change::Litter(_) | Change::Missed => {
+                self.missed = true;
+            }
         }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.pairs.is_empty() && self.trees.is_empty() && self.litter.is_empty() && !self.missed
+        self.pairs.is_empty()
+            && self.trees.is_empty()
+            && self.dirs.is_empty()
+            && self.litter.is_empty()
+            && !self.missed
     }
 }
 
@@ -106,6 +122,10 @@ pub(crate) struct Inbox {
     pub wants_litter: bool,
     /// What is told of the cleaner's own deletions, which is no news.
     pub echoes: Arc<Echoes>,
+    /// The directories whose events can't be kept up with.
+    pub floods: Floods,
+    /// The threads that read events.
+    pub readers: Readers,
 }
 
 impl Inbox {
@@ -127,6 +147,15 @@ impl Inbox {
 
     pub fn take(&self) -> News {
         std::mem::take(&mut *self.lock())
+    }
+
+    /// Takes whether news was lost, and leaves all else.
+    pub fn take_missed(&self) -> bool {
+        std::mem::take(&mut self.lock().missed)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
     }
 
     /// Returns once news has arrived since it was last taken.
@@ -165,14 +194,19 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_remembered_as_missed() {
+    fn what_does_not_fit_is_remembered_by_directory_and_at_last_as_missed() {
         let inbox = Inbox::default();
         for number in 0..=MAX_PENDING {
             inbox.put(Change::Pair(key(number), Trigger::default()));
         }
         inbox.put(Change::Pair(key(0), Trigger::default()));
+        let dir = Arc::clone(&key(0).dir);
         let news = inbox.take();
-        assert!(news.missed);
-        assert_eq!(news.pairs.len(), MAX_PENDING);
+        assert_eq!((news.pairs.len(), news.dirs, news.missed), (MAX_PENDING, [dir].into(), false));
+        for number in 0..=MAX_PENDING {
+            inbox.put(Change::Tree(Path::new(&number.to_string()).into()));
+        }
+        let news = inbox.take();
+        assert_eq!((news.trees.len(), news.missed), (MAX_PENDING, true));
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::agenda::ScanId;
+use crate::agenda::{ScanId, Trees};
 use crate::attend::{Attendant, Found, Job};
 use crate::attending::Attending;
 use crate::change::Inbox;
@@ -133,7 +133,8 @@ impl Crew {
         self.on_thread(move || {
             attendant.run(&open.root, jobs.len() > SMALL_BATCH, || {
                 let start = Instant::now();
-                let mut attending = Attending::new(&attendant, &open.root);
+                let mut attending =
+                    Attending::new(&attendant, &open.root).reported_by(open.watcher.as_ref().ok());
                 attending.attend_all(&jobs, &cancel);
                 let (found, holds) = (attending.take_found(), attending.holds());
                 let attended = Event::Attended { epoch, found, took: start.elapsed(), holds };
@@ -159,8 +160,10 @@ impl Crew {
         self.holding -= 1;
     }
 
-    /// Scans `trees`; what has one of `marks` is not read again.
-    pub fn scan(&mut self, open: &Arc<Open>, id: ScanId, trees: Vec<Arc<Path>>, marks: Marks) {
+    /// Scans what `trees` names; what has one of `marks` is not read again.
+    pub fn scan(&mut self, open: &Arc<Open>, id: ScanId, trees: &Trees, marks: Marks) {
+        let below = trees.trees().cloned().collect::<Vec<_>>();
+        let alone = trees.alone().cloned().collect::<Vec<_>>();
         let (attendant, open, epoch) = (self.attendant.clone(), Arc::clone(open), self.epoch);
         let (events, cancel) = (self.events.clone(), Arc::clone(&self.cancel));
         self.on_thread(move || {
@@ -178,7 +181,7 @@ impl Crew {
                 cancel: &cancel,
                 found: &found,
             };
-            let summary = attendant.run(&open.root, true, || scan.run(&trees));
+            let summary = attendant.run(&open.root, true, || scan.run(&below, &alone));
             Event::ScanEnded { epoch, id, summary, took: start.elapsed() }
         });
     }
@@ -214,7 +217,10 @@ impl Crew {
     pub fn probe(&mut self, path: &Path, known: &Place, inbox: &Arc<Inbox>, rewatch: bool) {
         if self.is_probing() {
             // What is wanted of it is another look than the one that is under way.
-            return self.probing.awaited.store(rewatch, Ordering::Relaxed);
+            if rewatch {
+                self.probing.awaited.store(true, Ordering::Relaxed);
+            }
+            return;
         }
         self.probing.is_under_way.store(true, Ordering::Relaxed);
         let (path, inbox): (PathBuf, _) = (path.to_owned(), Arc::clone(inbox));

@@ -104,6 +104,16 @@ impl Name {
         if claim.starts_with(CANARY_PREFIX) { Self::Canary } else { Self::Other }
     }
 
+    /// Whether `name` is that of a half. Allocates nothing.
+    pub fn is_half(name: &[u8]) -> bool {
+        name.ends_with(METADATA_SUFFIX) || name.ends_with(RESULT_SUFFIX)
+    }
+
+    /// Whether `name` is reserved for cleaners. Allocates nothing for other names.
+    pub fn is_reserved(name: &[u8]) -> bool {
+        name.starts_with(RESERVED_PREFIX) && Self::of(name).is_claim()
+    }
+
     /// Whether it is reserved for cleaners.
     pub fn is_claim(&self) -> bool {
         use Name::{Canary, Claim, OrphanClaim, TmpClaim};

@@ -75,9 +75,14 @@ impl<K: Hash + Eq, T: Ord + Copy, V> Queue<K, T, V> {
         self.0.pop_if(|_, entry| entry.at <= now).map(|(key, entry)| (key, entry.value))
     }
 
+    /// The soonest, and when it is due.
+    pub fn peek(&self) -> Option<(&K, T)> {
+        self.0.peek().map(|(key, entry)| (key, entry.at))
+    }
+
     /// When the soonest is due.
     pub fn next(&self) -> Option<T> {
-        self.0.peek().map(|(_, entry)| entry.at)
+        self.peek().map(|(_, at)| at)
     }
 
     pub fn len(&self) -> usize {

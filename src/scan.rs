@@ -1,8 +1,8 @@
 //! One reading pass over the cache directory, or over some directories in it.
 //!
-//! One thread opens some directories, sets their watches in one go, and then lists them; others help to
-//! attend to the pairs that were listed. What they find is handed over in batches, so that memory
-//! does not grow with the tree.
+//! One thread opens some directories, asks for their watches, lists those before them meanwhile, and
+//! then these; others help to attend to the pairs that were listed. What they find is handed over
+//! in batches, so that memory does not grow with the tree.
 //!
 //! Directories are listed by descriptor, and one that is found in another is opened by the careful
 //! lookup of [`Root`] alone. (walkdir opens each before it tells of it, even if it is not to descend:
@@ -33,7 +33,7 @@ use crate::listing;
 use crate::mark::Marks;
 use crate::remove::{Recovery, recover};
 use crate::root::{Dir, Root, leads_nowhere, share_of_open_files};
-use crate::watch::{Refusal, Watcher};
+use crate::watch::{Answers, Refusal, Watcher};
 
 /// How many pairs of one directory are handed over at once. Two threads that delete in one directory
 /// wait for each other, so most directories should be one batch.
@@ -82,6 +82,16 @@ pub(crate) struct Summary {
     pub stranded: Vec<(PathBuf, io::Error)>,
     /// Directories with something that may be [litter](crate::litter), where that is to be removed.
     pub litter: Vec<Arc<Path>>,
+    /// Directories that nobody knew, found where only one directory was to be listed.
+    pub new_dirs: Vec<Arc<Path>>,
+    /// For how long the scan waited for answers, instead of working.
+    pub waited: Duration,
+}
+
+/// Directories that were opened, and the watches that were asked for.
+struct Opened {
+    dirs: Vec<(Arc<Path>, io::Result<Arc<Dir>>)>,
+    watches: Option<(Vec<Arc<Path>>, Answers)>,
 }
 
 /// The threads that help to attend to what one thread lists.
@@ -118,6 +128,14 @@ impl<'scan> Helpers<'scan> {
     }
 }
 
+/// Where what is listed goes to.
+struct Listing<'a> {
+    hand_over: &'a mut dyn FnMut(Batch),
+    summary: &'a mut Summary,
+    /// Reserved names, by directory.
+    claims: &'a mut Vec<(Arc<Path>, Vec<Vec<u8>>)>,
+}
+
 /// Pairs of one directory to be attended to.
 struct Batch {
     dir: Arc<Dir>,
@@ -125,27 +143,31 @@ struct Batch {
 }
 
 impl Scan<'_> {
-    /// Scans the directories `trees`, relative to the cache directory, and all below them.
-    pub fn run(&self, trees: &[Arc<Path>]) -> Summary {
+    /// Scans the directories `trees`, relative to the cache directory, and all below them; and lists
+    /// the directories `dirs` without those below them that are known.
+    pub fn run(&self, trees: &[Arc<Path>], dirs: &[Arc<Path>]) -> Summary {
         if let Some(watcher) = self.watcher {
             watcher.end_stale();
+            watcher.end_floods(self.root.path(), dirs);
         }
         let mut summary = Summary::default();
         let mut claims = Vec::new();
         thread::scope(|scope| {
             let (batches, queue) = crossbeam_channel::bounded(QUEUE);
             let mut helpers = Helpers::new(self, queue.clone());
-            let at_once = if self.watcher.is_some() { share_of_open_files(16, 64) } else { 1 };
+            let mut hand_over = |batch| {
+                helpers.call(scope);
+                // Where all have enough to do, this thread does its part.
+                if let Err(refused) = batches.try_send(batch) {
+                    self.attend_at_once(refused.into_inner(), &helpers.slow);
+                }
+            };
+            let mut listing =
+                Listing { hand_over: &mut hand_over, summary: &mut summary, claims: &mut claims };
             for tree in trees {
-                let hand_over = |batch| {
-                    helpers.call(scope);
-                    // Where all have enough to do, this thread does its part.
-                    if let Err(refused) = batches.try_send(batch) {
-                        self.attend_at_once(refused.into_inner(), &helpers.slow);
-                    }
-                };
-                self.list_tree(tree, at_once, hand_over, &mut summary, &mut claims);
+                self.list_all(vec![Arc::clone(tree)], true, &mut listing);
             }
+            self.list_all(dirs.to_vec(), false, &mut listing);
             drop(batches);
             for batch in queue {
                 self.attend_at_once(batch, &helpers.slow);
@@ -153,29 +175,29 @@ impl Scan<'_> {
         });
         // Only now, when no thread of this scan holds claims of its own any more.
         if self.attendant.deletes() {
+            let start = Instant::now();
             self.take_up(claims, &mut summary);
+            summary.waited += start.elapsed();
         }
         summary
     }
 
-    fn list_tree(
-        &self,
-        tree: &Arc<Path>,
-        at_once: usize,
-        mut hand_over: impl FnMut(Batch),
-        summary: &mut Summary,
-        claims: &mut Vec<(Arc<Path>, Vec<Vec<u8>>)>,
-    ) {
-        let mut pending = vec![Arc::clone(tree)];
-        while !pending.is_empty() {
-            let some = pending.split_off(pending.len().saturating_sub(at_once));
-            for (rel, opened) in self.open(some, summary) {
+    /// Lists the directories `pending`, and where it `descends`, all below them.
+    fn list_all(&self, mut pending: Vec<Arc<Path>>, descends: bool, listing: &mut Listing<'_>) {
+        // Two of these are open at once: one is listed while watches of the other are set.
+        let at_once = if self.watcher.is_some() { share_of_open_files(32, 32) } else { 1 };
+        let mut next = None;
+        loop {
+            let opened = next.take().or_else(|| self.open_some(&mut pending, at_once));
+            next = self.open_some(&mut pending, at_once);
+            let Some(opened) = opened else { return };
+            for (rel, dir) in self.await_watches(opened, listing.summary) {
                 self.attendant.disk_time().rest(self.cancel);
                 if self.cancelled() {
                     return;
                 }
-                let mut list = |dir| self.list(&dir, &mut hand_over, summary, claims, &mut pending);
-                match opened.and_then(&mut list) {
+                let listed = dir.and_then(|dir| self.list(&dir, descends, listing, &mut pending));
+                match listed {
                     Ok(()) => {}
                     Err(error) if leads_nowhere(&error) => {
                         if let Some(watcher) = self.watcher {
@@ -186,33 +208,56 @@ impl Scan<'_> {
                         if let Some(watcher) = self.watcher {
                             watcher.expect(&rel);
                         }
-                        summary.unreadable.push((rel, error));
+                        listing.summary.unreadable.push((rel, error));
                     }
                 }
             }
         }
     }
 
-    /// Opens directories, and then watches them.
-    fn open(
+    /// Opens some of the `pending` directories, and asks for their watches.
+    fn open_some(&self, pending: &mut Vec<Arc<Path>>, at_once: usize) -> Option<Opened> {
+        if pending.is_empty() {
+            return None;
+        }
+        let _spending = self.attendant.disk_time().spend();
+        let some = pending.split_off(pending.len().saturating_sub(at_once));
+        let open = |rel: Arc<Path>| (Arc::clone(&rel), self.root.open_dir(&rel).map(Arc::new));
+        let dirs: Vec<_> = some.into_iter().map(open).collect();
+        let watches = self.watcher.map(|watcher| {
+            let there = dirs.iter().filter(|(_, dir)| dir.is_ok());
+            let rels: Vec<_> = there.map(|(rel, _)| Arc::clone(rel)).collect();
+            let answers = watcher.begin_watch(&rels);
+            (rels, answers)
+        });
+        Some(Opened { dirs, watches })
+    }
+
+    /// Waits until the opened directories are watched.
+    fn await_watches(
         &self,
-        rels: Vec<Arc<Path>>,
+        opened: Opened,
         summary: &mut Summary,
     ) -> Vec<(Arc<Path>, io::Result<Arc<Dir>>)> {
-        let _spending = self.attendant.disk_time().spend();
-        let open = |rel: Arc<Path>| (Arc::clone(&rel), self.root.open_dir(&rel).map(Arc::new));
-        let mut opened: Vec<_> = rels.into_iter().map(open).collect();
-        if let Some(watcher) = self.watcher {
-            let open = opened.iter_mut().filter(|(_, dir)| dir.is_ok());
-            let (rels, dirs): (Vec<_>, Vec<_>) = open.map(|(rel, dir)| (rel.clone(), dir)).unzip();
-            for (watched, opened) in watcher.watch(&rels).into_iter().zip(dirs) {
-                let checked = opened.as_ref().map(|dir| self.check_watch(dir, watched, summary));
+        let Opened { mut dirs, watches } = opened;
+        if let (Some(watcher), Some((rels, answers))) = (self.watcher, watches) {
+            let start = Instant::now();
+            let new = answers.new.clone();
+            let answers = watcher.finish_watch(&rels, answers, self.cancel);
+            summary.waited += start.elapsed();
+            let there = dirs.iter_mut().filter(|(_, dir)| dir.is_ok());
+            for (((_, opened), answer), is_new) in there.zip(answers).zip(new) {
+                // What was watched before was checked before.
+                if !is_new && answer == Ok(true) {
+                    continue;
+                }
+                let checked = opened.as_ref().map(|dir| self.check_watch(dir, answer, summary));
                 if let Ok(Err(error)) = checked {
                     *opened = Err(error);
                 }
             }
         }
-        opened
+        dirs
     }
 
     /// Takes in what came of watching an open directory by its path, which may lead elsewhere by now.
@@ -229,6 +274,8 @@ impl Scan<'_> {
             Ok(false) if self.root.still_holds(dir) => summary.astray = true,
             // It was moved away since it was opened, and no event will tell of that.
             Ok(false) => return Err(Errno::NOENT.into()),
+            // The worker knows: it lists the directory, or replaces the watcher.
+            Err(Refusal::Flooded) => {}
             Err(refusal) => {
                 let (before, worst) = summary.refused.take().unwrap_or((0, Refusal::LongPath));
                 summary.refused = Some((before + 1, worst.max(refusal)));
@@ -240,11 +287,11 @@ impl Scan<'_> {
     fn list(
         &self,
         dir: &Arc<Dir>,
-        hand_over: &mut dyn FnMut(Batch),
-        summary: &mut Summary,
-        claims: &mut Vec<(Arc<Path>, Vec<Vec<u8>>)>,
+        descends: bool,
+        listing: &mut Listing<'_>,
         pending: &mut Vec<Arc<Path>>,
     ) -> io::Result<()> {
+        let Listing { hand_over, summary, claims } = listing;
         let spending = self.attendant.disk_time().spend();
         let mut metadata = Vec::new();
         let mut results = HashSet::new();
@@ -258,7 +305,12 @@ impl Scan<'_> {
             match file_type {
                 FileType::RegularFile => {}
                 FileType::Directory => {
-                    pending.push(dir.rel.join(OsStr::from_bytes(name)).into());
+                    let below: Arc<Path> = dir.rel.join(OsStr::from_bytes(name)).into();
+                    if descends {
+                        pending.push(below);
+                    } else if self.watcher.is_none_or(|watcher| !watcher.knows(&below)) {
+                        summary.new_dirs.push(below);
+                    }
                     return ControlFlow::Continue(());
                 }
                 _ => return ControlFlow::Continue(()),
@@ -303,7 +355,7 @@ impl Scan<'_> {
     }
 
     fn attending(&self) -> Attending<'_> {
-        Attending::new(self.attendant, self.root).with_marks(self.marks)
+        Attending::new(self.attendant, self.root).with_marks(self.marks).reported_by(self.watcher)
     }
 
     /// Attends to batches until there are no more.

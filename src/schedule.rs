@@ -10,8 +10,8 @@ use crate::place::Place;
 use crate::stats::SweepReport;
 
 /// The least pause before a sweep that makes up for news that was missed; it is as long as the
-/// sweep before, if that took longer.
-const LEAST_PAUSE: Duration = Duration::from_secs(1);
+/// sweep before has worked, if that was longer.
+const LEAST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Where a sweep that was asked for is answered.
 pub(crate) type SweepAnswer = oneshot::Sender<Result<SweepReport, Error>>;
@@ -58,9 +58,10 @@ impl Sweeps {
         std::mem::take(&mut self.waiters)
     }
 
-    /// One that took `took` has ended; the next is to begin after `interval`.
-    pub fn ended(&mut self, now: Instant, took: Duration, interval: Duration) {
-        self.not_before = after(now, took.max(LEAST_PAUSE));
+    /// One that has `worked` for so long, waiting aside, has ended; the next is to begin after
+    /// `interval`.
+    pub fn ended(&mut self, now: Instant, worked: Duration, interval: Duration) {
+        self.not_before = after(now, worked.max(LEAST_PAUSE));
         self.next = after(now, interval);
     }
 

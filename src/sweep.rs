@@ -199,7 +199,7 @@ fn scan(
     let cancel = AtomicBool::new(false);
     let scan =
         Scan { root, watcher: None, attendant, marks: &Marks::default(), cancel: &cancel, found };
-    let mut summary = scan.run(&[Path::new("").into()]);
+    let mut summary = scan.run(&[Path::new("").into()], &[]);
     let own = summary.unreadable.iter().position(|(dir, _)| dir.as_os_str().is_empty());
     match own.map(|at| summary.unreadable.swap_remove(at)) {
         Some((_, source)) => Err(Error::Unreadable { path: root.path().to_owned(), source }),

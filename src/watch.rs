@@ -1,43 +1,57 @@
-//! Events of the kernel, as news. The only module that names notify.
+//! Events of the kernel, as changes for the worker. The only module that names notify.
 //!
 //! Each directory has a watch of its own, which a scan sets right before it lists the directory:
-//! what appears before the listing is listed, what appears after it is told. (One recursive watch
-//! would lose what is put into a new directory before its own watch stands.)
+//! the listing shows what appears before it, and events show what appears after it. (One recursive
+//! watch would lose what is put into a new directory before its own watch stands.)
 //!
-//! # Known problems of notify
-//! It does not tell whether what was renamed is a directory, so that this is looked up. It drops
+//! # How it copes with notify
+//! notify's thread answers requests only when it has emptied the kernel's queue, and under a flood of
+//! events it never has. So:
+//! - One thread, the registrar, asks notify for watches. Whoever waits for it gives up when the
+//!   reader has lost events, or makes no progress.
+//! - Watches are asked for one by one. (`update_paths` would be several times as fast, but it empties
+//!   the queue into a buffer without a bound before it returns.)
+//! - A reader that has lost events is replaced, and the directories with most of them are not watched
+//!   again until they calm down ([`floods`](self::floods)). What is left of the old reader sleeps
+//!   ([`reader`](self::reader)).
+//!
+//! It does not report whether what was renamed is a directory, so the translation looks it up. It drops
 //! the watches of a directory that was renamed by itself, and of all below it; but below one that it
 //! does not know at that moment it keeps them, and takes what bears their names later for watched.
-//! A scan may set such watches while directories are being renamed, so that [`Watcher::end_stale`]
-//! ends them before the next one. Where the events of renames were lost, all watches have to be made
-//! anew. Each directory that is removed costs it a look at all watches: 5,000 that are
+//! A scan may set such watches while directories are being renamed, so [`Watcher::end_stale`]
+//! ends them before the next one. Where the events of renames were lost, a new watcher has to be
+//! started. Each directory that is removed costs it a look at all watches: 5,000 that are
 //! removed at once hold up events for some seconds.
 
+mod directories;
+mod floods;
+mod reader;
 #[cfg(test)]
 mod tests;
+mod translate;
 
-use std::collections::BTreeSet;
 use std::io;
-use std::ops::Bound;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind, RenameMode};
-use notify::{
-    Event, EventKind, EventKindMask, INotifyWatcher, PathOp, RecursiveMode, WatchPathConfig,
-    Watcher as _,
-};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use notify::{EventKindMask, INotifyWatcher, RecursiveMode, WatchPathConfig, Watcher as _};
 use rustix::io::Errno;
 
-use crate::change::{Change, Inbox, Trigger, Writer};
-use crate::echoes::Echoes;
-use crate::entry::{Half, Key, Name};
+use self::directories::State;
+pub(crate) use self::directories::Watched;
+pub(crate) use self::floods::{FloodReport, Floods};
+pub(crate) use self::reader::Readers;
+use self::reader::{Handler, Load};
+pub(crate) use self::translate::Translator;
+use crate::change::{Change, Inbox};
 use crate::root::Dir;
 
-/// What the kernel is asked to tell. Opening and reading are left out: the cleaner's own reading
+/// What the kernel is asked to report. Opening and reading are left out: the cleaner's own reading
 /// would fill the kernel's queue.
 const EVENTS: EventKindMask = EventKindMask::CREATE
     .union(EventKindMask::REMOVE)
@@ -46,23 +60,24 @@ const EVENTS: EventKindMask = EventKindMask::CREATE
     .union(EventKindMask::MODIFY_NAME)
     .union(EventKindMask::ACCESS_CLOSE);
 
-/// An event that comes so soon after the one before was read with it.
-const AT_ONCE: Duration = Duration::from_micros(20);
-/// Where a reader that waits is woken again so soon, there are many events,
-const OFTEN: Duration = Duration::from_millis(5);
-/// and they may gather for so long.
-const GATHER: Duration = Duration::from_millis(1);
-
 /// Directories with longer paths below the cache directory are not watched. notify keeps three copies of each path and looks
 /// at all of them for each directory that is removed: a chain of 2,000 directories, which fits into
 /// what the kernel takes for a path, would cost 18 MiB, and half a minute once it is removed.
 const LONGEST_WATCHED: usize = 1024;
+
+/// How long a request to notify may make no progress before it is given up. Under a flood, notify
+/// may not answer before the flood ends; on a busy machine, its thread may have to wait for a while.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often whoever waits for an answer looks whether it is of use to wait on.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Why the kernel will not tell of changes; what can be helped comes last.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("their paths below the cache directory are longer than {LONGEST_WATCHED} bytes")]
     LongPath,
+    #[error("too many events arrive to read them all")]
+    Flooded,
     #[error("{0}")]
     Other(String),
     #[error(
@@ -78,168 +93,260 @@ pub(crate) enum Refusal {
 /// The watches of one cache directory. Dropping it ends them.
 #[derive(Debug)]
 pub(crate) struct Watcher {
-    root: PathBuf,
-    notify: Mutex<INotifyWatcher>,
     watched: Watched,
+    requests: Sender<Request>,
+    progress: Arc<AtomicU64>,
+    load: Arc<Load>,
+    inbox: Arc<Inbox>,
 }
 
-/// The directories that have a watch, or would have one if they could be read, relative to the
-/// cache directory.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Watched(Arc<Mutex<Directories>>);
-
-#[derive(Debug, Default)]
-struct Directories {
-    watched: BTreeSet<PathBuf>,
-    /// Those of them that were removed or replaced, by themselves or with one above, since stale
-    /// watches were ended.
-    moved: BTreeSet<PathBuf>,
+/// What the registrar is asked for.
+#[derive(Debug)]
+enum Request {
+    /// Watch these directories, and answer for each whether it is there.
+    Watch(Vec<Arc<Path>>, Sender<Vec<Result<bool, Refusal>>>),
+    /// End the watches of these.
+    Unwatch(Vec<Arc<Path>>),
 }
 
-impl Watched {
-    /// Takes note that the directory `rel` has a watch.
-    pub fn insert(&self, rel: &Path) {
-        self.lock().watched.insert(rel.to_owned());
-    }
-
-    /// Whether `rel`, or a directory below it, has a watch.
-    #[cfg(any(fuzzing, test))]
-    pub fn has_below(&self, rel: &Path) -> bool {
-        self.lock().below(rel).next().is_some()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Directories> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Directories {
-    /// Those that are watched of `dir` and all below it.
-    fn below<'a>(&'a self, dir: &'a Path) -> impl Iterator<Item = &'a PathBuf> {
-        let from_there = (Bound::Included(dir), Bound::Unbounded);
-        self.watched.range::<Path, _>(from_there).take_while(move |below| below.starts_with(dir))
-    }
+/// Watches that were asked for; [`Watcher::finish_watch`] waits for them.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    /// What was clear before the registrar was asked.
+    answers: Vec<Option<Result<bool, Refusal>>>,
+    /// The places of those that the registrar was asked for, and where it answers.
+    asked: Option<(Vec<usize>, Receiver<Vec<Result<bool, Refusal>>>)>,
+    /// Which of the answers are of watches that are new.
+    pub new: Vec<bool>,
 }
 
 impl Watcher {
-    /// Begins to leave news in `inbox`; nothing is watched yet.
+    /// Begins to put changes into `inbox`; nothing is watched yet.
+    ///
+    /// # Errors
+    /// [`Refusal::Flooded`] where as many readers as may be still wait for floods to end, and those
+    /// of the system.
     pub fn start(root: &Path, inbox: Arc<Inbox>) -> Result<Self, Refusal> {
+        let place = inbox.readers.admit().ok_or(Refusal::Flooded)?;
         let watched = Watched::default();
+        let load = Arc::new(Load::default());
         let mut translator = Translator::new(root, watched.clone());
         translator.tells_litter = inbox.wants_litter;
         translator.echoes = Arc::clone(&inbox.echoes);
-        let mut gathering = Gathering::new();
-        let handler = move |event| {
-            gathering.event();
-            translator.translate(event, &mut |change| inbox.put(change));
-            gathering.done();
-        };
+        let handler = Handler::new(translator, Arc::clone(&inbox), Arc::clone(&load), place);
         let notify = start(handler)?;
-        Ok(Self { root: root.to_owned(), notify: Mutex::new(notify), watched })
+        let (requests, received) = crossbeam_channel::unbounded();
+        let progress = Arc::new(AtomicU64::new(0));
+        let (root, load_seen) = (root.to_owned(), Arc::clone(&load));
+        let registrar = Registrar { root, notify, progress: progress.clone(), load: load_seen };
+        thread::Builder::new()
+            .name("watch registrar".to_owned())
+            .spawn(move || registrar.run(&received))
+            .map_err(|error| Refusal::Other(error.to_string()))?;
+        // What the reader before this one has not reported by now, nobody will.
+        inbox.echoes.forget();
+        Ok(Self { watched, requests, progress, load, inbox })
     }
 
-    /// Watches each of the directories `rels` that is not watched yet; whether it is there. All are
-    /// asked for in one go, since to ask notify's thread costs ten times as much as what it then does.
-    pub fn watch(&self, rels: &[Arc<Path>]) -> Vec<Result<bool, Refusal>> {
-        let mut done: Vec<_> = rels.iter().map(|rel| self.begin_watch(rel)).collect();
-        let config =
-            WatchPathConfig::new(RecursiveMode::NonRecursive).with_dereference_symlinks(false);
-        // Which of them are asked for, and how.
-        let wanted: Vec<usize> = (0..rels.len()).filter(|&at| done[at] == Ok(true)).collect();
-        let watch = |&at: &usize| PathOp::Watch(join(&self.root, &rels[at]), config.clone());
-        let mut left: Vec<PathOp> = wanted.iter().map(watch).collect();
-        let mut notify = self.notify.lock().unwrap_or_else(PoisonError::into_inner);
-        while !left.is_empty() {
-            let Err(failed) = notify.update_paths(left) else { break };
-            let first =
-                wanted.len() - failed.remaining.len() - usize::from(failed.origin.is_some());
-            // Where notify's thread does not answer, nothing is known of any.
-            let count = if failed.origin.is_some() { 1 } else { wanted.len() };
-            for &at in wanted.iter().skip(first).take(count) {
-                self.watched.lock().watched.remove(&*rels[at]);
-                let error = &failed.source;
-                done[at] = if is_gone(error) { Ok(false) } else { Err(refusal(error)) };
+    /// Asks for a watch of each of the directories `rels` that has none yet.
+    pub fn begin_watch(&self, rels: &[Arc<Path>]) -> Answers {
+        let mut answers = Vec::with_capacity(rels.len());
+        let (mut places, mut wanted) = (Vec::new(), Vec::new());
+        let gave_up = self.load.overrun.load(Ordering::Relaxed);
+        for (place, rel) in rels.iter().enumerate() {
+            let refusal = if rel.as_os_str().len() > LONGEST_WATCHED {
+                Some(Refusal::LongPath)
+            } else if self.inbox.floods.contains(rel) {
+                Some(Refusal::Flooded)
+            } else if self.watched.is_settled(rel) {
+                answers.push(Some(Ok(true)));
+                continue;
+            } else {
+                // A reader that has lost events is about to be replaced.
+                gave_up.then_some(Refusal::Flooded)
+            };
+            if refusal.is_some() {
+                self.watched.set(rel, State::Unwatched);
+                answers.push(refusal.map(Err));
+                continue;
             }
-            left = if failed.origin.is_some() { failed.remaining } else { Vec::new() };
+            // Known before its first event can arrive.
+            self.watched.insert(rel);
+            places.push(place);
+            wanted.push(Arc::clone(rel));
+            answers.push(None);
         }
-        done
+        let new = answers.iter().map(Option::is_none).collect();
+        let asked = (!wanted.is_empty()).then(|| {
+            let (answer, answered) = crossbeam_channel::bounded(1);
+            // A registrar that has ended does not answer, which is seen below.
+            let _ = self.requests.send(Request::Watch(wanted, answer));
+            (places, answered)
+        });
+        Answers { answers, asked, new }
     }
 
-    /// Whether `rel` can be watched; it is known before its first event can arrive.
-    fn begin_watch(&self, rel: &Path) -> Result<bool, Refusal> {
-        if rel.as_os_str().len() > LONGEST_WATCHED {
-            return Err(Refusal::LongPath);
+    /// Waits for what was asked for: whether each directory is there, and watched. Gives up, with
+    /// [`Refusal::Flooded`], where the reader can't keep up with the events, or once `cancel` is
+    /// set.
+    pub fn finish_watch(
+        &self,
+        rels: &[Arc<Path>],
+        answers: Answers,
+        cancel: &AtomicBool,
+    ) -> Vec<Result<bool, Refusal>> {
+        let Answers { mut answers, asked, .. } = answers;
+        if let Some((places, answered)) = asked {
+            let given = self.wait(&answered, cancel);
+            for (at, &place) in places.iter().enumerate() {
+                let answer =
+                    given.as_ref().map_or(Err(Refusal::Flooded), |given| given[at].clone());
+                match &answer {
+                    Ok(true) => {}
+                    Ok(false) => self.watched.forget(&rels[place]),
+                    Err(_) => self.watched.set(&rels[place], State::Unwatched),
+                }
+                answers[place] = Some(answer);
+            }
         }
-        self.watched.insert(rel);
-        Ok(true)
+        answers.into_iter().flatten().collect()
     }
 
-    /// Has news of the directory `rel`, which can't be read and so not be watched: its permissions
-    /// may change.
-    pub fn expect(&self, rel: &Path) {
-        self.watched.insert(rel);
+    /// The registrar's answer; `None` where it does not come.
+    fn wait(
+        &self,
+        answered: &Receiver<Vec<Result<bool, Refusal>>>,
+        cancel: &AtomicBool,
+    ) -> Option<Vec<Result<bool, Refusal>>> {
+        let mut last = (self.progress.load(Ordering::Relaxed), Instant::now());
+        loop {
+            match answered.recv_timeout(LOOK) {
+                Ok(answer) => return Some(answer),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let progress = self.progress.load(Ordering::Relaxed);
+            if progress != last.0 {
+                last = (progress, Instant::now());
+            }
+            if cancel.load(Ordering::Relaxed) || self.load.overrun.load(Ordering::Relaxed) {
+                return None;
+            }
+            if last.1.elapsed() >= PATIENCE {
+                break;
+            }
+        }
+        // Nothing can be asked of this reader any more: it has to be replaced.
+        self.load.overrun.store(true, Ordering::Relaxed);
+        self.inbox.put(Change::Missed);
+        None
+    }
+
+    /// Expects events of the directory `rel`, which can't be read and so not be watched: its
+    /// permissions may change.
+    pub fn expect(&self, rel: &Arc<Path>) {
+        self.watched.set(rel, State::Unwatched);
+    }
+
+    /// Whether `rel` was seen to be a directory by a scan, and is still where it was.
+    pub fn knows(&self, rel: &Path) -> bool {
+        self.watched.is_known(rel)
+    }
+
+    /// Whether the kernel reports what happens in the directory `rel`.
+    pub fn is_watching(&self, rel: &Path) -> bool {
+        self.watched.is_watched(rel)
     }
 
     /// Ends the watches that may be those of another directory than bears their name now. To be
     /// called before a scan, which sets them anew: whatever was moved is looked at again.
     pub fn end_stale(&self) {
-        let moved = std::mem::take(&mut self.watched.lock().moved);
-        if moved.is_empty() {
-            return;
+        let stale = self.watched.take_stale();
+        if !stale.is_empty() {
+            // The registrar does one after the other: these end before the scan sets new ones.
+            let _ = self.requests.send(Request::Unwatch(stale));
         }
-        let mut notify = self.notify.lock().unwrap_or_else(PoisonError::into_inner);
-        // Once this is answered, what notify drops by itself is dropped.
-        let watched = notify.watched_paths().unwrap_or_default();
-        for (path, _) in watched {
-            let rel = path.strip_prefix(&self.root).unwrap_or(Path::new(""));
-            if rel.ancestors().any(|above| moved.contains(above)) {
-                // It may be gone by now.
-                let _ = notify.unwatch(&path);
-            }
+    }
+
+    /// Ends the floods that are over, of those in the directories `rels`.
+    pub fn end_floods(&self, root: &Path, rels: &[Arc<Path>]) {
+        let flooded = rels.iter().filter(|rel| self.inbox.floods.contains(rel));
+        let flooded: Vec<_> = flooded.cloned().collect();
+        if !flooded.is_empty() {
+            self.inbox.floods.end_those_that_are_over(root, &flooded);
         }
     }
 
     /// Forgets that `rel` and all below it were watched: the directory is gone, as notify knows from
     /// the same events.
     pub fn forget(&self, rel: &Path) {
-        let mut known = self.watched.lock();
-        for dir in known.below(rel).cloned().collect::<Vec<_>>() {
-            known.watched.remove(&dir);
-        }
+        self.watched.forget(rel);
+        self.inbox.floods.end(rel);
+    }
+
+    /// Gives the watcher up: it reports nothing any more, and sets no watches.
+    pub fn retire(&self) {
+        self.load.retired.store(true, Ordering::Relaxed);
     }
 }
 
-/// Lets events gather while there are many of them. Each one that meets its reader asleep costs the
-/// program that caused it a wake-up, which takes longer than to unlink a file.
-struct Gathering {
-    /// When the last event was dealt with.
-    last: Instant,
-    /// When the reader last woke up.
-    woken: Instant,
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.retire();
+    }
 }
 
-impl Gathering {
-    fn new() -> Self {
-        let now = Instant::now();
-        Self { last: now, woken: now }
+/// Asks notify for watches, on a thread that may have to wait for as long as a flood lasts.
+struct Registrar {
+    root: PathBuf,
+    notify: INotifyWatcher,
+    /// Rises with each answer of notify.
+    progress: Arc<AtomicU64>,
+    load: Arc<Load>,
+}
+
+impl Registrar {
+    /// Works until the [`Watcher`] is dropped.
+    fn run(mut self, requests: &Receiver<Request>) {
+        for request in requests {
+            self.load.is_asked.store(true, Ordering::Relaxed);
+            match request {
+                _ if self.is_given_up() => {}
+                Request::Watch(rels, answer) => {
+                    let answers = rels.iter().map(|rel| self.watch(rel)).collect();
+                    // Whoever asked may have given up.
+                    let _ = answer.send(answers);
+                }
+                Request::Unwatch(rels) => {
+                    for rel in rels {
+                        // It may be gone by now.
+                        let _ = self.notify.unwatch(&join(&self.root, &rel));
+                        self.progress.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+            self.load.is_asked.store(false, Ordering::Relaxed);
+        }
     }
 
-    /// An event has come.
-    fn event(&mut self) {
-        let now = Instant::now();
-        // While there always is one more, the reader is behind and must not sleep.
-        if now - self.last < AT_ONCE {
-            return;
-        }
-        if now - self.woken < OFTEN {
-            thread::sleep(GATHER);
-        }
-        self.woken = Instant::now();
+    /// Whether nobody waits for an answer of this reader any more.
+    fn is_given_up(&self) -> bool {
+        self.load.retired.load(Ordering::Relaxed) || self.load.overrun.load(Ordering::Relaxed)
     }
 
-    /// It was dealt with.
-    fn done(&mut self) {
-        self.last = Instant::now();
+    fn watch(&mut self, rel: &Path) -> Result<bool, Refusal> {
+        if self.is_given_up() {
+            return Err(Refusal::Flooded);
+        }
+        let config =
+            WatchPathConfig::new(RecursiveMode::NonRecursive).with_dereference_symlinks(false);
+        let watched = self.notify.watch_with(&join(&self.root, rel), config);
+        self.progress.fetch_add(1, Ordering::Relaxed);
+        match watched {
+            Ok(()) => Ok(true),
+            Err(error) if is_gone(&error) => Ok(false),
+            Err(error) => Err(refusal(&error)),
+        }
     }
 }
 
@@ -270,148 +377,6 @@ fn is_gone(error: &notify::Error) -> bool {
     }
 }
 
-/// Turns events into news.
-pub(crate) struct Translator {
-    root: PathBuf,
-    watched: Watched,
-    /// The directory of the last event, which the next one shares mostly.
-    dir: Option<Arc<Path>>,
-    /// Whether to tell where there may be litter.
-    tells_litter: bool,
-    echoes: Arc<Echoes>,
-}
-
-impl Translator {
-    pub fn new(root: &Path, watched: Watched) -> Self {
-        let (root, echoes) = (root.to_owned(), Arc::default());
-        Self { root, watched, dir: None, tells_litter: false, echoes }
-    }
-
-    pub fn translate(&mut self, event: notify::Result<Event>, put: &mut dyn FnMut(Change)) {
-        let Ok(event) = event else {
-            return put(Change::Missed);
-        };
-        // An overflow has no path.
-        if event.need_rescan() {
-            self.echoes.forget();
-            return put(Change::Missed);
-        }
-        for path in &event.paths {
-            let Ok(rel) = path.strip_prefix(&self.root) else { continue };
-            if self.tells_litter
-                && !name_of(rel).is_claim()
-                && let Some(dir) = self.directory_of(rel)
-            {
-                put(Change::Litter(dir));
-            }
-            self.translate_path(event.kind, path, rel, put);
-        }
-    }
-
-    fn translate_path(
-        &mut self,
-        kind: EventKind,
-        path: &Path,
-        rel: &Path,
-        put: &mut dyn FnMut(Change),
-    ) {
-        use Writer::{AtWork, Created, Done, Unknown};
-        match kind {
-            EventKind::Create(CreateKind::Folder) => put(Change::Tree(rel.into())),
-            EventKind::Remove(RemoveKind::Folder) => {
-                self.note_moved(rel);
-                put(Change::Tree(rel.into()));
-            }
-            EventKind::Create(_) => self.appeared(rel, Created, put),
-            EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
-                self.appeared(rel, Done, put)
-            }
-            EventKind::Modify(ModifyKind::Data(_)) => {
-                // A result's content says nothing.
-                if let Some((Half::Metadata, key)) = self.half(rel) {
-                    put(Change::Pair(key, Trigger { appeared: true, writer: AtWork }));
-                }
-            }
-            EventKind::Modify(ModifyKind::Metadata(_)) => {
-                if let Name::Half(..) = name_of(rel) {
-                    self.appeared(rel, Unknown, put);
-                }
-                // A directory perhaps can be read now.
-                if self.is_watched(rel) || is_directory(path) {
-                    put(Change::Tree(rel.into()));
-                }
-            }
-            EventKind::Modify(ModifyKind::Name(RenameMode::To)) => {
-                let name = name_of(rel);
-                if let Name::Claim(Half::Result, _) = name {
-                    self.echoes.heard();
-                }
-                if name.is_claim() {
-                    return;
-                }
-                self.note_moved(rel);
-                match path.symlink_metadata() {
-                    Ok(found) if found.is_dir() => put(Change::Tree(rel.into())),
-                    // It is elsewhere by now, or a directory above it is: it may be a directory.
-                    Err(_) if !matches!(name_of(rel), Name::Half(..)) => {
-                        put(Change::Tree(rel.into()));
-                    }
-                    _ => self.appeared(rel, Done, put),
-                }
-            }
-            EventKind::Modify(ModifyKind::Name(RenameMode::From)) | EventKind::Remove(_) => {
-                if self.note_moved(rel) {
-                    put(Change::Tree(rel.into()));
-                } else if let Some((_, key)) = self.half(rel) {
-                    put(Change::Pair(key, Trigger { appeared: false, writer: Unknown }));
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn appeared(&mut self, rel: &Path, writer: Writer, put: &mut dyn FnMut(Change)) {
-        match self.half(rel) {
-            Some((Half::Metadata, key)) => {
-                put(Change::Pair(key, Trigger { appeared: true, writer }));
-            }
-            Some((Half::Result, key)) => {
-                put(Change::Pair(key, Trigger { appeared: true, writer: Writer::Unknown }));
-            }
-            None => {}
-        }
-    }
-
-    fn half(&mut self, rel: &Path) -> Option<(Half, Key)> {
-        let Name::Half(half, stem) = name_of(rel) else { return None };
-        Some((half, Key { dir: self.directory_of(rel)?, stem }))
-    }
-
-    fn directory_of(&mut self, rel: &Path) -> Option<Arc<Path>> {
-        let parent = rel.parent()?;
-        Some(match &self.dir {
-            Some(dir) if **dir == *parent => Arc::clone(dir),
-            _ => Arc::clone(self.dir.insert(parent.into())),
-        })
-    }
-
-    fn is_watched(&self, rel: &Path) -> bool {
-        self.watched.lock().watched.contains(rel)
-    }
-
-    /// Takes note that something else bears the name `rel`, or nothing; whether it, or what is below
-    /// it, was watched.
-    fn note_moved(&self, rel: &Path) -> bool {
-        let mut known = self.watched.lock();
-        let was_watched = known.below(rel).next().is_some();
-        // The cache directory itself is looked at each second.
-        if was_watched && !rel.as_os_str().is_empty() {
-            known.moved.insert(rel.to_owned());
-        }
-        was_watched
-    }
-}
-
 /// Has `handler` told of what happens; nothing is watched yet.
 fn start(handler: impl notify::EventHandler) -> Result<INotifyWatcher, Refusal> {
     let config = notify::Config::default().with_follow_symlinks(false).with_event_kinds(EVENTS);
@@ -431,7 +396,7 @@ pub(crate) fn tells_of<T>(
 ) -> Result<(T, bool), Refusal> {
     let (told, is_told) = mpsc::channel();
     let wanted = dir.join(name);
-    let handler = move |event: notify::Result<Event>| {
+    let handler = move |event: notify::Result<notify::Event>| {
         if event.is_ok_and(|event| event.paths.contains(&wanted)) {
             // It may be told several times.
             let _ = told.send(());
@@ -441,14 +406,6 @@ pub(crate) fn tells_of<T>(
     notify.watch(dir, RecursiveMode::NonRecursive).map_err(|error| refusal(&error))?;
     let made = make();
     Ok((made, is_told.recv_timeout(patience).is_ok()))
-}
-
-fn is_directory(path: &Path) -> bool {
-    path.symlink_metadata().is_ok_and(|found| found.is_dir())
-}
-
-fn name_of(rel: &Path) -> Name {
-    rel.file_name().map_or(Name::Other, |name| Name::of(name.as_bytes()))
 }
 
 /// Whether the file system tells the kernel of all changes: network file systems and those in

@@ -21,12 +21,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout_at;
 
 use crate::accounts::{Accounts, Views};
-use crate::agenda::{Agenda, ScanId, Scope};
+use crate::agenda::{Agenda, ScanId, Scope, Trees};
 use crate::attend::{Attendant, Job};
 use crate::change::Inbox;
 use crate::clock::{Clock, Now, TICK};
 use crate::config::{Ages, Config};
 use crate::crew::{BATCH, Crew, EVENTS, Event, batches};
+use crate::error::path_field;
 use crate::litter::Schedule;
 use crate::mark::Marks;
 use crate::place::{Open, Place};
@@ -34,10 +35,21 @@ use crate::reports::Reports;
 use crate::schedule::{SweepAnswer, Sweeps};
 use crate::stats::{Activity, ExpiryBucket, WatchState};
 use crate::timer::Timer;
-use crate::watch::Refusal;
+use crate::watch::{FloodReport, Refusal};
 
 /// How many pairs that are due are taken at once, to be sorted by directory.
 const MOST_DUE: usize = 16_384;
+/// How long changes gather, and directories to scan, where there are many: at least, and at the most, as
+/// long as the work on those before took.
+const NEWS_PAUSE: Duration = Duration::from_millis(1);
+const MAX_NEWS_PAUSE: Duration = Duration::from_millis(20);
+/// How many pairs and directories with news may wait before further news is left where it is, in an
+/// inbox that merges it.
+const MAX_BACKLOG: usize = 65_536;
+/// How often a directory whose events can't be kept up with is listed instead.
+const FLOOD_LIST_INTERVAL: Duration = Duration::from_secs(1);
+/// How often to sweep where nothing is watched because of a flood.
+const FLOOD_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How long work that is under way may take to end when the cleaner is stopped.
 const STOP_PATIENCE: Duration = Duration::from_millis(400);
 
@@ -75,6 +87,13 @@ pub(crate) struct Worker<R> {
     refused: Option<Refusal>,
     /// Whether news was lost, so that watches may be missing of which notify thinks otherwise.
     blind: bool,
+    /// Whether the watcher is a new one, which no sweep has used yet.
+    is_rewatched: bool,
+    /// When to take in news again, and when to scan directories again.
+    next_news: Instant,
+    next_trees: Instant,
+    /// When to list the flooded directories again.
+    next_flood_list: Instant,
     /// What expires when, as it was last counted, and until when that will do.
     buckets: Option<(Instant, Vec<ExpiryBucket>)>,
 }
@@ -122,6 +141,10 @@ impl<R: Reports> Worker<R> {
             sweeps: Sweeps::new(Instant::now()),
             refused: None,
             blind: false,
+            is_rewatched: false,
+            next_news: Instant::now(),
+            next_trees: Instant::now(),
+            next_flood_list: Instant::now(),
             buckets: None,
         };
         (worker, events, views)
@@ -165,7 +188,7 @@ impl<R: Reports> Worker<R> {
                     let Some(event) = event else { break };
                     self.take_in(event)?;
                 }
-                () = self.inbox.arrived(), if self.can_work() => {}
+                () = self.inbox.arrived(), if self.takes_news() => {}
                 () = timer.until(wake) => {}
             }
         }
@@ -213,14 +236,52 @@ impl<R: Reports> Worker<R> {
         matches!(self.place, Place::Open(_))
     }
 
+    /// Whether news is taken in now, and not after a pause.
+    fn takes_news(&self) -> bool {
+        self.can_work() && Instant::now() >= self.next_news
+    }
+
     fn take_news(&mut self) {
         if self.can_work() {
+            if self.inbox.take_missed() {
+                self.lost_track();
+            }
+            self.follow_floods();
+        }
+        if self.takes_news() && self.agenda.backlog() < MAX_BACKLOG {
             let mut news = self.inbox.take();
+            if !news.is_empty() {
+                self.next_news = Instant::now() + NEWS_PAUSE;
+            }
             self.litter.note(std::mem::take(&mut news.litter), self.clock.now());
             if news.missed {
                 self.lost_track();
             }
             self.agenda.note(news);
+        }
+    }
+
+    /// Reports the floods that have begun and ended, and has flooded directories listed.
+    fn follow_floods(&mut self) {
+        let FloodReport { begun, ended } = self.inbox.floods.take_report();
+        for dir in begun {
+            tracing::warn!(
+                path = path_field(&self.root().join(&dir)),
+                "events arrive faster than they can be read; the directory is listed every second \
+                 until it calms down"
+            );
+        }
+        for dir in ended {
+            tracing::info!(
+                path = path_field(&self.root().join(&dir)),
+                "the directory has calmed down and is watched again"
+            );
+        }
+        if Instant::now() >= self.next_flood_list {
+            self.next_flood_list = Instant::now() + FLOOD_LIST_INTERVAL;
+            for dir in self.inbox.floods.all() {
+                self.agenda.list(dir);
+            }
         }
     }
 
@@ -243,10 +304,12 @@ impl<R: Reports> Worker<R> {
             }
             self.crew.attend(&open, jobs);
         }
-        if self.full.is_none() && self.sweeps.is_due(now.mono) && self.blind {
+        if self.full.is_none() && self.sweeps.is_due(now.mono) && self.blind && !self.is_rewatched {
             // First new watches: the sweep sets them.
             self.crew.probe(&self.path, &self.place, &self.inbox, true);
         } else if self.full.is_none() && self.sweeps.is_due(now.mono) {
+            // Whatever is lost from now on, this sweep goes first: else a flood would put it off for ever.
+            self.is_rewatched = false;
             let waiters = self.sweeps.begin();
             self.full = Some(self.begin_scan(&open, Scope::Everything, waiters));
         }
@@ -257,7 +320,7 @@ impl<R: Reports> Worker<R> {
                 self.crew.tidy(&open, due);
             }
         }
-        if self.trees.is_none() {
+        if self.trees.is_none() && Instant::now() >= self.next_trees {
             let trees = self.agenda.take_trees(now);
             if !trees.is_empty() {
                 self.trees = Some(self.begin_scan(&open, Scope::Trees(trees), Vec::new()));
@@ -277,19 +340,24 @@ impl<R: Reports> Worker<R> {
 
     fn begin_scan(&mut self, open: &Arc<Open>, scope: Scope, waiters: Vec<SweepAnswer>) -> Run {
         let trees = match &scope {
-            Scope::Everything => vec![Path::new("").into()],
-            Scope::Trees(trees) => trees.iter().cloned().collect(),
+            Scope::Everything => Trees::from_iter([Path::new("").into()]),
+            Scope::Trees(trees) => trees.clone(),
         };
         let marks = match &scope {
             Scope::Everything => self.agenda.marks(),
             Scope::Trees(_) => Marks::default(),
         };
         let id = self.agenda.begin_scan(scope);
-        self.crew.scan(open, id, trees, marks);
+        self.crew.scan(open, id, &trees, marks);
         Run { id, activity: Activity::default(), waiters, refused_meanwhile: false }
     }
 
     fn sweep_interval(&self) -> Duration {
+        if let Place::Open(open) = &self.place
+            && let Err(Refusal::Flooded) = &open.watcher
+        {
+            return self.check_interval.min(FLOOD_SWEEP_INTERVAL);
+        }
         match self.watch_state() {
             WatchState::Degraded | WatchState::Polling => {
                 self.check_interval.min(self.fallback_interval)
@@ -303,11 +371,18 @@ impl<R: Reports> Worker<R> {
             Place::Same | Place::Absent => WatchState::Absent,
             Place::Unreadable { .. } => WatchState::Degraded,
             Place::Open(open) if !open.gives_events => WatchState::Polling,
-            Place::Open(open) if open.watcher.is_err() || self.refused.is_some() => {
+            Place::Open(open)
+                if open.watcher.is_err() || self.refused.is_some() || self.is_flooded() =>
+            {
                 WatchState::Degraded
             }
             Place::Open(_) => WatchState::Active,
         }
+    }
+
+    /// Whether some directory has more events than can be read.
+    fn is_flooded(&self) -> bool {
+        !self.inbox.floods.is_empty()
     }
 
     /// Takes in what stands where the cache directory should be.
@@ -323,8 +398,16 @@ impl<R: Reports> Worker<R> {
         }
         if is_same {
             // The same directory with new watches, which a sweep has to set that begins from now on.
-            self.place = place;
+            let before = std::mem::replace(&mut self.place, place);
+            if let Place::Open(open) = before
+                && let Ok(watcher) = &open.watcher
+            {
+                watcher.retire();
+            }
+            // Whatever was lost is made up for by that sweep.
+            self.inbox.take_missed();
             self.blind = false;
+            self.is_rewatched = true;
             self.sweeps.something_was_missed();
             return self.sweeps.at_the_latest(Instant::now(), Duration::ZERO);
         }
@@ -350,7 +433,8 @@ impl<R: Reports> Worker<R> {
         self.due.clear();
         self.litter = Schedule::default();
         self.refused = None;
-        self.blind = false;
+        (self.blind, self.is_rewatched) = (false, false);
+        self.inbox.floods.clear();
         let _ = self.inbox.take();
         for run in [self.full.take(), self.trees.take()].into_iter().flatten() {
             self.accounts.between(run.activity);
@@ -392,10 +476,13 @@ impl<R: Reports> Worker<R> {
         // What can't be begun before something ends is not waited for here.
         let pair = self.agenda.next_pair(now).filter(|_| self.crew.room() > 0);
         let tree = self.agenda.next_tree(now).filter(|_| self.trees.is_none());
+        let tree = tree.map(|at| at.max(self.next_trees));
+        let news = (self.next_news > now.mono && !self.inbox.is_empty()).then_some(self.next_news);
+        let flood = self.is_flooded().then_some(self.next_flood_list);
         let can_sweep = self.full.is_none() && !(self.blind && self.crew.is_probing());
         let sweep = can_sweep.then(|| self.sweeps.next());
         let litter = self.litter.next(now).filter(|_| !self.tidying);
-        [pair, tree, litter, sweep].into_iter().flatten().fold(far, Instant::min)
+        [pair, tree, news, flood, litter, sweep].into_iter().flatten().fold(far, Instant::min)
     }
 
     fn publish(&self) {

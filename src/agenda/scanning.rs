@@ -1,11 +1,14 @@
 //! Scans that are under way, as the agenda sees them.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Bound::{Included, Unbounded};
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::entry::Key;
+
+/// How many pairs a scan notes one by one: some 6 MiB.
+const MAX_NOTED: usize = 65_536;
 
 /// Names one scan; later ones have greater numbers.
 pub(crate) type ScanId = u32;
@@ -28,46 +31,81 @@ impl Scope {
     pub fn extend(&mut self, other: &Self) {
         match (&mut *self, other) {
             (Self::Trees(trees), Self::Trees(more)) => {
-                more.iter().for_each(|tree| trees.insert(Arc::clone(tree)));
+                more.trees.iter().for_each(|tree| trees.insert(Arc::clone(tree)));
+                more.alone.iter().for_each(|dir| trees.insert_alone(Arc::clone(dir)));
             }
             _ => *self = Self::Everything,
         }
     }
 }
 
-/// Directories with all that is below them. None of them is below another one.
+/// Directories with all that is below them, none of them below another one; and directories alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Trees(BTreeSet<Arc<Path>>);
+pub(crate) struct Trees {
+    trees: BTreeSet<Arc<Path>>,
+    /// Directories without those below them.
+    alone: BTreeSet<Arc<Path>>,
+}
 
 impl Trees {
     pub fn insert(&mut self, tree: Arc<Path>) {
-        if self.cover(&tree) {
+        if self.covers_tree(&tree) {
             return;
         }
         while let Some(below) = self.first_below(&tree) {
-            self.0.remove(&below);
+            self.trees.remove(&below);
         }
-        self.0.insert(tree);
+        self.trees.insert(tree);
     }
 
-    /// Whether `dir` is one of them, or below one. In the order of paths a directory is followed at
-    /// once by what is below it, so that only one of them comes into question, however deep `dir` is.
+    /// Adds the directory `dir` without those below it.
+    pub fn insert_alone(&mut self, dir: Arc<Path>) {
+        if !self.covers_tree(&dir) {
+            self.alone.insert(dir);
+        }
+    }
+
+    /// Whether `dir` is one of them, or below one of the trees.
     pub fn cover(&self, dir: &Path) -> bool {
+        self.alone.contains(dir) || self.covers_tree(dir)
+    }
+
+    /// Whether `dir` is one of the trees, or below one. In the order of paths a directory is followed at
+    /// once by what is below it, so that only one of them comes into question, however deep `dir` is.
+    fn covers_tree(&self, dir: &Path) -> bool {
         let up_to_dir = (Unbounded, Included(dir));
-        self.0.range::<Path, _>(up_to_dir).next_back().is_some_and(|tree| dir.starts_with(tree))
+        self.trees.range::<Path, _>(up_to_dir).next_back().is_some_and(|tree| dir.starts_with(tree))
     }
 
     fn first_below(&self, tree: &Path) -> Option<Arc<Path>> {
         let from_tree = (Included(tree), Unbounded);
-        self.0.range::<Path, _>(from_tree).next().filter(|dir| dir.starts_with(tree)).cloned()
+        self.trees.range::<Path, _>(from_tree).next().filter(|dir| dir.starts_with(tree)).cloned()
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Path>> {
-        self.0.iter()
+    /// The directories to scan with all that is below them.
+    pub fn trees(&self) -> impl Iterator<Item = &Arc<Path>> {
+        self.trees.iter()
+    }
+
+    /// The directories to list alone.
+    pub fn alone(&self) -> impl Iterator<Item = &Arc<Path>> {
+        self.alone.iter().filter(|dir| !self.covers_tree(dir))
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.trees.is_empty() && self.alone.is_empty()
+    }
+
+    /// Those of the sorted `known` that are covered.
+    pub fn covered<'a, V>(
+        &'a self,
+        known: &'a BTreeMap<Arc<Path>, V>,
+    ) -> impl Iterator<Item = &'a Arc<Path>> {
+        let below = self.trees.iter().flat_map(|tree| {
+            let from_tree = known.range::<Path, _>((Included(&**tree), Unbounded));
+            from_tree.map(|(dir, _)| dir).take_while(move |dir| dir.starts_with(tree))
+        });
+        below.chain(self.alone().filter_map(|dir| known.get_key_value(dir)).map(|(dir, _)| dir))
     }
 }
 
@@ -101,6 +139,25 @@ impl Scanning {
         Self { id, scope, touched, vanished, covers_known, overtaken }
     }
 
+    /// Takes in that others have told of a pair since this scan began.
+    pub fn note_touched(&mut self, key: &Key) {
+        Self::note(&mut self.touched, &mut self.overtaken, key);
+    }
+
+    /// Takes in that a pair that nobody knew has vanished.
+    pub fn note_vanished(&mut self, key: &Key) {
+        Self::note(&mut self.vanished, &mut self.overtaken, key);
+    }
+
+    /// Where there are too many to name them, all of their directories may be outdated.
+    fn note(pairs: &mut HashSet<Key>, overtaken: &mut Scope, key: &Key) {
+        if pairs.len() < MAX_NOTED {
+            pairs.insert(key.clone());
+        } else if let Scope::Trees(trees) = overtaken {
+            trees.insert_alone(Arc::clone(&key.dir));
+        }
+    }
+
     pub fn may_be_outdated_on(&self, key: &Key) -> bool {
         self.touched.contains(key) || self.overtaken.covers(&key.dir)
     }
@@ -124,9 +181,9 @@ mod tests {
             let dir = relative(&dir);
             let expected = dir.ancestors().any(|above| trees.iter().any(|tree| **tree == *above));
             prop_assert_eq!(all.cover(&dir), expected, "{:?} {:?}", trees, dir);
-            for tree in all.iter() {
+            for tree in all.trees() {
                 prop_assert!(trees.contains(tree));
-                prop_assert!(tree.ancestors().skip(1).all(|above| !all.0.contains(above)));
+                prop_assert!(tree.ancestors().skip(1).all(|above| !all.trees.contains(above)));
             }
         }
     }

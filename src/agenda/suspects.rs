@@ -9,8 +9,10 @@ use crate::clock::Now;
 use crate::entry::Key;
 use crate::look::{Broken, SETTLING, Seen, Version};
 
-/// How much broken metadata is remembered at least, although it may be gone.
-const LEAST_TOLD: usize = 65_536;
+/// How many versions of broken metadata are remembered, and how many writers. Whoever has more
+/// may have an old version counted again, and be taken for done a second after the last change.
+const MAX_TOLD: usize = 131_072;
+const MAX_WRITERS: usize = 16_384;
 
 #[derive(Debug, Default)]
 pub(super) struct Suspects {
@@ -19,8 +21,6 @@ pub(super) struct Suspects {
     /// Broken metadata that was counted, so that each version of a file counts once, whatever its
     /// name is by now; and the last scan that had begun when it was last seen.
     told: HashMap<(Version, Broken), ScanId>,
-    /// When to look for what can be forgotten of these.
-    told_limit: usize,
     /// The last full scan that was completed.
     last_full: ScanId,
 }
@@ -31,9 +31,13 @@ impl Suspects {
         match writer {
             Writer::Unknown => {}
             Writer::Created | Writer::AtWork => {
-                self.writers.insert(key.clone(), writer);
+                if let Some(known) = self.writers.get_mut(key) {
+                    *known = writer;
+                } else if self.writers.len() < MAX_WRITERS {
+                    self.writers.insert(key.clone(), writer);
+                }
             }
-            Writer::Done => self.forget_writer(key),
+            Writer::Done | Writer::Gone => self.forget_writer(key),
         }
     }
 
@@ -62,10 +66,17 @@ impl Suspects {
 
     /// Remembers that it is counted now.
     pub fn tell(&mut self, version: Version, reason: Broken, scan: ScanId) {
-        if self.told.len() >= self.told_limit.max(LEAST_TOLD) {
+        if self.told.len() >= MAX_TOLD {
             let last_full = self.last_full;
             self.told.retain(|_, seen| *seen >= last_full);
-            self.told_limit = self.told.len() * 2;
+        }
+        if self.told.len() >= MAX_TOLD {
+            // Half of them, whichever, so that this is not done each time.
+            let mut is_kept = false;
+            self.told.retain(|_, _| {
+                is_kept = !is_kept;
+                is_kept
+            });
         }
         self.told.insert((version, reason), scan);
     }

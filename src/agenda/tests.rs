@@ -92,6 +92,7 @@ impl World {
             match self.disk.next_event() {
                 Some(Change::Pair(key, trigger)) => drop(news.pairs.insert(key, trigger)),
                 Some(Change::Tree(tree)) => drop(news.trees.insert(tree)),
+                Some(Change::Directory(dir)) => drop(news.dirs.insert(dir)),
                 Some(Change::Litter(_)) => unreachable!("nobody asked for it"),
                 Some(Change::Missed) => self.missed = true,
                 None => {}
@@ -253,7 +254,7 @@ impl World {
             }
         }
         let heap: BTreeMap<Name, DateTime<Utc>> =
-            self.agenda.waiting.iter().map(|(key, at)| (name(key), at)).collect();
+            self.agenda.waiting.iter().map(|(key, at)| (name(&key), at)).collect();
         assert_eq!(heap, expected);
         assert_eq!(self.agenda.next_expiry(), expected.values().min().copied());
         assert!(self.agenda.in_flight.is_empty() && self.agenda.looks.is_empty());

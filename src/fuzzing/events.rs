@@ -69,6 +69,8 @@ enum Says {
     Appeared,
     Written,
     Vanished,
+    /// Something that is no directory has vanished.
+    FileVanished,
     Directory,
     Nothing,
 }
@@ -118,7 +120,7 @@ impl<'a> World<'a> {
             13 | 14 => self.scan(),
             _ => {
                 let rel = self.directory();
-                self.watched.insert(&rel);
+                self.watched.insert(&rel.into());
             }
         }
     }
@@ -159,7 +161,7 @@ impl<'a> World<'a> {
                     }
                     *self.told.entry(key.clone()).or_default() |= appeared;
                 }
-                Change::Tree(_) | Change::Litter(_) => {}
+                Change::Tree(_) | Change::Directory(_) | Change::Litter(_) => {}
                 Change::Missed => self.lost = true,
             }
             self.inbox.put(change);
@@ -175,7 +177,7 @@ impl<'a> World<'a> {
             (Modify(ModifyKind::Metadata(MetadataKind::Any)), Says::Appeared),
             (Modify(ModifyKind::Data(DataChange::Any)), Says::Written),
             (Modify(ModifyKind::Name(RenameMode::From)), Says::Vanished),
-            (Remove(RemoveKind::File), Says::Vanished),
+            (Remove(RemoveKind::File), Says::FileVanished),
             (Remove(RemoveKind::Other), Says::Vanished),
             (Create(CreateKind::Folder), Says::Directory),
             (Remove(RemoveKind::Folder), Says::Directory),
@@ -255,7 +257,7 @@ impl<'a> World<'a> {
             (Says::Appeared, Some(_)) => assert_eq!(pair, Some(true), "{shown}"),
             (Says::Written, Some(Half::Metadata)) => assert_eq!(pair, Some(true), "{shown}"),
             (Says::Vanished, _) if is_watched => assert!(tree, "{shown}"),
-            (Says::Vanished, Some(_)) => assert!(pair.is_some(), "{shown}"),
+            (Says::Vanished | Says::FileVanished, Some(_)) => assert!(pair.is_some(), "{shown}"),
             (Says::Nothing, _) => assert!(changes.is_empty(), "{shown}: {changes:?}"),
             _ => {}
         }
@@ -350,9 +352,7 @@ impl<'a> World<'a> {
             return;
         }
         let scope = if missed { Scope::Everything } else { Scope::Trees(trees.clone()) };
-        let covers = |dir: &Path| {
-            scope == Scope::Everything || trees.iter().any(|tree| dir.starts_with(tree))
-        };
+        let covers = |dir: &Path| scope == Scope::Everything || trees.cover(dir);
         let id = self.agenda.begin_scan(scope.clone());
         for job in &self.in_flight {
             if covers(&job.key.dir) {
@@ -427,6 +427,7 @@ fn assert_justified(change: &Change, paths: &[PathBuf], shown: &str) {
             assert!(paths.iter().any(|path| **path == **tree), "{shown}: {tree:?}");
             assert_within(tree, shown);
         }
+        Change::Directory(dir) => panic!("{shown}: {dir:?}"),
         Change::Litter(_) => panic!("nobody asked for it: {shown}"),
         Change::Missed => panic!("nothing was missed: {shown}"),
     }

@@ -4,13 +4,17 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
+use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind, RenameMode};
+use notify::{Event, EventKind};
+
 use super::*;
-use crate::change::News;
+use crate::change::{News, Trigger, Writer};
+use crate::entry::Key;
 
 /// What an event of `kind` about `path` below the cache directory is translated to.
 fn news(kind: EventKind, path: &str) -> Vec<Change> {
     let watched = Watched::default();
-    watched.lock().watched.insert("session".into());
+    watched.insert(&Path::new("session").into());
     let mut translator = Translator::new(Path::new("/cache"), watched);
     let mut news = Vec::new();
     let event = Event::new(kind).add_path(Path::new("/cache").join(path));
@@ -20,7 +24,13 @@ fn news(kind: EventKind, path: &str) -> Vec<Change> {
 
 #[track_caller]
 fn watch(watcher: &Watcher, rel: &str) {
-    assert_eq!(watcher.watch(&[Path::new(rel).into()]), [Ok(true)]);
+    assert_eq!(answers(watcher, &[Path::new(rel).into()]), [Ok(true)]);
+}
+
+/// Has `rels` watched.
+fn answers(watcher: &Watcher, rels: &[Arc<Path>]) -> Vec<Result<bool, Refusal>> {
+    let answers = watcher.begin_watch(rels);
+    watcher.finish_watch(rels, answers, &AtomicBool::new(false))
 }
 
 fn pair(dir: &str, stem: &str, appeared: bool, writer: Writer) -> Vec<Change> {
@@ -31,11 +41,12 @@ fn pair(dir: &str, stem: &str, appeared: bool, writer: Writer) -> Vec<Change> {
 
 #[test]
 fn events_become_the_least_news_that_tells_all() {
-    use Writer::{AtWork, Created, Done, Unknown};
+    use Writer::{AtWork, Created, Done, Gone, Unknown};
     let close = EventKind::Access(AccessKind::Close(AccessMode::Write));
     let file = EventKind::Create(CreateKind::File);
     let from = EventKind::Modify(ModifyKind::Name(RenameMode::From));
     let to = EventKind::Modify(ModifyKind::Name(RenameMode::To));
+    let both = EventKind::Modify(ModifyKind::Name(RenameMode::Both));
     let data = EventKind::Modify(ModifyKind::Data(notify::event::DataChange::Any));
     let attributes = EventKind::Modify(ModifyKind::Metadata(notify::event::MetadataKind::Any));
     let removed = EventKind::Remove(RemoveKind::File);
@@ -52,13 +63,17 @@ fn events_become_the_least_news_that_tells_all() {
         (to, "a.metadata.json", pair("", "a", true, Done)),
         (to, ".result-cleaner-a.m", vec![]),
         (to, "perhaps-a-directory", tree("perhaps-a-directory")),
-        (from, "a.metadata.json", pair("", "a", false, Unknown)),
+        (from, "a.metadata.json", pair("", "a", false, Gone)),
         (from, "a.metadata.json.tmp", vec![]),
         (from, "session", tree("session")),
         (from, "unknown", vec![]),
         (removed, "a.result.json.lz4", pair("", "a", false, Unknown)),
+        (removed, "a.metadata.json", pair("", "a", false, Gone)),
+        (removed, "unknown", vec![]),
         (attributes, "a.metadata.json", pair("", "a", true, Unknown)),
         (attributes, "session", tree("session")),
+        (attributes, "unknown", vec![]),
+        (both, "session", vec![]),
         (EventKind::Create(CreateKind::Folder), "new", tree("new")),
         (EventKind::Remove(RemoveKind::Folder), "session", tree("session")),
     ] {
@@ -116,11 +131,11 @@ fn of_many_that_are_to_be_watched_each_gets_its_own_answer() {
     }
     let rels: Vec<Arc<Path>> = names.iter().map(|name| Path::new(name).into()).collect();
     let expected = [Ok(true), Ok(false), Ok(true), Err(Refusal::LongPath), Ok(false), Ok(true)];
-    assert_eq!(watcher.watch(&rels), expected);
-    assert_eq!(watcher.watch(&rels), expected, "once more");
-    assert_eq!(watcher.watch(&[]), []);
+    assert_eq!(answers(&watcher, &rels), expected);
+    assert_eq!(answers(&watcher, &rels), expected, "once more");
+    assert_eq!(answers(&watcher, &[]), []);
     for (name, answer) in names.iter().zip(expected) {
-        assert_eq!(watcher.watched.has_below(Path::new(name)), answer == Ok(true), "{name}");
+        assert_eq!(watcher.is_watching(Path::new(name)), answer == Ok(true), "{name}");
     }
     for name in ["a", "b", "c"] {
         fs::write(temp.path().join(name).join("x.metadata.json"), "").unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Run, Worker};
+use super::{MAX_NEWS_PAUSE, NEWS_PAUSE, Run, Worker};
 use crate::agenda::{Notice, ScanId, Source};
 use crate::attend::Found;
 use crate::clock::Now;
@@ -94,6 +94,7 @@ impl<R: Reports> Worker<R> {
         let results = summary.results;
         let refused = summary.refused.take();
         let astray = summary.astray;
+        let worked = took.saturating_sub(summary.waited);
         let now = self.clock.now();
         if epoch == self.crew.epoch() {
             self.litter.note(std::mem::take(&mut summary.litter), now);
@@ -121,6 +122,9 @@ impl<R: Reports> Worker<R> {
         if astray {
             self.lost_track();
         }
+        if !is_full {
+            self.next_trees = Instant::now() + took.clamp(NEWS_PAUSE, MAX_NEWS_PAUSE);
+        }
         if cancelled || !is_full {
             self.accounts.between(run.activity);
             if let Some(refused) = refused.filter(|_| !cancelled) {
@@ -134,7 +138,7 @@ impl<R: Reports> Worker<R> {
         if refused.is_some() || !run.refused_meanwhile {
             self.refused_by(refused);
         }
-        self.sweeps.ended(now.mono, took, self.sweep_interval());
+        self.sweeps.ended(now.mono, worked, self.sweep_interval());
         let report = self.accounts.swept(run.activity, now);
         tracing::info!(
             deleted = report.deleted_count,

@@ -1,0 +1,210 @@
+//! The pairs that expire later: a min-heap of directories, each with a min-heap of its pairs.
+//!
+//! Two levels, so that a scan of some directories costs what these hold, however many pairs wait
+//! elsewhere; and the path of a directory is kept once, not with each pair.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+
+use super::scanning::Scope;
+use crate::entry::{Key, Stem};
+use crate::queue::Queue;
+
+/// Pairs by `expires_at`, each with a value.
+#[derive(Debug)]
+pub(super) struct Expiries<V> {
+    dirs: HashMap<Arc<Path>, Queue<Stem, DateTime<Utc>, V>>,
+    /// The same directories, sorted, so that those below another one follow it.
+    sorted: BTreeMap<Arc<Path>, ()>,
+    /// The same directories, by the soonest of their pairs.
+    soonest: Queue<Arc<Path>, DateTime<Utc>, ()>,
+    len: usize,
+}
+
+impl<V> Default for Expiries<V> {
+    fn default() -> Self {
+        let (dirs, sorted, soonest) = Default::default();
+        Self { dirs, sorted, soonest, len: 0 }
+    }
+}
+
+impl<V> Expiries<V> {
+    /// Has a pair wait until `at`, whatever it waited for before.
+    pub fn insert(&mut self, key: Key, at: DateTime<Utc>, value: V) {
+        let Key { dir, stem } = key;
+        let Some(pairs) = self.dirs.get_mut(&dir) else {
+            let mut pairs = Queue::default();
+            pairs.insert(stem, at, value);
+            self.sorted.insert(Arc::clone(&dir), ());
+            self.soonest.insert(Arc::clone(&dir), at, ());
+            self.dirs.insert(dir, pairs);
+            self.len += 1;
+            return;
+        };
+        let (before, count) = (pairs.next(), pairs.len());
+        pairs.insert(stem, at, value);
+        self.len += pairs.len() - count;
+        if let Some(next) = pairs.next()
+            && before != Some(next)
+        {
+            self.soonest.insert(dir, next, ());
+        }
+    }
+
+    /// Takes out a pair; whether it waited.
+    pub fn remove(&mut self, key: &Key) -> bool {
+        let Some(pairs) = self.dirs.get_mut(&key.dir) else { return false };
+        let before = pairs.next();
+        let removed = pairs.remove(&key.stem).is_some();
+        self.len -= usize::from(removed);
+        if removed {
+            self.reorder(&key.dir, before);
+        }
+        removed
+    }
+
+    /// Takes out the soonest if its time has come.
+    pub fn pop_due(&mut self, now: DateTime<Utc>) -> Option<(Key, V)> {
+        let (dir, _) = self.soonest.peek()?;
+        let dir = Arc::clone(dir);
+        let pairs = self.dirs.get_mut(&dir)?;
+        let before = pairs.next();
+        let (stem, value) = pairs.pop_due(now)?;
+        self.len -= 1;
+        self.reorder(&dir, before);
+        Some((Key { dir, stem }, value))
+    }
+
+    /// Changes the value of a pair, if it waits, and not its time; whether it waits.
+    pub fn update(&mut self, key: &Key, change: impl FnOnce(&mut V)) -> bool {
+        self.dirs.get_mut(&key.dir).is_some_and(|pairs| pairs.update(&key.stem, change))
+    }
+
+    pub fn contains(&self, key: &Key) -> bool {
+        self.dirs.get(&key.dir).is_some_and(|pairs| pairs.contains(&key.stem))
+    }
+
+    /// When the soonest is due.
+    pub fn next(&self) -> Option<DateTime<Utc>> {
+        self.soonest.next()
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// When each pair is due, in no order.
+    pub fn times(&self) -> impl Iterator<Item = DateTime<Utc>> {
+        self.dirs.values().flat_map(|pairs| pairs.iter().map(|(_, at)| at))
+    }
+
+    /// What waits, in no order.
+    #[cfg(test)]
+    pub fn iter(&self) -> impl Iterator<Item = (Key, DateTime<Utc>)> {
+        self.dirs.iter().flat_map(|(dir, pairs)| {
+            let key = |stem: &Stem| Key { dir: Arc::clone(dir), stem: stem.clone() };
+            pairs.iter().map(move |(stem, at)| (key(stem), at))
+        })
+    }
+
+    /// The values, in no order.
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.dirs.values().flat_map(Queue::values)
+    }
+
+    /// Whether a pair waits in one of the directories in `scope`.
+    pub fn any_in(&self, scope: &Scope) -> bool {
+        match scope {
+            Scope::Everything => self.len > 0,
+            Scope::Trees(trees) => trees.covered(&self.sorted).next().is_some(),
+        }
+    }
+
+    /// Drops the pairs of the directories in `scope` that `keep` does not say of.
+    pub fn retain_in(&mut self, scope: &Scope, mut keep: impl FnMut(&Path, &V) -> bool) {
+        let covered: Vec<Arc<Path>> = match scope {
+            Scope::Everything => self.sorted.keys().cloned().collect(),
+            Scope::Trees(trees) => trees.covered(&self.sorted).cloned().collect(),
+        };
+        for dir in covered {
+            let Some(pairs) = self.dirs.get_mut(&dir) else { continue };
+            let (before, count) = (pairs.next(), pairs.len());
+            pairs.retain(|_, value| keep(&dir, value));
+            self.len -= count - pairs.len();
+            self.reorder(&dir, before);
+        }
+    }
+
+    /// Puts a directory where it belongs, after its soonest pair, which was due at `before`, may have
+    /// changed.
+    fn reorder(&mut self, dir: &Arc<Path>, before: Option<DateTime<Utc>>) {
+        match self.dirs.get(dir).and_then(Queue::next) {
+            Some(next) if Some(next) == before => {}
+            Some(next) => self.soonest.insert(Arc::clone(dir), next, ()),
+            None => {
+                self.dirs.remove(dir);
+                self.sorted.remove(dir);
+                self.soonest.remove(dir);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agenda::Trees;
+
+    use proptest::prelude::*;
+
+    fn at(seconds: u8) -> DateTime<Utc> {
+        DateTime::from_timestamp(seconds.into(), 0).unwrap()
+    }
+
+    fn key(dir: u8, stem: u8) -> Key {
+        const DIRS: [&str; 6] = ["", "a", "a/b", "a-b", "a/b/c", "b"];
+        Key { dir: Path::new(DIRS[usize::from(dir) % 6]).into(), stem: Stem::new(&[stem]) }
+    }
+
+    proptest! {
+        #[test]
+        fn it_behaves_as_one_heap(operations in prop::collection::vec((0_u8..6, 0_u8..8, 0_u8..50, 0_u8..6), 1..200)) {
+            let mut expiries = Expiries::default();
+            let mut model: HashMap<Key, (DateTime<Utc>, u8)> = HashMap::new();
+            for (dir, stem, time, operation) in operations {
+                let key = key(dir, stem);
+                match operation {
+                    0..=2 => {
+                        expiries.insert(key.clone(), at(time), operation);
+                        model.insert(key, (at(time), operation));
+                    }
+                    3 => prop_assert_eq!(expiries.remove(&key), model.remove(&key).is_some()),
+                    4 => {
+                        while let Some((key, value)) = expiries.pop_due(at(time)) {
+                            let (due, expected) = model.remove(&key).unwrap();
+                            prop_assert!(due <= at(time) && model.values().all(|other| other.0 >= due));
+                            prop_assert_eq!(value, expected);
+                        }
+                        prop_assert!(model.values().all(|(due, _)| *due > at(time)));
+                    }
+                    _ => {
+                        let mut trees = Trees::default();
+                        if time % 2 == 0 { trees.insert(key.dir) } else { trees.insert_alone(key.dir) }
+                        let scope = if time == 0 { Scope::Everything } else { Scope::Trees(trees) };
+                        let in_scope = model.keys().any(|key| scope.covers(&key.dir));
+                        prop_assert_eq!(expiries.any_in(&scope), in_scope);
+                        expiries.retain_in(&scope, |_, value| *value > 0);
+                        model.retain(|key, (_, value)| !scope.covers(&key.dir) || *value > 0);
+                    }
+                }
+                prop_assert_eq!(expiries.len(), model.len());
+                prop_assert_eq!(expiries.next(), model.values().map(|(at, _)| *at).min());
+                prop_assert!(model.keys().all(|key| expiries.contains(key)));
+                prop_assert_eq!(expiries.times().count(), model.len());
+            }
+        }
+    }
+}

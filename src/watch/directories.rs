@@ -1,0 +1,112 @@
+//! The directories of one cache directory, as far as they are watched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The directories that a watcher knows, relative to the cache directory. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Watched(Arc<Mutex<Directories>>);
+
+/// How the watcher knows a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// The kernel reports its events, or is about to.
+    Watched,
+    /// It has no watch: it can't be read, the kernel refused, or too much happens in it.
+    Unwatched,
+}
+
+#[derive(Debug, Default)]
+struct Directories {
+    known: BTreeMap<Arc<Path>, State>,
+    /// Directories that were removed or replaced, by themselves or with one above, since stale
+    /// watches were ended.
+    moved: BTreeSet<Arc<Path>>,
+}
+
+impl Watched {
+    /// Records that the directory `rel` has a watch.
+    pub fn insert(&self, rel: &Arc<Path>) {
+        self.set(rel, State::Watched);
+    }
+
+    pub(super) fn set(&self, rel: &Arc<Path>, state: State) {
+        self.lock().known.insert(Arc::clone(rel), state);
+    }
+
+    /// Whether the kernel reports the events of the directory `rel`.
+    pub fn is_watched(&self, rel: &Path) -> bool {
+        self.lock().known.get(rel) == Some(&State::Watched)
+    }
+
+    /// Whether `rel` was seen to be a directory, and is still where it was.
+    pub fn is_known(&self, rel: &Path) -> bool {
+        let directories = self.lock();
+        directories.known.contains_key(rel) && !directories.moved.contains(rel)
+    }
+
+    /// Whether a watch of `rel` stands that need not be set again.
+    pub(super) fn is_settled(&self, rel: &Path) -> bool {
+        let directories = self.lock();
+        directories.known.get(rel) == Some(&State::Watched)
+            && !rel.ancestors().any(|above| directories.moved.contains(above))
+    }
+
+    /// Whether `rel`, or a directory below it, is known.
+    #[cfg(any(fuzzing, test))]
+    pub fn has_below(&self, rel: &Path) -> bool {
+        self.lock().below(rel).next().is_some()
+    }
+
+    /// Records that the name `rel` was removed, or given to something else. Returns whether it, or
+    /// what is below it, was known to be a directory.
+    pub(super) fn note_moved(&self, rel: &Path) -> bool {
+        let mut directories = self.lock();
+        let was_known = directories.below(rel).next().is_some();
+        // The worker checks the cache directory itself every second.
+        if was_known && !rel.as_os_str().is_empty() && !directories.moved.contains(rel) {
+            directories.moved.insert(rel.into());
+        }
+        was_known
+    }
+
+    /// Forgets the directories that were removed or replaced, with all below them, and returns those
+    /// of them that may still have a watch under their old paths.
+    pub(super) fn take_stale(&self) -> Vec<Arc<Path>> {
+        let mut directories = self.lock();
+        let moved = std::mem::take(&mut directories.moved);
+        let mut stale = Vec::new();
+        for rel in moved {
+            let below: Vec<_> = directories.below(&rel).cloned().collect();
+            for dir in below {
+                if directories.known.remove(&dir) == Some(State::Watched) {
+                    stale.push(dir);
+                }
+            }
+        }
+        stale
+    }
+
+    /// Forgets `rel` and all below it: the directory is gone.
+    pub(super) fn forget(&self, rel: &Path) {
+        let mut directories = self.lock();
+        for dir in directories.below(rel).cloned().collect::<Vec<_>>() {
+            directories.known.remove(&dir);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Directories> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Directories {
+    /// Those that are known of `dir` and all below it. In the order of paths they follow it at once.
+    fn below<'a>(&'a self, dir: &'a Path) -> impl Iterator<Item = &'a Arc<Path>> {
+        let from_there = (Bound::Included(dir), Bound::Unbounded);
+        let known = self.known.range::<Path, _>(from_there).map(|(known, _)| known);
+        known.take_while(move |known| known.starts_with(dir))
+    }
+}

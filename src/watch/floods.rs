@@ -1,0 +1,300 @@
+//! Directories in which more happens than the reader can keep up with.
+//!
+//! The kernel queues the events of all watched directories in one queue, and drops what does not
+//! fit. So one flooded directory costs the events of all others. Such a directory loses its watch:
+//! the worker lists it every second instead, until it calms down.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::inotify::{CreateFlags, Reader, WatchFlags, add_watch, init};
+
+/// How many directories may be flooded at once. Where there are more, sweeps have to do.
+const MAX_FLOODED: usize = 256;
+/// How many events a second make a directory one that is flooded, where events were lost.
+const FLOOD_RATE: u32 = 5_000;
+/// How often events are counted by directory: each event would cost too much.
+const SAMPLE: u32 = 16;
+/// The span over which events are counted. Older counts lose half their weight with each.
+const WINDOW: Duration = Duration::from_millis(100);
+/// For how long events are counted to find out whether a directory has calmed down.
+const MEASURE_TIME: Duration = Duration::from_millis(20);
+
+/// The flooded directories of one cache directory, relative to it.
+#[derive(Debug, Default)]
+pub(crate) struct Floods(Mutex<BTreeMap<Arc<Path>, Episode>>);
+
+/// How far the log has followed a flood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Episode {
+    Begun,
+    Reported,
+    Ended,
+}
+
+/// What there is to report of floods.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct FloodReport {
+    pub begun: Vec<Arc<Path>>,
+    pub ended: Vec<Arc<Path>>,
+}
+
+impl Floods {
+    /// Whether the directory `rel` is flooded.
+    pub fn contains(&self, rel: &Path) -> bool {
+        self.lock().get(rel).is_some_and(|episode| *episode != Episode::Ended)
+    }
+
+    /// The flooded directories.
+    pub fn all(&self) -> Vec<Arc<Path>> {
+        let floods = self.lock();
+        let open = floods.iter().filter(|(_, episode)| **episode != Episode::Ended);
+        open.map(|(rel, _)| Arc::clone(rel)).collect()
+    }
+
+    /// Whether there is one.
+    pub fn is_empty(&self) -> bool {
+        self.lock().values().all(|episode| *episode == Episode::Ended)
+    }
+
+    /// Records that the directory `rel` is flooded.
+    pub fn begin(&self, rel: &Arc<Path>) {
+        let mut floods = self.lock();
+        if let Some(episode) = floods.get_mut(rel) {
+            // Its end was not reported: the episode goes on.
+            if *episode == Episode::Ended {
+                *episode = Episode::Reported;
+            }
+        } else if floods.len() < MAX_FLOODED {
+            floods.insert(Arc::clone(rel), Episode::Begun);
+        }
+    }
+
+    /// Records that the directory `rel` has calmed down, or is gone.
+    pub fn end(&self, rel: &Path) {
+        let mut floods = self.lock();
+        match floods.get_mut(rel) {
+            Some(episode @ Episode::Reported) => *episode = Episode::Ended,
+            // Nobody heard of it.
+            Some(Episode::Begun) => drop(floods.remove(rel)),
+            _ => {}
+        }
+    }
+
+    /// What has begun and ended since this was last asked.
+    pub fn take_report(&self) -> FloodReport {
+        let mut report = FloodReport::default();
+        self.lock().retain(|rel, episode| match episode {
+            Episode::Begun => {
+                report.begun.push(Arc::clone(rel));
+                *episode = Episode::Reported;
+                true
+            }
+            Episode::Reported => true,
+            Episode::Ended => {
+                report.ended.push(Arc::clone(rel));
+                false
+            }
+        });
+        report
+    }
+
+    /// Forgets all: another cache directory is in place.
+    pub fn clear(&self) {
+        self.lock().clear();
+    }
+
+    /// Ends the floods among `rels` that are over. Takes [`MEASURE_TIME`].
+    ///
+    /// An instance of inotify of its own counts the events: unlike the reader's, it can be closed
+    /// at any moment.
+    pub fn end_those_that_are_over(&self, root: &Path, rels: &[Arc<Path>]) {
+        match measure(root, rels) {
+            Ok(counts) => {
+                let limit = u64::from(FLOOD_RATE) * MEASURE_TIME.as_millis() as u64 / 1000;
+                for (rel, count) in rels.iter().zip(counts) {
+                    if count < limit {
+                        self.end(rel);
+                    }
+                }
+            }
+            // No instance to be had now: the directories are listed for another second.
+            Err(error) => tracing::debug!(%error, "can't measure the rate of events"),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<Path>, Episode>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many events each of the directories has within [`MEASURE_TIME`].
+fn measure(root: &Path, rels: &[Arc<Path>]) -> io::Result<Vec<u64>> {
+    let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    let events = WatchFlags::CREATE
+        | WatchFlags::DELETE
+        | WatchFlags::MOVE
+        | WatchFlags::MODIFY
+        | WatchFlags::ATTRIB
+        | WatchFlags::CLOSE_WRITE
+        | WatchFlags::MOVE_SELF
+        | WatchFlags::ONLYDIR
+        | WatchFlags::DONT_FOLLOW;
+    let mut counts = vec![0; rels.len()];
+    let mut places = HashMap::new();
+    let start = Instant::now();
+    for (place, rel) in rels.iter().enumerate() {
+        // Where one can't be watched, it has no flood of events either.
+        if let Ok(watch) = add_watch(&inotify, super::join(root, rel), events) {
+            places.insert(watch, place);
+        }
+    }
+    thread::sleep(MEASURE_TIME.saturating_sub(start.elapsed()));
+    let mut buffer = [MaybeUninit::uninit(); 64 * 1024];
+    let mut reader = Reader::new(&inotify, &mut buffer);
+    // What the queue holds now is enough: while a flood lasts, there is always one more.
+    for _ in 0..QUEUE_LENGTH {
+        match reader.next() {
+            Ok(event) => match places.get(&event.wd()) {
+                Some(place) => counts[*place] += 1,
+                None if event.wd() < 0 => return Ok(vec![u64::MAX; rels.len()]),
+                None => {}
+            },
+            Err(rustix::io::Errno::AGAIN) => break,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(counts)
+}
+
+/// The usual length of the kernel's queue (`fs.inotify.max_queued_events`).
+const QUEUE_LENGTH: usize = 16_384;
+
+/// Counts events by directory, to find those that are flooded once events are lost.
+#[derive(Debug)]
+pub(super) struct Rates {
+    skipped: u32,
+    since: Instant,
+    counts: HashMap<Arc<Path>, u32>,
+}
+
+impl Rates {
+    pub fn new(now: Instant) -> Self {
+        Self { skipped: 0, since: now, counts: HashMap::new() }
+    }
+
+    /// Whether the next event is one of those that are counted.
+    pub fn samples(&mut self) -> bool {
+        self.skipped = (self.skipped + 1) % SAMPLE;
+        self.skipped == 0
+    }
+
+    /// Counts an event in the directory `rel`.
+    pub fn count(&mut self, rel: Arc<Path>, now: Instant) {
+        if now - self.since >= WINDOW {
+            self.since = now;
+            self.counts.retain(|_, count| {
+                *count /= 2;
+                *count > 0
+            });
+        }
+        *self.counts.entry(rel).or_default() += 1;
+    }
+
+    /// The directories that are flooded.
+    pub fn flooded(&self) -> impl Iterator<Item = &Arc<Path>> {
+        // What was counted before weighs as much as one more window at the most.
+        let least = FLOOD_RATE * WINDOW.as_millis() as u32 / 1000 / SAMPLE;
+        self.counts.iter().filter(move |(_, count)| **count >= least).map(|(rel, _)| rel)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    fn rel(path: &str) -> Arc<Path> {
+        Path::new(path).into()
+    }
+
+    #[test]
+    fn an_episode_is_reported_once_however_often_it_flares_up() {
+        let floods = Floods::default();
+        let report = |begun: &[&str], ended: &[&str]| FloodReport {
+            begun: begun.iter().map(|path| rel(path)).collect(),
+            ended: ended.iter().map(|path| rel(path)).collect(),
+        };
+        floods.begin(&rel("a"));
+        floods.begin(&rel("a"));
+        assert!(floods.contains(&rel("a")) && !floods.is_empty());
+        assert_eq!(floods.take_report(), report(&["a"], &[]));
+        floods.end(&rel("a"));
+        assert!(!floods.contains(&rel("a")) && floods.is_empty());
+        floods.begin(&rel("a"));
+        assert_eq!(floods.take_report(), report(&[], &[]));
+        floods.end(&rel("a"));
+        assert_eq!(floods.take_report(), report(&[], &["a"]));
+        floods.begin(&rel("b"));
+        floods.end(&rel("b"));
+        assert_eq!(floods.take_report(), report(&[], &[]));
+    }
+
+    #[test]
+    fn only_what_happens_often_is_a_flood() {
+        let start = Instant::now();
+        let mut rates = Rates::new(start);
+        // 80,000 events a second in one directory, 200 in another one, for a second.
+        for millisecond in 0..1000 {
+            for _ in 0..80 {
+                if rates.samples() {
+                    rates.count(rel("flooded"), start + Duration::from_millis(millisecond));
+                }
+            }
+            if millisecond % 5 == 0 && rates.samples() {
+                rates.count(rel("calm"), start + Duration::from_millis(millisecond));
+            }
+        }
+        assert_eq!(rates.flooded().collect::<Vec<_>>(), [&rel("flooded")]);
+    }
+
+    #[test]
+    fn a_flood_is_over_when_little_happens_any_more() {
+        let temp = tempfile::tempdir().unwrap();
+        let dirs = [rel("calm"), rel("flooded"), rel("gone")];
+        for dir in &dirs[..2] {
+            fs::create_dir(temp.path().join(dir)).unwrap();
+        }
+        let floods = Floods::default();
+        dirs.iter().for_each(|dir| floods.begin(dir));
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            // The kernel merges an event with one of the same kind and name right before it.
+            let files = ["flooded/a", "flooded/b"].map(|name| temp.path().join(name));
+            scope.spawn(|| {
+                let files = files.map(|file| fs::File::create(file).unwrap());
+                while !stop.load(Ordering::Relaxed) {
+                    for file in &files {
+                        std::os::unix::fs::FileExt::write_at(file, b"x", 0).unwrap();
+                    }
+                }
+            });
+            let give_up = Instant::now() + Duration::from_secs(60);
+            while floods.all() != [rel("flooded")] && Instant::now() < give_up {
+                floods.end_those_that_are_over(temp.path(), &dirs);
+                floods.begin(&dirs[1]);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(floods.all(), [rel("flooded")]);
+        floods.end_those_that_are_over(temp.path(), &dirs);
+        assert!(floods.is_empty());
+    }
+}

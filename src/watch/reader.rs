@@ -1,0 +1,181 @@
+//! The thread of notify that reads the kernel's events, as seen from its handler.
+//!
+//! notify answers its callers only when the kernel's queue is empty. While events arrive faster than
+//! it reads, that is never. So a reader that has fallen behind is given up and replaced, and what
+//! is left of it costs next to nothing until the flood ends, and then ends too.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use notify::Event;
+
+use super::floods::Rates;
+use super::translate::Translator;
+use crate::change::{Change, Inbox};
+
+/// How many readers a cleaner may have at once, those included that were given up and wait for the
+/// end of a flood. The system has 128 instances of inotify for each user by default.
+const MAX_READERS: usize = 4;
+
+/// An event that comes so soon after the one before was read with it.
+const AT_ONCE: Duration = Duration::from_micros(50);
+/// Where a reader that waits is woken again so soon, there are many events,
+const OFTEN: Duration = Duration::from_millis(5);
+/// and they may gather for so long.
+const GATHER: Duration = Duration::from_millis(1);
+
+/// A reader that was given up reads for so long, which is enough to empty the kernel's queue unless
+/// the flood goes on,
+const LINGER_READING: Duration = Duration::from_millis(50);
+/// and sleeps for so long in between.
+const LINGER_PAUSE: Duration = Duration::from_millis(450);
+
+/// What the reader and those who ask something of it know of each other.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    /// Whether events were lost, so that the reader may never be done with those that are left.
+    pub overrun: AtomicBool,
+    /// Whether the reader was given up.
+    pub retired: AtomicBool,
+    /// Whether the registrar waits for an answer of the reader.
+    pub is_asked: AtomicBool,
+}
+
+/// Counts the readers of one cleaner.
+#[derive(Debug, Default)]
+pub(crate) struct Readers(Arc<AtomicUsize>);
+
+impl Readers {
+    /// A place for one more reader, where there is one.
+    pub(super) fn admit(&self) -> Option<ReaderPlace> {
+        let add = |count| (count < MAX_READERS).then_some(count + 1);
+        let added = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        added.ok().map(|_| ReaderPlace(Arc::clone(&self.0)))
+    }
+}
+
+/// The place of one reader. Dropping it makes room for another one.
+#[derive(Debug)]
+pub(super) struct ReaderPlace(Arc<AtomicUsize>);
+
+impl Drop for ReaderPlace {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What notify's thread does with each event.
+pub(super) struct Handler {
+    inbox: Arc<Inbox>,
+    translator: Translator,
+    rates: Rates,
+    gathering: Gathering,
+    load: Arc<Load>,
+    lingers_until: Instant,
+    /// Dropped with this handler, when notify's thread ends.
+    _place: ReaderPlace,
+}
+
+impl Handler {
+    pub fn new(
+        translator: Translator,
+        inbox: Arc<Inbox>,
+        load: Arc<Load>,
+        place: ReaderPlace,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            inbox,
+            translator,
+            rates: Rates::new(now),
+            gathering: Gathering::new(now),
+            load,
+            lingers_until: now,
+            _place: place,
+        }
+    }
+
+    fn handle(&mut self, event: notify::Result<Event>) {
+        if self.load.retired.load(Ordering::Relaxed) {
+            return self.linger();
+        }
+        let now = self.gathering.event(&self.load);
+        if self.rates.samples()
+            && let Ok(event) = &event
+            && let Some(dir) = self.translator.origin(event)
+        {
+            self.rates.count(dir, now);
+        }
+        let inbox = &self.inbox;
+        let mut lost = false;
+        self.translator.translate(event, &mut |change| {
+            lost |= change == Change::Missed;
+            inbox.put(change);
+        });
+        if lost {
+            self.overrun();
+        }
+    }
+
+    /// Events were lost: names the directories that have too many.
+    fn overrun(&self) {
+        for dir in self.rates.flooded() {
+            self.inbox.floods.begin(dir);
+        }
+        self.load.overrun.store(true, Ordering::Relaxed);
+    }
+
+    /// Drops events, and sleeps most of the time: notify's thread can't end before the kernel's queue
+    /// is empty.
+    fn linger(&mut self) {
+        if Instant::now() >= self.lingers_until {
+            thread::sleep(LINGER_PAUSE);
+            self.lingers_until = Instant::now() + LINGER_READING;
+        }
+    }
+}
+
+impl notify::EventHandler for Handler {
+    fn handle_event(&mut self, event: notify::Result<Event>) {
+        self.handle(event);
+    }
+}
+
+/// Lets events gather while there are many of them. Each one that meets its reader asleep costs the
+/// program that caused it a wake-up, which takes longer than to unlink a file.
+struct Gathering {
+    /// When the last event came.
+    last: Instant,
+    /// When the reader last woke up.
+    woken: Instant,
+}
+
+impl Gathering {
+    fn new(now: Instant) -> Self {
+        Self { last: now, woken: now }
+    }
+
+    /// An event has come. Returns the time.
+    fn event(&mut self, load: &Load) -> Instant {
+        let mut now = Instant::now();
+        // While there always is one more, the reader is behind and must not sleep.
+        if now - self.last >= AT_ONCE {
+            // Nor while somebody waits for it.
+            if now - self.woken < OFTEN && !load.is_asked.load(Ordering::Relaxed) {
+                thread::sleep(GATHER);
+                now = Instant::now();
+            }
+            self.woken = now;
+        }
+        self.last = now;
+        now
+    }
+}
+
+/// The directory in which `path` lies, relative to the same place.
+pub(super) fn parent(rel: &Path) -> &Path {
+    rel.parent().unwrap_or(Path::new(""))
+}

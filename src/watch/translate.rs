@@ -1,0 +1,179 @@
+//! What the kernel's events mean for pairs and directories.
+//!
+//! Most names mean nothing here, and there may be hundreds of thousands of their events a second. So
+//! names are told apart by their bytes before anything is allocated, locked, or asked of the disk.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind, RenameMode};
+use notify::{Event, EventKind};
+
+use super::directories::Watched;
+use super::reader::parent;
+use crate::change::{Change, Trigger, Writer};
+use crate::echoes::Echoes;
+use crate::entry::{Half, Key, Name};
+
+/// Turns events into changes.
+pub(crate) struct Translator {
+    root: PathBuf,
+    watched: Watched,
+    /// The directory of the last event, which the next one shares mostly.
+    dir: Option<Arc<Path>>,
+    /// Whether to report where there may be orphans.
+    pub(super) tells_litter: bool,
+    pub(super) echoes: Arc<Echoes>,
+}
+
+impl Translator {
+    pub fn new(root: &Path, watched: Watched) -> Self {
+        let (root, echoes) = (root.to_owned(), Arc::default());
+        Self { root, watched, dir: None, tells_litter: false, echoes }
+    }
+
+    /// Hands the changes that `event` stands for to `put`.
+    pub fn translate(&mut self, event: notify::Result<Event>, put: &mut dyn FnMut(Change)) {
+        let Ok(event) = event else {
+            return put(Change::Missed);
+        };
+        // An overflow has no path.
+        if event.need_rescan() {
+            self.echoes.forget();
+            return put(Change::Missed);
+        }
+        // notify reports both halves of a rename by themselves, too.
+        if event.kind == EventKind::Modify(ModifyKind::Name(RenameMode::Both)) {
+            return;
+        }
+        for path in &event.paths {
+            if let Some(rel) = below(&self.root, path) {
+                self.translate_path(event.kind, path, rel, put);
+            }
+        }
+    }
+
+    /// The directory whose watch reports `event`, as far as its path shows it.
+    pub(super) fn origin(&mut self, event: &Event) -> Option<Arc<Path>> {
+        let root = std::mem::take(&mut self.root);
+        let rel = event.paths.first().and_then(|path| below(&root, path));
+        let dir = rel.map(|rel| {
+            // A directory also reports its own events. They are its parent's only where that has a watch.
+            let is_own = !self.watched.is_watched(parent(rel)) && self.watched.is_watched(rel);
+            if is_own { rel.into() } else { self.shared(parent(rel)) }
+        });
+        self.root = root;
+        dir
+    }
+
+    fn translate_path(
+        &mut self,
+        kind: EventKind,
+        path: &Path,
+        rel: &Path,
+        put: &mut dyn FnMut(Change),
+    ) {
+        use Writer::{AtWork, Created, Done, Unknown};
+        let name = rel.file_name().unwrap_or_default().as_bytes();
+        if self.tells_litter && !Name::is_reserved(name) {
+            put(Change::Litter(self.shared(parent(rel))));
+        }
+        let is_half = Name::is_half(name);
+        match kind {
+            EventKind::Create(CreateKind::Folder) => put(Change::Tree(rel.into())),
+            EventKind::Remove(RemoveKind::Folder) => {
+                self.watched.note_moved(rel);
+                put(Change::Tree(rel.into()));
+            }
+            EventKind::Modify(ModifyKind::Metadata(_)) => {
+                if is_half {
+                    self.appeared(rel, Unknown, put);
+                }
+                // A directory perhaps can be read now.
+                if self.watched.is_known(rel) {
+                    put(Change::Tree(rel.into()));
+                }
+            }
+            EventKind::Modify(ModifyKind::Name(RenameMode::To)) => {
+                if Name::is_reserved(name) {
+                    if let Name::Claim(Half::Result, _) = Name::of(name) {
+                        self.echoes.heard();
+                    }
+                    return;
+                }
+                self.watched.note_moved(rel);
+                match path.symlink_metadata() {
+                    Ok(found) if found.is_dir() => put(Change::Tree(rel.into())),
+                    Ok(_) => self.appeared(rel, Done, put),
+                    // It is elsewhere by now, or a directory above it is: it may be a directory.
+                    Err(_) if !is_half => put(Change::Tree(rel.into())),
+                    Err(_) => self.appeared(rel, Done, put),
+                }
+            }
+            EventKind::Modify(ModifyKind::Name(RenameMode::From))
+            | EventKind::Remove(RemoveKind::Other | RemoveKind::Any) => {
+                if self.watched.note_moved(rel) {
+                    put(Change::Tree(rel.into()));
+                } else {
+                    self.vanished(rel, put);
+                }
+            }
+            _ if !is_half => {}
+            EventKind::Create(_) => self.appeared(rel, Created, put),
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
+                self.appeared(rel, Done, put);
+            }
+            EventKind::Modify(ModifyKind::Data(_)) => {
+                // A result's content says nothing.
+                if let Some((Half::Metadata, key)) = self.half(rel) {
+                    put(Change::Pair(key, Trigger { appeared: true, writer: AtWork }));
+                }
+            }
+            EventKind::Remove(RemoveKind::File) => self.vanished(rel, put),
+            _ => {}
+        }
+    }
+
+    fn vanished(&mut self, rel: &Path, put: &mut dyn FnMut(Change)) {
+        let Some((half, key)) = self.half(rel) else { return };
+        let writer = if half == Half::Metadata { Writer::Gone } else { Writer::Unknown };
+        put(Change::Pair(key, Trigger { appeared: false, writer }));
+    }
+
+    fn appeared(&mut self, rel: &Path, writer: Writer, put: &mut dyn FnMut(Change)) {
+        match self.half(rel) {
+            Some((Half::Metadata, key)) => {
+                put(Change::Pair(key, Trigger { appeared: true, writer }));
+            }
+            Some((Half::Result, key)) => {
+                put(Change::Pair(key, Trigger { appeared: true, writer: Writer::Unknown }));
+            }
+            None => {}
+        }
+    }
+
+    fn half(&mut self, rel: &Path) -> Option<(Half, Key)> {
+        let Name::Half(half, stem) = Name::of(rel.file_name()?.as_bytes()) else { return None };
+        Some((half, Key { dir: self.shared(parent(rel)), stem }))
+    }
+
+    /// One copy of a directory's path, where the last event had the same.
+    fn shared(&mut self, dir: &Path) -> Arc<Path> {
+        match &self.dir {
+            Some(last) if last.as_os_str() == dir.as_os_str() => Arc::clone(last),
+            _ => Arc::clone(self.dir.insert(dir.into())),
+        }
+    }
+}
+
+/// `path` relative to `root`, where it lies in it. Compares bytes: notify joins the path that was
+/// to be watched and a name.
+fn below<'a>(root: &Path, path: &'a Path) -> Option<&'a Path> {
+    let root = root.as_os_str().as_bytes();
+    let root = root.strip_suffix(b"/").unwrap_or(root);
+    let rel = path.as_os_str().as_bytes().strip_prefix(root)?;
+    let rel = if rel.is_empty() { rel } else { rel.strip_prefix(b"/")? };
+    Some(Path::new(OsStr::from_bytes(rel)))
+}
