@@ -245,6 +245,11 @@ impl Flooders {
         Self((0..processes).map(start).collect())
     }
 
+    /// Whether one of them has ended.
+    pub fn are_over(&mut self) -> bool {
+        self.0.iter_mut().any(|child| child.try_wait().unwrap().is_some())
+    }
+
     /// Waits until all have ended; how many calls they made.
     pub fn wait(mut self) -> u64 {
         let count = |child: Child| {

@@ -19,6 +19,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod defects;
 mod flood;
 mod gauge;
 mod measured;

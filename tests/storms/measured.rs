@@ -56,6 +56,13 @@ impl Measured {
         Self { pair, place, expires_at, due, gone: None }
     }
 
+    /// Takes note of when it has gone.
+    pub fn look(&mut self) {
+        if self.gone.is_none() && self.pair.is_gone() {
+            self.gone = Some(now());
+        }
+    }
+
     /// By how many seconds it was late, or is by now.
     pub fn late(&self) -> f64 {
         self.gone.unwrap_or_else(now) - self.due
@@ -78,15 +85,8 @@ impl Field {
     /// Looks which have gone; how many are left.
     pub fn look(&self) -> usize {
         let mut pairs = self.0.lock().unwrap();
-        let mut left = 0;
-        for pair in pairs.iter_mut().filter(|pair| pair.gone.is_none()) {
-            if pair.pair.is_gone() {
-                pair.gone = Some(now());
-            } else {
-                left += 1;
-            }
-        }
-        left
+        pairs.iter_mut().for_each(Measured::look);
+        pairs.iter().filter(|pair| pair.gone.is_none()).count()
     }
 
     pub fn into_pairs(self) -> Vec<Measured> {
