@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::common::{CacheDir, Service, extent, figure, is_long, now};
+use crate::common::{CacheDir, Pair, Service, extent, figure, is_long, now};
 use crate::flood::{Flooders, Kind};
 use crate::gauge::{Gauged, Held, gauge};
 use crate::measured::{Field, LONG_AGO, Measured};
@@ -39,6 +39,8 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(50);
 const ROUNDS_PER_DIRECTORY: u32 = 10;
 /// So many pairs wait in each directory when the storm begins.
 const WAITING: u32 = 20;
+/// So many of the pairs that stay share a directory.
+const PER_DIRECTORY: u64 = 50;
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Storms disturb each other.
@@ -58,64 +60,103 @@ pub fn is_bounded(quiet: &Held, peak: u64) -> bool {
     peak <= 2 * quiet.resident + MORE_MEMORY
 }
 
+/// A storm that is to be made.
+#[derive(Debug)]
+pub struct Storm {
+    pub kind: Kind,
+    pub processes: u32,
+    pub length: Duration,
+    /// So many pairs stay in a tree of directories all the while.
+    pub staying: u64,
+    /// Whether a sweep is due each second.
+    pub sweeps: bool,
+}
+
 /// Storms of one kind: by `processes`, or in a long run by one and by two.
 pub fn trial(kind: Kind, processes: u32) {
     let _alone = alone();
-    let seconds = extent("RESULT_CLEANER_TEST_STORM_SECONDS", 2, 10);
     let flooders = extent("RESULT_CLEANER_TEST_FLOODERS", processes.into(), 0) as u32;
     let both = [1, 2];
     let each = if flooders == 0 { &both[..] } else { &[flooders][..] };
     let mut failures = Vec::new();
     for &processes in each {
-        failures.extend(storm(kind, processes, Duration::from_secs(seconds)));
+        let storm = Storm { kind, processes, length: length(), staying: 0, sweeps: true };
+        failures.extend(storm.make());
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
 
-/// What was wrong.
-fn storm(kind: Kind, processes: u32, length: Duration) -> Vec<String> {
-    let cache = CacheDir::new();
-    let flooded = cache.path().join("flooded");
-    (0..processes).for_each(|lane| kind.prepare(&flooded, lane));
-    let service = Service::ready(cache.path(), &["--check-interval", "1s"]);
-    thread::sleep(Duration::from_millis(300));
-    let quiet = Held::by(&service);
+/// How long a storm lasts.
+pub fn length() -> Duration {
+    Duration::from_secs(extent("RESULT_CLEANER_TEST_STORM_SECONDS", 2, 10))
+}
 
-    let field = Field::default();
-    let over = AtomicBool::new(false);
-    let flooders = Flooders::start(kind, &flooded, processes, length);
-    let begin = Instant::now();
-    let (mut gauged, calls, end) = thread::scope(|scope| {
-        let _over = Over(&over);
-        let gauging = scope.spawn(|| gauge(&service, &over));
-        scope.spawn(|| publish(cache.path(), &field, length));
-        let looking = scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                field.look();
+/// Makes so many pairs that stay, in a tree of directories.
+fn populate(cache: &CacheDir, count: u64) {
+    for number in 0..count {
+        let name = format!("tree-{}/{number}", number / PER_DIRECTORY);
+        Pair::at(cache.path(), &name).write(now() + 3600.0);
+    }
+}
+
+impl Storm {
+    fn title(&self) -> String {
+        let amid =
+            if self.staying > 0 { format!(", {} pairs stay", self.staying) } else { "".into() };
+        format!("{} by {}{amid}", self.kind.name(), self.processes)
+    }
+
+    /// What was wrong.
+    pub fn make(&self) -> Vec<String> {
+        let Self { kind, processes, length, .. } = *self;
+        let cache = CacheDir::new();
+        let flooded = cache.path().join("flooded");
+        (0..processes).for_each(|lane| kind.prepare(&flooded, lane));
+        populate(&cache, self.staying);
+        let args: &[&str] = if self.sweeps { &["--check-interval", "1s"] } else { &[] };
+        let service = Service::ready(cache.path(), args);
+        thread::sleep(Duration::from_millis(300));
+        let quiet = Held::by(&service);
+
+        let field = Field::default();
+        let over = AtomicBool::new(false);
+        let flooders = Flooders::start(kind, &flooded, processes, length);
+        let begin = Instant::now();
+        let (mut gauged, calls, end) = thread::scope(|scope| {
+            let _over = Over(&over);
+            let gauging = scope.spawn(|| gauge(&service, &over));
+            scope.spawn(|| publish(cache.path(), &field, length));
+            let looking = scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    field.look();
+                    thread::sleep(LOOK_EVERY);
+                }
+            });
+            let calls = flooders.wait();
+            let end = now();
+            over.store(true, Ordering::Relaxed);
+            looking.join().unwrap();
+            let given_up = Instant::now() + PATIENCE;
+            while field.look() > 0 && Instant::now() < given_up {
                 thread::sleep(LOOK_EVERY);
             }
+            (gauging.join().unwrap(), calls, end)
         });
-        let calls = flooders.wait();
-        let end = now();
-        over.store(true, Ordering::Relaxed);
-        looking.join().unwrap();
-        let given_up = Instant::now() + PATIENCE;
-        while field.look() > 0 && Instant::now() < given_up {
-            thread::sleep(LOOK_EVERY);
-        }
-        (gauging.join().unwrap(), calls, end)
-    });
-    let lasted = begin.elapsed();
+        let lasted = begin.elapsed();
 
-    let title = format!("{} by {processes}", kind.name());
-    let mut verdict = Verdict { title, failures: Vec::new() };
-    verdict.figure("calls a second", calls as f64 / length.as_secs_f64());
-    verdict.check(calls > 0, "nothing was flooded");
-    verdict.judge_pairs(&field.into_pairs(), end);
-    verdict.judge_service(&mut gauged, &quiet);
-    verdict.judge_calm(&service, &quiet);
-    verdict.judge_end(service, || Flooders::start(kind, &flooded, processes, lasted + PATIENCE));
-    verdict.failures
+        let mut verdict = Verdict { title: self.title(), failures: Vec::new() };
+        verdict.figure("calls a second", calls as f64 / length.as_secs_f64());
+        verdict.check(calls > 0, "nothing was flooded");
+        verdict.judge_pairs(&field.into_pairs(), end);
+        if self.sweeps {
+            verdict.judge_sweeps(&gauged);
+        }
+        verdict.judge_service(&mut gauged, &quiet);
+        verdict.judge_calm(&service, &quiet);
+        let again = || Flooders::start(kind, &flooded, processes, lasted + PATIENCE);
+        verdict.judge_end(service, again);
+        verdict.failures
+    }
 }
 
 /// Says so when it is dropped, so that threads end when another one panics.
@@ -200,11 +241,16 @@ impl Verdict {
         self.check(early.is_empty(), format!("deleted too early: {early:?}"));
     }
 
+    fn judge_sweeps(&mut self, gauged: &Gauged) {
+        let (sweeps, gap) = (gauged.sweeps, gauged.longest_gap);
+        self.figure("sweeps", sweeps as f64);
+        self.figure("longest time without a sweep, s", gap.as_secs_f64());
+        let complaint = format!("{gap:.1?} without a sweep, {sweeps} all in all");
+        self.check(gap <= limit(MAX_SWEEP_GAP), complaint);
+    }
+
     fn judge_service(&mut self, gauged: &mut Gauged, quiet: &Held) {
         let p99 = gauged.p99();
-        let gap = gauged.longest_gap;
-        self.figure("sweeps", gauged.sweeps as f64);
-        self.figure("longest time without a sweep, s", gap.as_secs_f64());
         self.figure("99 of 100 requests within, ms", p99.as_secs_f64() * 1e3);
         self.figure("memory when quiet, KiB", quiet.resident as f64);
         self.figure("memory at most, KiB", gauged.most.peak as f64);
@@ -212,11 +258,6 @@ impl Verdict {
         self.figure("descriptors at most", gauged.most.descriptors as f64);
         self.figure("inotify instances at most", gauged.most.inotify_instances as f64);
         self.figure("degraded", f64::from(u8::from(gauged.was_degraded)));
-        let sweeps = gauged.sweeps;
-        self.check(
-            gap <= limit(MAX_SWEEP_GAP),
-            format!("{gap:.1?} without a sweep, {sweeps} all in all"),
-        );
         self.check(gauged.unanswered == 0, format!("{} requests unanswered", gauged.unanswered));
         self.check(p99 <= limit(MAX_ANSWER), format!("99 of 100 requests took up to {p99:.0?}"));
         let most = gauged.most;
