@@ -1,0 +1,81 @@
+//! Whatever other programs do in the cache directory: sweeps go on, memory, threads and descriptors
+//! stay bounded, and pairs go on time.
+//!
+//! Storms are made by processes of their own. Each kind runs for 2 s by one process or by two;
+//! `RESULT_CLEANER_TEST_LONG` has each run for 10 s by one and then by two. What a long run does can
+//! be chosen: `RESULT_CLEANER_TEST_STORM_SECONDS`, and `RESULT_CLEANER_TEST_FLOODERS` (0: one, then
+//! two). On a busy disk, `TMPDIR=/dev/shm` makes floods of names as fast as the kernel can. Run with
+//! `-- --nocapture` for the figures.
+//!
+//! To flood a directory by hand, and watch `result-cleaner status --watch` beside it:
+//! ```sh
+//! RESULT_CLEANER_TEST_FLOOD=chmod-broken:DIR/flooded:10 \
+//!     cargo test --test storms -- --exact a_flooding_process --ignored --nocapture
+//! ```
+//! That is KIND:DIR:SECONDS; the kinds are `chmod-broken`, `chmod-live`, `chmod`, `write`,
+//! `create-tmp`, `create`, `mkdir`, `rename`, `rename-dirs` and `link`. DIR is made, and what the flood
+//! has needed stays in it. Several processes may flood one directory.
+
+#![cfg(feature = "cli")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod defects;
+mod flood;
+mod gauge;
+mod measured;
+mod storm;
+
+use flood::Kind;
+use storm::trial;
+
+#[test]
+#[ignore = "a process that the other tests start, or somebody by hand"]
+fn a_flooding_process() {
+    flood::play_role();
+}
+
+#[test]
+fn chmod_of_broken_metadata() {
+    trial(Kind::ChmodBroken, 1);
+}
+
+#[test]
+fn chmod_of_live_metadata() {
+    trial(Kind::ChmodLive, 2);
+}
+
+#[test]
+fn chmod_of_unrelated_files() {
+    trial(Kind::ChmodUnrelated, 1);
+}
+
+#[test]
+fn writes_to_results_that_are_held_open() {
+    trial(Kind::Write, 2);
+}
+
+#[test]
+fn temporary_files_that_come_and_go() {
+    trial(Kind::CreateTmp, 1);
+}
+
+#[test]
+fn unrelated_files_that_come_and_go() {
+    trial(Kind::Create, 2);
+}
+
+#[test]
+fn directories_that_come_and_go() {
+    trial(Kind::Mkdir, 1);
+}
+
+#[test]
+fn unrelated_files_that_are_renamed_to_and_fro() {
+    trial(Kind::RenameFiles, 2);
+}
+
+#[test]
+fn directories_that_are_renamed_to_and_fro() {
+    trial(Kind::RenameDirs, 1);
+}
