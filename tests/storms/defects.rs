@@ -36,7 +36,7 @@ fn amid(flooders: &mut Flooders, mut condition: impl FnMut() -> bool) -> bool {
 #[test]
 fn chmod_of_broken_metadata_in_a_loop_keeps_no_sweep_from_ending_and_leaves_no_watcher_behind() {
     // One may have begun before the flood.
-    const SWEEPS: u64 = 7;
+    const SWEEPS: u64 = 5;
     let _alone = alone();
     let cache = CacheDir::new();
     let flooded = cache.path().join("flooded");
@@ -124,7 +124,7 @@ const FEW_DESCRIPTORS: usize = 64;
 /// How many clients want one of them at most.
 const CLIENTS: usize = 1000;
 /// How long they stay.
-const CROWD: Duration = Duration::from_secs(2);
+const CROWD: Duration = Duration::from_secs(1);
 
 /// Connects, without a word, until the service has one descriptor left; where it has none, it drops
 /// some of those that say nothing.
