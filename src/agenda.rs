@@ -11,6 +11,7 @@ mod suspects;
 mod tests;
 
 use std::collections::{HashMap, HashSet};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -82,8 +83,8 @@ pub(crate) struct Agenda {
     /// Directories to list without those below them.
     lists: HashSet<Arc<Path>>,
     trees_later: Queue<Arc<Path>, Instant, ()>,
-    /// How often the claims in a directory could not be taken up.
-    owned: HashMap<Arc<Path>, u32>,
+    /// How often a directory was scanned in vain: it could not be read, or its claims not be recovered.
+    retried: HashMap<Arc<Path>, u32>,
     scans: Vec<Scanning>,
     last_scan: ScanId,
     /// What was counted as an error since that was last taken.
@@ -244,7 +245,7 @@ impl Agenda {
                         self.failed_besides(&key, failure, now);
                     }
                     if let Outcome::Stranded(_) = outcome {
-                        self.recover_later(&key.dir, now);
+                        self.scan_later(&key.dir, now);
                     }
                     return figures_alone(&outcome);
                 }
@@ -338,7 +339,7 @@ impl Agenda {
                     now.mono + changed_pause(past)
                 } else {
                     // Its owner may be dead.
-                    self.recover_later(&key.dir, now)
+                    self.scan_later(&key.dir, now)
                 };
                 // That another one tries to delete what can't be deleted is no reason to.
                 let until = match pause {
@@ -359,7 +360,7 @@ impl Agenda {
             }
             Outcome::Stranded(failure) => {
                 activity.errors += 1;
-                self.recover_later(&key.dir, now);
+                self.scan_later(&key.dir, now);
                 self.failed(key, &failure, past, now);
             }
         }
@@ -411,9 +412,10 @@ impl Agenda {
         true
     }
 
-    /// Has a directory scanned after a pause that grows each time, to take up the claims in it.
-    fn recover_later(&mut self, dir: &Arc<Path>, now: Now) -> Instant {
-        let tries = self.owned.entry(Arc::clone(dir)).or_default();
+    /// Has a directory scanned after a pause that grows each time: to recover the claims in it, or to
+    /// read it.
+    fn scan_later(&mut self, dir: &Arc<Path>, now: Now) -> Instant {
+        let tries = self.retried.entry(Arc::clone(dir)).or_default();
         let until = now.mono + growing_pause(*tries);
         *tries = tries.saturating_add(1);
         self.trees_later.insert(Arc::clone(dir), until, ());
@@ -531,17 +533,22 @@ impl Agenda {
         // A scan that began later tells what is so by now.
         let is_judged = |dir: &Path| scope.covers(dir) && !overtaken.covers(dir);
         self.unreadable.retain(|dir| !is_judged(dir) || unread.contains(dir));
+        let mut again: HashSet<Arc<Path>> = summary.owned.into_iter().collect();
         for (dir, error) in summary.unreadable {
+            // The kernel reports when permissions change. Nothing reports the end of other errors.
+            if error.kind() != ErrorKind::PermissionDenied {
+                again.insert(Arc::clone(&dir));
+            }
             if is_judged(&dir) && self.unreadable.insert(Arc::clone(&dir)) {
                 activity.errors += 1;
                 tracing::warn!(path = path_field(&self.root.join(&dir)), %error, "{IS_UNREAD}");
                 self.notice(dir.to_path_buf(), format!("{IS_UNREAD}: {error}"));
             }
         }
-        self.owned.retain(|dir, _| !scope.covers(dir) || summary.owned.contains(dir));
+        self.retried.retain(|dir, _| !scope.covers(dir) || again.contains(dir));
         self.trees.extend(summary.new_dirs);
-        for dir in summary.owned {
-            self.recover_later(&dir, now);
+        for dir in again {
+            self.scan_later(&dir, now);
         }
         for (path, error) in summary.stranded {
             activity.errors += 1;

@@ -64,8 +64,13 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 
 pub(crate) fn execute(args: RunArgs) -> Result<(), Failure> {
     let mut log = args.log.start();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        // Threads take turns at the check of each second: with tokio's 10 s, ten of them would stay
+        // after a busy time.
+        .thread_keep_alive(Duration::from_millis(2500))
+        .enable_all()
+        .build()?;
     let result = runtime.block_on(serve(args, &mut log));
     // What hangs in the file system must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(50));

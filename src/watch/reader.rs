@@ -18,7 +18,7 @@ use crate::change::{Change, Inbox};
 
 /// How many readers a cleaner may have at once, those included that were given up and wait for the
 /// end of a flood. The system has 128 instances of inotify for each user by default.
-const MAX_READERS: usize = 4;
+const MAX_READERS: usize = 3;
 
 /// An event that comes so soon after the one before was read with it.
 const AT_ONCE: Duration = Duration::from_micros(50);
@@ -31,7 +31,7 @@ const GATHER: Duration = Duration::from_millis(1);
 /// the flood goes on,
 const LINGER_READING: Duration = Duration::from_millis(50);
 /// and sleeps for so long in between.
-const LINGER_PAUSE: Duration = Duration::from_millis(450);
+const LINGER_PAUSE: Duration = Duration::from_millis(950);
 
 /// What the reader and those who ask something of it know of each other.
 #[derive(Debug, Default)]
@@ -75,6 +75,8 @@ pub(super) struct Handler {
     gathering: Gathering,
     load: Arc<Load>,
     lingers_until: Instant,
+    /// Whether the flooded directories were named since the reader was overrun.
+    has_named_floods: bool,
     /// Dropped with this handler, when notify's thread ends.
     _place: ReaderPlace,
 }
@@ -94,6 +96,7 @@ impl Handler {
             gathering: Gathering::new(now),
             load,
             lingers_until: now,
+            has_named_floods: false,
             _place: place,
         }
     }
@@ -116,16 +119,20 @@ impl Handler {
             inbox.put(change);
         });
         if lost {
-            self.overrun();
+            self.load.overrun.store(true, Ordering::Relaxed);
+            self.name_floods();
+        } else if !self.has_named_floods && self.load.overrun.load(Ordering::Relaxed) {
+            // Whoever waited for this reader has given up.
+            self.name_floods();
         }
     }
 
-    /// Events were lost: names the directories that have too many.
-    fn overrun(&self) {
+    /// Names the directories that have more events than can be read.
+    fn name_floods(&mut self) {
+        self.has_named_floods = true;
         for dir in self.rates.flooded() {
             self.inbox.floods.begin(dir);
         }
-        self.load.overrun.store(true, Ordering::Relaxed);
     }
 
     /// Drops events, and sleeps most of the time: notify's thread can't end before the kernel's queue

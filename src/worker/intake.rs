@@ -124,6 +124,8 @@ impl<R: Reports> Worker<R> {
         }
         if !is_full {
             self.next_trees = Instant::now() + took.clamp(NEWS_PAUSE, MAX_NEWS_PAUSE);
+            // A flooded directory may be so large that it can't be listed every second.
+            self.next_flood_list = self.next_flood_list.max(Instant::now() + worked);
         }
         if cancelled || !is_full {
             self.accounts.between(run.activity);
