@@ -131,9 +131,9 @@ impl Root {
         let fd = match open_beneath(&self.fd, path) {
             // Older kernels, containers whose filter does not know the call, long paths, and renames
             // that disturb each attempt.
-            Err(
-                Errno::NOSYS | Errno::PERM | Errno::NAMETOOLONG | Errno::AGAIN | Errno::INTR,
-            ) => self.step_down(path)?,
+            Err(Errno::NOSYS | Errno::PERM | Errno::NAMETOOLONG | Errno::AGAIN | Errno::INTR) => {
+                self.step_down(path)?
+            }
             opened => opened?,
         };
         let seen = fstat(&fd)?;
@@ -397,6 +397,52 @@ mod tests {
             assert_eq!(root.open_dir(&rel).is_ok(), allowed, "{path}");
             let path = if path.is_empty() { "." } else { path };
             assert_eq!(root.step_down(Path::new(path)).is_ok(), allowed, "{path}, stepwise");
+        }
+    }
+
+    #[test]
+    fn a_directory_is_in_place_until_it_is_moved_or_replaced() {
+        let temp = tempfile::tempdir().unwrap();
+        let cache = temp.path().join("cache");
+        std::fs::create_dir_all(cache.join("a/b")).unwrap();
+        let Standing::Directory(id) = look_at(&cache) else { panic!() };
+        let root = Root::open(id).unwrap();
+        let dir = root.open_dir(&Path::new("a/b").into()).unwrap();
+        let answers = |dir| (root.still_holds(dir).unwrap(), root.path_leads_to(dir).unwrap());
+        assert_eq!(answers(&dir), (true, true));
+        std::fs::rename(cache.join("a"), temp.path().join("moved")).unwrap();
+        assert_eq!(answers(&dir), (false, false));
+        std::fs::write(cache.join("a"), "").unwrap();
+        assert_eq!(answers(&dir), (false, false));
+        std::fs::remove_file(cache.join("a")).unwrap();
+        symlink(temp.path().join("moved"), cache.join("a")).unwrap();
+        assert_eq!(answers(&dir), (false, true), "its path leads there by a link");
+        std::fs::remove_file(cache.join("a")).unwrap();
+        std::fs::create_dir_all(cache.join("a/b")).unwrap();
+        assert_eq!(answers(&dir), (false, false));
+    }
+
+    #[test]
+    fn a_stepwise_lookup_enters_no_mount_point() {
+        let open = |path: &str| OwnedFd::from(std::fs::File::open(path).unwrap());
+        let temp = tempfile::tempdir().unwrap();
+        assert!(!is_mount_root(&open(temp.path().to_str().unwrap())).unwrap());
+        let found = statx(CWD, "/proc", AtFlags::empty(), StatxFlags::empty()).unwrap();
+        if found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
+            assert!(is_mount_root(&open("/proc")).unwrap());
+        }
+    }
+
+    #[test]
+    fn errors_of_the_machine_say_nothing_of_a_file() {
+        let says_nothing = |error: Errno| says_nothing(&error.into());
+        for error in
+            [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::IO, Errno::INTR, Errno::AGAIN]
+        {
+            assert!(says_nothing(error), "{error}");
+        }
+        for error in [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::ACCESS, Errno::PERM] {
+            assert!(!says_nothing(error), "{error}");
         }
     }
 

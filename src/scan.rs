@@ -124,7 +124,8 @@ impl<'scan> Helpers<'scan> {
         'scan: 'scope,
     {
         let is_slow = self.slow.load(Ordering::Relaxed);
-        let enough = if is_slow { MOST_HELPERS } else { self.enough };
+        let most = share_of_open_files(16, MOST_HELPERS);
+        let enough = if is_slow { most } else { self.enough.min(most) };
         if self.count >= enough || (self.count > 0 && self.queue.is_empty()) {
             return;
         }
