@@ -11,7 +11,6 @@ mod suspects;
 mod tests;
 
 use std::collections::{HashMap, HashSet};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -533,21 +532,16 @@ impl Agenda {
         // A scan that began later tells what is so by now.
         let is_judged = |dir: &Path| scope.covers(dir) && !overtaken.covers(dir);
         self.unreadable.retain(|dir| !is_judged(dir) || unread.contains(dir));
-        let mut again: HashSet<Arc<Path>> = summary.owned.into_iter().collect();
         for (dir, error) in summary.unreadable {
-            // The kernel reports when permissions change. Nothing reports the end of other errors.
-            if error.kind() != ErrorKind::PermissionDenied {
-                again.insert(Arc::clone(&dir));
-            }
             if is_judged(&dir) && self.unreadable.insert(Arc::clone(&dir)) {
                 activity.errors += 1;
                 tracing::warn!(path = path_field(&self.root.join(&dir)), %error, "{IS_UNREAD}");
                 self.notice(dir.to_path_buf(), format!("{IS_UNREAD}: {error}"));
             }
         }
-        self.retried.retain(|dir, _| !scope.covers(dir) || again.contains(dir));
+        self.retried.retain(|dir, _| !scope.covers(dir) || summary.owned.contains(dir));
         self.trees.extend(summary.new_dirs);
-        for dir in again {
+        for dir in summary.owned {
             self.scan_later(&dir, now);
         }
         for (path, error) in summary.stranded {

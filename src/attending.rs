@@ -1,6 +1,7 @@
 //! Attending to pairs one after the other, on one thread: looking, and deleting what may go.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -21,6 +22,8 @@ use crate::watch::Watcher;
 const TRUNCATION: Duration = Duration::from_millis(50);
 /// How many pairs a thread holds at the most.
 const MAX_HELD: usize = 2048;
+/// What failed where it is not known whether a directory is where it was.
+const FIND_DIRECTORY: &str = "check whether its directory has moved";
 /// For how long a directory is taken to be where it was.
 const IN_PLACE: Duration = Duration::from_millis(1);
 
@@ -234,7 +237,7 @@ impl<'a> Attending<'a> {
     }
 
     /// What there is of a pair; `None` where it has one of the marks that are known.
-    fn look(&mut self, dir: &Dir, stem: &Stem, hint: Hint) -> std::io::Result<Option<Sight>> {
+    fn look(&mut self, dir: &Dir, stem: &Stem, hint: Hint) -> io::Result<Option<Sight>> {
         let buffer = &mut self.buffers.judged;
         let Hint::Listed = hint else {
             return look(dir, stem, buffer).map(Some);
@@ -268,9 +271,11 @@ impl<'a> Attending<'a> {
     }
 
     fn delete(&mut self, dir: &Arc<Dir>, stem: &Stem, judged: Judged) -> Option<Outcome> {
-        // A directory that was moved out of the cache directory takes its pairs with it.
-        if !self.is_in_place(dir) {
-            return Some(Outcome::Incomplete);
+        match self.is_in_place(dir) {
+            Ok(true) => {}
+            // A directory that was moved out of the cache directory takes its pairs with it.
+            Ok(false) => return Some(Outcome::Incomplete),
+            Err(error) => return Some(Outcome::Failed(Failure::new(FIND_DIRECTORY, &error))),
         }
         let clock = self.attendant.clock();
         let (wall, expires_at) = (|| clock.wall(), judged.pair.expires_at);
@@ -293,16 +298,17 @@ impl<'a> Attending<'a> {
 
     /// Whether the directory is where it was opened, or was so a moment ago. (However often it is
     /// looked at, it may be moved right after.)
-    fn is_in_place(&mut self, dir: &Arc<Dir>) -> bool {
+    fn is_in_place(&mut self, dir: &Arc<Dir>) -> io::Result<bool> {
         if let Some((known, seen)) = &self.in_place
             && Arc::ptr_eq(known, dir)
             && seen.elapsed() < IN_PLACE
         {
-            return true;
+            return Ok(true);
         }
-        let in_place = self.root.still_holds(dir);
+        self.in_place = None;
+        let in_place = self.root.still_holds(dir)?;
         self.in_place = in_place.then(|| (Arc::clone(dir), Instant::now()));
-        in_place
+        Ok(in_place)
     }
 
     /// The outcome of a removal, if it has one already; `late` is by how much it came too late.
@@ -352,13 +358,25 @@ impl<'a> Attending<'a> {
             Removal::Removed { leftover, .. } => leftover.is_some(),
             _ => false,
         };
-        if !out_of_reach || self.root.still_holds(dir) {
+        if !out_of_reach {
             return removal;
         }
-        self.attendant.note_stray(dir, stem);
-        match removal {
-            Removal::Removed { freed, .. } => Removal::Removed { freed, leftover: None },
-            _ => Removal::Gone,
+        match self.root.still_holds(dir) {
+            Ok(true) => removal,
+            Ok(false) => {
+                self.attendant.note_stray(dir, stem);
+                match removal {
+                    Removal::Removed { freed, .. } => Removal::Removed { freed, leftover: None },
+                    _ => Removal::Gone,
+                }
+            }
+            // It may have been moved away. To give names back deletes nothing, wherever it is.
+            Err(_) => {
+                if let Removal::Stranded(_) = removal {
+                    self.attendant.note_stray(dir, stem);
+                }
+                removal
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::clock::now_utc;
 use crate::config::Config;
 use crate::error::{Error, display_path};
-use crate::limits::{inotify_limit, survey};
+use crate::limits::{Survey, inotify_limit, survey};
 use crate::remove::{Canary, canary_name};
 use crate::root::{Dir, Root, Standing, look_at};
 use crate::watch::{Refusal, silent_file_system, tells_of};
@@ -132,9 +132,7 @@ fn check_directory(cache_dir: &Path, checks: &mut Vec<Check>) -> Option<(Root, D
     const CHECK: &str = "directory";
     let shown = display_path(cache_dir);
     let unreadable = |error: &std::io::Error| {
-        let no_more_files =
-            matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE));
-        let remedy = if no_more_files { MORE_FILES } else { READABLE };
+        let remedy = if is_out_of_files(error) { MORE_FILES } else { READABLE };
         Check::wrong(CHECK, format!("{shown} can't be read: {error}"), remedy)
     };
     let (check, opened) = match look_at(cache_dir) {
@@ -166,15 +164,25 @@ fn check_directory(cache_dir: &Path, checks: &mut Vec<Check>) -> Option<(Root, D
     opened
 }
 
+fn is_out_of_files(error: &std::io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
+}
+
 fn check_contents(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
     let survey = survey(root.path());
-    checks.push(match &survey.example {
-        None => Check::ok("permissions", format!("{} directories, and this user may delete in all of them", survey.directories)),
-        Some(example) => Check::wrong(
+    let Survey { directories, forbidden, unseen, .. } = survey;
+    checks.push(match (&survey.example, &survey.unseen_example) {
+        (Some(example), _) => Check::wrong(
             "permissions",
-            format!("in {} of {} directories this user may not delete, such as {}", survey.forbidden, survey.directories, display_path(example)),
+            format!("in {forbidden} of {directories} directories this user may not delete, such as {}", display_path(example)),
             "grant this user to read, write and enter them (chmod u+rwx), mount the file system read-write, or run the service as their owner",
         ),
+        (None, Some((example, error))) => Check::wrong(
+            "permissions",
+            format!("{unseen} of {directories} directories can't be checked, such as {}: {error}", display_path(example)),
+            if is_out_of_files(error) { MORE_FILES } else { "the log of the kernel (dmesg) may say why" },
+        ),
+        (None, None) => Check::ok("permissions", format!("{directories} directories, and this user may delete in all of them")),
     });
     checks.push(match silent_file_system(dir) {
         None => Check::ok("file system", "it tells of changes"),
@@ -184,7 +192,7 @@ fn check_contents(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
             "run the service on the host that writes the results, or lower --fallback-interval",
         ),
     });
-    checks.push(check_watches(survey.directories));
+    checks.push(check_watches(directories));
     check_canary(root, dir, checks);
 }
 

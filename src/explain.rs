@@ -242,9 +242,16 @@ impl Explaining {
         let names = [Half::Result, Half::Metadata].map(|half| stem.name(half));
         let [result, metadata] = names.each_ref().map(|name| shown(name));
         let odd = |name: &str, what: &str| format!("{name} is {what}, no regular file");
-        match names.each_ref().map(|name| kind(dir, name)) {
+        let unseen = |error: &io::Error| format!("it can't be looked at: {error}");
+        let kinds = names.each_ref().map(|name| kind(dir, name));
+        // In this order: what is taken in between is found at its reserved name.
+        let taken = match taken(dir, stem) {
+            Ok(taken) => taken,
+            Err(error) => return draft.stop(unseen(&error), Fate::Stays, words::UNSEEN_STAYS),
+        };
+        match kinds {
             [Kind::Nothing, Kind::Nothing] => {
-                let verdict = if taken(dir, stem) { words::TAKEN } else { words::GONE };
+                let verdict = if taken { words::TAKEN } else { words::GONE };
                 let why = "neither the result nor its metadata is there";
                 return draft.stop(why, Fate::Gone, verdict);
             }
@@ -255,15 +262,14 @@ impl Explaining {
                 return draft.stop(odd(&metadata, what), Fate::Stays, words::ODD_METADATA_STAYS);
             }
             [Kind::Unknown(error), _] | [_, Kind::Unknown(error)] => {
-                let why = format!("it can't be looked at: {error}");
-                return draft.stop(why, Fate::Stays, words::UNSEEN_STAYS);
+                return draft.stop(unseen(&error), Fate::Stays, words::UNSEEN_STAYS);
             }
             [Kind::File, Kind::Nothing] => {
                 let why = format!("there is no {metadata} beside it");
                 let verdict = unless_orphans(words::RESULT_ALONE_STAYS, words::UNCHANGED_FOR);
                 return draft.stop(why, Fate::Stays, verdict);
             }
-            [Kind::Nothing, Kind::File] if taken(dir, stem) => {
+            [Kind::Nothing, Kind::File] if taken => {
                 let why = format!("its result {result} is at its reserved name");
                 return draft.stop(why, Fate::Due, words::TAKEN);
             }
@@ -337,8 +343,8 @@ impl Explaining {
 /// What becomes of a file whose name is that of neither half.
 fn explain_other(draft: Draft, file: &Path, name: &Name) -> Explanation {
     let found = std::fs::symlink_metadata(file);
-    let is_dir = found.as_ref().is_ok_and(|found| found.is_dir());
-    let is_file = found.is_ok_and(|found| found.is_file());
+    let is = |is: fn(&std::fs::Metadata) -> bool| found.as_ref().is_ok_and(is);
+    let (is_dir, is_file) = (is(|found| found.is_dir()), is(|found| found.is_file()));
     let (why, verdict) = match name {
         Name::Tmp(half, stem) => {
             let half = shown(&stem.name(*half));
@@ -362,10 +368,11 @@ fn explain_other(draft: Draft, file: &Path, name: &Name) -> Explanation {
             (why, if is_dir { words::DIRECTORY_STAYS } else { words::OTHER_STAYS }.to_owned())
         }
     };
-    if is_missing(file) {
-        return draft.stop(why, Fate::Gone, words::NO_FILE);
+    match found {
+        Ok(_) => draft.stop(why, Fate::Stays, verdict),
+        Err(error) if says_missing(&error) => draft.stop(why, Fate::Gone, words::NO_FILE),
+        Err(error) => draft.stop(why, Fate::Stays, format!("{} ({error})", words::UNSEEN_STAYS)),
     }
-    draft.stop(why, Fate::Stays, verdict)
 }
 
 fn claimed(name: &str) -> String {
@@ -373,9 +380,11 @@ fn claimed(name: &str) -> String {
 }
 
 fn is_missing(file: &Path) -> bool {
-    std::fs::symlink_metadata(file).is_err_and(|error| {
-        matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-    })
+    std::fs::symlink_metadata(file).is_err_and(|error| says_missing(&error))
+}
+
+fn says_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// `stays`, and what asking for the removal of orphans would change.

@@ -1,5 +1,6 @@
 //! The kernel's limits against what there is. The only module that names walkdir.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,6 +34,9 @@ pub(crate) struct Survey {
     /// How many of them this user may not read, or not delete in, and one of these.
     pub forbidden: usize,
     pub example: Option<PathBuf>,
+    /// How many could not be looked at for another reason, such as too many open files, and one of these.
+    pub unseen: usize,
+    pub unseen_example: Option<(PathBuf, io::Error)>,
 }
 
 /// Looks at all directories on the file system of `root`.
@@ -40,24 +44,34 @@ pub(crate) fn survey(root: &Path) -> Survey {
     let mut survey = Survey::default();
     let mut last_forbidden: Option<PathBuf> = None;
     for entry in WalkDir::new(root).same_file_system(true) {
-        let forbidden = match &entry {
+        let (path, error) = match entry {
             Ok(entry) if !entry.file_type().is_dir() => continue,
             Ok(entry) => {
                 survey.directories += 1;
                 let wanted = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
-                accessat(CWD, entry.path(), wanted, AtFlags::EACCESS).is_err()
+                match accessat(CWD, entry.path(), wanted, AtFlags::EACCESS) {
+                    Ok(()) => continue,
+                    Err(error) => (entry.into_path(), io::Error::from(error)),
+                }
             }
-            Err(_) => true,
+            Err(error) => (error.path().unwrap_or(root).to_owned(), io::Error::from(error)),
         };
-        if forbidden {
-            let path = entry.as_ref().map_or_else(|error| error.path(), |entry| Some(entry.path()));
-            // One that can't be read is come upon twice, the second time at once.
-            if last_forbidden.as_deref() != path {
-                survey.forbidden += 1;
-                last_forbidden = path.map(Path::to_owned);
+        match error.kind() {
+            // It vanished while the others were looked at.
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {}
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                // One that can't be read is come upon twice, the second time at once.
+                if last_forbidden.as_deref() != Some(&path) {
+                    survey.forbidden += 1;
+                    last_forbidden = Some(path);
+                }
+                if survey.example.is_none() {
+                    survey.example.clone_from(&last_forbidden);
+                }
             }
-            if survey.example.is_none() {
-                survey.example.clone_from(&last_forbidden);
+            _ => {
+                survey.unseen += 1;
+                survey.unseen_example.get_or_insert((path, error));
             }
         }
     }

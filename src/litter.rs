@@ -203,7 +203,7 @@ impl Tidying<'_> {
         let found = judged.len();
         judged.retain(|alone| self.was_suspected(alone));
         let count = judged.len();
-        let done = if count == 0 || !self.root.still_holds(&self.dir) {
+        let done = if count == 0 || !self.root.still_holds(&self.dir)? {
             Vec::new()
         } else {
             remove_alone(&self.dir, judged, &|| clock.wall())
@@ -221,11 +221,15 @@ impl Tidying<'_> {
                     let path = self.root.path().join(path);
                     tracing::debug!(path = path_field(&path), "removed an orphan");
                 }
-                // A directory that was moved away takes what is in it with it.
-                Err(_) if !self.root.still_holds(&self.dir) => {
-                    self.attendant.note_stray(&self.dir, alone.stem());
-                }
-                Err(error) => tidied.fail(path, "remove it", &error),
+                Err(error) => match self.root.still_holds(&self.dir) {
+                    Ok(true) => tidied.fail(path, "remove it", &error),
+                    // A directory that was moved away takes what is in it with it.
+                    Ok(false) => self.attendant.note_stray(&self.dir, alone.stem()),
+                    Err(_) => {
+                        self.attendant.note_stray(&self.dir, alone.stem());
+                        tidied.fail(path, "remove it", &error);
+                    }
+                },
             }
         }
         Ok(())

@@ -32,8 +32,10 @@ mod canary;
 mod claim;
 mod recovery;
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -47,6 +49,7 @@ pub(crate) use self::canary::{Canary, canary_name};
 use self::claim::{Claim, give_back_both, unlink};
 pub(crate) use self::recovery::{Recovery, recover};
 use crate::entry::{Half, Stem};
+use crate::error::path_field;
 use crate::look::{Metadata, Pair, read_metadata, regular, says_the_same};
 use crate::root::{Dir, Lock};
 
@@ -138,18 +141,24 @@ impl Attempt<'_> {
             Err(error) if cannot_claim(error) => return self.directly(),
             Err(error) => return Removal::Failed(error.into()),
         }
-        if !result.is(&self.pair.result) {
-            return given_back(&result, None, Removal::Changed);
-        }
-        let metadata = Claim::new(self.dir, self.stem, Half::Metadata);
-        match self.is_due_as_judged(metadata_file) {
-            Ok(Some(true)) => {}
-            Ok(None) if metadata.own_name_is_free() => {}
-            Ok(_) => return given_back(&result, None, Removal::Changed),
+        match self.may_go(&result, metadata_file) {
+            Ok(true) => {}
+            Ok(false) => return given_back(&result, None, Removal::Changed),
             Err(error) => return given_back(&result, None, Removal::Failed(error)),
         }
         let (dir, stem) = (Arc::clone(self.dir), self.stem.clone());
         Removal::Held(Held { dir, stem, pair: self.pair, since: Instant::now() })
+    }
+
+    /// Whether the claimed result is what was judged, and its metadata is still due, or gone.
+    fn may_go(&mut self, result: &Claim<'_>, metadata_file: &OwnedFd) -> io::Result<bool> {
+        if !result.is(&self.pair.result)? {
+            return Ok(false);
+        }
+        match self.is_due_as_judged(metadata_file)? {
+            Some(is_due) => Ok(is_due),
+            None => Claim::new(self.dir, self.stem, Half::Metadata).own_name_is_free(),
+        }
     }
 
     /// Without claims: the last look and the `unlink` follow each other at once.
@@ -228,9 +237,11 @@ impl Held {
         let Self { dir, stem, pair, .. } = &self;
         let result = Claim::new(dir, stem, Half::Result);
         let metadata = Claim::new(dir, stem, Half::Metadata);
-        if result.own_name_is_taken() {
+        match result.own_name_is_taken() {
+            Ok(false) => {}
             // The new result needs its metadata, whichever that is by now; the old one had expired.
-            return self.result_alone(&result);
+            Ok(true) => return self.result_alone(&result),
+            Err(error) => return given_back(&result, None, Removal::Failed(error)),
         }
         match metadata.take() {
             Ok(()) => {}
@@ -247,10 +258,13 @@ impl Held {
             }
             Err(error) => return given_back(&result, None, Removal::Failed(error.into())),
         }
-        if !metadata.is(&pair.metadata) || !result.is(&pair.result) {
-            return given_back(&result, Some(&metadata), Removal::Changed);
-        }
-        let published_anew = result.own_name_is_taken();
+        let published_anew = match self.is_published_anew(&result, &metadata) {
+            Ok(Some(published_anew)) => published_anew,
+            Ok(None) => return given_back(&result, Some(&metadata), Removal::Changed),
+            Err(error) => {
+                return given_back(&result, Some(&metadata), Removal::Failed(error));
+            }
+        };
         if let Err(error) = result.unlink() {
             return given_back(&result, Some(&metadata), Removal::Failed(error.into()));
         }
@@ -260,10 +274,25 @@ impl Held {
         removed(pair, metadata.unlink())
     }
 
+    /// Whether another result has been published since both halves were claimed; `None` where these are
+    /// not what was judged any more.
+    fn is_published_anew(
+        &self,
+        result: &Claim<'_>,
+        metadata: &Claim<'_>,
+    ) -> io::Result<Option<bool>> {
+        if !metadata.is(&self.pair.metadata)? || !result.is(&self.pair.result)? {
+            return Ok(None);
+        }
+        result.own_name_is_taken().map(Some)
+    }
+
     /// Unlinks the result only, if nothing has happened to it meanwhile.
     fn result_alone(&self, result: &Claim<'_>) -> Removal {
-        if !result.is(&self.pair.result) {
-            return given_back(result, None, Removal::Changed);
+        match result.is(&self.pair.result) {
+            Ok(true) => {}
+            Ok(false) => return given_back(result, None, Removal::Changed),
+            Err(error) => return given_back(result, None, Removal::Failed(error)),
         }
         match result.unlink() {
             Ok(()) => removed(&self.pair, Err(Errno::NOENT)),
@@ -283,16 +312,20 @@ fn removed(pair: &Pair, metadata: rustix::io::Result<()>) -> Removal {
 
 /// What to make of a reserved name that was taken already.
 fn taken_by_others(claim: &Claim<'_>) -> Removal {
-    if claim.is_blocked() { Removal::Failed(Errno::EXIST.into()) } else { Removal::Taken }
+    match claim.is_blocked() {
+        Ok(true) => Removal::Failed(Errno::EXIST.into()),
+        Ok(false) => Removal::Taken,
+        Err(error) => Removal::Failed(error),
+    }
 }
 
 /// Gives back what was claimed of a pair.
 fn given_back(result: &Claim<'_>, metadata: Option<&Claim<'_>>, removal: Removal) -> Removal {
     let done = match metadata {
         Some(metadata) => give_back_both(result, metadata),
-        None => result.give_back(),
+        None => result.give_back().map_err(io::Error::from),
     };
-    done.map_or_else(|error| Removal::Stranded(error.into()), |()| removal)
+    done.map_or_else(Removal::Stranded, |()| removal)
 }
 
 /// Gives what is still claimed of a pair its own names back, in a directory that was moved out of
@@ -302,9 +335,11 @@ pub(crate) fn restore(dir: &Dir, stem: &Stem) {
         for claim in [Claim::new, Claim::of_orphan, Claim::of_tmp].map(|of| of(dir, stem, half)) {
             match claim.put_back() {
                 Ok(()) | Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
-                Err(error) => {
-                    tracing::debug!(%error, "can't give a file that was moved away its name back")
-                }
+                Err(error) => tracing::warn!(
+                    path = path_field(&dir.rel.join(OsStr::from_bytes(&claim.reserved))),
+                    %error,
+                    "can't give a file that was moved away its name back"
+                ),
             }
         }
     }

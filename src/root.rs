@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{
-    Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat, accessat, fstat, fstatfs, lstat, open,
-    openat, openat2, stat,
+    Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat, StatxAttributes, StatxFlags, accessat,
+    fstat, fstatfs, lstat, open, openat, openat2, stat, statx,
 };
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Resource, getrlimit};
 
 use crate::error::Error;
@@ -26,7 +26,7 @@ const DIR_FLAGS: OFlags =
 /// What a path may have in bytes for the kernel to take it, the zero at its end included.
 const LONGEST_PATH: usize = 4096;
 
-/// How often a lookup is made that the kernel could not make undisturbed.
+/// The most attempts at a lookup that the kernel reports as disturbed (`EAGAIN`) or interrupted.
 const LOOKUPS: u32 = 100;
 
 /// What stands where the cache directory should be.
@@ -128,17 +128,13 @@ impl Root {
     /// where it leads into a mount point.
     pub fn open_dir(&self, rel: &Arc<Path>) -> io::Result<Dir> {
         let path = if rel.as_os_str().is_empty() { Path::new(".") } else { rel };
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-        let fd = loop {
-            match openat2(&self.fd, path, DIR_FLAGS, Mode::empty(), resolve) {
-                Ok(fd) => break fd,
-                Err(Errno::INTR | Errno::AGAIN) => {}
-                // Older kernels, containers whose filter does not know the call, and long paths.
-                Err(Errno::NOSYS | Errno::PERM | Errno::NAMETOOLONG) => {
-                    break self.step_down(path)?;
-                }
-                Err(error) => return Err(error.into()),
+        let fd = match open_beneath(&self.fd, path) {
+            // Older kernels, containers whose filter does not know the call, long paths, and renames
+            // that disturb each attempt.
+            Err(Errno::NOSYS | Errno::PERM | Errno::NAMETOOLONG | Errno::AGAIN | Errno::INTR) => {
+                self.step_down(path)?
             }
+            opened => opened?,
         };
         let seen = fstat(&fd)?;
         Ok(Dir {
@@ -149,26 +145,43 @@ impl Root {
         })
     }
 
-    /// Whether `dir` still is where it was opened, and not moved out of the cache directory, say.
-    pub fn still_holds(&self, dir: &Dir) -> bool {
+    /// Whether `dir` still is where it was opened: false once it was moved out of the cache directory,
+    /// say.
+    ///
+    /// # Errors
+    /// Those that say nothing of where it is, such as too many open files.
+    pub fn still_holds(&self, dir: &Dir) -> io::Result<bool> {
         if dir.rel.as_os_str().is_empty() {
-            return true;
+            return Ok(true);
         }
-        self.open_dir(&dir.rel).is_ok_and(|there| there.identity == dir.identity)
+        match self.open_dir(&dir.rel) {
+            Ok(there) => Ok(there.identity == dir.identity),
+            Err(error) if leads_nowhere(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether the path of `dir` leads to it, and not elsewhere since a directory above was renamed.
-    pub fn path_leads_to(&self, dir: &Dir) -> bool {
+    ///
+    /// # Errors
+    /// Those that say nothing of where the path leads.
+    pub fn path_leads_to(&self, dir: &Dir) -> io::Result<bool> {
         let path = self.id.path.join(&dir.rel);
-        lstat(&path).is_ok_and(|there| (there.st_dev, there.st_ino) == dir.identity)
+        match retry_on_intr(|| lstat(&path)).map_err(io::Error::from) {
+            Ok(there) => Ok(dir.is(&there)),
+            Err(error) if leads_nowhere(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The same lookup in pieces, each short enough for the kernel.
     fn step_down(&self, path: &Path) -> io::Result<OwnedFd> {
-        let mut fd = openat(&self.fd, ".", DIR_FLAGS, Mode::empty())?;
+        let mut fd = open_step(&self.fd, Path::new("."))?;
         for piece in pieces(path)? {
             fd = match open_beneath(&fd, &piece) {
-                Err(Errno::NOSYS | Errno::PERM) => self.step_by_step(fd, &piece)?,
+                Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN | Errno::INTR) => {
+                    self.step_by_step(fd, &piece)?
+                }
                 opened => opened?,
             };
             self.same_file_system(&fd)?;
@@ -176,11 +189,14 @@ impl Root {
         Ok(fd)
     }
 
-    /// The same lookup, one component at a time.
+    /// The same lookup, one component at a time: a rename elsewhere disturbs none of these steps.
     fn step_by_step(&self, mut fd: OwnedFd, piece: &Path) -> io::Result<OwnedFd> {
         for name in piece {
-            fd = openat(&fd, name, DIR_FLAGS, Mode::empty())?;
+            fd = open_step(&fd, Path::new(name))?;
             self.same_file_system(&fd)?;
+            if is_mount_root(&fd)? {
+                return Err(Errno::XDEV.into());
+            }
         }
         Ok(fd)
     }
@@ -244,12 +260,30 @@ impl AsFd for Root {
     }
 }
 
+/// Opens the directory `name` in `dir`, unless it is a symbolic link.
+fn open_step(dir: &OwnedFd, name: &Path) -> rustix::io::Result<OwnedFd> {
+    retry_on_intr(|| openat(dir, name, DIR_FLAGS, Mode::empty()))
+}
+
+/// Whether something is mounted at this directory, which may be a part of the same file system. False
+/// on kernels before 5.8, which don't report it.
+fn is_mount_root(dir: &OwnedFd) -> io::Result<bool> {
+    match statx(dir, "", AtFlags::EMPTY_PATH, StatxFlags::empty()) {
+        Ok(found) => Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
+        Err(Errno::NOSYS | Errno::PERM) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Opens the directory `path` below `dir`, over no symbolic link and into no mount point.
+///
+/// # Errors
+/// Those of the system; `EAGAIN` where renames or signals disturbed [`LOOKUPS`] attempts.
 fn open_beneath(dir: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     for _ in 0..LOOKUPS {
         match openat2(dir, path, DIR_FLAGS, Mode::empty(), resolve) {
-            // A rename elsewhere in the system came between.
+            // A rename elsewhere in the system, or a signal, came between.
             Err(Errno::INTR | Errno::AGAIN) => {}
             opened => return opened,
         }
@@ -326,6 +360,16 @@ pub(crate) fn leads_nowhere(error: &io::Error) -> bool {
     )
 }
 
+/// Whether the error says nothing of the file or directory that was worked on, such as too many open
+/// files: the next attempt may succeed although nothing has changed there.
+pub(crate) fn says_nothing(error: &io::Error) -> bool {
+    let says_something = matches!(
+        Errno::from_io_error(error),
+        Some(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::NAMETOOLONG)
+    );
+    !says_something && !leads_nowhere(error)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,6 +397,52 @@ mod tests {
             assert_eq!(root.open_dir(&rel).is_ok(), allowed, "{path}");
             let path = if path.is_empty() { "." } else { path };
             assert_eq!(root.step_down(Path::new(path)).is_ok(), allowed, "{path}, stepwise");
+        }
+    }
+
+    #[test]
+    fn a_directory_is_in_place_until_it_is_moved_or_replaced() {
+        let temp = tempfile::tempdir().unwrap();
+        let cache = temp.path().join("cache");
+        std::fs::create_dir_all(cache.join("a/b")).unwrap();
+        let Standing::Directory(id) = look_at(&cache) else { panic!() };
+        let root = Root::open(id).unwrap();
+        let dir = root.open_dir(&Path::new("a/b").into()).unwrap();
+        let answers = |dir| (root.still_holds(dir).unwrap(), root.path_leads_to(dir).unwrap());
+        assert_eq!(answers(&dir), (true, true));
+        std::fs::rename(cache.join("a"), temp.path().join("moved")).unwrap();
+        assert_eq!(answers(&dir), (false, false));
+        std::fs::write(cache.join("a"), "").unwrap();
+        assert_eq!(answers(&dir), (false, false));
+        std::fs::remove_file(cache.join("a")).unwrap();
+        symlink(temp.path().join("moved"), cache.join("a")).unwrap();
+        assert_eq!(answers(&dir), (false, true), "its path leads there by a link");
+        std::fs::remove_file(cache.join("a")).unwrap();
+        std::fs::create_dir_all(cache.join("a/b")).unwrap();
+        assert_eq!(answers(&dir), (false, false));
+    }
+
+    #[test]
+    fn a_stepwise_lookup_enters_no_mount_point() {
+        let open = |path: &str| OwnedFd::from(std::fs::File::open(path).unwrap());
+        let temp = tempfile::tempdir().unwrap();
+        assert!(!is_mount_root(&open(temp.path().to_str().unwrap())).unwrap());
+        let found = statx(CWD, "/proc", AtFlags::empty(), StatxFlags::empty()).unwrap();
+        if found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
+            assert!(is_mount_root(&open("/proc")).unwrap());
+        }
+    }
+
+    #[test]
+    fn errors_of_the_machine_say_nothing_of_a_file() {
+        let says_nothing = |error: Errno| says_nothing(&error.into());
+        for error in
+            [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::IO, Errno::INTR, Errno::AGAIN]
+        {
+            assert!(says_nothing(error), "{error}");
+        }
+        for error in [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::ACCESS, Errno::PERM] {
+            assert!(!says_nothing(error), "{error}");
         }
     }
 

@@ -38,7 +38,10 @@ fn confine(root: &Root, prunes: bool) -> Result<bool, RulesetError> {
 
 fn tell_once(confinement: &Result<bool, RulesetError>) {
     static TOLD: Once = Once::new();
-    TOLD.call_once(|| match confinement {
+    static FAILED: Once = Once::new();
+    // A failure is news also after threads that were confined.
+    let once = if confinement.is_err() { &FAILED } else { &TOLD };
+    once.call_once(|| match confinement {
         Ok(true) => tracing::debug!("what deletes is confined to the cache directory (Landlock)"),
         Ok(false) => tracing::info!("this kernel has no Landlock to confine what deletes"),
         Err(error) => tracing::info!(%error, "what deletes can't be confined by Landlock"),

@@ -32,7 +32,7 @@ use crate::error::path_field;
 use crate::listing;
 use crate::mark::Marks;
 use crate::remove::{Recovery, recover};
-use crate::root::{Dir, Root, leads_nowhere, share_of_open_files};
+use crate::root::{Dir, Root, leads_nowhere, says_nothing, share_of_open_files};
 use crate::watch::{Answers, Refusal, Watcher};
 
 /// How many pairs of one directory are handed over at once. Two threads that delete in one directory
@@ -44,6 +44,9 @@ const QUEUE: usize = 4;
 /// more threads help, so that the disk has more to choose from.
 const SLOW: Duration = Duration::from_micros(40);
 const MOST_HELPERS: usize = 15;
+/// Where errors kept more directories than this from being read, the whole cache directory is scanned
+/// again instead of each of them.
+const MOST_AGAIN: usize = 64;
 /// For how long claims of the living are waited for before they are left alone.
 const OWNERS_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -76,7 +79,8 @@ pub(crate) struct Summary {
     /// Whether a path did not lead to the directory that was to be watched, although this is still
     /// there: the cache directory, or one above it, was away for an instant.
     pub astray: bool,
-    /// Directories with claims that could not be taken up yet.
+    /// Directories to scan again after a pause: they have claims that could not be taken up yet, or an
+    /// error that says nothing of them kept them from being read.
     pub owned: Vec<Arc<Path>>,
     /// Reserved names that could not be dealt with, and why.
     pub stranded: Vec<(PathBuf, io::Error)>,
@@ -92,6 +96,19 @@ pub(crate) struct Summary {
 struct Opened {
     dirs: Vec<(Arc<Path>, io::Result<Arc<Dir>>)>,
     watches: Option<(Vec<Arc<Path>>, Answers)>,
+}
+
+impl Summary {
+    /// Asks for another scan of `rel` if `error` says nothing of it.
+    fn scan_again(&mut self, rel: &Arc<Path>, error: &io::Error) {
+        if !says_nothing(error) {
+            return;
+        }
+        let rel = if self.owned.len() < MOST_AGAIN { rel } else { &Path::new("").into() };
+        if !self.owned.contains(rel) {
+            self.owned.push(Arc::clone(rel));
+        }
+    }
 }
 
 /// The threads that help to attend to what one thread lists.
@@ -117,7 +134,8 @@ impl<'scan> Helpers<'scan> {
         'scan: 'scope,
     {
         let is_slow = self.slow.load(Ordering::Relaxed);
-        let enough = if is_slow { MOST_HELPERS } else { self.enough };
+        let most = share_of_open_files(16, MOST_HELPERS);
+        let enough = if is_slow { most } else { self.enough.min(most) };
         if self.count >= enough || (self.count > 0 && self.queue.is_empty()) {
             return;
         }
@@ -208,6 +226,7 @@ impl Scan<'_> {
                         if let Some(watcher) = self.watcher {
                             watcher.expect(&rel);
                         }
+                        listing.summary.scan_again(&rel, &error);
                         listing.summary.unreadable.push((rel, error));
                     }
                 }
@@ -269,9 +288,9 @@ impl Scan<'_> {
     ) -> io::Result<()> {
         match watched {
             Ok(true) => {
-                summary.astray |= !self.root.path_leads_to(dir) && self.root.still_holds(dir);
+                summary.astray |= !self.root.path_leads_to(dir)? && self.root.still_holds(dir)?;
             }
-            Ok(false) if self.root.still_holds(dir) => summary.astray = true,
+            Ok(false) if self.root.still_holds(dir)? => summary.astray = true,
             // It was moved away since it was opened, and no event will tell of that.
             Ok(false) => return Err(Errno::NOENT.into()),
             // The worker knows: it lists the directory, or replaces the watcher.
@@ -405,10 +424,18 @@ impl Scan<'_> {
         for (rel, names) in claims {
             match self.take_up_one(&rel, &names, deadline) {
                 Ok(recovery) => self.recovered(rel, recovery, summary),
-                Err(error) if leads_nowhere(&error) => {}
-                Err(error) => summary.stranded.push((rel.to_path_buf(), error)),
+                Err(error) => self.not_recovered(rel, error, summary),
             }
         }
+    }
+
+    /// Takes in that a directory with claims can't be looked at.
+    fn not_recovered(&self, rel: Arc<Path>, error: io::Error, summary: &mut Summary) {
+        if leads_nowhere(&error) {
+            return;
+        }
+        summary.scan_again(&rel, &error);
+        summary.stranded.push((rel.to_path_buf(), error));
     }
 
     fn take_up_one(
@@ -438,13 +465,20 @@ impl Scan<'_> {
             self.attendant.tell_removed(self.root, &rel, stem);
         }
         summary.freed += recovery.freed;
-        summary.stranded.extend(recovery.failed);
         if recovery.owned {
             summary.owned.push(Arc::clone(&rel));
         }
-        if let Ok(dir) = self.root.open_dir(&rel) {
-            let pairs = recovery.touched.into_iter().map(|stem| (stem, Hint::Nothing)).collect();
-            self.attend_at_once(Batch { dir: Arc::new(dir), pairs }, &AtomicBool::default());
+        for (path, error) in recovery.failed {
+            summary.scan_again(&rel, &error);
+            summary.stranded.push((path, error));
+        }
+        match self.root.open_dir(&rel) {
+            Ok(dir) => {
+                let pairs = recovery.touched.into_iter().map(|stem| (stem, Hint::Nothing));
+                let batch = Batch { dir: Arc::new(dir), pairs: pairs.collect() };
+                self.attend_at_once(batch, &AtomicBool::default());
+            }
+            Err(error) => self.not_recovered(rel, error, summary),
         }
     }
 

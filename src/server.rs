@@ -25,10 +25,14 @@ use tokio::time::{Instant, sleep, timeout};
 
 use self::site::Site;
 use crate::error::Error;
+use crate::root::share_of_open_files;
 use crate::stats::Stats;
 
-/// So many connections at a time; one more, and the oldest has to go.
+/// The most connections at a time; one more, and the oldest is closed.
 const MOST_CONNECTIONS: usize = 128;
+/// One in this many of the descriptors that the process may have open is for connections. The others are
+/// for the cleaner's own work, which a crowd of clients must not stop.
+const SHARE_OF_CONNECTIONS: u64 = 8;
 /// How long a client may take for the head of a request, and how long a connection may lie idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection may last, whatever goes on in it: also one that does not take its answers.
@@ -101,8 +105,22 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
 /// Answers requests until `shutdown` completes, and for less than half a second after that.
 ///
 /// Requests are answered if their `Host` is an address, `localhost`, or one of `allow_hosts`
-/// (in any case, with or without a port).
+/// (in any case, with or without a port). At most 128 connections are open at once, and no more than an
+/// eighth of the descriptors that the process may have open when this is called; for one more, the oldest
+/// is closed.
 pub async fn serve(
+    listener: TcpListener,
+    source: Arc<dyn StatsSource>,
+    allow_hosts: Vec<String>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let most = share_of_open_files(SHARE_OF_CONNECTIONS, MOST_CONNECTIONS);
+    serve_at_most(most, listener, source, allow_hosts, shutdown).await;
+}
+
+/// The same with at most so many connections at a time.
+async fn serve_at_most(
+    most: usize,
     listener: TcpListener,
     source: Arc<dyn StatsSource>,
     allow_hosts: Vec<String>,
@@ -123,11 +141,14 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, _)) => {
+                while connections.try_join_next().is_some() {}
                 by_age.retain(|connection| !connection.is_finished());
-                if by_age.len() >= MOST_CONNECTIONS
-                    && let Some(oldest) = by_age.pop_front()
-                {
-                    oldest.abort();
+                while connections.len() >= most {
+                    if let Some(oldest) = by_age.pop_front() {
+                        oldest.abort();
+                    }
+                    // Only the end of its task closes it.
+                    connections.join_next().await;
                 }
                 let connection = serve_connection(stream, site.clone(), closing.clone());
                 by_age.push_back(connections.spawn(connection));
@@ -243,14 +264,20 @@ mod tests {
 
     impl Server {
         async fn start() -> Self {
+            Self::with_at_most(MOST_CONNECTIONS).await
+        }
+
+        async fn with_at_most(most: usize) -> Self {
             let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
             let address = listener.local_addr().unwrap();
             let cleaner = Arc::new(Cleaner(AtomicBool::new(true)));
             let (stop, stopped) = oneshot::channel();
             let names = vec!["Box.lan".to_owned(), "other:8004".to_owned()];
-            let task = tokio::spawn(serve(listener, cleaner.clone(), names, async {
+            let source = cleaner.clone();
+            let serve = serve_at_most(most, listener, source, names, async {
                 let _ = stopped.await;
-            }));
+            });
+            let task = tokio::spawn(serve);
             Self { address, cleaner, stop, task }
         }
 
@@ -345,6 +372,32 @@ mod tests {
             assert!(head.starts_with("http/1.1 405 "), "{method}: {head}");
             assert!(head.contains("\r\nallow: get, head\r\n"), "{head}");
         }
+    }
+
+    #[tokio::test]
+    async fn no_more_connections_are_open_at_once_than_there_is_room_for() {
+        const MOST: usize = 4;
+        let server = Server::with_at_most(MOST).await;
+        let mut half_open = Vec::new();
+        for _ in 0..3 * MOST {
+            half_open.push(server.connect().await);
+        }
+        // Those that came first are closed long before they have lasted for their time.
+        let start = Instant::now();
+        for stream in &mut half_open[..2 * MOST] {
+            let end = timeout(PATIENCE, stream.read(&mut [0])).await.unwrap();
+            assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+        }
+        if start.elapsed() < HEAD_TIMEOUT / 2 {
+            let is_open = |stream: &TcpStream| {
+                let read = stream.try_read(&mut [0]);
+                read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+            };
+            let open = half_open.iter().filter(|stream| is_open(stream)).count();
+            assert!((1..=MOST).contains(&open), "{open} are open");
+        }
+        let request = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        assert_eq!(server.status(request).await, 200);
     }
 
     #[tokio::test]

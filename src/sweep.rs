@@ -263,20 +263,26 @@ struct Litter {
     is_wanted: bool,
     /// Directories with some that is old enough, and what that is.
     suspects: Vec<(Arc<Path>, Suspects)>,
+    /// What could not be looked at, and why.
+    failures: Vec<(PathBuf, Failure)>,
 }
 
 impl Litter {
     /// Looks at what in `dirs` may be litter.
     fn find(root: &Root, attendant: &Attendant, dirs: Vec<Arc<Path>>) -> Self {
         let looking = attendant.only_looking();
-        let suspects = dirs.into_iter().map(|dir| {
+        let is_wanted = attendant.litter_ages().any();
+        let mut litter = Self { is_wanted, suspects: Vec::new(), failures: Vec::new() };
+        for dir in dirs {
             let tidied = litter::tidy(root, &looking, &dir, &Suspects::default(), usize::MAX);
-            (dir, tidied.suspects)
-        });
-        Self {
-            is_wanted: attendant.litter_ages().any(),
-            suspects: suspects.filter(|(_, suspects)| !suspects.is_empty()).collect(),
+            if tidied.suspects.is_empty() {
+                litter.failures.extend(tidied.failures);
+            } else {
+                // What failed is tried again when these are removed.
+                litter.suspects.push((dir, tidied.suspects));
+            }
         }
+        litter
     }
 
     /// For how long it is to be left alone first: the other half of what stands alone may be about to
@@ -288,6 +294,9 @@ impl Litter {
     /// Removes it, unless the attendant only looks; `None` where nobody has asked for that.
     fn remove(&self, root: &Root, attendant: &Attendant, sums: &mut Sums) -> Option<LitterReport> {
         let mut removed = stats::Litter::default();
+        for (path, failure) in &self.failures {
+            sums.error(path, failure);
+        }
         for (dir, suspects) in &self.suspects {
             let tidied = litter::tidy(root, attendant, dir, suspects, 0);
             removed += tidied.removed;

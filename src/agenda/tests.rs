@@ -258,7 +258,7 @@ impl World {
         assert_eq!(heap, expected);
         assert_eq!(self.agenda.next_expiry(), expected.values().min().copied());
         assert!(self.agenda.in_flight.is_empty() && self.agenda.looks.is_empty());
-        assert!(self.agenda.owned.is_empty());
+        assert!(self.agenda.retried.is_empty());
         assert_eq!(self.agenda.unreadable, HashSet::new());
         let counted = self.errors - self.failures;
         let (least, most) = (self.broken_at_rest.len() as u64, self.broken_seen.len() as u64);

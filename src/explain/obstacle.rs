@@ -35,8 +35,15 @@ pub(super) fn kind(dir: &Dir, name: &[u8]) -> Kind {
 }
 
 /// Whether a half of a pair bears its reserved name.
-pub(super) fn taken(dir: &Dir, stem: &Stem) -> bool {
-    [Half::Result, Half::Metadata].into_iter().any(|half| status(dir, &stem.claim(half)).is_ok())
+pub(super) fn taken(dir: &Dir, stem: &Stem) -> io::Result<bool> {
+    for half in [Half::Result, Half::Metadata] {
+        match kind(dir, &stem.claim(half)) {
+            Kind::Nothing => {}
+            Kind::File | Kind::Other(_) => return Ok(true),
+            Kind::Unknown(error) => return Err(error),
+        }
+    }
+    Ok(false)
 }
 
 /// What keeps a result that is due from being deleted by this user, and what to do about it.

@@ -140,17 +140,20 @@ fn begin(dir: &Dir, alone: &Alone, has_claims: bool, now: DateTime<Utc>) -> io::
     let (claim, seen) = (alone.claim(dir), alone.seen());
     let taken = if has_claims { claim.take() } else { Err(Errno::NOSYS) };
     match taken {
-        Ok(()) if claim.is(seen) => return Ok(Begun::Held),
         Ok(()) => {
+            let is_judged = claim.is(seen);
+            if matches!(is_judged, Ok(true)) {
+                return Ok(Begun::Held);
+            }
             claim.give_back()?;
-            return Ok(Begun::LeftAlone);
+            return is_judged.map(|_| Begun::LeftAlone);
         }
         Err(Errno::NOENT) => return Ok(Begun::LeftAlone),
-        Err(Errno::EXIST) if !claim.is_blocked() => return Ok(Begun::LeftAlone),
+        Err(Errno::EXIST) if !claim.is_blocked()? => return Ok(Begun::LeftAlone),
         Err(error) if cannot_claim(error) => {}
         Err(error) => return Err(error.into()),
     }
-    if !alone.stands_alone(dir, &alone.name(), now)? || !claim.own_name_is(seen) {
+    if !alone.stands_alone(dir, &alone.name(), now)? || !claim.own_name_is(seen)? {
         return Ok(Begun::LeftAlone);
     }
     match claim.unlink_unclaimed() {
@@ -163,12 +166,12 @@ fn begin(dir: &Dir, alone: &Alone, has_claims: bool, now: DateTime<Utc>) -> io::
 /// The bytes that were freed; `None` where it was given back.
 fn finish(dir: &Dir, alone: &Alone, now: DateTime<Utc>) -> io::Result<Option<u64>> {
     let (claim, seen) = (alone.claim(dir), alone.seen());
-    let may_go = if claim.is(seen) && !claim.own_name_is_taken() {
-        alone.stands_alone(dir, &claim.reserved, now)
-    } else {
-        Ok(false)
+    let may_go = || -> io::Result<bool> {
+        Ok(claim.is(seen)?
+            && !claim.own_name_is_taken()?
+            && alone.stands_alone(dir, &claim.reserved, now)?)
     };
-    let freed = match may_go {
+    let freed = match may_go() {
         Ok(true) => claim.unlink().map(|()| Some(seen.version.size)).map_err(io::Error::from),
         Ok(false) => Ok(None),
         Err(error) => Err(error),

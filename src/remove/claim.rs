@@ -1,4 +1,9 @@
 //! A claim: one half of a pair under its reserved name. The only module that renames or unlinks.
+//!
+//! A question about a name has three answers: yes, no, and an error that says nothing of the file. Whoever
+//! asks gives back what is claimed on such an error: taken for a no, it could cost a live file.
+
+use std::io;
 
 use rustix::fs::{AtFlags, RenameFlags, renameat_with, unlinkat};
 use rustix::io::{Errno, retry_on_intr};
@@ -35,14 +40,19 @@ impl<'a> Claim<'a> {
 
     /// Whether what was taken is the file that was judged, unchanged. (Its ctime tells nothing:
     /// the renaming changed it.)
-    pub fn is(&self, judged: &Seen) -> bool {
+    pub fn is(&self, judged: &Seen) -> io::Result<bool> {
         self.is_at(&self.reserved, judged)
     }
 
     /// Whether something bears the reserved name that is no regular file: no cleaner has put it
     /// there, and no recovery will take it away.
-    pub fn is_blocked(&self) -> bool {
-        status(self.dir, &self.reserved).is_ok_and(|stat| Seen::of(&stat).is_none())
+    pub fn is_blocked(&self) -> io::Result<bool> {
+        match status(self.dir, &self.reserved) {
+            Ok(stat) => Ok(Seen::of(&stat).is_none()),
+            // Whoever had it there has taken it away meanwhile.
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Removes the file under its own name, without a claim.
@@ -51,23 +61,26 @@ impl<'a> Claim<'a> {
     }
 
     /// Whether the file under its own name is the one that was judged, unchanged.
-    pub fn own_name_is(&self, judged: &Seen) -> bool {
+    pub fn own_name_is(&self, judged: &Seen) -> io::Result<bool> {
         self.is_at(&self.own, judged)
     }
 
-    fn is_at(&self, name: &[u8], judged: &Seen) -> bool {
-        regular(self.dir, name)
-            .is_ok_and(|seen| seen.is_some_and(|seen| seen.version == judged.version))
+    fn is_at(&self, name: &[u8], judged: &Seen) -> io::Result<bool> {
+        Ok(regular(self.dir, name)?.is_some_and(|seen| seen.version == judged.version))
     }
 
     /// Whether a file stands under the name that this one would get back.
-    pub fn own_name_is_taken(&self) -> bool {
-        regular(self.dir, &self.own).is_ok_and(|seen| seen.is_some())
+    pub fn own_name_is_taken(&self) -> io::Result<bool> {
+        Ok(regular(self.dir, &self.own)?.is_some())
     }
 
     /// Whether nothing at all stands there.
-    pub fn own_name_is_free(&self) -> bool {
-        status(self.dir, &self.own).is_err_and(|error| error == Errno::NOENT)
+    pub fn own_name_is_free(&self) -> io::Result<bool> {
+        match status(self.dir, &self.own) {
+            Ok(_) => Ok(false),
+            Err(Errno::NOENT) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
     }
 
     pub fn unlink(&self) -> rustix::io::Result<()> {
@@ -93,19 +106,23 @@ impl<'a> Claim<'a> {
 /// Gives both halves back, the result last. That makes it the newer one, so that it counts as half
 /// published for a second: if it was published anew meanwhile, what is given back may be the
 /// metadata of an older one.
-pub(super) fn give_back_both(result: &Claim<'_>, metadata: &Claim<'_>) -> rustix::io::Result<()> {
-    if result.own_name_is_taken() {
+///
+/// # Errors
+/// Those of the system. Where it can't tell whether the result was published anew, both stay claimed: the
+/// order of the two would be a guess.
+pub(super) fn give_back_both(result: &Claim<'_>, metadata: &Claim<'_>) -> io::Result<()> {
+    if result.own_name_is_taken()? {
         match result.unlink() {
             Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
         match result.take() {
             Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
     }
     metadata.give_back()?;
-    result.give_back()
+    Ok(result.give_back()?)
 }
 
 /// Removes the directory `name`, if it is empty.

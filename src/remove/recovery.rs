@@ -31,11 +31,12 @@ pub(crate) struct Recovery {
 
 impl Recovery {
     /// Takes in what came of dealing with a reserved name.
-    fn note(&mut self, dir: &Dir, reserved: &[u8], done: rustix::io::Result<()>) {
+    fn note(&mut self, dir: &Dir, reserved: &[u8], done: io::Result<()>) {
         match done {
-            Ok(()) | Err(Errno::NOENT) => {}
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                self.failed.push((dir.rel.join(OsStr::from_bytes(reserved)), error.into()));
+                self.failed.push((dir.rel.join(OsStr::from_bytes(reserved)), error));
             }
         }
     }
@@ -69,47 +70,58 @@ pub(crate) fn recover(
             // It was not certain yet that nobody comes back for it.
             Name::TmpClaim(half, stem) => {
                 let done = Claim::of_tmp(dir, &stem, half).give_back();
-                recovery.note(dir, reserved, done);
+                recovery.note(dir, reserved, done.map_err(io::Error::from));
             }
             Name::OrphanClaim(half, stem) => {
                 let done = Claim::of_orphan(dir, &stem, half).give_back();
-                recovery.note(dir, reserved, done);
+                recovery.note(dir, reserved, done.map_err(io::Error::from));
             }
             // Whoever has made one that lives holds the lock, too.
-            Name::Canary if is_empty_file(dir, reserved) => {
-                recovery.note(dir, reserved, unlink(dir, reserved));
+            Name::Canary => {
+                let done = unlink_if_empty(dir, reserved);
+                recovery.note(dir, reserved, done);
             }
             _ => {}
         }
     }
     for stem in stems {
-        let result = Claim::new(dir, &stem, Half::Result);
-        let metadata = Claim::new(dir, &stem, Half::Metadata);
-        let taken = regular(dir, &result.reserved)?;
-        // An owner claims metadata only after it made sure of the result that it had claimed
-        // before. It may be that of a newer result by mistake, if there is one; and a recovery may
-        // have taken a newer result for an instant, which then has not settled.
-        let untouched = !result.own_name_is_taken() && !metadata.own_name_is_taken();
-        let settled = taken.is_none_or(|taken| taken.settles_in(now).is_zero());
-        let done = match claimed_metadata(&metadata, now)? {
-            Some((seen, true)) if untouched && settled => {
-                if taken.is_some() {
-                    recovery.finished.push(stem.clone());
-                }
-                finish(&result, taken, &metadata, seen, &mut recovery)
-            }
-            Some(_) => give_back_both(&result, &metadata),
-            None if taken.is_some() => result.give_back(),
-            None => Ok(()),
-        };
-        recovery.note(dir, &result.reserved, done);
+        let done = recover_pair(dir, &stem, now, &mut recovery);
+        recovery.note(dir, &stem.claim(Half::Result), done);
         recovery.touched.push(stem);
     }
     Ok(recovery)
 }
 
-fn is_empty_file(dir: &Dir, name: &[u8]) -> bool {
-    regular(dir, name).is_ok_and(|seen| seen.is_some_and(|seen| seen.version.size == 0))
+/// Finishes the deletion of one pair, or gives back what is claimed of it.
+fn recover_pair(
+    dir: &Dir,
+    stem: &Stem,
+    now: DateTime<Utc>,
+    recovery: &mut Recovery,
+) -> io::Result<()> {
+    let result = Claim::new(dir, stem, Half::Result);
+    let metadata = Claim::new(dir, stem, Half::Metadata);
+    let taken = regular(dir, &result.reserved)?;
+    // An owner claims metadata only after it made sure of the result that it had claimed
+    // before. It may be that of a newer result by mistake, if there is one; and a recovery may
+    // have taken a newer result for an instant, which then has not settled.
+    let untouched = !result.own_name_is_taken()? && !metadata.own_name_is_taken()?;
+    let settled = taken.is_none_or(|taken| taken.settles_in(now).is_zero());
+    match claimed_metadata(&metadata, now)? {
+        Some((seen, true)) if untouched && settled => {
+            finish(stem, &result, taken, &metadata, seen, recovery)
+        }
+        Some(_) => give_back_both(&result, &metadata),
+        None if taken.is_some() => Ok(result.give_back()?),
+        None => Ok(()),
+    }
+}
+
+fn unlink_if_empty(dir: &Dir, name: &[u8]) -> io::Result<()> {
+    match regular(dir, name)? {
+        Some(seen) if seen.version.size == 0 => Ok(unlink(dir, name)?),
+        _ => Ok(()),
+    }
 }
 
 /// Claimed metadata, and whether it says that its pair may go.
@@ -121,14 +133,16 @@ fn claimed_metadata(claim: &Claim<'_>, now: DateTime<Utc>) -> io::Result<Option<
 /// Finishes a deletion: the result first, so that no crash in between leaves metadata alone as if
 /// its result had never been.
 fn finish(
+    stem: &Stem,
     result: &Claim<'_>,
     taken: Option<Seen>,
     metadata: &Claim<'_>,
     seen: Seen,
     recovery: &mut Recovery,
-) -> rustix::io::Result<()> {
+) -> io::Result<()> {
     if let Some(taken) = taken {
         result.unlink()?;
+        recovery.finished.push(stem.clone());
         recovery.freed += taken.version.size;
     }
     metadata.unlink()?;
