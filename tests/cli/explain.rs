@@ -114,8 +114,14 @@ fn each_condition_that_is_not_met_is_told_with_the_reason() {
 fn what_keeps_the_engine_from_deleting_is_told() {
     let cache = CacheDir::new();
     let pair = cache.pair("s/a").settled(1.5);
-    publish(&pair.result, b"newer than its metadata");
-    assert_explained(&explain(&cache, &pair.result), 6, "due", "unchanged for a second");
+    let settles = "unchanged for a second";
+    let mut explained = Value::Null;
+    wait_until("it is explained within that second", || {
+        publish(&pair.result, b"newer than its metadata");
+        explained = explain(&cache, &pair.result);
+        explained.to_string().contains(settles)
+    });
+    assert_explained(&explained, 6, "due", settles);
 
     let pair = cache.pair("t/a").settled(1.5);
     let dir = fs::File::open(pair.result.parent().unwrap()).unwrap();
@@ -128,7 +134,6 @@ fn what_keeps_the_engine_from_deleting_is_told() {
     assert_explained(&explain(&cache, &pair.result), 6, "due", "bears the reserved name");
 
     let long = cache.pair(&"l".repeat(239)).write(1.5);
-    let settles = "unchanged for a second";
     wait_until("it has settled", || !explain(&cache, &long.result).to_string().contains(settles));
     assert_explained(&explain(&cache, &long.result), 6, "due", "no room for a reserved one");
 

@@ -49,6 +49,17 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Calls `attempt` with the seconds that it may take, and with twice as many each time it returns
+/// false, because it took longer. So a test has as much time as the machine needs, and no more.
+#[track_caller]
+pub fn in_time(mut attempt: impl FnMut(f64) -> bool) {
+    let mut seconds = 1.0;
+    while !attempt(seconds) {
+        seconds *= 2.0;
+        assert!(seconds < PATIENCE.as_secs_f64(), "in vain tried with {seconds} s");
+    }
+}
+
 /// Seconds since the Unix epoch.
 pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()

@@ -30,8 +30,9 @@ async fn deletions_and_sweeps_are_told_with_their_figures() {
     let sweep = |event| if let Event::SweepDone(report) = event { Some(report) } else { None };
     assert_eq!(next(&mut events, sweep).await.deleted_count, 0);
 
-    let pair = cache.store("s/a", now() + 1.5);
-    let size = pair.bytes();
+    let at = now() + 0.5;
+    let pair = cache.pair("s/a").settled(at);
+    let size = 23 + format!(r#"{{"expires_at": {at}}}"#).len() as u64;
     let deleted = |event| match event {
         Event::Deleted { result, freed_bytes, late } => Some((result, freed_bytes, late)),
         Event::Skipped { .. } | Event::Missed(_) => panic!("{event:?}"),

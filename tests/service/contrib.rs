@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::common::{CacheDir, Service, now};
+use crate::common::{CacheDir, Service, now, wait_until};
 use serde_json::Value;
 
 /// A file of this repository.
@@ -24,8 +24,14 @@ fn figures() -> String {
     cache.store("waits", now() + 3600.0);
     let service = Service::ready(cache.path(), &[]);
     service.wait_for_stat("total_deleted", 12);
-    let (status, figures) = service.get("/metrics").unwrap();
-    assert_eq!(status, 200);
+    service.wait_for_stat("heap_size", 13);
+    let mut figures = String::new();
+    wait_until("the first scan is in the figures", || {
+        let (status, told) = service.get("/metrics").unwrap();
+        assert_eq!(status, 200);
+        figures = told;
+        figures.contains("result_cleaner_last_sweep_timestamp_seconds")
+    });
     figures
 }
 

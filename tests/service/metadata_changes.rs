@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::common::{
-    CacheDir, Pair, Service, now, pair_of_bytes, publish, unprivileged_run, wait_for_later_pair,
-    wait_until,
+    CacheDir, Pair, Service, in_time, now, pair_of_bytes, publish, unprivileged_run,
+    wait_for_later_pair, wait_until,
 };
 
 const HOUR: f64 = 3600.0;
@@ -32,27 +32,32 @@ fn wait_until_gone(pair: &Pair) {
 
 #[test]
 fn an_extended_pair_outlives_its_old_time_and_goes_at_the_new_one() {
-    let cache = CacheDir::new();
-    let service = Service::ready(cache.path(), &[]);
-    let old = now() + 4.0;
-    let pairs = WAYS.map(|(name, _)| cache.store(name, old));
-    service.wait_for_stat("heap_size", 2);
-    for (pair, (_, replace)) in pairs.iter().zip(WAYS) {
-        replace(&pair.metadata, &expiring(old + HOUR));
-    }
-    assert!(now() < old, "the machine is too busy for this test");
-    let other = cache.store("other", old + 0.1);
-    wait_until_gone(&other);
-    assert!(pairs.iter().all(Pair::is_whole));
-    service.wait_for_stat("heap_size", 2);
-    for (pair, (_, replace)) in pairs.iter().zip(WAYS) {
-        let new = now() + 0.5;
-        replace(&pair.metadata, &expiring(new));
-        wait_until_gone(pair);
-        assert!(now() >= new);
-    }
-    service.wait_for_stat("total_deleted", 3);
-    service.assert_calm();
+    in_time(|seconds| {
+        let cache = CacheDir::new();
+        let service = Service::ready(cache.path(), &[]);
+        let old = now() + seconds;
+        let pairs = WAYS.map(|(name, _)| cache.store(name, old));
+        let known = service.knows_before(old, 2);
+        for (pair, (_, replace)) in pairs.iter().zip(WAYS) {
+            replace(&pair.metadata, &expiring(old + HOUR));
+        }
+        if !known || now() >= old {
+            return false;
+        }
+        let other = cache.store("other", old + 0.1);
+        wait_until_gone(&other);
+        assert!(pairs.iter().all(Pair::is_whole));
+        service.wait_for_stat("heap_size", 2);
+        for (pair, (_, replace)) in pairs.iter().zip(WAYS) {
+            let new = now() + 0.5;
+            replace(&pair.metadata, &expiring(new));
+            wait_until_gone(pair);
+            assert!(now() >= new);
+        }
+        service.wait_for_stat("total_deleted", 3);
+        service.assert_calm();
+        true
+    });
 }
 
 #[test]
@@ -91,30 +96,35 @@ fn a_shortened_pair_goes_although_the_writer_of_its_metadata_keeps_it_open() {
 
 #[test]
 fn a_spoiled_pair_stays_until_it_is_mended() {
-    for (name, replace) in WAYS {
-        let cache = CacheDir::new();
-        let service = Service::ready(cache.path(), &[]);
-        let old = now() + 1.5;
-        let pair = cache.store(name, old);
-        replace(&pair.metadata, r#"{"expires_at": "soon"}"#);
-        service.wait_for_stat("total_errors", 1);
-        service.wait_for_stat("heap_size", 0);
-        let other = cache.store("other", old.max(now()) + 0.1);
-        wait_until_gone(&other);
-        assert!(pair.is_whole());
+    WAYS.into_iter().for_each(|way| in_time(|seconds| is_spoiled_in_time(way, seconds)));
+}
 
-        replace(&pair.metadata, &expiring(now() + HOUR));
-        service.wait_for_stat("heap_size", 1);
-        fs::write(&pair.metadata, "").unwrap();
-        service.wait_for_stat("total_errors", 2);
-        service.wait_for_stat("heap_size", 0);
-        replace(&pair.metadata, &expiring(1.5));
-        wait_until_gone(&pair);
-        service.wait_for_stat("total_deleted", 2);
-        service.assert_lines_with(BROKEN, 2);
-        assert_eq!(service.stats()["total_errors"], 2);
-        assert_eq!(service.stats()["total_cleanups"], 1);
+fn is_spoiled_in_time((name, replace): Way, seconds: f64) -> bool {
+    let cache = CacheDir::new();
+    let service = Service::ready(cache.path(), &[]);
+    let old = now() + seconds;
+    let pair = cache.store(name, old);
+    replace(&pair.metadata, r#"{"expires_at": "soon"}"#);
+    if now() >= old {
+        return false;
     }
+    service.wait_for_stat("total_errors", 1);
+    service.wait_for_stat("heap_size", 0);
+    let other = cache.store("other", old.max(now()) + 0.1);
+    wait_until_gone(&other);
+    assert!(pair.is_whole());
+
+    replace(&pair.metadata, &expiring(now() + HOUR));
+    service.wait_for_stat("heap_size", 1);
+    fs::write(&pair.metadata, "").unwrap();
+    service.wait_for_stat("total_errors", 2);
+    service.wait_for_stat("heap_size", 0);
+    replace(&pair.metadata, &expiring(1.5));
+    wait_until_gone(&pair);
+    service.wait_for_stat("total_deleted", 2);
+    service.assert_lines_with(BROKEN, 2);
+    service.assert_errors(2);
+    true
 }
 
 #[test]
@@ -135,28 +145,15 @@ fn each_broken_version_is_counted_and_logged_once_with_its_path_and_reason() {
         // Neither sweeps nor news of the same version count it again.
         fs::set_permissions(&pair.metadata, Permissions::from_mode(0o600)).unwrap();
         fs::set_permissions(&pair.result, Permissions::from_mode(0o600)).unwrap();
-        wait_for_sweeps(&service, 2);
+        service.wait_for_sweeps(2);
         wait_for_later_pair(&cache);
-        assert_eq!(service.stats()["total_errors"], count, "{}", service.log());
-        service.assert_lines_with(BROKEN, count);
+        assert_eq!(service.count("total_errors"), count, "{}", service.log());
+        service.assert_lines_with(BROKEN, count as usize);
         let log = service.log();
         let line = log.lines().rfind(|line| line.contains(BROKEN)).unwrap();
         assert!(line.contains(reason) && line.contains(r"dir/new\nline\u{1b}.metadata"), "{line}");
     }
     assert!(pair.is_whole());
-}
-
-fn wait_for_sweeps(service: &Service, count: u64) {
-    wait_for_sweeps_while(service, count, || {});
-}
-
-fn wait_for_sweeps_while(service: &Service, count: u64, mut action: impl FnMut()) {
-    let sweeps = || service.stats()["total_cleanups"].as_u64().unwrap();
-    let before = sweeps();
-    wait_until("there were more sweeps", || {
-        action();
-        sweeps() >= before + count
-    });
 }
 
 #[test]
@@ -165,14 +162,16 @@ fn a_broken_version_counts_once_while_sweeps_and_news_of_it_cross() {
     let pairs: Vec<Pair> = (0..20).map(|n| cache.store(&format!("dir/{n}"), 1.5e12)).collect();
     let service = Service::ready(cache.path(), &["--check-interval", "1s"]);
     service.wait_for_stat("total_errors", 20);
-    wait_for_sweeps_while(&service, 4, || {
+    let sweeps = service.count("total_cleanups") + 4;
+    wait_until("there were more sweeps", || {
         // The permissions are no part of a version.
         for pair in &pairs {
             fs::set_permissions(&pair.metadata, Permissions::from_mode(0o600)).unwrap();
         }
+        service.count("total_cleanups") >= sweeps
     });
-    wait_for_sweeps(&service, 2);
-    assert_eq!(service.stats()["total_errors"], 20);
+    service.wait_for_sweeps(2);
+    assert_eq!(service.count("total_errors"), 20, "{}", service.log());
     service.assert_lines_with(BROKEN, 20);
 }
 
@@ -230,45 +229,55 @@ fn an_empty_file_that_was_linked_into_place_counts_though_it_has_lost_its_other_
 
 #[test]
 fn metadata_that_was_deleted_keeps_its_result_until_it_is_back() {
-    let cache = CacheDir::new();
-    let service = Service::ready(cache.path(), &[]);
-    let at = now() + 2.0;
-    let pair = cache.store("pair", at);
-    service.wait_for_stat("heap_size", 1);
-    fs::remove_file(&pair.metadata).unwrap();
-    service.wait_for_stat("heap_size", 0);
-    let other = cache.store("other", at + 0.1);
-    wait_until_gone(&other);
-    assert!(pair.result.exists());
+    in_time(|seconds| {
+        let cache = CacheDir::new();
+        let service = Service::ready(cache.path(), &[]);
+        let at = now() + seconds;
+        let pair = cache.store("pair", at);
+        let known = service.knows_before(at, 1);
+        if fs::remove_file(&pair.metadata).is_err() || !known || now() >= at {
+            return false;
+        }
+        service.wait_for_stat("heap_size", 0);
+        let other = cache.store("other", at + 0.1);
+        wait_until_gone(&other);
+        assert!(pair.result.exists());
 
-    pair.set_expiry(now() + HOUR);
-    service.wait_for_stat("heap_size", 1);
-    fs::remove_file(&pair.metadata).unwrap();
-    service.wait_for_stat("heap_size", 0);
-    pair.set_expiry(1.5);
-    wait_until_gone(&pair);
-    service.wait_for_stat("total_deleted", 2);
-    service.assert_calm();
+        pair.set_expiry(now() + HOUR);
+        service.wait_for_stat("heap_size", 1);
+        fs::remove_file(&pair.metadata).unwrap();
+        service.wait_for_stat("heap_size", 0);
+        pair.set_expiry(1.5);
+        wait_until_gone(&pair);
+        service.wait_for_stat("total_deleted", 2);
+        service.assert_calm();
+        true
+    });
 }
 
 #[test]
 fn an_extension_that_no_event_tells_of_saves_the_result() {
-    let cache = CacheDir::new();
-    let service = Service::ready(cache.path(), &[]);
-    let old = now() + 4.0;
-    let pair = cache.store("pair", old);
-    let elsewhere = cache.outside("hard-link");
-    fs::hard_link(&pair.metadata, &elsewhere).unwrap();
-    service.wait_for_stat("heap_size", 1);
-    // The kernel tells of it there only.
-    fs::write(&elsewhere, expiring(old + HOUR)).unwrap();
-    assert!(now() < old, "the machine is too busy for this test");
-    let other = cache.store("other", old + 0.1);
-    wait_until_gone(&other);
-    assert!(pair.is_whole());
-    service.wait_for_stat("heap_size", 1);
-    assert!(service.stats()["next_expiry"].is_string());
-    service.assert_calm();
+    in_time(|seconds| {
+        let cache = CacheDir::new();
+        let elsewhere = cache.outside("hard-link");
+        let service = Service::ready(cache.path(), &[]);
+        let old = now() + seconds;
+        let pair = cache.store("pair", old);
+        let linked = fs::hard_link(&pair.metadata, &elsewhere).is_ok();
+        let known = service.knows_before(old, 1);
+        // The kernel tells of it there only.
+        fs::write(&elsewhere, expiring(old + HOUR)).unwrap();
+        if !linked || !known || now() >= old {
+            return false;
+        }
+        let other = cache.store("other", old + 0.1);
+        wait_until_gone(&other);
+        assert!(pair.is_whole());
+        service.wait_for_stat("heap_size", 1);
+        assert!(service.stats()["next_expiry"].is_string());
+        service.assert_calm();
+        true
+    });
 }
 
 #[test]

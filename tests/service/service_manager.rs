@@ -67,14 +67,14 @@ fn a_service_that_does_not_work_does_not_feed_the_watchdog() {
     let cache = CacheDir::new();
     let managed = Managed::start(&cache);
     while !managed.next().starts_with("WATCHDOG=1") {}
-    managed.service.signal(Signal::STOP);
+    managed.service.stop();
     managed.socket.set_nonblocking(true).unwrap();
     // What was sent before may still wait; then nothing comes, however long.
     while managed.socket.recv(&mut [0; 4096]).is_ok() {}
     managed.socket.set_nonblocking(false).unwrap();
     managed.socket.set_read_timeout(Some(std::time::Duration::from_millis(700))).unwrap();
     assert!(managed.socket.recv(&mut [0; 4096]).is_err());
-    managed.service.signal(Signal::CONT);
+    managed.service.go_on();
     managed.socket.set_read_timeout(Some(PATIENCE)).unwrap();
     assert!(managed.next().starts_with("WATCHDOG=1"));
 }

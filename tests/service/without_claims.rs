@@ -9,8 +9,8 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::common::{
-    CacheDir, Pair, Service, call, free_address, has_strace, now, pair_of_bytes, result_cleaner,
-    succeed, text, traced_by, wait_until,
+    CacheDir, Pair, Service, call, free_address, has_strace, in_time, now, pair_of_bytes,
+    result_cleaner, succeed, text, traced_by, wait_until,
 };
 use rustix::process::{Signal, kill_process};
 
@@ -19,6 +19,8 @@ const LONGEST: usize = 255 - 16;
 
 /// Pairs that expired, that expire soon, that are renewed or published anew in time, and that stay.
 struct Pairs {
+    /// When the first of them expires that had not before.
+    at: f64,
     expired: Vec<Pair>,
     soon: Vec<Pair>,
     renewed: Pair,
@@ -28,19 +30,20 @@ struct Pairs {
 
 impl Pairs {
     /// Pairs whose stems are as long as may be.
-    fn long(cache: &CacheDir) -> Self {
-        Self::new(cache, |number| vec![b'0' + number; LONGEST])
+    fn long(cache: &CacheDir, seconds: f64) -> Self {
+        Self::new(cache, seconds, |number| vec![b'0' + number; LONGEST])
     }
 
-    fn short(cache: &CacheDir) -> Self {
-        Self::new(cache, |number| vec![b'0' + number])
+    fn short(cache: &CacheDir, seconds: f64) -> Self {
+        Self::new(cache, seconds, |number| vec![b'0' + number])
     }
 
-    fn new(cache: &CacheDir, stem: impl Fn(u8) -> Vec<u8>) -> Self {
+    fn new(cache: &CacheDir, seconds: f64, stem: impl Fn(u8) -> Vec<u8>) -> Self {
         let dir = cache.path().join("dir");
         let pair = |number, expires_at| pair_of_bytes(&dir, &stem(number)).write(expires_at);
-        let soon = now() + 1.5;
+        let soon = now() + seconds;
         Self {
+            at: soon,
             expired: vec![pair(0, 1.5), pair(1, now() - 1.0)],
             soon: vec![pair(2, soon), pair(3, soon + 0.1)],
             renewed: pair(4, soon),
@@ -49,8 +52,8 @@ impl Pairs {
         }
     }
 
-    /// What has to come of them while a service runs.
-    fn check(&self, cache: &CacheDir, service: &Service) {
+    /// What has to come of them while a service runs; false where some could not be renewed in time.
+    fn check(&self, cache: &CacheDir, service: &Service) -> bool {
         let put = |path: &Path, content: &str| {
             // A temporary name beside it would be too long.
             let temporary = cache.outside("temporary");
@@ -60,6 +63,9 @@ impl Pairs {
         put(&self.renewed.metadata, r#"{"expires_at": 4e9}"#);
         put(&self.anew.result, "anew");
         put(&self.anew.metadata, r#"{"expires_at": 4e9}"#);
+        if now() >= self.at {
+            return false;
+        }
         let gone = || self.expired.iter().chain(&self.soon).all(Pair::is_gone);
         wait_until("what expires is gone", gone);
         service.wait_for_stat("heap_size", 3);
@@ -70,15 +76,18 @@ impl Pairs {
             assert!(pair.result.exists() && pair.metadata.exists());
         }
         assert_eq!(fs::read_dir(cache.path().join("dir")).unwrap().count(), 6);
+        true
     }
 }
 
 #[test]
 fn names_of_255_bytes() {
-    let cache = CacheDir::new();
-    let pairs = Pairs::long(&cache);
-    let service = Service::start(cache.path(), &[]);
-    pairs.check(&cache, &service);
+    in_time(|seconds| {
+        let cache = CacheDir::new();
+        let pairs = Pairs::long(&cache, seconds);
+        let service = Service::start(cache.path(), &[]);
+        pairs.check(&cache, &service)
+    });
 }
 
 #[test]
@@ -100,9 +109,9 @@ fn a_file_system_that_can_not_rename_without_replacing() {
     if !has_strace() {
         return;
     }
-    for error in ["EINVAL", "ENOSYS"] {
+    let check = |error, seconds| {
         let cache = CacheDir::new();
-        let pairs = Pairs::short(&cache);
+        let pairs = Pairs::short(&cache, seconds);
         let address = free_address();
         let mut command = Command::new("strace");
         command.args([
@@ -119,9 +128,13 @@ fn a_file_system_that_can_not_rename_without_replacing() {
         command.arg(result_cleaner().get_program()).arg("run").arg(cache.path());
         command.args(["--no-metrics", "--listen", &address]);
         let service = Service::spawn(command, &format!("http://{address}"));
-        pairs.check(&cache, &service);
+        let checked = pairs.check(&cache, &service);
         // The tracer alone would leave the service behind.
         kill_process(traced_by(service.pid()).unwrap(), Signal::KILL).unwrap();
+        checked
+    };
+    for error in ["EINVAL", "ENOSYS"] {
+        in_time(|seconds| check(error, seconds));
     }
 }
 

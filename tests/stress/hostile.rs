@@ -11,7 +11,7 @@ mod scene;
 mod swaps;
 
 use crate::common::{
-    Service, figure, stderr, stdout, succeed, text, wait_for_later_pair, wait_until,
+    Service, figure, last_stats, stderr, stdout, succeed, text, wait_for_later_pair, wait_until,
 };
 use inputs::{Input, Told};
 use rustix::process::Signal;
@@ -116,17 +116,19 @@ fn wait_until_done(hostile: &Hostile, service: &Service) {
 
 /// Asserts what the service has counted and told.
 fn assert_counted(hostile: &Hostile, service: Service) {
-    let stats = service.stats();
+    let (broken, failing) = hostile.errors();
+    // And the pair that came last.
+    service.wait_for_stat("total_deleted", hostile.pairs_gone + 1);
+    service.wait_for_at_least("total_errors", broken + failing);
     let (status, _, log) = service.terminate();
     assert!(status.success(), "{log}");
-    let (broken, failing) = hostile.errors();
+    let stats = last_stats(&log);
     let again = log.lines().filter(|line| line.contains("still failing")).count() as u64;
     let counted = stats["total_errors"].as_u64().unwrap();
     assert!(
         counted >= broken + failing && counted <= broken + failing + again,
         "{stats} {again} {broken} {failing}\n{log}"
     );
-    // And the pair that came last.
     assert_eq!(stats["total_deleted"], hostile.pairs_gone + 1, "{log}");
     assert_told(hostile, &log, false);
 }
@@ -143,9 +145,7 @@ fn start() {
     wait_until_done(&hostile, &service);
     wait_for_later_pair(&hostile.cache);
     // What was told is not told again by later sweeps.
-    let sweeps = || service.stats()["total_cleanups"].as_u64().unwrap();
-    let before = sweeps();
-    wait_until("there were more sweeps", || sweeps() >= before + 2);
+    service.wait_for_sweeps(2);
     hostile.assert_cleaned();
     assert_counted(&hostile, service);
 }
@@ -166,7 +166,7 @@ fn arrival() {
     service.signal(Signal::CONT);
     wait_until_done(&hostile, &service);
     hostile.assert_cleaned();
-    assert_eq!(service.stats()["total_cleanups"], 1, "a sweep was needed");
+    assert_eq!(service.count("total_cleanups"), 1, "a sweep was needed");
     let more = memory(&service, "VmHWM").saturating_sub(before);
     figure("memory up by", format!("{more} KiB"));
     assert!(more < MOST_MEMORY, "memory is up by {more} KiB");

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    CacheDir, Pair, Random, Service, extent, figure, now, publish, seed, wait_until,
+    CacheDir, PATIENCE, Pair, Random, Service, extent, figure, now, publish, seed, wait_until,
 };
 
 /// How often is published in each test, ordinarily and in a long run.
@@ -322,7 +322,7 @@ impl Trial {
             })
         };
         // A cleaner may have taken a file for an instant.
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + PATIENCE;
         while !half(&pair.result, |last| last.result) || !half(&pair.metadata, |last| last.metadata)
         {
             if Instant::now() > deadline {
