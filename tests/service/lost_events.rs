@@ -20,6 +20,9 @@ use rustix::fs::inotify;
 const HOUR: f64 = 3600.0;
 /// Long expired.
 const LONG_AGO: f64 = 1.5;
+/// Limits of a user namespace.
+const WATCHES: &str = "max_inotify_watches";
+const INSTANCES: &str = "max_inotify_instances";
 
 fn wait_until_gone(pair: &Pair) {
     wait_until("the pair is gone", || pair.is_gone());
@@ -356,7 +359,7 @@ fn limited(cache: &CacheDir, limit: &str, count: u32) -> Option<Service> {
 
 fn assert_degraded_but_at_work(cache: &CacheDir, service: &Service, sysctl: &str, dirs: &Path) {
     service.wait_for_stat("watch", "degraded");
-    let known = service.stats()["total_deleted"].as_u64().unwrap();
+    let known = service.count("total_deleted");
     for n in 0..6 {
         wait_until_gone(&Pair::at(&dirs.join(n.to_string()), "new").settled(now() + 0.1));
         wait_until_gone(&Pair::at(&dirs.join(format!("new-{n}")), "new").settled(now() + 0.1));
@@ -370,13 +373,40 @@ fn assert_degraded_but_at_work(cache: &CacheDir, service: &Service, sysctl: &str
     assert_eq!(service.stats()["total_errors"], 0, "{}", service.log());
 }
 
-/// Raises the limit, and asserts that all is watched then.
-fn assert_recovers(cache: &CacheDir, service: &Service, limit: &str, dirs: &Path) {
+/// Raises the limit, and asserts that all is watched once the log has the line `recovered`.
+fn assert_recovers(
+    cache: &CacheDir,
+    service: &Service,
+    (limit, recovered): (&str, &str),
+    dirs: &Path,
+) {
     if !service.set_limit(limit, 1000) {
         return eprintln!("skipped: {limit} can't be raised again here");
     }
+    service.assert_lines_with(recovered, 1);
+    if limit == INSTANCES {
+        // It has watches only once the sweep that sets them has ended.
+        wait_until("it was swept", || has_swept_since(&service.log(), recovered));
+    }
     assert_events_arrive(service, &[cache.path(), &dirs.join("0"), &dirs.join("new-5")]);
     service.wait_for_stat("heap_size", 1);
+    service.assert_lines_with(recovered, 1);
+}
+
+/// Whether a sweep has begun and ended after the line with `text`.
+fn has_swept_since(log: &str, text: &str) -> bool {
+    let instant = |line: &str| {
+        let at = line.split(' ').next().unwrap();
+        chrono::DateTime::parse_from_rfc3339(at).unwrap().timestamp_micros() as f64 / 1000.0
+    };
+    let mut lines = log.lines().skip_while(|line| !line.contains(text));
+    let Some(since) = lines.next().map(instant) else { return false };
+    lines.any(|line| {
+        line.contains("Cleanup completed")
+            && line.split("duration_ms=").nth(1).is_some_and(|duration| {
+                instant(line) - duration.trim().parse::<f64>().unwrap() >= since
+            })
+    })
 }
 
 #[test]
@@ -385,19 +415,18 @@ fn where_the_kernel_refuses_watches_it_says_so_once_and_sweeps_until_it_has_them
     for n in 0..6 {
         cache.store(&format!("{n}/old"), LONG_AGO);
     }
-    let Some(service) = limited(&cache, "max_inotify_watches", 3) else { return };
+    let Some(service) = limited(&cache, WATCHES, 3) else { return };
     service.wait_for_stat("total_deleted", 6);
     assert_degraded_but_at_work(&cache, &service, "fs.inotify.max_user_watches", cache.path());
-    assert_recovers(&cache, &service, "max_inotify_watches", cache.path());
-    service.assert_lines_with("every directory is watched again", 1);
+    let recovers = (WATCHES, "every directory is watched again");
+    assert_recovers(&cache, &service, recovers, cache.path());
 }
 
 #[test]
 fn where_the_kernel_refuses_to_watch_at_all_it_says_so_once_and_sweeps_until_it_does() {
     let cache = CacheDir::new();
-    let Some(service) = limited(&cache, "max_inotify_instances", 0) else { return };
+    let Some(service) = limited(&cache, INSTANCES, 0) else { return };
     let dirs = cache.path().join("dirs");
     assert_degraded_but_at_work(&cache, &service, "fs.inotify.max_user_instances", &dirs);
-    assert_recovers(&cache, &service, "max_inotify_instances", &dirs);
-    service.assert_lines_with("watching the cache directory", 1);
+    assert_recovers(&cache, &service, (INSTANCES, "watching the cache directory"), &dirs);
 }

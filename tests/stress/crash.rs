@@ -10,8 +10,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::common::{
-    CacheDir, Pair, call, figure, has_strace, is_long, now, publish, result_cleaner, traced_by,
-    wait_until,
+    CacheDir, Pair, call, figure, has_strace, is_long, now, publish, result_cleaner, side_by_side,
+    traced_by, wait_until,
 };
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Signal, kill_process};
@@ -40,7 +40,7 @@ fn a_sweep_killed_at_any_call_is_finished_by_the_next_one() {
     if !has_strace() {
         return;
     }
-    for call in calls() {
+    side_by_side(&calls(), |call| {
         let mut kills = 0;
         for nth in 1..MANY {
             let tree = Tree::new();
@@ -52,7 +52,7 @@ fn a_sweep_killed_at_any_call_is_finished_by_the_next_one() {
         }
         figure(&format!("sweeps killed at each {call}"), kills);
         assert!(kills < MANY - 1, "{call} is called without end");
-    }
+    });
 }
 
 #[test]
@@ -61,18 +61,21 @@ fn a_recovery_killed_at_any_call_is_finished_by_the_next_one() {
         return;
     }
     // The calls of a deletion after which something is left to take up.
-    for (first_call, first) in [("renameat2", 2), ("unlinkat", 1), ("unlinkat", 2)] {
-        for call in calls() {
-            for nth in 1..MANY {
-                let tree = Tree::new();
-                assert!(tree.sweep_killed_at(first_call, first));
-                if !tree.sweep_killed_at(call, nth) {
-                    break;
-                }
-                tree.check_after_restart(&format!("{first_call} {first}, then {call} {nth}"));
+    let deletions = [("renameat2", 2), ("unlinkat", 1), ("unlinkat", 2)];
+    let cases: Vec<_> = deletions
+        .iter()
+        .flat_map(|first| calls().into_iter().map(move |call| (first, call)))
+        .collect();
+    side_by_side(&cases, |((first_call, first), call)| {
+        for nth in 1..MANY {
+            let tree = Tree::new();
+            assert!(tree.sweep_killed_at(first_call, *first));
+            if !tree.sweep_killed_at(call, nth) {
+                break;
             }
+            tree.check_after_restart(&format!("{first_call} {first}, then {call} {nth}"));
         }
-    }
+    });
 }
 
 #[test]
@@ -80,7 +83,7 @@ fn a_service_killed_at_any_call_is_finished_by_a_sweep() {
     if !has_strace() || !is_long() {
         return;
     }
-    for call in calls() {
+    side_by_side(&calls(), |call| {
         for nth in 1..MANY {
             let tree = Tree::new();
             let mut command = traced(&[&format!("{call}:signal=KILL:when={nth}")]);
@@ -101,7 +104,7 @@ fn a_service_killed_at_any_call_is_finished_by_a_sweep() {
                 break;
             }
         }
-    }
+    });
 }
 
 #[test]
@@ -109,38 +112,37 @@ fn a_result_that_was_published_anew_survives_whatever_a_killed_cleaner_left() {
     if !has_strace() {
         return;
     }
-    for (call, last) in [("renameat2", 2), ("unlinkat", 2)] {
-        for nth in 1..=last {
-            // What the writer got done between the kill and the restart.
-            for halves in [0, 1, 2] {
-                // The metadata has to follow its result within a second.
-                let (cache, pair, sweep) = loop {
-                    let cache = CacheDir::new();
-                    let pair = settled(&cache, &["a"]).remove(0);
-                    assert!(sweep_killed_at(cache.path(), call, nth));
-                    let published = now();
-                    if halves > 0 {
-                        publish(&pair.result, b"fresh");
-                    }
-                    if halves > 1 {
-                        pair.set_expiry(now() + 3600.0);
-                    }
-                    let (sweep, followed) = restart_with_half_published(&cache, &pair, halves);
-                    if halves != 1 || followed < published + 0.9 {
-                        break (cache, pair, sweep);
-                    }
-                };
-                let what = format!("{call} {nth}, {halves} halves: {sweep}");
-                let files = cache.files();
-                if halves == 0 {
-                    assert_eq!(files, [] as [&str; 0], "{what}");
-                } else {
-                    assert_eq!(files, ["a.metadata.json", "a.result.json.lz4"], "{what}");
-                    assert_eq!(fs::read(&pair.result).unwrap(), b"fresh", "{what}");
+    let kills = [("renameat2", 1), ("renameat2", 2), ("unlinkat", 1), ("unlinkat", 2)];
+    side_by_side(&kills, |&(call, nth)| {
+        // What the writer got done between the kill and the restart.
+        for halves in [0, 1, 2] {
+            // The metadata has to follow its result within a second.
+            let (cache, pair, sweep) = loop {
+                let cache = CacheDir::new();
+                let pair = settled(&cache, &["a"]).remove(0);
+                assert!(sweep_killed_at(cache.path(), call, nth));
+                let published = now();
+                if halves > 0 {
+                    publish(&pair.result, b"fresh");
                 }
+                if halves > 1 {
+                    pair.set_expiry(now() + 3600.0);
+                }
+                let (sweep, followed) = restart_with_half_published(&cache, &pair, halves);
+                if halves != 1 || followed < published + 0.9 {
+                    break (cache, pair, sweep);
+                }
+            };
+            let what = format!("{call} {nth}, {halves} halves: {sweep}");
+            let files = cache.files();
+            if halves == 0 {
+                assert_eq!(files, [] as [&str; 0], "{what}");
+            } else {
+                assert_eq!(files, ["a.metadata.json", "a.result.json.lz4"], "{what}");
+                assert_eq!(fs::read(&pair.result).unwrap(), b"fresh", "{what}");
             }
         }
-    }
+    });
 }
 
 /// Sweeps, and publishes the metadata of a result that was half published when the sweep began; what

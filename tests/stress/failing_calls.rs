@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use crate::common::{
     CacheDir, Pair, Service, call, figure, free_address, has_strace, is_long, now, result_cleaner,
-    traced_by, wait_until,
+    side_by_side, traced_by, wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
@@ -69,7 +69,7 @@ fn a_sweep_whose_calls_fail_now_and_then_ends_and_the_next_one_does_the_rest() {
     if !has_strace() {
         return;
     }
-    for (failing, error) in cases() {
+    side_by_side(&cases(), |(failing, error)| {
         let tree = Tree::new();
         let fault = format!("{failing}:error={error}:when=2+3");
         let (output, count) = traced_sweep(&tree, failing, &fault);
@@ -81,7 +81,7 @@ fn a_sweep_whose_calls_fail_now_and_then_ends_and_the_next_one_does_the_rest() {
         let swept = sweep(&tree);
         assert!(tree.is_done(), "{what}, then {swept}: {:?}", tree.cache.files());
         tree.check_live(&what);
-    }
+    });
     figure("sweeps with a failing call", cases().len());
 }
 
@@ -90,7 +90,7 @@ fn a_service_whose_calls_fail_goes_on_and_makes_up_for_it() {
     if !has_strace() {
         return;
     }
-    for (failing, error) in cases() {
+    side_by_side(&cases(), |&(failing, error)| {
         let tree = Tree::new();
         // The system interrupts no call for ever.
         let when = if error == "EINTR" { "1+9" } else { "1+" };
@@ -111,7 +111,7 @@ fn a_service_whose_calls_fail_goes_on_and_makes_up_for_it() {
         assert!(service.lives(), "{}", what());
         assert!(service.stats().is_some_and(|stats| stats["running"] == true), "{}", what());
         tree.check_live(&what());
-    }
+    });
     figure("services with a failing call", cases().len());
 }
 
@@ -120,7 +120,7 @@ fn one_pair_that_can_not_be_deleted_holds_up_no_other() {
     if !has_strace() {
         return;
     }
-    for failing in ["renameat2", "unlinkat"] {
+    side_by_side(&["renameat2", "unlinkat"], |failing| {
         for error in ["EACCES", "EPERM", "EROFS", "EIO", "EBUSY"] {
             let tree = Tree::new();
             let fault = format!("{failing}:error={error}:when=1");
@@ -135,7 +135,7 @@ fn one_pair_that_can_not_be_deleted_holds_up_no_other() {
             sweep(&tree);
             assert!(tree.is_done(), "{what}");
         }
-    }
+    });
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn an_interrupted_call_is_made_again_and_is_no_error() {
     if !has_strace() {
         return;
     }
-    for failing in ["renameat2", "unlinkat", "openat2", "flock", "read"] {
+    side_by_side(&["renameat2", "unlinkat", "openat2", "flock", "read"], |failing| {
         let tree = Tree::new();
         let fault = format!("{failing}:error=EINTR:when=2..4");
         let (output, _) = traced_sweep(&tree, failing, &fault);
@@ -151,7 +151,7 @@ fn an_interrupted_call_is_made_again_and_is_no_error() {
         assert_eq!(report["errors"], 0, "{failing}: {output:?}");
         assert_eq!(report["deleted_count"], PAIRS, "{failing}");
         assert!(tree.is_done(), "{failing}: {:?}", tree.cache.files());
-    }
+    });
 }
 
 #[test]
@@ -159,7 +159,8 @@ fn where_files_can_not_be_taken_they_are_deleted_all_the_same() {
     if !has_strace() {
         return;
     }
-    for error in ["EINVAL", "ENOSYS", "EOPNOTSUPP", "ENAMETOOLONG", "ENOSPC", "EDQUOT"] {
+    let errors = ["EINVAL", "ENOSYS", "EOPNOTSUPP", "ENAMETOOLONG", "ENOSPC", "EDQUOT"];
+    side_by_side(&errors, |error| {
         for when in ["1+", "2+2"] {
             let tree = Tree::new();
             let fault = format!("renameat2:error={error}:when={when}");
@@ -174,7 +175,7 @@ fn where_files_can_not_be_taken_they_are_deleted_all_the_same() {
             assert!(tree.is_done(), "{what}");
             tree.check_live(&what);
         }
-    }
+    });
 }
 
 #[test]
@@ -214,14 +215,15 @@ fn a_service_that_can_not_be_confined_or_watch_deletes_all_the_same() {
     if !has_strace() {
         return;
     }
-    for (failing, error) in [
+    let cases = [
         ("landlock_create_ruleset", "ENOSYS"),
         ("landlock_create_ruleset", "EOPNOTSUPP"),
         ("landlock_add_rule", "EINVAL"),
         ("landlock_restrict_self", "E2BIG"),
         ("prctl", "EPERM"),
         ("inotify_init1", "EMFILE"),
-    ] {
+    ];
+    side_by_side(&cases, |(failing, error)| {
         let tree = Tree::new();
         let (log, address) = (tree.cache.outside("strace.log"), free_address());
         let mut command = Command::new("strace");
@@ -237,7 +239,7 @@ fn a_service_that_can_not_be_confined_or_watch_deletes_all_the_same() {
         assert!(calls_in(&log) > 0, "{failing} is not called");
         assert_eq!(service.stats()["total_errors"], 0, "{failing}: {}", service.log());
         kill_process(traced_by(service.pid()).unwrap(), Signal::KILL).unwrap();
-    }
+    });
 }
 
 #[test]
