@@ -147,6 +147,13 @@ impl Drop for Service {
     }
 }
 
+/// Keeps others from starting many services, too: the kernel limits how many inotify instances a user
+/// may have, to 128 for a start. Held for as long as they run.
+pub fn many_services() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// An address on loopback that nothing listens on (or nothing did a moment ago).
 pub fn free_address() -> String {
     TcpListener::bind((own_host(), 0)).unwrap().local_addr().unwrap().to_string()

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::common::{
     CacheDir, PATIENCE, Pair, Random, Service, extent, figure, free_address, is_long, last_stats,
-    now, own_host, publish, result_cleaner, seed, text, wait_until,
+    many_services, now, own_host, publish, result_cleaner, seed, text, wait_until,
 };
 use crate::rogue::{ACKNOWLEDGING, FAILING, Manner, Rogue};
 use serde_json::Value;
@@ -138,6 +138,7 @@ fn each(manners: &[Manner], check: impl Fn(Manner) + Sync) {
     if is_long() {
         return manners.iter().for_each(|manner| check(*manner));
     }
+    let _many = many_services();
     thread::scope(|scope| {
         for manner in manners {
             let name = manner.name.to_owned();

@@ -10,13 +10,14 @@ use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use crate::common::{
-    CacheDir, Pair, Random, extent, figure, has_strace, is_long, last_stats, now, result_cleaner,
-    seed, wait_until,
+    CacheDir, Pair, Random, extent, figure, has_strace, is_long, last_stats, many_services, now,
+    result_cleaner, seed, wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -140,11 +141,13 @@ struct Crowd {
     result_bytes: u64,
     live: Vec<Pair>,
     untouched: Vec<[i64; 6]>,
+    _many: MutexGuard<'static, ()>,
 }
 
 impl Crowd {
     /// Half of the pairs have expired, the others do within the next seconds. Some do not.
     fn new(ordinary: u64) -> Self {
+        let many = many_services();
         let cache = CacheDir::new();
         let number = extent("RESULT_CLEANER_TEST_PAIRS", ordinary, 20_000);
         let name = |kind: &str, number: u64| format!("session-{}/{kind}-{number}", number % 20);
@@ -172,6 +175,7 @@ impl Crowd {
             result_bytes,
             live,
             untouched,
+            _many: many,
         }
     }
 
