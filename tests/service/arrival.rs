@@ -376,12 +376,14 @@ fn metadata_that_stays_invalid_counts_once_its_writer_is_done() {
     service.wait_for_stat("total_errors", 2);
 
     // By a link: the other name may stay or go.
-    for (count, name) in [(3, "linked"), (4, "linked-alone")] {
+    for (count, name, content) in
+        [(3, "linked", half), (4, "linked-alone", half), (5, "linked-alone-and-empty", b"")]
+    {
         let linked = cache.pair(name);
         publish(&linked.result, b"result");
-        fs::write(cache.outside(name), half).unwrap();
+        fs::write(cache.outside(name), content).unwrap();
         fs::hard_link(cache.outside(name), &linked.metadata).unwrap();
-        if count == 4 {
+        if count > 3 {
             fs::remove_file(cache.outside(name)).unwrap();
         }
         service.wait_for_stat("total_errors", count);
@@ -389,6 +391,6 @@ fn metadata_that_stays_invalid_counts_once_its_writer_is_done() {
 
     let moved = Pair::at(&cache.outside("moved"), "pair").write(0.0);
     fs::rename(moved.result.parent().unwrap(), cache.path().join("moved")).unwrap();
-    service.assert_errors(5);
-    assert_eq!(cache.files().len(), 10, "they stay");
+    service.assert_errors(6);
+    assert_eq!(cache.files().len(), 12, "they stay");
 }

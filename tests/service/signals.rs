@@ -95,27 +95,6 @@ fn sigterm_amid_the_first_scan_ends_it_and_loses_nothing() {
 }
 
 #[test]
-fn what_sigkill_interrupted_is_finished_after_a_restart() {
-    let cache = CacheDir::new();
-    let live = bulk(&cache, "live", 300, now() + 36_000.0);
-    let expired = bulk(&cache, "expired", 3000, now() - 60.0);
-    for _ in 0..3 {
-        let service = Service::start(cache.path(), &[]);
-        wait_until("something was deleted, or nothing is left", || {
-            service.count("total_deleted") > 0 || service.count("total_cleanups") > 0
-        });
-        service.kill();
-    }
-    let service = Service::start(cache.path(), &[]);
-    wait_until("all that is due is gone", || expired.iter().all(Pair::is_gone));
-    wait_until("no reserved name is left", || reserved_names(&cache).is_empty());
-    service.wait_for_stat("heap_size", live.len());
-    assert_eq!(service.stats()["total_errors"], 0);
-    assert!(live.iter().all(Pair::is_whole));
-    assert_eq!(cache.files().len(), live.len() * 2);
-}
-
-#[test]
 fn what_came_and_expired_while_it_was_stopped_is_made_good_at_sigcont() {
     in_time(|seconds| {
         let cache = CacheDir::new();

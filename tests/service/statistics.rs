@@ -191,23 +191,6 @@ fn sweeps_are_counted() {
 }
 
 #[test]
-fn each_broken_version_is_one_error_however_often_it_is_seen() {
-    let cache = CacheDir::new();
-    let pair = broken(&cache, "a", "{");
-    broken(&cache, "b", r#"{"expires_at": true}"#);
-    let service = Service::start(cache.path(), &["--check-interval", "1s"]);
-    service.wait_for_stat("total_errors", 2);
-    service.wait_for_sweeps(2);
-    assert_eq!(service.stats()["total_errors"], 2);
-    publish(&pair.metadata, b"[]");
-    service.wait_for_stat("total_errors", 3);
-    pair.set_expiry(now() - 1.0);
-    service.wait_for_stat("total_deleted", 1);
-    service.wait_for_stat("heap_size", 0);
-    assert_eq!(service.count("total_errors"), 3);
-}
-
-#[test]
 fn the_cache_directory_is_told_resolved_and_as_given_while_it_is_absent() {
     let cache = CacheDir::absent();
     let link = cache.outside("link");

@@ -28,15 +28,6 @@ const UNCOUNTED: &str = "does not end in time, and is not counted";
 const TAKEN_UP: &str = "which a killed cleaner had begun";
 
 #[test]
-fn eight_services_delete_each_pair_once_and_count_it_once() {
-    let crowd = Crowd::new(4_000);
-    let services: Vec<Cleaner> = (0..CLEANERS).map(|_| crowd.service(&[])).collect();
-    crowd.wait_until_expired_are_gone();
-    let totals: Vec<Totals> = services.into_iter().map(Cleaner::end).collect();
-    crowd.assert_counted(&totals, "eight services");
-}
-
-#[test]
 fn eight_services_that_are_ended_and_started_again_count_each_pair_once() {
     let crowd = Crowd::new(2_000);
     let totals = crowd.restarting(&[], Cleaner::end);
