@@ -10,8 +10,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -47,6 +47,31 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "in vain waited until {what}");
         thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Calls `attempt` with the seconds that it may take, and with twice as many each time it returns
+/// false, because it took longer. So a test has as much time as the machine needs, and no more.
+#[track_caller]
+pub fn in_time(mut attempt: impl FnMut(f64) -> bool) {
+    let mut seconds = 1.0;
+    while !attempt(seconds) {
+        seconds *= 2.0;
+        assert!(seconds < PATIENCE.as_secs_f64(), "in vain tried with {seconds} s");
+    }
+}
+
+/// Runs `check` for each item, six at a time, for what waits more than it works.
+pub fn side_by_side<T: Sync>(items: &[T], check: impl Fn(&T) + Sync) {
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    check(item);
+                }
+            });
+        }
+    });
 }
 
 /// Seconds since the Unix epoch.

@@ -100,6 +100,14 @@ impl Service {
         }
     }
 
+    /// Waits until it knows of `count` pairs that expire later; false where that is not before `end`.
+    pub fn knows_before(&self, end: f64, count: u64) -> bool {
+        wait_until("the pairs are known, or expired", || {
+            self.stats()["heap_size"] == count || now() >= end
+        });
+        now() < end
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
@@ -139,6 +147,13 @@ impl Drop for Service {
     }
 }
 
+/// Keeps others from starting many services, too: the kernel limits how many inotify instances a user
+/// may have, to 128 for a start. Held for as long as they run.
+pub fn many_services() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// An address on loopback that nothing listens on (or nothing did a moment ago).
 pub fn free_address() -> String {
     TcpListener::bind((own_host(), 0)).unwrap().local_addr().unwrap().to_string()
@@ -174,15 +189,35 @@ impl Service {
         service
     }
 
+    /// A counter of `/stats`.
+    pub fn count(&self, key: &str) -> u64 {
+        self.stats()[key].as_u64().unwrap()
+    }
+
+    /// Waits until the counter `key` is `least` or more.
+    #[track_caller]
+    pub fn wait_for_at_least(&self, key: &str, least: u64) {
+        wait_until(&format!("{key} is {least} or more"), || self.count(key) >= least);
+    }
+
+    /// Waits until `more` sweeps have ended since now.
+    #[track_caller]
+    pub fn wait_for_sweeps(&self, more: u64) {
+        self.wait_for_at_least("total_cleanups", self.count("total_cleanups") + more);
+    }
+
     /// Asserts that there was no sweep but the first scan, and no error.
     #[track_caller]
     pub fn assert_calm(&self) {
         self.assert_errors(0);
     }
 
-    /// Asserts that there was no sweep but the first scan, and so many errors.
+    /// Asserts that there was no sweep but the first scan, and so many errors. The last of them may
+    /// still be on its way.
     #[track_caller]
     pub fn assert_errors(&self, count: u64) {
+        self.wait_for_at_least("total_cleanups", 1);
+        self.wait_for_at_least("total_errors", count);
         let stats = self.stats();
         assert_eq!(stats["total_cleanups"], 1, "a sweep was needed\n{}", self.log());
         assert_eq!(stats["total_errors"], count, "{}", self.log());

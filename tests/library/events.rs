@@ -1,0 +1,102 @@
+//! `Cleaner::subscribe`: what happened, one by one, for an application that embeds a cleaner.
+
+use std::time::Duration;
+
+use crate::common::{CacheDir, PATIENCE, now, publish};
+use result_cleaner::{Cleaner, Config, Event, Events};
+
+/// The next event that `wanted` makes something of.
+async fn next<T>(events: &mut Events, mut wanted: impl FnMut(Event) -> Option<T>) -> T {
+    let search = async {
+        loop {
+            let event = events.next().await.expect("the cleaner works");
+            if let Some(found) = wanted(event) {
+                return found;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, search).await.expect("it is told")
+}
+
+async fn spawn(cache: &CacheDir) -> Cleaner {
+    Cleaner::spawn(Config::new(cache.path()).with_metrics_url(None)).await.unwrap()
+}
+
+#[tokio::test]
+async fn deletions_and_sweeps_are_told_with_their_figures() {
+    let cache = CacheDir::new();
+    let cleaner = spawn(&cache).await;
+    let mut events = cleaner.subscribe();
+    let sweep = |event| if let Event::SweepDone(report) = event { Some(report) } else { None };
+    assert_eq!(next(&mut events, sweep).await.deleted_count, 0);
+
+    let at = now() + 0.5;
+    let pair = cache.pair("s/a").settled(at);
+    let size = 23 + format!(r#"{{"expires_at": {at}}}"#).len() as u64;
+    let deleted = |event| match event {
+        Event::Deleted { result, freed_bytes, late } => Some((result, freed_bytes, late)),
+        Event::Skipped { .. } | Event::Missed(_) => panic!("{event:?}"),
+        _ => None,
+    };
+    let (result, freed_bytes, late) = next(&mut events, deleted).await;
+    assert_eq!(
+        result,
+        pair.result.parent().unwrap().canonicalize().unwrap().join("a.result.json.lz4")
+    );
+    assert_eq!(freed_bytes, size);
+    assert!(late < PATIENCE, "{late:?}");
+    assert!(pair.is_gone());
+
+    cache.store("live", now() + 60.0);
+    let report = cleaner.sweep().await.unwrap();
+    assert_eq!(next(&mut events, sweep).await, report);
+    cleaner.stop().await.unwrap();
+    let last = tokio::time::timeout(PATIENCE, events.next()).await.expect("it ends");
+    assert_eq!(last, None);
+}
+
+#[tokio::test]
+async fn what_is_skipped_is_told_with_the_reason() {
+    let cache = CacheDir::new();
+    let cleaner = spawn(&cache).await;
+    let mut events = cleaner.subscribe();
+    let broken = cache.store("broken", now() + 60.0);
+    publish(&broken.metadata, b"{");
+    let reason = |path: &std::path::Path| {
+        let name = path.file_name().unwrap().to_owned();
+        move |event| match event {
+            Event::Skipped { path, reason } if path.file_name() == Some(&name) => Some(reason),
+            _ => None,
+        }
+    };
+    let why = next(&mut events, reason(&broken.metadata)).await;
+    assert!(why.starts_with("the metadata is broken") && !why.contains('\n'), "{why}");
+
+    let anew = cache.store("anew", now() - 1.0);
+    publish(&anew.result, b"newer than its metadata");
+    let why = next(&mut events, reason(&anew.result)).await;
+    assert!(why.contains("half published"), "{why}");
+    cleaner.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_subscriber_that_does_not_read() {
+    let cache = CacheDir::new();
+    for number in 0..5000 {
+        cache.store(&format!("{}/{number}", number % 10), now() - 1.0);
+    }
+    let cleaner = spawn(&cache).await;
+    let mut events = cleaner.subscribe();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while cleaner.get_stats().total_deleted < 5000 {
+        assert!(tokio::time::Instant::now() < deadline, "{:?}", cleaner.get_stats());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let Some(Event::Missed(missed)) = events.next().await else { panic!("nothing was missed") };
+    let mut told = 0;
+    cleaner.stop().await.unwrap();
+    while let Some(event) = events.next().await {
+        told += u64::from(matches!(event, Event::Deleted { .. }));
+    }
+    assert!(missed > 0 && told > 0 && missed + told >= 5000, "{missed} missed, {told} told");
+}

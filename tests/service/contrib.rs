@@ -1,0 +1,192 @@
+//! What others load into Prometheus and Grafana goes by the figures that the service has.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::common::{CacheDir, Service, now, wait_until};
+use serde_json::Value;
+
+/// A file of this repository.
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(file(name)).unwrap()
+}
+
+/// The figures of a service that has something to tell of each.
+fn figures() -> String {
+    let cache = CacheDir::samples();
+    cache.store("waits", now() + 3600.0);
+    let service = Service::ready(cache.path(), &[]);
+    service.wait_for_stat("total_deleted", 12);
+    service.wait_for_stat("heap_size", 13);
+    let mut figures = String::new();
+    wait_until("the first scan is in the figures", || {
+        let (status, told) = service.get("/metrics").unwrap();
+        assert_eq!(status, 200);
+        figures = told;
+        figures.contains("result_cleaner_last_sweep_timestamp_seconds")
+    });
+    figures
+}
+
+/// The metrics that are named in `text`.
+fn metrics_in(text: &str) -> BTreeSet<&str> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let words = text.split(|c: char| !is_part(c));
+    words.filter(|word| word.starts_with("result_cleaner_")).collect()
+}
+
+/// The values of the label `label` that are asked for in `text`, and those of alternatives.
+fn label_values<'a>(text: &'a str, label: &str) -> BTreeSet<&'a str> {
+    let mut values = BTreeSet::new();
+    for part in text.split(label).skip(1) {
+        let Some(value) = part.trim_start_matches('=').trim_start_matches('~').strip_prefix('"')
+        else {
+            continue;
+        };
+        values.extend(value.split('"').next().unwrap().split('|'));
+    }
+    values
+}
+
+/// Runs promtool with `input`; `None`, with a message, where it is not installed.
+fn promtool(args: &[&str], input: &str) -> Option<(bool, String)> {
+    let mut command = Command::new("promtool");
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            eprintln!("skipped: promtool can't be run: {error}");
+            return None;
+        }
+    };
+    // It may have ended without having read.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    Some((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
+}
+
+#[track_caller]
+fn promtool_is_content(args: &[&str], input: &str) {
+    if let Some((passed, said)) = promtool(args, input) {
+        assert!(passed, "promtool {args:?}: {said}");
+    }
+}
+
+#[test]
+fn every_metric_and_state_that_is_asked_for_is_there() {
+    let figures = figures();
+    let served: BTreeSet<&str> =
+        figures.lines().filter(|line| !line.starts_with('#')).flat_map(metrics_in).collect();
+    let states = label_values(&figures, "state");
+    assert_eq!(states.len(), 4, "{states:?}");
+    for name in ["contrib/prometheus/alerts.yml", "contrib/grafana/result-cleaner.json"] {
+        let text = read(name).replace("\\\"", "\"");
+        let asked = metrics_in(&text);
+        assert!(asked.len() >= 6, "{name} asks for {asked:?} only");
+        let unknown: Vec<_> = asked.difference(&served).collect();
+        assert!(unknown.is_empty(), "{name} asks for {unknown:?}");
+        let asked = label_values(&text, "state");
+        assert!(!asked.is_empty() && asked.is_subset(&states), "{name} asks for {asked:?}");
+    }
+}
+
+#[test]
+fn the_dashboard_is_whole() {
+    let dashboard: Value =
+        serde_json::from_str(&read("contrib/grafana/result-cleaner.json")).unwrap();
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let variable = |name: &str| variables.iter().find(|it| it["name"] == *name).unwrap();
+    assert_eq!(variable("datasource")["type"], "datasource");
+    assert_eq!(variable("instance")["includeAll"], true);
+    let panels = dashboard["panels"].as_array().unwrap();
+    let ids: BTreeSet<u64> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids.len(), panels.len(), "panels share an id");
+    let mut covered = BTreeSet::new();
+    for panel in panels {
+        let title = &panel["title"];
+        let place = ["x", "y", "w", "h"].map(|key| panel["gridPos"][key].as_u64().unwrap());
+        let [x, y, w, h] = place;
+        assert!(x + w <= 24, "{title} is too wide");
+        for cell in (y..y + h).flat_map(|row| (x..x + w).map(move |column| (row, column))) {
+            assert!(covered.insert(cell), "{title} lies over another panel");
+        }
+        assert_eq!(panel["datasource"]["uid"], "${datasource}", "{title}");
+        for target in panel["targets"].as_array().unwrap() {
+            let query = target["expr"].as_str().unwrap();
+            assert!(query.contains(r#"instance=~"$instance""#), "{title} shows all hosts");
+            assert_eq!(target["datasource"]["uid"], "${datasource}", "{title}");
+        }
+    }
+}
+
+#[test]
+fn every_query_of_the_dashboard_is_valid() {
+    let dashboard: Value =
+        serde_json::from_str(&read("contrib/grafana/result-cleaner.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().unwrap());
+    let rules = targets.enumerate().map(|(number, target)| {
+        let query = target["expr"].as_str().unwrap().replace("$__range", "6h");
+        let query = query.replace("$__rate_interval", "2m");
+        format!("  - record: query:{number}\n    expr: {}\n", Value::from(query))
+    });
+    let rules = format!("groups:\n- name: queries\n  rules:\n{}", rules.collect::<String>());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("queries.yml");
+    fs::write(&path, rules).unwrap();
+    promtool_is_content(&["check", "rules", path.to_str().unwrap()], "");
+}
+
+#[test]
+fn promtool_is_content_with_the_figures() {
+    promtool_is_content(&["check", "metrics"], &figures());
+}
+
+#[test]
+fn alerts_are_valid_and_raised_when_they_should_be() {
+    let [alerts, scrape, scenes] = [
+        "contrib/prometheus/alerts.yml",
+        "contrib/prometheus/scrape.yml",
+        "tests/data/alerts.test.yml",
+    ]
+    .map(|name| file(name).to_str().unwrap().to_owned());
+    promtool_is_content(&["check", "rules", &alerts], "");
+    promtool_is_content(&["check", "config", &scrape], "");
+    promtool_is_content(&["test", "rules", &scenes], "");
+    let alerts = read("contrib/prometheus/alerts.yml");
+    let scenes = read("tests/data/alerts.test.yml");
+    for alert in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(scenes.contains(&format!("alertname=\"{alert}\"")), "{alert} is in no scene");
+    }
+}
+
+#[test]
+fn packages_run_what_the_units_run() {
+    let run = |name: &str| {
+        let text = read(name);
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("ExecStart="));
+        lines.rfind(|line| !line.is_empty()).unwrap().to_owned()
+    };
+    for (unit, dropin) in [
+        ("contrib/systemd/result-cleaner.service", "contrib/debian/system.conf"),
+        ("contrib/systemd/user/result-cleaner.service", "contrib/debian/user.conf"),
+    ] {
+        let [unit, packaged] = [unit, dropin].map(run);
+        let (binary, arguments) = unit.split_once(' ').unwrap();
+        assert!(binary.ends_with("/bin/result-cleaner"), "{unit}");
+        assert_eq!(packaged, format!("/usr/bin/result-cleaner {arguments}"));
+        // What is added to the command has to take the place of the unit's.
+        assert!(read(dropin).contains("\nExecStart=\nExecStart="), "{dropin}");
+    }
+    let user = read("contrib/systemd/sysusers.d/result-cleaner.conf");
+    assert!(read("contrib/systemd/result-cleaner.service").contains("\nUser=omnimemory\n"));
+    assert!(user.contains("\nu omnimemory "), "{user}");
+}

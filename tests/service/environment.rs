@@ -1,0 +1,170 @@
+//! Every flag has an environment variable, and what is given on the command line beats it.
+
+use std::process::Output;
+
+use crate::common::{
+    CacheDir, MetricsStub, Service, free_address, now, result_cleaner, wait_until,
+};
+use serde_json::Value;
+
+/// The service with these variables and arguments, besides those that the tests need.
+fn start(cache: &CacheDir, variables: &[(&str, &str)], args: &[&str]) -> Service {
+    let address = free_address();
+    let mut command = result_cleaner();
+    command.arg("run").arg(cache.path()).args(args).args(["--listen", &address]);
+    command.envs(variables.iter().copied());
+    Service::spawn(command, &format!("http://{address}"))
+}
+
+/// Whether the service with these reports to the default metrics service, or to none.
+fn reports(variables: &[(&str, &str)], args: &[&str]) -> bool {
+    // Port 1 takes no reports, which is logged.
+    let cache = CacheDir::new();
+    let variables = [&[("RESULT_CLEANER_METRICS_URL", "http://127.0.0.1:1")], variables].concat();
+    let service = start(&cache, &variables, args);
+    service.wait_for_stat("total_cleanups", 1);
+    let (status, _, log) = service.terminate();
+    assert!(status.success(), "{log}");
+    log.contains("metrics service http://127.0.0.1:1 ")
+}
+
+fn call(args: &[&str], variables: &[(&str, &str)]) -> Output {
+    result_cleaner().args(args).envs(variables.iter().copied()).output().unwrap()
+}
+
+#[test]
+fn the_variables_set_what_the_flags_set() {
+    let cache = CacheDir::new();
+    let metrics = MetricsStub::start();
+    let address = free_address();
+    let mut command = result_cleaner();
+    command.arg("run").arg(cache.path()).envs([
+        ("RESULT_CLEANER_CHECK_INTERVAL", "90m"),
+        ("RESULT_CLEANER_METRICS_URL", &metrics.url),
+        ("RESULT_CLEANER_LISTEN", &address),
+        ("RESULT_CLEANER_REPORT_INTERVAL", "50ms"),
+        ("RESULT_CLEANER_FALLBACK_INTERVAL", "5m"),
+        ("RESULT_CLEANER_ALLOW_HOST", "one.example,two.example"),
+        ("RESULT_CLEANER_LOG_FORMAT", "json"),
+        ("RESULT_CLEANER_VERBOSE", "1"),
+    ]);
+    let service = Service::spawn(command, &format!("http://{address}"));
+    wait_until("the first scan is reported", || !metrics.delivered().is_empty());
+    assert_eq!(service.stats()["check_interval_hours"], 1.5);
+    cache.store("a", now() - 1.0);
+    service.wait_for_stat("total_deleted", 1);
+    let (status, _, log) = service.terminate();
+    assert!(status.success(), "{log}");
+    assert!(log.contains("deleted an expired result"), "debug lines are asked for: {log}");
+    assert!(log.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{log}");
+}
+
+#[test]
+fn a_flag_beats_its_variable() {
+    let cache = CacheDir::new();
+    let (one, other) = (MetricsStub::start(), MetricsStub::start());
+    let variables = [
+        ("RESULT_CLEANER_CHECK_INTERVAL", "90m"),
+        ("RESULT_CLEANER_METRICS_URL", one.url.as_str()),
+        ("RESULT_CLEANER_LOG_FORMAT", "json"),
+        ("RESULT_CLEANER_LISTEN", "127.0.0.1:1"),
+    ];
+    let args = ["--check-interval", "2h", "--metrics-url", &other.url, "--log-format", "text"];
+    let service = start(&cache, &variables, &args);
+    wait_until("the first scan is reported", || !other.delivered().is_empty());
+    assert_eq!(service.stats()["check_interval_hours"], 2.0);
+    let (status, _, log) = service.terminate();
+    assert!(status.success(), "{log}");
+    assert!(one.requests().is_empty() && log.contains(" INFO "), "{log}");
+}
+
+#[test]
+fn no_metrics_on_the_command_line_beats_the_address_in_the_environment() {
+    assert!(reports(&[], &[]));
+    assert!(!reports(&[], &["--no-metrics"]));
+}
+
+#[test]
+fn an_address_on_the_command_line_beats_no_metrics_in_the_environment() {
+    let cache = CacheDir::new();
+    let metrics = MetricsStub::start();
+    let variables = [("RESULT_CLEANER_NO_METRICS", "1")];
+    let service = start(&cache, &variables, &["--metrics-url", &metrics.url]);
+    wait_until("the first scan is reported", || !metrics.delivered().is_empty());
+    let (status, _, log) = service.terminate();
+    assert!(status.success(), "{log}");
+}
+
+#[test]
+fn variables_that_switch_understand_the_usual_words() {
+    for value in ["1", "true", "yes", "on"] {
+        assert!(!reports(&[("RESULT_CLEANER_NO_METRICS", value)], &[]), "{value:?}");
+    }
+    for value in ["0", "false", "no", "off", ""] {
+        assert!(reports(&[("RESULT_CLEANER_NO_METRICS", value)], &[]), "{value:?}");
+    }
+}
+
+#[test]
+fn one_loudness_on_the_command_line_beats_the_other_in_the_environment() {
+    for (variable, args, info, debug) in [
+        (("RESULT_CLEANER_VERBOSE", "1"), &["-q"][..], false, false),
+        (("RESULT_CLEANER_QUIET", "1"), &["-v"], true, true),
+        (("RESULT_CLEANER_QUIET", "true"), &[], false, false),
+        (("RESULT_CLEANER_QUIET", "false"), &["-v"], true, true),
+        (("RESULT_CLEANER_QUIET", "0"), &[], true, false),
+        (("RESULT_CLEANER_VERBOSE", "0"), &[], true, false),
+    ] {
+        let cache = CacheDir::new();
+        cache.store("a", now() - 1.0);
+        let service = start(&cache, &[variable], &[args, &["--no-metrics"]].concat());
+        service.wait_for_stat("total_deleted", 1);
+        let (status, _, log) = service.terminate();
+        assert!(status.success(), "{log}");
+        assert_eq!(log.contains("INFO"), info, "{variable:?} {args:?}: {log}");
+        assert_eq!(log.contains("DEBUG"), debug, "{variable:?} {args:?}: {log}");
+    }
+}
+
+#[test]
+fn the_commands_take_variables_too() {
+    let cache = CacheDir::samples();
+    let path = cache.path().to_str().unwrap();
+    let json = ("RESULT_CLEANER_JSON", "1");
+    let output = call(&["sweep", path], &[("RESULT_CLEANER_DRY_RUN", "yes"), json]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["deleted_count"], cache.files().len()), (&12.into(), 48));
+    let output = call(&["list", path], &[json]);
+    let lines = std::str::from_utf8(&output.stdout).unwrap().lines();
+    let lines: Vec<Value> = lines.map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 24);
+
+    let off = [("RESULT_CLEANER_DRY_RUN", "0"), ("RESULT_CLEANER_JSON", "")];
+    let output = call(&["sweep", path], &off);
+    assert!(output.stdout.starts_with(b"deleted 12 of 24 "), "{output:?}");
+    assert_eq!(cache.files().len(), 24);
+    let output = call(&["sweep", path, "--dry-run", "--json"], &off);
+    assert!(output.stdout.starts_with(b"{"), "{output:?}");
+
+    let service = Service::start(cache.path(), &[]);
+    let output = call(&["status"], &[("RESULT_CLEANER_URL", &service.url), json]);
+    let stats: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(stats["running"], true);
+}
+
+#[test]
+fn a_wrong_variable_is_wrong_usage_that_is_told() {
+    let cache = CacheDir::samples();
+    let path = cache.path().to_str().unwrap();
+    for variable in [
+        ("RESULT_CLEANER_CHECK_INTERVAL", "500ms"),
+        ("RESULT_CLEANER_REPORT_INTERVAL", "0"),
+        ("RESULT_CLEANER_LISTEN", "nowhere"),
+        ("RESULT_CLEANER_LOG_FORMAT", "xml"),
+    ] {
+        let output = call(&["run", path], &[variable]);
+        assert_eq!(output.status.code(), Some(2), "{variable:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(variable.1), "{output:?}");
+    }
+    assert_eq!(cache.files().len(), 48);
+}

@@ -1,0 +1,17 @@
+//! Faults, crashes, hostile input, many cleaners and random operations.
+//!
+//! A program of its own because these tests keep all cores busy: beside them, a test that waits for
+//! one event would take several times as long.
+
+#![cfg(feature = "cli")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod crash;
+mod crowd;
+mod failing_calls;
+mod hostile;
+mod lost_rounds;
+mod model;
+mod republish;
