@@ -5,13 +5,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use crate::echoes::Echoes;
 use crate::entry::Key;
-use crate::watch::{Floods, Readers};
+use crate::floods::Floods;
 
 /// How many pairs, and how many directories, may wait for the worker. Past that their directories
 /// are listed, and past that everything is. 65,536 pairs take some 6 MiB.
@@ -124,8 +125,8 @@ pub(crate) struct Inbox {
     pub echoes: Arc<Echoes>,
     /// The directories whose events can't be kept up with.
     pub floods: Floods,
-    /// The threads that read events.
-    pub readers: Readers,
+    /// How many threads read events, those included that were given up and wait for a flood to end.
+    pub readers: Arc<AtomicUsize>,
 }
 
 impl Inbox {

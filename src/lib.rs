@@ -86,6 +86,7 @@ mod error;
 mod events;
 mod expires_at;
 mod explain;
+mod floods;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;

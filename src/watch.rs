@@ -12,7 +12,7 @@
 //! - Watches are asked for one by one. (`update_paths` would be several times as fast, but it empties
 //!   the queue into a buffer without a bound before it returns.)
 //! - A reader that has lost events is replaced, and the directories with most of them are not watched
-//!   again until they calm down ([`floods`](self::floods)). What is left of the old reader sleeps
+//!   again until they calm down ([`floods`](crate::floods)). What is left of the old reader sleeps
 //!   ([`reader`](self::reader)).
 //!
 //! It does not report whether what was renamed is a directory, so the translation looks it up. It drops
@@ -24,7 +24,6 @@
 //! removed at once hold up events for some seconds.
 
 mod directories;
-mod floods;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -44,9 +43,7 @@ use rustix::io::Errno;
 
 use self::directories::State;
 pub(crate) use self::directories::Watched;
-pub(crate) use self::floods::{FloodReport, Floods};
-pub(crate) use self::reader::Readers;
-use self::reader::{Handler, Load};
+use self::reader::{Handler, Load, admit};
 pub(crate) use self::translate::Translator;
 use crate::change::{Change, Inbox};
 use crate::root::Dir;
@@ -127,7 +124,7 @@ impl Watcher {
     /// [`Refusal::Flooded`] where as many readers as may be still wait for floods to end, and those
     /// of the system.
     pub fn start(root: &Path, inbox: Arc<Inbox>) -> Result<Self, Refusal> {
-        let place = inbox.readers.admit().ok_or(Refusal::Flooded)?;
+        let place = admit(&inbox.readers).ok_or(Refusal::Flooded)?;
         let watched = Watched::default();
         let load = Arc::new(Load::default());
         let mut translator = Translator::new(root, watched.clone());

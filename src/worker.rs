@@ -28,6 +28,7 @@ use crate::clock::{Clock, Now, TICK};
 use crate::config::{Ages, Config};
 use crate::crew::{BATCH, Crew, EVENTS, Event, batches};
 use crate::error::path_field;
+use crate::floods::FloodReport;
 use crate::litter::Schedule;
 use crate::mark::Marks;
 use crate::place::{Open, Place};
@@ -35,7 +36,7 @@ use crate::reports::Reports;
 use crate::schedule::{SweepAnswer, Sweeps};
 use crate::stats::{Activity, ExpiryBucket, WatchState};
 use crate::timer::Timer;
-use crate::watch::{FloodReport, Refusal};
+use crate::watch::Refusal;
 
 /// How many pairs that are due are taken at once, to be sorted by directory.
 const MOST_DUE: usize = 16_384;

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use notify::Event;
 
-use super::floods::Rates;
 use super::translate::Translator;
 use crate::change::{Change, Inbox};
+use crate::floods::Rates;
 
 /// How many readers a cleaner may have at once, those included that were given up and wait for the
 /// end of a flood. The system has 128 instances of inotify for each user by default.
@@ -44,17 +44,11 @@ pub(super) struct Load {
     pub is_asked: AtomicBool,
 }
 
-/// Counts the readers of one cleaner.
-#[derive(Debug, Default)]
-pub(crate) struct Readers(Arc<AtomicUsize>);
-
-impl Readers {
-    /// A place for one more reader, where there is one.
-    pub(super) fn admit(&self) -> Option<ReaderPlace> {
-        let add = |count| (count < MAX_READERS).then_some(count + 1);
-        let added = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
-        added.ok().map(|_| ReaderPlace(Arc::clone(&self.0)))
-    }
+/// A place for one more reader among the `readers` that a cleaner has, where there is one.
+pub(super) fn admit(readers: &Arc<AtomicUsize>) -> Option<ReaderPlace> {
+    let add = |count| (count < MAX_READERS).then_some(count + 1);
+    let added = readers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    added.ok().map(|_| ReaderPlace(Arc::clone(readers)))
 }
 
 /// The place of one reader. Dropping it makes room for another one.

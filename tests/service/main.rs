@@ -10,6 +10,7 @@ mod bulk;
 mod cache_dir;
 mod clock;
 mod contrib;
+mod descriptors;
 mod disk_time;
 mod environment;
 mod figures;

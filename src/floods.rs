@@ -150,7 +150,7 @@ fn measure(root: &Path, rels: &[Arc<Path>]) -> io::Result<Vec<u64>> {
     let start = Instant::now();
     for (place, rel) in rels.iter().enumerate() {
         // Where one can't be watched, it has no flood of events either.
-        if let Ok(watch) = add_watch(&inotify, super::join(root, rel), events) {
+        if let Ok(watch) = add_watch(&inotify, root.join(rel), events) {
             places.insert(watch, place);
         }
     }
@@ -178,7 +178,7 @@ const QUEUE_LENGTH: usize = 16_384;
 
 /// Counts events by directory, to find those that are flooded once events are lost.
 #[derive(Debug)]
-pub(super) struct Rates {
+pub(crate) struct Rates {
     skipped: u32,
     since: Instant,
     counts: HashMap<Arc<Path>, u32>,

@@ -1,10 +1,6 @@
 //! A system that runs out of descriptors or memory says nothing of the files: no pair is forgotten, and
 //! no file is lost.
 
-#![cfg(feature = "cli")]
-
-mod common;
-
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::TcpStream;
@@ -13,7 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use common::{
+use crate::common::{
     CacheDir, Pair, Service, free_address, has_strace, last_stats, now, result_cleaner, succeed,
     text, traced_by, wait_until,
 };
