@@ -326,6 +326,8 @@ impl Agenda {
                 if let Some(failure) = leftover {
                     activity.errors += 1;
                     self.warn_of(&key, Half::Metadata, &failure);
+                    // It may have kept its reserved name.
+                    self.scan_later(&key.dir, now);
                 }
             }
             Outcome::Changed => {

@@ -185,8 +185,13 @@ fn check_contents(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
         (None, None) => Check::ok("permissions", format!("{directories} directories, and this user may delete in all of them")),
     });
     checks.push(match silent_file_system(dir) {
-        None => Check::ok("file system", "it tells of changes"),
-        Some(name) => Check::warning(
+        Ok(None) => Check::ok("file system", "it tells of changes"),
+        Err(error) => Check::wrong(
+            "file system",
+            format!("the system does not say which it is: {error}"),
+            "the log of the kernel (dmesg) may say why",
+        ),
+        Ok(Some(name)) => Check::warning(
             "file system",
             format!("{name} does not tell of changes that other hosts make"),
             "run the service on the host that writes the results, or lower --fallback-interval",

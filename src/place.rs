@@ -115,7 +115,7 @@ pub(crate) fn probe(path: &Path, known: Option<&Open>, inbox: &Arc<Inbox>) -> Pl
     }
     let open = || -> std::io::Result<Open> {
         let root = Root::open(id)?;
-        let gives_events = gives_events(&root.open_dir(&Path::new("").into())?);
+        let gives_events = gives_events(&root.open_dir(&Path::new("").into())?)?;
         Ok(Open { root, watcher, gives_events })
     };
     match open() {

@@ -407,12 +407,18 @@ pub(crate) fn tells_of<T>(
 
 /// Whether the file system tells the kernel of all changes: network file systems and those in
 /// user space know of changes that are made elsewhere.
-pub(crate) fn gives_events(dir: &Dir) -> bool {
-    silent_file_system(dir).is_none()
+///
+/// # Errors
+/// Where the system does not say which file system it is.
+pub(crate) fn gives_events(dir: &Dir) -> io::Result<bool> {
+    Ok(silent_file_system(dir)?.is_none())
 }
 
 /// The name of the file system, where it does not tell of all changes.
-pub(crate) fn silent_file_system(dir: &Dir) -> Option<&'static str> {
+///
+/// # Errors
+/// Where the system does not say which file system it is.
+pub(crate) fn silent_file_system(dir: &Dir) -> io::Result<Option<&'static str>> {
     const SILENT: [(u32, &str); 9] = [
         (0x6969, "NFS"),
         (0x6573_5546, "FUSE"),
@@ -425,6 +431,6 @@ pub(crate) fn silent_file_system(dir: &Dir) -> Option<&'static str> {
         (0x7375_7245, "Coda"),
     ];
     // The type of the field differs between platforms; the numbers are 32 bits wide.
-    let found = rustix::fs::fstatfs(dir).ok()?.f_type as u32;
-    SILENT.iter().find(|(number, _)| *number == found).map(|(_, name)| *name)
+    let found = rustix::fs::fstatfs(dir)?.f_type as u32;
+    Ok(SILENT.iter().find(|(number, _)| *number == found).map(|(_, name)| *name))
 }

@@ -4,6 +4,7 @@
 //! names are told apart by their bytes before anything is allocated, locked, or asked of the disk.
 
 use std::ffi::OsStr;
+use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -104,12 +105,21 @@ impl Translator {
                     return;
                 }
                 self.watched.note_moved(rel);
-                match path.symlink_metadata() {
-                    Ok(found) if found.is_dir() => put(Change::Tree(rel.into())),
-                    Ok(_) => self.appeared(rel, Done, put),
-                    // It is elsewhere by now, or a directory above it is: it may be a directory.
-                    Err(_) if !is_half => put(Change::Tree(rel.into())),
-                    Err(_) => self.appeared(rel, Done, put),
+                let found = path.symlink_metadata();
+                let is_gone = |error: &io::Error| {
+                    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+                };
+                let may_be_directory = match &found {
+                    Ok(found) => found.is_dir(),
+                    // It is elsewhere by now, or a directory above it is.
+                    Err(error) if is_gone(error) => !is_half,
+                    Err(_) => true,
+                };
+                if may_be_directory {
+                    put(Change::Tree(rel.into()));
+                }
+                if !found.is_ok_and(|found| found.is_dir()) {
+                    self.appeared(rel, Done, put);
                 }
             }
             EventKind::Modify(ModifyKind::Name(RenameMode::From))
