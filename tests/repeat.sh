@@ -19,7 +19,7 @@ trap 'exit 130' INT TERM
 
 logs=target/repeat
 mkdir -p "$logs"
-cargo test --no-run "$@" || exit 1
+cargo test --quiet --no-run "$@" || exit 1
 
 status=0
 repeat() { # NAME COMMAND…
