@@ -87,16 +87,22 @@ impl Service {
         serde_json::from_str(&body).unwrap()
     }
 
-    /// Waits until `/stats` has `value` for `key`.
+    /// Waits until `/stats` has `value` for `key`, and for as long as that comes nearer.
     #[track_caller]
     pub fn wait_for_stat(&self, key: &str, value: impl Into<Value>) {
         let value = value.into();
-        let mut last = Value::Null;
-        let deadline = Instant::now() + PATIENCE;
+        let (mut last, mut nearest) = (Value::Null, u64::MAX);
+        let mut deadline = Instant::now() + PATIENCE;
         while last != value {
             assert!(Instant::now() < deadline, "{key} is {last}, not {value}\n{}", self.log());
-            last = self.stats()[key].clone();
             thread::sleep(Duration::from_millis(2));
+            last = self.stats()[key].clone();
+            if let (Some(now), Some(then)) = (last.as_i64(), value.as_i64())
+                && now.abs_diff(then) < nearest
+            {
+                nearest = now.abs_diff(then);
+                deadline = Instant::now() + PATIENCE;
+            }
         }
     }
 

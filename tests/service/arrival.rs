@@ -230,7 +230,9 @@ fn directories_that_only_pass_through_are_forgotten() {
         wait_for_later_pair(&cache);
         service.wait_for_stat("heap_size", 0);
     }
-    service.assert_calm();
+    // A directory may be gone when it is to be watched; that a watch failed may cost a sweep.
+    let (sweeps, errors) = (service.count("total_cleanups"), service.count("total_errors"));
+    assert!(sweeps < 15 && errors == 0, "{sweeps} sweeps, {errors} errors\n{}", service.log());
 }
 
 #[test]
