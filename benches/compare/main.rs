@@ -1,6 +1,6 @@
 //! How result-cleaner compares with what the kernel charges, and with other programs.
 //!
-//! `cargo bench --bench compare` runs every chapter but `growth`, within about four minutes;
+//! `cargo bench --bench compare` runs every chapter but `growth` and `overflow`, within about four minutes;
 //! `cargo bench --bench compare -- scan delete --pairs 100000` runs what is named, as large as said;
 //! `-- --help` tells the rest.
 //!
@@ -20,6 +20,7 @@ mod lateness;
 mod measure;
 mod neighbour;
 mod ours;
+mod overflow;
 mod peers;
 mod plot;
 mod process;
@@ -39,7 +40,7 @@ use crate::tree::State;
 /// Compares result-cleaner with the floor of the kernel, and with other programs.
 #[derive(Debug, Parser)]
 struct Args {
-    /// What to measure; all but `growth` where nothing is named
+    /// What to measure; all but `growth` and `overflow` where nothing is named
     chapters: Vec<Chapter>,
     /// Pairs in a tree, instead of what each chapter takes by itself
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
@@ -60,6 +61,10 @@ struct Args {
     /// Where `growth` draws its picture
     #[arg(long, default_value = "docs/growth.svg")]
     plot: PathBuf,
+    /// A process of `overflow` that makes events: their kind, the directory, how many per second, and
+    /// its number
+    #[arg(long, hide = true, num_args = 4)]
+    flood: Option<Vec<String>>,
     /// Cargo says so when it runs a benchmark
     #[arg(long, hide = true)]
     bench: bool,
@@ -100,6 +105,8 @@ enum Chapter {
     Resweep,
     /// Scanning and deleting trees of several sizes, as a table and a picture
     Growth,
+    /// How many events per second a service reads before the kernel's queue overflows
+    Overflow,
 }
 
 impl Chapter {
@@ -120,11 +127,18 @@ impl Chapter {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(job) = &args.flood {
+        return exit(overflow::flood(job).map(|()| true));
+    }
     if !args.bench {
         println!("nothing to do: this is a benchmark, and cargo bench runs it");
         return ExitCode::SUCCESS;
     }
-    match run(&args) {
+    exit(run(&args))
+}
+
+fn exit(outcome: Outcome<bool>) -> ExitCode {
+    match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -157,6 +171,7 @@ fn run(args: &Args) -> Outcome<bool> {
             Chapter::Neighbour => neighbour::run(args),
             Chapter::Resweep => old_tree.take().map_or(Ok(()), |tree| scan::again(args, &tree)),
             Chapter::Growth => growth::run(args),
+            Chapter::Overflow => overflow::run(args),
         };
         if let Err(wrong) = outcome {
             println!("\nWRONG in {chapter:?}: {wrong}");

@@ -112,7 +112,7 @@ pub fn wait_until(what: &str, pause: Duration, mut holds: impl FnMut() -> bool) 
     Ok(())
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => f64::NAN,

@@ -5,6 +5,8 @@ use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -12,7 +14,10 @@ use crate::measure::{Outcome, check};
 use crate::ours::BINARY;
 
 /// A service that is killed when this is dropped.
-pub struct Process(Child);
+pub struct Process {
+    child: Child,
+    notes: Arc<AtomicU64>,
+}
 
 /// Of one thread, since it began.
 #[derive(Debug, Clone, Copy, Default)]
@@ -26,20 +31,34 @@ impl Process {
     pub fn start(root: &Path) -> Outcome<Self> {
         let mut command = Command::new(BINARY);
         command.arg("run").arg(root).arg("--no-metrics").stderr(Stdio::piped());
-        let mut process = Self(command.spawn()?);
-        let log = process.0.stderr.take().ok_or("no log")?;
+        let mut process = Self { child: command.spawn()?, notes: Arc::default() };
+        let log = process.child.stderr.take().ok_or("no log")?;
         let mut log = BufReader::new(log).lines();
         let scanned = |line: &io::Result<String>| {
             line.as_ref().is_ok_and(|line| line.contains("Cleanup completed"))
         };
         check(log.any(|line| scanned(&line)), "the service has ended by itself")?;
-        // So that it is never held up by a pipe that is full.
-        thread::spawn(move || log.for_each(drop));
+        let notes = Arc::clone(&process.notes);
+        // Reads all of it, so that the service is never held up by a pipe that is full.
+        thread::spawn(move || {
+            for line in log {
+                let is_note = line.is_ok_and(|line| {
+                    ["Cleanup completed", "WARN", "ERROR"].iter().any(|word| line.contains(word))
+                });
+                notes.fetch_add(is_note.into(), Ordering::Relaxed);
+            }
+        });
         Ok(process)
     }
 
-    fn proc(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}", self.0.id()))
+    /// How many sweeps, warnings and errors the service has logged since its first scan.
+    pub fn notes(&self) -> u64 {
+        self.notes.load(Ordering::Relaxed)
+    }
+
+    /// Its directory below `/proc`.
+    pub fn proc(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}", self.child.id()))
     }
 
     /// Memory that it holds now, in bytes.
@@ -104,9 +123,26 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
+}
+
+/// Processor time that the threads of this name have used in the process `proc`, a directory below
+/// `/proc`. Nothing where there is no such thread.
+pub fn cpu_of(proc: &Path, name: &str) -> Outcome<Option<Duration>> {
+    let mut sum = None;
+    for thread in fs::read_dir(proc.join("task"))? {
+        let thread = thread?.path();
+        // It may end meanwhile.
+        let read = |file| fs::read_to_string(thread.join(file));
+        let (Ok(comm), Ok(scheduled)) = (read("comm"), read("schedstat")) else { continue };
+        if comm.trim_end() == name {
+            let cpu = scheduled.split(' ').next().ok_or("no schedstat")?.parse()?;
+            sum = Some(sum.unwrap_or_default() + Duration::from_nanos(cpu));
+        }
+    }
+    Ok(sum)
 }
 
 fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
