@@ -405,6 +405,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::change::Inbox;
     use crate::clock::Clock;
     use crate::config::Config;
     use crate::root::{Standing, look_at};
@@ -470,6 +471,34 @@ mod tests {
         let Outcome::Waiting { expires_at, mark, .. } = place.outcome(&marks) else { panic!() };
         assert_eq!(expires_at.timestamp(), 9_000_000_000);
         assert_eq!(mark, None, "it was written a moment ago");
+    }
+
+    #[test]
+    fn only_deletions_whose_events_are_reported_are_waited_for() {
+        let never = AtomicBool::new(false);
+        for is_watched in [true, false] {
+            let place = Place::with_a_pair(1);
+            let inbox = Arc::new(Inbox::default());
+            let attendant = place.attendant.clone().heard_by(&inbox.echoes);
+            let watcher = Watcher::start(place.dir.path(), Arc::clone(&inbox)).unwrap();
+            if is_watched {
+                let root = [Path::new("").into()];
+                let answers = watcher.begin_watch(&root);
+                assert_eq!(watcher.finish_watch(&root, answers, &never), [Ok(true)]);
+            }
+            let mut attending = Attending::new(&attendant, &place.root).reported_by(Some(&watcher));
+            let dir = place.open();
+            let settled = regular(&dir, b"a.result.json.lz4").unwrap().unwrap();
+            attending.attend(&dir, &Stem::new(b"a"), Hint::Settled(settled));
+            // The event may have arrived already.
+            let is_counted = inbox.echoes.count() == 1;
+            attending.finish();
+            assert!(matches!(
+                attending.take_found()[..],
+                [Found { outcome: Outcome::Removed { .. }, .. }]
+            ));
+            assert_eq!(is_counted, is_watched);
+        }
     }
 
     #[test]

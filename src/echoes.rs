@@ -71,6 +71,12 @@ impl Echoes {
         }
     }
 
+    /// How many results were taken so far.
+    #[cfg(test)]
+    pub fn count(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
     fn outstanding(&self) -> u64 {
         let heard = self.heard.load(Ordering::Relaxed);
         self.taken.load(Ordering::Relaxed).saturating_sub(heard)

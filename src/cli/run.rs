@@ -68,7 +68,7 @@ pub(crate) fn execute(args: RunArgs) -> Result<(), Failure> {
         .worker_threads(2)
         // Threads take turns at the check of each second: with tokio's 10 s, ten of them would stay
         // after a busy time.
-        .thread_keep_alive(Duration::from_millis(2500))
+        .thread_keep_alive(Duration::from_millis(1200))
         .enable_all()
         .build()?;
     let result = runtime.block_on(serve(args, &mut log));

@@ -49,6 +49,17 @@ impl Held {
         }
     }
 
+    /// The larger of each.
+    pub fn max(&self, other: &Self) -> Self {
+        Self {
+            threads: self.threads.max(other.threads),
+            descriptors: self.descriptors.max(other.descriptors),
+            inotify_instances: self.inotify_instances.max(other.inotify_instances),
+            resident: self.resident.max(other.resident),
+            peak: self.peak.max(other.peak),
+        }
+    }
+
     /// Whether threads and descriptors are no more than those of `quiet`.
     pub fn is_within(&self, quiet: &Self) -> bool {
         self.threads <= quiet.threads

@@ -50,10 +50,11 @@ pub fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A limit: on one core, which flood and service share, it is three times as large.
+/// A limit: three times as large on one core, which flood and service share, and in ordinary runs,
+/// which may go beside other programs.
 pub fn limit(limit: Duration) -> Duration {
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    if cores == 1 { limit * 3 } else { limit }
+    if cores == 1 || !is_long() { limit * 3 } else { limit }
 }
 
 /// Whether so many KiB at most are bounded.
@@ -116,8 +117,7 @@ impl Storm {
         populate(&cache, self.staying);
         let args: &[&str] = if self.sweeps { &["--check-interval", "1s"] } else { &[] };
         let service = Service::ready(cache.path(), args);
-        thread::sleep(Duration::from_millis(300));
-        let quiet = Held::by(&service);
+        let quiet = quiet(&service);
 
         let field = Field::default();
         let over = AtomicBool::new(false);
@@ -158,6 +158,18 @@ impl Storm {
         verdict.judge_end(service, again);
         verdict.failures
     }
+}
+
+/// What the service holds at most while nothing happens. A sweep, and the check of the directory, each
+/// take a thread for an instant every second.
+fn quiet(service: &Service) -> Held {
+    let end = Instant::now() + Duration::from_millis(if is_long() { 2500 } else { 300 });
+    let mut quiet = Held::by(service);
+    while Instant::now() < end {
+        thread::sleep(LOOK_EVERY);
+        quiet = quiet.max(&Held::by(service));
+    }
+    quiet
 }
 
 /// Says so when it is dropped, so that threads end when another one panics.
@@ -271,7 +283,7 @@ impl Verdict {
         );
     }
 
-    /// Threads and descriptors come back to what they were. tokio keeps idle threads for 10 s.
+    /// Threads and descriptors come back to what they were.
     fn judge_calm(&mut self, service: &Service, quiet: &Held) {
         let start = Instant::now();
         // In ordinary runs threads are left to the long ones, since that takes so long.
