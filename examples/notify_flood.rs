@@ -23,6 +23,7 @@ use notify::{Config, Event, INotifyWatcher, PathOp, RecursiveMode, WatchPathConf
 use tempfile::TempDir;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
+type Case = fn() -> Outcome;
 
 const WRITERS: usize = 8;
 const FILES: usize = 64;
@@ -50,7 +51,7 @@ fn main() -> Outcome {
         setting("kernel/osrelease")?.trim(),
         setting("fs/inotify/max_queued_events")?.trim()
     );
-    let cases: [(&str, fn() -> Outcome); 5] = [
+    let cases: [(&str, Case); 5] = [
         ("flood", flood),
         ("removal", removal),
         ("replaced", replaced),
@@ -95,7 +96,7 @@ fn flood() -> Outcome {
     }
     for writers in [0, WRITERS] {
         repeat(writers, "update_paths", |watcher, dirs| {
-            Ok(watcher.update_paths(dirs.iter().map(watch_op).collect())?)
+            Ok(watcher.update_paths(dirs.iter().map(|dir| watch_op(dir)).collect())?)
         })?;
     }
     for writers in [0, WRITERS] {
@@ -143,8 +144,8 @@ fn repeat(
     Ok(())
 }
 
-fn watch_op(dir: &PathBuf) -> PathOp {
-    PathOp::Watch(dir.clone(), WatchPathConfig::new(RecursiveMode::NonRecursive))
+fn watch_op(dir: &Path) -> PathOp {
+    PathOp::Watch(dir.to_owned(), WatchPathConfig::new(RecursiveMode::NonRecursive))
 }
 
 /// A watcher of a directory that is being flooded.
@@ -206,7 +207,7 @@ fn removal() -> Outcome {
         watcher.watch(root.path(), RecursiveMode::NonRecursive)?;
         let dirs: Vec<_> = (0..count).map(|n| root.path().join(format!("dir_{n}"))).collect();
         dirs.iter().try_for_each(fs::create_dir)?;
-        watcher.update_paths(dirs.iter().map(watch_op).collect())?;
+        watcher.update_paths(dirs.iter().map(|dir| watch_op(dir)).collect())?;
         let before = thread_cpu()?;
         dirs.iter().try_for_each(fs::remove_dir)?;
         let last = root.path().join("last");
