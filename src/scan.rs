@@ -166,6 +166,9 @@ impl Scan<'_> {
     pub fn run(&self, trees: &[Arc<Path>], dirs: &[Arc<Path>]) -> Summary {
         if let Some(watcher) = self.watcher {
             watcher.end_stale();
+            if trees.iter().any(|tree| tree.as_os_str().is_empty()) {
+                watcher.forget_unwatched();
+            }
             watcher.end_floods(self.root.path(), dirs);
         }
         let mut summary = Summary::default();

@@ -274,6 +274,12 @@ impl Watcher {
         }
     }
 
+    /// Forgets the directories without a watch. To be called before a full scan, which finds those that
+    /// are there.
+    pub fn forget_unwatched(&self) {
+        self.watched.forget_unwatched();
+    }
+
     /// Forgets that `rel` and all below it were watched: the directory is gone, as notify knows from
     /// the same events.
     pub fn forget(&self, rel: &Path) {

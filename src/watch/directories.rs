@@ -89,6 +89,11 @@ impl Watched {
         stale
     }
 
+    /// Forgets the directories without a watch, of which no event tells when they are removed.
+    pub(super) fn forget_unwatched(&self) {
+        self.lock().known.retain(|_, state| *state == State::Watched);
+    }
+
     /// Forgets `rel` and all below it: the directory is gone.
     pub(super) fn forget(&self, rel: &Path) {
         let mut directories = self.lock();
