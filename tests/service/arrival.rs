@@ -20,7 +20,7 @@ fn assert_known(arrive: impl Fn(&CacheDir, &str, f64) -> Vec<Pair>) {
     let start = now();
     let waiting = arrive(&cache, "waiting", start + HOUR);
     // Those that go must not do so before they have arrived.
-    let time = 1.0 + 10.0 * (now() - start);
+    let time = 1.0 + 3.0 * (now() - start);
     service.wait_for_stat("heap_size", waiting.len());
 
     let at = now() + time;

@@ -55,7 +55,7 @@ fn sigterm_and_sigint_end_it_cleanly() {
 #[test]
 fn sigterm_amid_a_bulk_deletion_leaves_whole_pairs_and_true_figures() {
     let cache = CacheDir::new();
-    let pairs = bulk(&cache, "expired", 6000, now() - 60.0);
+    let pairs = bulk(&cache, "expired", 4000, now() - 60.0);
     let before: u64 = pairs.iter().map(Pair::bytes).sum();
     let service = Service::start(cache.path(), &[]);
     wait_until("the deletion is under way", || service.count("total_deleted") > 0);
@@ -82,7 +82,7 @@ fn sigterm_amid_a_bulk_deletion_leaves_whole_pairs_and_true_figures() {
 #[test]
 fn sigterm_amid_the_first_scan_ends_it_and_loses_nothing() {
     let cache = CacheDir::new();
-    let pairs = bulk(&cache, "live", 5000, now() + 36_000.0);
+    let pairs = bulk(&cache, "live", 3000, now() + 36_000.0);
     let service = Service::start(cache.path(), &[]);
     let (status, took, log) = service.terminate();
     assert_eq!(status.code(), Some(0), "{log}");
