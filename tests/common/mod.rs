@@ -265,23 +265,28 @@ impl Pair {
     /// Publishes both files so that nothing speaks for a result that is newer than its metadata:
     /// once it has expired it can go at once.
     pub fn settled(self, expires_at: f64) -> Self {
-        use std::os::unix::fs::MetadataExt;
-        let ctime = |path: &Path| {
-            let seen = fs::metadata(path).unwrap();
-            (seen.ctime(), seen.ctime_nsec())
-        };
         fs::create_dir_all(self.result.parent().unwrap()).unwrap();
         publish(&self.result, b"a result of 23 bytes...");
         // Halves of the same instant would be waited for, as if one were missing.
-        let tick = self.metadata.with_extension("tick.tmp");
-        wait_until("the clock of the file system goes on", || {
-            fs::write(&tick, "").unwrap();
-            ctime(&tick) > ctime(&self.result)
-        });
-        fs::remove_file(tick).unwrap();
+        wait_for_tick(&self.result);
         self.set_expiry(expires_at);
         self
     }
+}
+
+/// Waits until whatever changes gets a later ctime than `file` has. Makes a file beside it meanwhile.
+pub fn wait_for_tick(file: &Path) {
+    use std::os::unix::fs::MetadataExt;
+    let ctime = |path: &Path| {
+        let seen = fs::metadata(path).unwrap();
+        (seen.ctime(), seen.ctime_nsec())
+    };
+    let tick = file.with_extension("tick.tmp");
+    wait_until("the clock of the file system goes on", || {
+        fs::write(&tick, "").unwrap();
+        ctime(&tick) > ctime(file)
+    });
+    fs::remove_file(tick).unwrap();
 }
 
 /// The keys of a JSON object, sorted.

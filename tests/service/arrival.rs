@@ -6,7 +6,8 @@ use std::io::Write;
 use std::path::Path;
 
 use crate::common::{
-    CacheDir, Pair, Service, now, pair_of_bytes, publish, tool, wait_for_later_pair, wait_until,
+    CacheDir, Pair, Service, now, pair_of_bytes, publish, tool, wait_for_later_pair, wait_for_tick,
+    wait_until,
 };
 
 const HOUR: f64 = 3600.0;
@@ -384,6 +385,8 @@ fn metadata_that_stays_invalid_counts_once_its_writer_is_done() {
         let linked = cache.pair(name);
         publish(&linked.result, b"result");
         fs::write(cache.outside(name), content).unwrap();
+        // An empty file shows by its ctime alone that it was complete when it was linked.
+        wait_for_tick(&cache.outside(name));
         fs::hard_link(cache.outside(name), &linked.metadata).unwrap();
         if count > 3 {
             fs::remove_file(cache.outside(name)).unwrap();
