@@ -348,7 +348,9 @@ fn cases() -> Vec<(&'static str, &'static str)> {
     if !is_long() {
         return FEW.to_vec();
     }
-    CALLS.iter().flat_map(|&call| ERRORS.iter().map(move |&error| (call, error))).collect()
+    let all = CALLS.iter().flat_map(|&call| ERRORS.iter().map(move |&error| (call, error)));
+    // That a name is gone is the truth: where it were not, its metadata would rightly be left alone.
+    all.filter(|case| *case != ("renameat2", "ENOENT")).collect()
 }
 
 /// A service with faults.
