@@ -32,8 +32,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(900);
 /// Opening a file in order to truncate it is not one step: the name is looked up, then the file is
 /// emptied. A file that a cleaner took in between, and held and deleted while its writer was held
 /// up for longer than that, is lost with what its writer then writes. This is the least time of
-/// opening at which that may be the cause.
-const HELD_UP: Duration = Duration::from_millis(20);
+/// opening at which that may be the cause: for so long a result is held.
+const HELD_UP: Duration = Duration::from_millis(2);
 /// A file that was empty for longer than this, between being truncated and being written, while
 /// another writer closed it, may have been counted as broken.
 const SLOW: Duration = Duration::from_millis(50);
