@@ -384,6 +384,8 @@ fn metadata_that_stays_invalid_counts_once_its_writer_is_done() {
         let linked = cache.pair(name);
         publish(&linked.result, b"result");
         fs::write(cache.outside(name), content).unwrap();
+        // What was written a while ago is not being written.
+        wait_for_later_pair(&cache);
         fs::hard_link(cache.outside(name), &linked.metadata).unwrap();
         if count > 3 {
             fs::remove_file(cache.outside(name)).unwrap();
