@@ -93,6 +93,14 @@ impl CacheDir {
         cache
     }
 
+    /// An empty one in memory, where that can be had: no disk slows down what happens in it.
+    pub fn in_memory() -> Self {
+        let temp = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let path = temp.path().join("cached_results");
+        fs::create_dir(&path).unwrap();
+        Self { temp, path }
+    }
+
     /// One that does not exist yet.
     pub fn absent() -> Self {
         let temp = tempfile::tempdir().unwrap();

@@ -38,7 +38,7 @@ fn chmod_of_broken_metadata_in_a_loop_keeps_no_sweep_from_ending_and_leaves_no_w
     // One may have begun before the flood.
     const SWEEPS: u64 = 5;
     let _alone = alone();
-    let cache = CacheDir::new();
+    let cache = CacheDir::in_memory();
     let flooded = cache.path().join("flooded");
     Kind::ChmodBroken.prepare(&flooded, 0);
     let service = Service::ready(cache.path(), &["--check-interval", "1s"]);
@@ -63,7 +63,7 @@ fn chmod_of_broken_metadata_in_a_loop_keeps_no_sweep_from_ending_and_leaves_no_w
 #[test]
 fn writes_to_open_results_keep_no_new_directory_from_being_watched_and_memory_stays_bounded() {
     let _alone = alone();
-    let cache = CacheDir::new();
+    let cache = CacheDir::in_memory();
     (0..2).for_each(|lane| Kind::Write.prepare(cache.path(), lane));
     let service = Service::ready(cache.path(), &["--check-interval", "1s"]);
     let quiet = Held::by(&service);
@@ -138,7 +138,7 @@ fn crowd(service: &Service, address: &str, clients: &mut Vec<TcpStream>) {
 #[test]
 fn where_clients_take_all_descriptors_what_expires_meanwhile_is_tried_again() {
     let _alone = alone();
-    let cache = CacheDir::new();
+    let cache = CacheDir::in_memory();
     let address = free_address();
     let mut command = Command::new("sh");
     for (name, _) in std::env::vars_os() {
@@ -234,7 +234,7 @@ fn bulk(cache: &CacheDir, top: &str, depth: usize, count: u64) -> (Duration, f64
 #[test]
 fn where_directories_are_not_watched_deletions_wait_for_no_event() {
     let _alone = alone();
-    let cache = CacheDir::new();
+    let cache = CacheDir::in_memory();
     let count = extent("RESULT_CLEANER_TEST_UNWATCHED_PAIRS", 3000, 20_000);
     let service = Service::ready(cache.path(), &["--fallback-interval", "1s"]);
     // From now on it knows that it is told of deletions.
@@ -258,8 +258,8 @@ const GROWTH: u64 = 4 * 1024;
 #[test]
 fn metadata_names_that_come_and_go_without_a_result_leave_nothing_in_memory() {
     let _alone = alone();
-    let cache = CacheDir::new();
-    let count = extent("RESULT_CLEANER_TEST_NAMES", 30_000, 186_000);
+    let cache = CacheDir::in_memory();
+    let count = extent("RESULT_CLEANER_TEST_NAMES", 60_000, 186_000);
     let service = Service::ready(cache.path(), &[]);
     let source = cache.outside("source");
     fs::write(&source, "{}").unwrap();

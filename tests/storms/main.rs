@@ -4,8 +4,8 @@
 //! Storms are made by processes of their own. Each kind runs for 2 s by one process or by two;
 //! `RESULT_CLEANER_TEST_LONG` has each run for 10 s by one and then by two. What a long run does can
 //! be chosen: `RESULT_CLEANER_TEST_STORM_SECONDS`, and `RESULT_CLEANER_TEST_FLOODERS` (0: one, then
-//! two). On a busy disk, `TMPDIR=/dev/shm` makes floods of names as fast as the kernel can. Run with
-//! `-- --nocapture` for the figures.
+//! two). The cache directories lie in memory, so that floods of names are as fast as the kernel can.
+//! Run with `-- --nocapture` for the figures.
 //!
 //! To flood a directory by hand, and watch `result-cleaner status --watch` beside it:
 //! ```sh

@@ -111,7 +111,7 @@ impl Storm {
     /// What was wrong.
     pub fn make(&self) -> Vec<String> {
         let Self { kind, processes, length, .. } = *self;
-        let cache = CacheDir::new();
+        let cache = CacheDir::in_memory();
         let flooded = cache.path().join("flooded");
         (0..processes).for_each(|lane| kind.prepare(&flooded, lane));
         populate(&cache, self.staying);
