@@ -3,7 +3,7 @@
 //!
 //! Time is waited for by condition: [`wait_until`] gives up after [`PATIENCE`] only.
 
-#![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each program uses a part of it")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
