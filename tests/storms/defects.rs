@@ -259,7 +259,7 @@ const GROWTH: u64 = 4 * 1024;
 fn metadata_names_that_come_and_go_without_a_result_leave_nothing_in_memory() {
     let _alone = alone();
     let cache = CacheDir::in_memory();
-    let count = extent("RESULT_CLEANER_TEST_NAMES", 60_000, 186_000);
+    let count = extent("RESULT_CLEANER_TEST_NAMES", 30_000, 186_000);
     let service = Service::ready(cache.path(), &[]);
     let source = cache.outside("source");
     fs::write(&source, "{}").unwrap();
