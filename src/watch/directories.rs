@@ -24,6 +24,9 @@ struct Directories {
     /// Directories that were removed or replaced, by themselves or with one above, since stale
     /// watches were ended.
     moved: BTreeSet<Arc<Path>>,
+    /// Those whose watches were set while they, or a directory above them, counted as moved: notify may
+    /// have set them on what bears the name now.
+    unsure: BTreeSet<Arc<Path>>,
 }
 
 impl Watched {
@@ -33,7 +36,16 @@ impl Watched {
     }
 
     pub(super) fn set(&self, rel: &Arc<Path>, state: State) {
-        self.lock().known.insert(Arc::clone(rel), state);
+        let mut directories = self.lock();
+        if rel.ancestors().any(|above| directories.moved.contains(above)) {
+            directories.unsure.insert(Arc::clone(rel));
+        }
+        directories.known.insert(Arc::clone(rel), state);
+    }
+
+    /// How many directories are known.
+    pub(super) fn len(&self) -> usize {
+        self.lock().known.len()
     }
 
     /// Whether the kernel reports the events of the directory `rel`.
@@ -73,19 +85,24 @@ impl Watched {
     }
 
     /// Forgets the directories that were removed or replaced, with all below them, and returns those
-    /// of them that may still have a watch under their old paths.
+    /// whose watches notify keeps under their old paths. Of a directory that it watches itself it
+    /// drops the watch, and all below.
     pub(super) fn take_stale(&self) -> Vec<Arc<Path>> {
         let mut directories = self.lock();
-        let moved = std::mem::take(&mut directories.moved);
         let mut stale = Vec::new();
-        for rel in moved {
+        for rel in std::mem::take(&mut directories.moved) {
+            let was_dropped = directories.known.get(&rel) == Some(&State::Watched)
+                && !directories.unsure.contains(&rel);
             let below: Vec<_> = directories.below(&rel).cloned().collect();
             for dir in below {
-                if directories.known.remove(&dir) == Some(State::Watched) {
+                let is_unsure = directories.unsure.remove(&dir);
+                let was_watched = directories.known.remove(&dir) == Some(State::Watched);
+                if was_watched && (is_unsure || !was_dropped) {
                     stale.push(dir);
                 }
             }
         }
+        directories.unsure.clear();
         stale
     }
 

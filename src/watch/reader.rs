@@ -99,7 +99,10 @@ impl Handler {
         if self.load.retired.load(Ordering::Relaxed) {
             return self.linger();
         }
-        let now = self.gathering.event(&self.load);
+        let (now, was_idle) = self.gathering.event(&self.load);
+        if was_idle {
+            self.translator.caught_up();
+        }
         if self.rates.samples()
             && let Ok(event) = &event
             && let Some(dir) = self.translator.origin(event)
@@ -112,6 +115,11 @@ impl Handler {
             lost |= change == Change::Missed;
             inbox.put(change);
         });
+        if self.translator.is_about_to_be_deaf() && !self.load.overrun.load(Ordering::Relaxed) {
+            // What it does not read in time counts as lost.
+            inbox.put(Change::Missed);
+            lost = true;
+        }
         if lost {
             self.load.overrun.store(true, Ordering::Relaxed);
             self.name_floods();
@@ -159,11 +167,12 @@ impl Gathering {
         Self { last: now, woken: now }
     }
 
-    /// An event has come. Returns the time.
-    fn event(&mut self, load: &Load) -> Instant {
+    /// An event has come. Returns the time, and whether the reader was done with those before.
+    fn event(&mut self, load: &Load) -> (Instant, bool) {
         let mut now = Instant::now();
         // While there always is one more, the reader is behind and must not sleep.
-        if now - self.last >= AT_ONCE {
+        let was_idle = now - self.last >= AT_ONCE;
+        if was_idle {
             // Nor while somebody waits for it.
             if now - self.woken < OFTEN && !load.is_asked.load(Ordering::Relaxed) {
                 thread::sleep(GATHER);
@@ -172,7 +181,7 @@ impl Gathering {
             self.woken = now;
         }
         self.last = now;
-        now
+        (now, was_idle)
     }
 }
 

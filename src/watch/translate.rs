@@ -18,12 +18,17 @@ use crate::change::{Change, Trigger, Writer};
 use crate::echoes::Echoes;
 use crate::entry::{Half, Key, Name};
 
+/// How many paths notify may compare before it reads further events: some tenths of a second.
+const MAX_COMPARISONS: usize = 5_000_000;
+
 /// Turns events into changes.
 pub(crate) struct Translator {
     root: PathBuf,
     watched: Watched,
     /// The directory of the last event, which the next one shares mostly.
     dir: Option<Arc<Path>>,
+    /// How many directories were removed since the reader was last done with all events.
+    removed: usize,
     /// Whether to report where there may be orphans.
     pub(super) tells_litter: bool,
     pub(super) echoes: Arc<Echoes>,
@@ -32,7 +37,7 @@ pub(crate) struct Translator {
 impl Translator {
     pub fn new(root: &Path, watched: Watched) -> Self {
         let (root, echoes) = (root.to_owned(), Arc::default());
-        Self { root, watched, dir: None, tells_litter: false, echoes }
+        Self { root, watched, dir: None, removed: 0, tells_litter: false, echoes }
     }
 
     /// Hands the changes that `event` stands for to `put`.
@@ -54,6 +59,17 @@ impl Translator {
                 self.translate_path(event.kind, path, rel, put);
             }
         }
+    }
+
+    /// Whether notify is about to be deaf for a while: it compares each directory that was removed with
+    /// all that it watches.
+    pub(super) fn is_about_to_be_deaf(&self) -> bool {
+        self.removed > 0 && self.removed * self.watched.len() > MAX_COMPARISONS
+    }
+
+    /// Takes note that the reader was done with all events.
+    pub(super) fn caught_up(&mut self) {
+        self.removed = 0;
     }
 
     /// The directory whose watch reports `event`, as far as its path shows it.
@@ -85,7 +101,9 @@ impl Translator {
         match kind {
             EventKind::Create(CreateKind::Folder) => put(Change::Tree(rel.into())),
             EventKind::Remove(RemoveKind::Folder) => {
-                self.watched.note_moved(rel);
+                if self.watched.note_moved(rel) {
+                    self.removed += 1;
+                }
                 put(Change::Tree(rel.into()));
             }
             EventKind::Modify(ModifyKind::Metadata(_)) => {
