@@ -50,8 +50,11 @@
 //! - Changes through a hard link elsewhere, a memory map or another host are seen by the next
 //!   sweep only; an extension is always seen.
 //! - A clock that is wrong by years when the cleaner starts makes everything due.
-//! - Directories that are removed by the thousands at once hold up the news of everything else for
-//!   some seconds; what is known by then still goes on time.
+//! - Directories that are removed by the thousands at once keep notify's thread busy for some seconds;
+//!   another reader takes its place.
+//! - A directory that is renamed again and again, many times a second, may not keep its name for as long
+//!   as a deletion takes. Pairs in it are deleted once it rests.
+//! - A directory in which more happens than can be read is listed every second instead of watched.
 //! - Directories whose paths below the cache directory are longer than 1,024 bytes are not watched,
 //!   but swept every [`Config::fallback_interval`]: a watch costs the more, the longer its path is.
 //! - With [`Config::prune_empty_dirs`], a writer that makes a file in an old empty directory in the very

@@ -20,8 +20,8 @@
 //! does not know at that moment it keeps them, and takes what bears their names later for watched.
 //! A scan may set such watches while directories are being renamed, so [`Watcher::end_stale`]
 //! ends them before the next one. Where the events of renames were lost, a new watcher has to be
-//! started. Each directory that is removed costs it a look at all watches: 5,000 that are
-//! removed at once hold up events for some seconds.
+//! started. It compares each directory that is removed with all that it watches: 5,000 at once keep
+//! its thread busy for seconds, so that its reader is replaced as if events had been lost.
 
 mod directories;
 mod reader;
