@@ -97,11 +97,14 @@ pub(crate) struct Watcher {
     inbox: Arc<Inbox>,
 }
 
+/// For each directory whether it is there, and so watched.
+pub(crate) type WatchAnswers = Vec<Result<bool, Refusal>>;
+
 /// What the registrar is asked for.
 #[derive(Debug)]
 enum Request {
     /// Watch these directories, and answer for each whether it is there.
-    Watch(Vec<Arc<Path>>, Sender<Vec<Result<bool, Refusal>>>),
+    Watch(Vec<Arc<Path>>, Sender<WatchAnswers>),
     /// End the watches of these.
     Unwatch(Vec<Arc<Path>>),
 }
@@ -112,7 +115,7 @@ pub(crate) struct Answers {
     /// What was clear before the registrar was asked.
     answers: Vec<Option<Result<bool, Refusal>>>,
     /// The places of those that the registrar was asked for, and where it answers.
-    asked: Option<(Vec<usize>, Receiver<Vec<Result<bool, Refusal>>>)>,
+    asked: Option<(Vec<usize>, Receiver<WatchAnswers>)>,
     /// Which of the answers are of watches that are new.
     pub new: Vec<bool>,
 }
@@ -191,7 +194,7 @@ impl Watcher {
         rels: &[Arc<Path>],
         answers: Answers,
         cancel: &AtomicBool,
-    ) -> Vec<Result<bool, Refusal>> {
+    ) -> WatchAnswers {
         let Answers { mut answers, asked, .. } = answers;
         if let Some((places, answered)) = asked {
             let given = self.wait(&answered, cancel);
@@ -210,11 +213,7 @@ impl Watcher {
     }
 
     /// The registrar's answer; `None` where it does not come.
-    fn wait(
-        &self,
-        answered: &Receiver<Vec<Result<bool, Refusal>>>,
-        cancel: &AtomicBool,
-    ) -> Option<Vec<Result<bool, Refusal>>> {
+    fn wait(&self, answered: &Receiver<WatchAnswers>, cancel: &AtomicBool) -> Option<WatchAnswers> {
         let mut last = (self.progress.load(Ordering::Relaxed), Instant::now());
         loop {
             match answered.recv_timeout(LOOK) {
