@@ -202,7 +202,7 @@ impl Watcher {
                 let answer =
                     given.as_ref().map_or(Err(Refusal::Flooded), |given| given[at].clone());
                 match &answer {
-                    Ok(true) => {}
+                    Ok(true) => self.watched.confirm(&rels[place]),
                     Ok(false) => self.watched.forget(&rels[place]),
                     Err(_) => self.watched.set(&rels[place], State::Unwatched),
                 }

@@ -22,8 +22,8 @@ pub(super) enum State {
 struct Directories {
     known: BTreeMap<Arc<Path>, State>,
     /// Directories that were removed or replaced, by themselves or with one above, since stale
-    /// watches were ended.
-    moved: BTreeSet<Arc<Path>>,
+    /// watches were ended; and whether notify has dropped their watches, if it had any.
+    moved: BTreeMap<Arc<Path>, bool>,
     /// Those whose watches were set while they, or a directory above them, counted as moved: notify may
     /// have set them on what bears the name now.
     unsure: BTreeSet<Arc<Path>>,
@@ -37,10 +37,25 @@ impl Watched {
 
     pub(super) fn set(&self, rel: &Arc<Path>, state: State) {
         let mut directories = self.lock();
-        if rel.ancestors().any(|above| directories.moved.contains(above)) {
+        if rel.ancestors().any(|above| directories.moved.contains_key(above)) {
             directories.unsure.insert(Arc::clone(rel));
         }
         directories.known.insert(Arc::clone(rel), state);
+    }
+
+    /// Records that notify has set the watch of `rel`, which was asked for before. If the directory, or
+    /// one above it, was moved meanwhile, nobody knows on which one.
+    pub(super) fn confirm(&self, rel: &Arc<Path>) {
+        let mut directories = self.lock();
+        let is_known = directories.known.contains_key(rel);
+        if !is_known {
+            // Another scan has ended stale watches meanwhile, too early for this one.
+            directories.known.insert(Arc::clone(rel), State::Watched);
+            directories.moved.insert(Arc::clone(rel), false);
+        }
+        if rel.ancestors().any(|above| directories.moved.contains_key(above)) {
+            directories.unsure.insert(Arc::clone(rel));
+        }
     }
 
     /// How many directories are known.
@@ -56,14 +71,14 @@ impl Watched {
     /// Whether `rel` was seen to be a directory, and is still where it was.
     pub fn is_known(&self, rel: &Path) -> bool {
         let directories = self.lock();
-        directories.known.contains_key(rel) && !directories.moved.contains(rel)
+        directories.known.contains_key(rel) && !directories.moved.contains_key(rel)
     }
 
     /// Whether a watch of `rel` stands that need not be set again.
     pub(super) fn is_settled(&self, rel: &Path) -> bool {
         let directories = self.lock();
         directories.known.get(rel) == Some(&State::Watched)
-            && !rel.ancestors().any(|above| directories.moved.contains(above))
+            && !rel.ancestors().any(|above| directories.moved.contains_key(above))
     }
 
     /// Whether `rel`, or a directory below it, is known.
@@ -72,26 +87,31 @@ impl Watched {
         self.lock().below(rel).next().is_some()
     }
 
-    /// Records that the name `rel` was removed, or given to something else. Returns whether it, or
-    /// what is below it, was known to be a directory.
-    pub(super) fn note_moved(&self, rel: &Path) -> bool {
+    /// Records that the name `rel` was removed, or given to something else, and whether that has notify
+    /// drop its watch. Returns whether it, or what is below it, was known to be a directory.
+    pub(super) fn note_moved(&self, rel: &Path, drops: bool) -> bool {
         let mut directories = self.lock();
         let was_known = directories.below(rel).next().is_some();
         // The worker checks the cache directory itself every second.
-        if was_known && !rel.as_os_str().is_empty() && !directories.moved.contains(rel) {
-            directories.moved.insert(rel.into());
+        if was_known && !rel.as_os_str().is_empty() {
+            match directories.moved.get_mut(rel) {
+                Some(dropped) => *dropped |= drops,
+                None => drop(directories.moved.insert(rel.into(), drops)),
+            }
         }
         was_known
     }
 
     /// Forgets the directories that were removed or replaced, with all below them, and returns those
-    /// whose watches notify keeps under their old paths. Of a directory that it watches itself it
-    /// drops the watch, and all below.
+    /// whose watches notify keeps under their old paths. Of a directory that it watches and that is moved
+    /// away or removed it drops the watch, and those of all below; not so where another one takes
+    /// its name.
     pub(super) fn take_stale(&self) -> Vec<Arc<Path>> {
         let mut directories = self.lock();
         let mut stale = Vec::new();
-        for rel in std::mem::take(&mut directories.moved) {
-            let was_dropped = directories.known.get(&rel) == Some(&State::Watched)
+        for (rel, drops) in std::mem::take(&mut directories.moved) {
+            let was_dropped = drops
+                && directories.known.get(&rel) == Some(&State::Watched)
                 && !directories.unsure.contains(&rel);
             let below: Vec<_> = directories.below(&rel).cloned().collect();
             for dir in below {

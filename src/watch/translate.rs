@@ -101,7 +101,7 @@ impl Translator {
         match kind {
             EventKind::Create(CreateKind::Folder) => put(Change::Tree(rel.into())),
             EventKind::Remove(RemoveKind::Folder) => {
-                if self.watched.note_moved(rel) {
+                if self.watched.note_moved(rel, true) {
                     self.removed += 1;
                 }
                 put(Change::Tree(rel.into()));
@@ -122,7 +122,7 @@ impl Translator {
                     }
                     return;
                 }
-                self.watched.note_moved(rel);
+                self.watched.note_moved(rel, false);
                 let found = path.symlink_metadata();
                 let is_gone = |error: &io::Error| {
                     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
@@ -142,7 +142,7 @@ impl Translator {
             }
             EventKind::Modify(ModifyKind::Name(RenameMode::From))
             | EventKind::Remove(RemoveKind::Other | RemoveKind::Any) => {
-                if self.watched.note_moved(rel) {
+                if self.watched.note_moved(rel, true) {
                     put(Change::Tree(rel.into()));
                 } else {
                     self.vanished(rel, put);
