@@ -154,9 +154,12 @@ impl Watcher {
         let (mut places, mut wanted) = (Vec::new(), Vec::new());
         let gave_up = self.load.overrun.load(Ordering::Relaxed);
         for (place, rel) in rels.iter().enumerate() {
-            let refusal = if rel.as_os_str().len() > LONGEST_WATCHED {
-                Some(Refusal::LongPath)
-            } else if self.inbox.floods.contains(rel) {
+            if rel.as_os_str().len() > LONGEST_WATCHED {
+                // Nor remembered: there may be thousands of them.
+                answers.push(Some(Err(Refusal::LongPath)));
+                continue;
+            }
+            let refusal = if self.inbox.floods.contains(rel) {
                 Some(Refusal::Flooded)
             } else if self.watched.is_settled(rel) {
                 answers.push(Some(Ok(true)));
@@ -202,7 +205,11 @@ impl Watcher {
                 let answer =
                     given.as_ref().map_or(Err(Refusal::Flooded), |given| given[at].clone());
                 match &answer {
-                    Ok(true) => self.watched.confirm(&rels[place]),
+                    Ok(true) => {
+                        if self.watched.confirm(&rels[place]) {
+                            self.inbox.put(Change::Tree(Arc::clone(&rels[place])));
+                        }
+                    }
                     Ok(false) => self.watched.forget(&rels[place]),
                     Err(_) => self.watched.set(&rels[place], State::Unwatched),
                 }
@@ -241,7 +248,9 @@ impl Watcher {
     /// Expects events of the directory `rel`, which can't be read and so not be watched: its
     /// permissions may change.
     pub fn expect(&self, rel: &Arc<Path>) {
-        self.watched.set(rel, State::Unwatched);
+        if rel.as_os_str().len() <= LONGEST_WATCHED {
+            self.watched.set(rel, State::Unwatched);
+        }
     }
 
     /// Whether `rel` was seen to be a directory by a scan, and is still where it was.

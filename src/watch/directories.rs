@@ -44,18 +44,19 @@ impl Watched {
     }
 
     /// Records that notify has set the watch of `rel`, which was asked for before. If the directory, or
-    /// one above it, was moved meanwhile, nobody knows on which one.
-    pub(super) fn confirm(&self, rel: &Arc<Path>) {
+    /// one above it, was moved meanwhile, nobody knows on which one. Returns whether it has to be
+    /// scanned again: another scan has ended stale watches meanwhile, too early for this one.
+    pub(super) fn confirm(&self, rel: &Arc<Path>) -> bool {
         let mut directories = self.lock();
-        let is_known = directories.known.contains_key(rel);
-        if !is_known {
-            // Another scan has ended stale watches meanwhile, too early for this one.
+        let is_forgotten = !directories.known.contains_key(rel);
+        if is_forgotten {
             directories.known.insert(Arc::clone(rel), State::Watched);
             directories.moved.insert(Arc::clone(rel), false);
         }
         if rel.ancestors().any(|above| directories.moved.contains_key(above)) {
             directories.unsure.insert(Arc::clone(rel));
         }
+        is_forgotten
     }
 
     /// How many directories are known.
