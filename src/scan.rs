@@ -86,7 +86,8 @@ pub(crate) struct Summary {
     pub stranded: Vec<(PathBuf, io::Error)>,
     /// Directories with something that may be [litter](crate::litter), where that is to be removed.
     pub litter: Vec<Arc<Path>>,
-    /// Directories that nobody knew, found where only one directory was to be listed.
+    /// Directories to scan next: nobody knew them, and only the directory above was to be listed; or they
+    /// were elsewhere when their watch was to be set.
     pub new_dirs: Vec<Arc<Path>>,
     /// For how long the scan waited for answers, instead of working.
     pub waited: Duration,
@@ -293,7 +294,10 @@ impl Scan<'_> {
             Ok(true) => {
                 summary.astray |= !self.root.path_leads_to(dir)? && self.root.still_holds(dir)?;
             }
-            Ok(false) if self.root.still_holds(dir)? => summary.astray = true,
+            // It was away for an instant, or one above it was.
+            Ok(false) if self.root.still_holds(dir)? => {
+                summary.new_dirs.push(Arc::clone(&dir.rel));
+            }
             // It was moved away since it was opened, and no event will tell of that.
             Ok(false) => return Err(Errno::NOENT.into()),
             // The worker knows: it lists the directory, or replaces the watcher.
