@@ -119,6 +119,8 @@ fn in_a_large_tree_what_was_lost_is_found_soon_after_the_storm() {
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
 
+// What follows makes no flood, and so goes beside the storms.
+
 /// How many descriptors the service may have.
 const FEW_DESCRIPTORS: usize = 64;
 /// How many clients want one of them at most.
@@ -137,7 +139,6 @@ fn crowd(service: &Service, address: &str, clients: &mut Vec<TcpStream>) {
 
 #[test]
 fn where_clients_take_all_descriptors_what_expires_meanwhile_is_tried_again() {
-    let _alone = alone();
     let cache = CacheDir::in_memory();
     let address = free_address();
     let mut command = Command::new("sh");
@@ -233,7 +234,6 @@ fn bulk(cache: &CacheDir, top: &str, depth: usize, count: u64) -> (Duration, f64
 
 #[test]
 fn where_directories_are_not_watched_deletions_wait_for_no_event() {
-    let _alone = alone();
     let cache = CacheDir::in_memory();
     let count = extent("RESULT_CLEANER_TEST_UNWATCHED_PAIRS", 3000, 20_000);
     let service = Service::ready(cache.path(), &["--fallback-interval", "1s"]);
@@ -257,7 +257,6 @@ const GROWTH: u64 = 4 * 1024;
 
 #[test]
 fn metadata_names_that_come_and_go_without_a_result_leave_nothing_in_memory() {
-    let _alone = alone();
     let cache = CacheDir::in_memory();
     let count = extent("RESULT_CLEANER_TEST_NAMES", 30_000, 186_000);
     let service = Service::ready(cache.path(), &[]);
