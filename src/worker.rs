@@ -189,7 +189,8 @@ impl<R: Reports> Worker<R> {
                     let Some(event) = event else { break };
                     self.take_in(event)?;
                 }
-                () = self.inbox.arrived(), if self.takes_news() => {}
+                // Also amid a pause: else nobody would wake up when it ends.
+                () = self.inbox.arrived(), if self.can_work() => {}
                 () = timer.until(wake) => {}
             }
         }
