@@ -76,6 +76,43 @@ async fn changes_that_do_not_fit_are_made_up_for_by_listings_and_sweeps() {
     assert!(task.await.unwrap().is_ok());
 }
 
+#[tokio::test]
+async fn a_change_that_comes_amid_the_pause_after_another_one_does_not_wait_for_the_tick() {
+    const ROUNDS: u32 = 20;
+    let temp = tempfile::tempdir().unwrap();
+    let (cache, elsewhere) = (temp.path().join("cache"), temp.path().join("elsewhere"));
+    fs::create_dir(&cache).unwrap();
+    fs::write(cache.join("a.result.json.lz4"), "result").unwrap();
+    fs::write(&elsewhere, r#"{"expires_at": 8000000000}"#).unwrap();
+    fs::hard_link(&elsewhere, cache.join("a.metadata.json")).unwrap();
+    let (worker, events, stats) = worker(&cache);
+    let inbox = Arc::clone(&worker.inbox);
+    let (requests, asked) = mpsc::unbounded_channel();
+    let task = tokio::spawn(worker.run(events, asked));
+    until("the first scan is over", || stats.get().total_cleanups == 1).await;
+
+    let change = |stem: &[u8]| {
+        let key = Key { dir: Path::new("").into(), stem: Stem::new(stem) };
+        Change::Pair(key, Trigger { appeared: true, ..Trigger::default() })
+    };
+    let start = Instant::now();
+    for round in 1..=ROUNDS {
+        // The kernel reports nothing of what is written under another name.
+        let expires_at = 8_000_000_000 + i64::from(round);
+        fs::write(&elsewhere, format!(r#"{{"expires_at": {expires_at}}}"#)).unwrap();
+        inbox.put(change(b"unknown"));
+        while !inbox.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        inbox.put(change(b"a"));
+        let next = || stats.get().next_expiry.map(|at| at.timestamp());
+        until("the change is known", || next() == Some(expires_at)).await;
+    }
+    assert!(start.elapsed() < ROUNDS * TICK / 2, "{ROUNDS} changes took {:?}", start.elapsed());
+    drop(requests);
+    assert!(task.await.unwrap().is_ok());
+}
+
 #[test]
 fn a_directory_that_is_refused_amid_a_sweep_which_has_passed_it_is_not_forgotten() {
     let temp = tempfile::tempdir().unwrap();
