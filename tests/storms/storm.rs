@@ -287,7 +287,9 @@ impl Verdict {
     fn judge_calm(&mut self, service: &Service, quiet: &Held) {
         let start = Instant::now();
         // In ordinary runs threads are left to the long ones, since that takes so long.
-        let quiet = if is_long() { *quiet } else { Held { threads: usize::MAX, ..*quiet } };
+        // A sweep and a check of the directory, each once a second, may keep one thread more in the pool.
+        let threads = if is_long() { quiet.threads + 1 } else { usize::MAX };
+        let quiet = Held { threads, ..*quiet };
         let mut held = Held::by(service);
         while !held.is_within(&quiet) && start.elapsed() < PATIENCE {
             thread::sleep(LOOK_EVERY);
