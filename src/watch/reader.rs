@@ -4,7 +4,6 @@
 //! it reads, that is never. So a reader that has fallen behind is given up and replaced, and what
 //! is left of it costs next to nothing until the flood ends, and then ends too.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -183,9 +182,4 @@ impl Gathering {
         self.last = now;
         (now, was_idle)
     }
-}
-
-/// The directory in which `path` lies, relative to the same place.
-pub(super) fn parent(rel: &Path) -> &Path {
-    rel.parent().unwrap_or(Path::new(""))
 }

@@ -13,7 +13,6 @@ use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind, 
 use notify::{Event, EventKind};
 
 use super::directories::Watched;
-use super::reader::parent;
 use crate::change::{Change, Trigger, Writer};
 use crate::echoes::Echoes;
 use crate::entry::{Half, Key, Name};
@@ -204,4 +203,9 @@ fn below<'a>(root: &Path, path: &'a Path) -> Option<&'a Path> {
     let rel = path.as_os_str().as_bytes().strip_prefix(root)?;
     let rel = if rel.is_empty() { rel } else { rel.strip_prefix(b"/")? };
     Some(Path::new(OsStr::from_bytes(rel)))
+}
+
+/// The directory that holds `rel`; the cache directory for itself.
+fn parent(rel: &Path) -> &Path {
+    rel.parent().unwrap_or(Path::new(""))
 }

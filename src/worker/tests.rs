@@ -36,6 +36,17 @@ fn run(id: ScanId) -> Run {
     Run { id, activity: Activity::default(), waiters: Vec::new(), refused_meanwhile: false }
 }
 
+/// Makes a cache directory in `temp` with the live pair `a`, and another name of its metadata outside:
+/// the kernel does not report what is written under that one.
+fn live_pair_with_another_name(temp: &Path) -> (PathBuf, PathBuf) {
+    let (cache, elsewhere) = (temp.join("cache"), temp.join("elsewhere"));
+    fs::create_dir(&cache).unwrap();
+    fs::write(cache.join("a.result.json.lz4"), "result").unwrap();
+    fs::write(&elsewhere, r#"{"expires_at": 8000000000}"#).unwrap();
+    fs::hard_link(&elsewhere, cache.join("a.metadata.json")).unwrap();
+    (cache, elsewhere)
+}
+
 async fn until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
@@ -47,11 +58,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 #[tokio::test]
 async fn changes_that_do_not_fit_are_made_up_for_by_listings_and_sweeps() {
     let temp = tempfile::tempdir().unwrap();
-    let (cache, elsewhere) = (temp.path().join("cache"), temp.path().join("elsewhere"));
-    fs::create_dir(&cache).unwrap();
-    fs::write(cache.join("a.result.json.lz4"), "result").unwrap();
-    fs::write(&elsewhere, r#"{"expires_at": 8000000000}"#).unwrap();
-    fs::hard_link(&elsewhere, cache.join("a.metadata.json")).unwrap();
+    let (cache, elsewhere) = live_pair_with_another_name(temp.path());
     let (worker, events, stats) = worker(&cache);
     let inbox = Arc::clone(&worker.inbox);
     let (requests, asked) = mpsc::unbounded_channel();
@@ -80,11 +87,7 @@ async fn changes_that_do_not_fit_are_made_up_for_by_listings_and_sweeps() {
 async fn a_change_that_comes_amid_the_pause_after_another_one_does_not_wait_for_the_tick() {
     const ROUNDS: u32 = 20;
     let temp = tempfile::tempdir().unwrap();
-    let (cache, elsewhere) = (temp.path().join("cache"), temp.path().join("elsewhere"));
-    fs::create_dir(&cache).unwrap();
-    fs::write(cache.join("a.result.json.lz4"), "result").unwrap();
-    fs::write(&elsewhere, r#"{"expires_at": 8000000000}"#).unwrap();
-    fs::hard_link(&elsewhere, cache.join("a.metadata.json")).unwrap();
+    let (cache, elsewhere) = live_pair_with_another_name(temp.path());
     let (worker, events, stats) = worker(&cache);
     let inbox = Arc::clone(&worker.inbox);
     let (requests, asked) = mpsc::unbounded_channel();
