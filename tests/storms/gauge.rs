@@ -85,7 +85,7 @@ pub struct Gauged {
 }
 
 impl Gauged {
-    /// So long took 99 of 100 requests at most.
+    /// The 99th percentile of the response times.
     pub fn p99(&mut self) -> Duration {
         self.answers.sort_unstable();
         let at = self.answers.len() * 99 / 100;

@@ -19,7 +19,7 @@ pub const MAX_LATENESS: Duration = Duration::from_secs(2);
 const MAX_AFTERMATH: Duration = Duration::from_secs(2);
 /// Sweeps end at least so often; one is due each second.
 const MAX_SWEEP_GAP: Duration = Duration::from_secs(3);
-/// 99 of 100 requests are answered within this.
+/// The limit of the 99th percentile of response times.
 const MAX_ANSWER: Duration = Duration::from_millis(100);
 /// From SIGTERM to the exit.
 const MAX_EXIT: Duration = Duration::from_secs(1);
