@@ -232,7 +232,10 @@ impl World {
                 polled.broken
             ));
         }
-        if stats["watch"] != "active" || read(&home).as_ref() != Some(&disk) {
+        if stats["watch"] != "active"
+            || number("total_cleanups") < 1
+            || read(&home).as_ref() != Some(&disk)
+        {
             return Err(format!("it does not come to rest: {stats}"));
         }
         self.perhaps_told.extend(&told);
