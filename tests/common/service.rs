@@ -95,7 +95,7 @@ impl Service {
         let mut deadline = Instant::now() + PATIENCE;
         while last != value {
             assert!(Instant::now() < deadline, "{key} is {last}, not {value}\n{}", self.log());
-            thread::sleep(Duration::from_millis(2));
+            thread::sleep(Duration::from_millis(5));
             last = self.stats()[key].clone();
             if let (Some(now), Some(then)) = (last.as_i64(), value.as_i64())
                 && now.abs_diff(then) < nearest

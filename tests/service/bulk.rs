@@ -28,7 +28,7 @@ fn count(dir: &Path) -> usize {
 
 #[test]
 fn every_result_is_counted_although_results_vanish_while_they_are_counted() {
-    let cache = CacheDir::new();
+    let cache = CacheDir::in_memory();
     expired(&cache, "flat", 3000);
     let output = call(&["sweep", "--json", cache.path().to_str().unwrap()]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -39,7 +39,7 @@ fn every_result_is_counted_although_results_vanish_while_they_are_counted() {
 #[test]
 fn what_is_moved_out_of_the_cache_directory_amid_its_deletion_stays() {
     for _ in 0..10 {
-        let cache = CacheDir::new();
+        let cache = CacheDir::in_memory();
         expired(&cache, "moving", 6000);
         let (inside, outside) = (cache.path().join("moving"), cache.outside("moved"));
         let mut sweep =
@@ -60,7 +60,7 @@ fn what_is_moved_out_of_the_cache_directory_amid_its_deletion_stays() {
 
 #[test]
 fn hard_linked_copies_do_not_wait_for_each_other() {
-    let cache = CacheDir::new();
+    let cache = CacheDir::in_memory();
     expired(&cache, "original", 40);
     for copy in 0..5 {
         let to = cache.path().join(format!("copy_{copy}"));
@@ -82,7 +82,7 @@ fn hard_linked_copies_do_not_wait_for_each_other() {
 
 #[test]
 fn a_log_that_nobody_reads_holds_up_neither_deletions_nor_the_end() {
-    let cache = CacheDir::new();
+    let cache = CacheDir::in_memory();
     // Far more than a pipe holds.
     for number in 0..2000 {
         let pair = cache.pair(&format!("{}-{number}", "x".repeat(100)));

@@ -103,7 +103,7 @@ fn events_in(dir: &Path, action: impl FnOnce()) -> Option<usize> {
 
 #[test]
 fn events_that_overflow_the_queue_of_the_kernel_cost_one_sweep_and_no_pair() {
-    let cache = CacheDir::new();
+    let cache = CacheDir::in_memory();
     let (known, gone) = (cache.store("known", now() + HOUR), cache.store("gone", now() + HOUR));
     let service = Service::ready(cache.path(), &[]);
     service.wait_for_stat("heap_size", 2);
@@ -165,7 +165,7 @@ fn directories_that_were_replaced_while_events_were_lost_are_watched_again() {
 #[test]
 fn its_own_reading_and_deleting_sets_off_no_sweep_and_no_work() {
     let pairs = extent("RESULT_CLEANER_TEST_PAIRS", 10_000, 100_000);
-    let cache = CacheDir::new();
+    let cache = CacheDir::in_memory();
     write_pairs(&cache.path().join("live"), pairs as usize / 2, now() + HOUR);
     write_pairs(&cache.path().join("expired"), pairs as usize / 2, LONG_AGO);
     let metrics = MetricsStub::start();

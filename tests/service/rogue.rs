@@ -229,7 +229,7 @@ impl Rogue {
                     }
                     Err(error) => {
                         assert_eq!(error.kind(), ErrorKind::WouldBlock);
-                        thread::sleep(Duration::from_millis(1));
+                        thread::sleep(Duration::from_millis(5));
                     }
                 }
             }

@@ -54,7 +54,7 @@ fn sigterm_and_sigint_end_it_cleanly() {
 
 #[test]
 fn sigterm_amid_a_bulk_deletion_leaves_whole_pairs_and_true_figures() {
-    let cache = CacheDir::new();
+    let cache = CacheDir::in_memory();
     let pairs = bulk(&cache, "expired", 4000, now() - 60.0);
     let before: u64 = pairs.iter().map(Pair::bytes).sum();
     let service = Service::start(cache.path(), &[]);
@@ -81,7 +81,7 @@ fn sigterm_amid_a_bulk_deletion_leaves_whole_pairs_and_true_figures() {
 
 #[test]
 fn sigterm_amid_the_first_scan_ends_it_and_loses_nothing() {
-    let cache = CacheDir::new();
+    let cache = CacheDir::in_memory();
     let pairs = bulk(&cache, "live", 3000, now() + 36_000.0);
     let service = Service::start(cache.path(), &[]);
     let (status, took, log) = service.terminate();

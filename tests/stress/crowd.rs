@@ -81,7 +81,7 @@ fn a_result_goes_though_another_program_has_deleted_its_metadata_meanwhile() {
     let taken = "renameat2:delay_exit=1500000:when=1";
     let about_to_take = "renameat2:delay_enter=1500000:when=2";
     for (fault, leaves_link) in [(taken, false), (taken, true), (about_to_take, false)] {
-        let cache = CacheDir::new();
+        let cache = CacheDir::in_memory();
         let pair = cache.store("a", 1.5);
         let Some(sweep) = thread::scope(|scope| {
             let sweep = scope.spawn(|| sweep_with(fault, cache.path()));
@@ -139,7 +139,7 @@ impl Crowd {
     /// Half of the pairs have expired, the others do within the next seconds. Some do not.
     fn new(ordinary: u64) -> Self {
         let many = many_services();
-        let cache = CacheDir::new();
+        let cache = CacheDir::in_memory();
         let number = extent("RESULT_CLEANER_TEST_PAIRS", ordinary, 20_000);
         let name = |kind: &str, number: u64| format!("session-{}/{kind}-{number}", number % 20);
         let live: Vec<Pair> =
