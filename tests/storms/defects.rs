@@ -36,7 +36,7 @@ fn amid(flooders: &mut Flooders, mut condition: impl FnMut() -> bool) -> bool {
 #[test]
 fn chmod_of_broken_metadata_in_a_loop_keeps_no_sweep_from_ending_and_leaves_no_watcher_behind() {
     // One may have begun before the flood.
-    const SWEEPS: u64 = 5;
+    const SWEEPS: u64 = 4;
     let _alone = alone();
     let cache = CacheDir::in_memory();
     let flooded = cache.path().join("flooded");
@@ -76,7 +76,7 @@ fn writes_to_open_results_keep_no_new_directory_from_being_watched_and_memory_st
         pairs.iter_mut().for_each(Measured::look);
         pairs.iter().all(|pair| pair.gone.is_some())
     };
-    for number in 0..30 {
+    for number in 0..20 {
         let dir = cache.path().join(format!("new-{number}"));
         pairs.push(Measured::publish(&dir, "new", LONG_AGO, false));
         let next = Instant::now() + Duration::from_millis(100);

@@ -118,7 +118,7 @@ fn fifo(path: &Path) {
 
 #[test]
 fn what_is_swapped_while_it_is_cleaned_leads_to_nothing_outside() {
-    let cache = CacheDir::new();
+    let cache = CacheDir::in_memory();
     let victim = Pair::at(&cache.outside("victims"), "a").write(LONG_AGO);
     let twins = [
         Twins::new(&cache, "d", ""),
@@ -210,7 +210,7 @@ fn what_is_swapped_while_it_is_cleaned_leads_to_nothing_outside() {
 
 #[test]
 fn metadata_that_changes_while_it_is_read_is_waited_for_and_costs_no_more() {
-    let cache = CacheDir::new();
+    let cache = CacheDir::in_memory();
     let service = Service::ready(cache.path(), &[]);
     let had = memory(&service, "VmRSS");
     let [grows, outgrows, flickers] =
