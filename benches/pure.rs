@@ -10,13 +10,12 @@ use divan::{AllocProfiler, Bencher, black_box};
 #[path = "../src"]
 #[allow(dead_code, unused_imports, reason = "only a part of each module is measured")]
 mod source {
-    pub(crate) mod entry;
-    pub(crate) mod expires_at;
-    pub(crate) mod metadata;
+    pub(crate) mod pair;
     pub(crate) mod queue;
 }
 
-use source::{entry, expires_at, metadata, queue};
+use source::pair::{expires_at, metadata, name};
+use source::{pair, queue};
 
 /// Has each benchmark tell what it allocates.
 #[global_allocator]
@@ -82,27 +81,27 @@ fn expires_at_as_a_number() -> bool {
     ".result-cleaner-228d96a0-c31a-405e-8cfd-0074e290eafc.r",
     "228d96a0-c31a-405e-8cfd-0074e290eafc.metadata.json.tmp",
 ])]
-fn name(name: &str) -> entry::Name {
-    entry::Name::of(black_box(name.as_bytes()))
+fn name(name: &str) -> name::Name {
+    name::Name::of(black_box(name.as_bytes()))
 }
 
-type Queue = queue::Queue<entry::Stem, u64, ()>;
+type Queue = queue::Queue<name::Stem, u64, ()>;
 
 /// One number after the other, in an order that looks like none.
 fn scattered(number: u64) -> u64 {
     number.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
-fn stem(number: u64) -> entry::Stem {
+fn stem(number: u64) -> name::Stem {
     let name = format!("{:08x}-c31a-405e-8cfd-{number:012x}", scattered(number) as u32);
-    entry::Stem::new(name.as_bytes())
+    name::Stem::new(name.as_bytes())
 }
 
-fn entries(count: u64) -> Vec<(entry::Stem, u64)> {
+fn entries(count: u64) -> Vec<(name::Stem, u64)> {
     (0..count).map(|number| (stem(number), scattered(number))).collect()
 }
 
-fn filled(entries: Vec<(entry::Stem, u64)>) -> Queue {
+fn filled(entries: Vec<(name::Stem, u64)>) -> Queue {
     let mut queue = Queue::default();
     for (stem, at) in entries {
         queue.insert(stem, at, ());

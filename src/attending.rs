@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::attend::{Attendant, Failure, Found, Job, Outcome, result_path};
-use crate::entry::{Half, Key, Stem};
 use crate::error::path_field;
 use crate::look::{Seen, Sight, look, look_at_listed, regular};
 use crate::mark::{Mark, Marks};
+use crate::pair::name::{Half, Key, Stem};
 use crate::remove::{Buffers, Held, Judged, Removal, remove};
 use crate::root::{Dir, Root, is_mounted_over, leads_nowhere, share_of_open_files};
 use crate::watch::Watcher;

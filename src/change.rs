@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use crate::echoes::Echoes;
-use crate::entry::Key;
 use crate::floods::Floods;
+use crate::pair::name::Key;
 
 /// How many pairs, and how many directories, may wait for the worker. Past that their directories
 /// are listed, and past that everything is. 65,536 pairs take some 6 MiB.
@@ -172,7 +172,7 @@ impl Inbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::Stem;
+    use crate::pair::name::Stem;
 
     fn key(number: usize) -> Key {
         Key { dir: Path::new("d").into(), stem: Stem::new(number.to_string().as_bytes()) }

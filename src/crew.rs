@@ -296,7 +296,7 @@ pub(crate) fn batches(mut jobs: Vec<Job>, threads: usize) -> VecDeque<Vec<Job>> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::{Key, Stem};
+    use crate::pair::name::{Key, Stem};
 
     #[test]
     fn what_is_due_is_cut_into_batches_between_directories() {

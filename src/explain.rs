@@ -17,9 +17,9 @@ use crate::attend::{Attendant, Found, Job, Outcome};
 use crate::attending::Attending;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::entry::{Half, Key, Name, Stem};
 use crate::error::{Error, display_path};
 use crate::look::{Metadata, read_metadata};
+use crate::pair::name::{Half, Key, Name, Stem};
 use crate::root::{Dir, Root, is_mounted_over};
 
 /// The longest name that file systems take, in bytes.

@@ -12,8 +12,8 @@ mod reference;
 use chrono::{DateTime, Utc};
 
 use self::reference::{Wrong, Zone};
-use crate::expires_at::InvalidExpiry;
-use crate::metadata::InvalidMetadata;
+use crate::pair::expires_at::InvalidExpiry;
+use crate::pair::metadata::InvalidMetadata;
 
 pub use self::events::events;
 pub use self::text::expires_at;
@@ -32,7 +32,7 @@ pub fn metadata(json: &[u8]) {
     let zone = |year| if summer_time { Zone::central_europe(year) } else { Zone::default() };
     let shown = json.escape_ascii();
     let expected = reference::read(json, &zone);
-    let found = crate::metadata::expires_at(json);
+    let found = crate::pair::metadata::expires_at(json);
     if let Err(reason) = &found {
         assert_is_one_line(&reason.to_string());
     }

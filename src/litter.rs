@@ -24,10 +24,10 @@ use rustix::fs::{FileType, Stat, fstat};
 
 pub(crate) use self::schedule::{Due, Schedule};
 use crate::attend::{Attendant, Failure};
-use crate::entry::{Half, Name, Stem};
 use crate::error::path_field;
 use crate::listing;
 use crate::look::{FileTime, Seen, read_metadata, regular};
+use crate::pair::name::{Half, Name, Stem};
 use crate::remove::{Alone, prune, remove_alone};
 use crate::root::{Dir, Root, leads_nowhere};
 use crate::stats::Litter;

@@ -8,8 +8,8 @@ use chrono::{DateTime, Utc};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, statat};
 use rustix::io::{Errno, pread, retry_on_intr};
 
-use crate::entry::{Half, Stem};
-use crate::metadata::{self, InvalidMetadata, MAX_METADATA_BYTES};
+use crate::pair::metadata::{self, InvalidMetadata, MAX_METADATA_BYTES};
+use crate::pair::name::{Half, Stem};
 use crate::root::{Dir, leads_nowhere};
 
 /// How long a result that may be half published, or metadata that may be half written, has to be

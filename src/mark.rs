@@ -20,8 +20,8 @@ use std::path::Path;
 
 use chrono::{DateTime, Utc};
 
-use crate::entry::Stem;
 use crate::look::Seen;
+use crate::pair::name::Stem;
 use crate::root::Root;
 
 /// Stands for one version of one pair's metadata: 64 bits, in halves, so that it needs no padding

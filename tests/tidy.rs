@@ -74,30 +74,3 @@ fn what_is_dangerous_or_replaceable_is_named_in_one_module_only() {
         }
     }
 }
-
-#[test]
-fn dependencies_between_modules_go_one_way() {
-    // Each module may use only those that stand before it.
-    let order: Vec<&str> = "
-        error config expires_at metadata entry queue stats clock disk_time echoes runtime timer root sandbox floods change look mark
-        listing remove/claim remove/recovery remove/alone remove/canary remove watch/directories watch/translate watch/reader watch limits attend attending scan
-        agenda/suspects agenda/scanning agenda/expiries agenda litter/schedule litter http report reports place schedule
-        events diary telemetry accounts crew worker/intake worker sweep explain/words explain/obstacle explain doctor server server/site cleaner
-    "
-    .split_whitespace()
-    .collect();
-    let rank = |module: &str| order.iter().position(|known| *known == module);
-    for (module, code) in modules() {
-        if module.starts_with("cli") || module == "main" || module == "lib" {
-            continue;
-        }
-        let own = rank(&module).unwrap_or_else(|| panic!("{module} has no place in the order"));
-        for used in code.split("crate::").skip(1) {
-            let used: String =
-                used.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
-            if let Some(used_rank) = rank(&used) {
-                assert!(used_rank <= own, "{module} uses {used}, which stands above it");
-            }
-        }
-    }
-}

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 
 use super::scanning::Scope;
-use crate::entry::{Key, Stem};
+use crate::pair::name::{Key, Stem};
 use crate::queue::Queue;
 
 /// Pairs by `expires_at`, each with a value.

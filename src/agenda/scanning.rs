@@ -5,7 +5,7 @@ use std::ops::Bound::{Included, Unbounded};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::entry::Key;
+use crate::pair::name::Key;
 
 /// How many pairs a scan notes one by one: some 6 MiB.
 const MAX_NOTED: usize = 65_536;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use super::{Past, ScanId, Scope};
 use crate::change::Writer;
 use crate::clock::Now;
-use crate::entry::Key;
 use crate::look::{Broken, SETTLING, Seen, Version};
+use crate::pair::name::Key;
 
 /// How many versions of broken metadata are remembered, and how many writers. Whoever has more
 /// may have an old version counted again, and be taken for done a second after the last change.

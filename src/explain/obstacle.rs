@@ -6,8 +6,8 @@ use rustix::fs::{Access, AtFlags, FileType, FlockOperation, accessat, flock};
 use rustix::io::Errno;
 
 use super::shown;
-use crate::entry::{Half, Stem};
 use crate::look::status;
+use crate::pair::name::{Half, Stem};
 use crate::root::Dir;
 
 /// What bears a name.

@@ -24,8 +24,8 @@ use crate::agenda::{Agenda, Scope, Source};
 use crate::attend::{Failure, Found, Job, Outcome};
 use crate::change::{Change, Inbox, Trigger};
 use crate::clock::Now;
-use crate::entry::{Half, Key};
 use crate::look::{Broken, Seen};
+use crate::pair::name::{Half, Key};
 use crate::scan::Summary;
 use crate::watch::{Translator, Watched};
 

@@ -4,7 +4,7 @@ use chrono::{FixedOffset, MappedLocalTime, NaiveDate, NaiveDateTime, TimeZone};
 
 use super::reference::{self, Zone};
 use super::{Input, assert_is_one_line, nanos};
-use crate::expires_at::{from_number, parse};
+use crate::pair::expires_at::{from_number, parse};
 
 const DAY: i64 = 86_400;
 

@@ -15,8 +15,8 @@ use rustix::io::Errno;
 
 use super::claim::{self, Claim};
 use super::{HOLD, cannot_claim, lock_shared};
-use crate::entry::{Half, Stem};
 use crate::look::{Seen, read_metadata, status};
+use crate::pair::name::{Half, Stem};
 use crate::root::{Dir, Root, leads_nowhere};
 
 /// How many files are held at once.

@@ -8,8 +8,8 @@ use std::io;
 use rustix::fs::{AtFlags, RenameFlags, renameat_with, unlinkat};
 use rustix::io::{Errno, retry_on_intr};
 
-use crate::entry::{Half, Stem};
 use crate::look::{Seen, regular, status};
+use crate::pair::name::{Half, Stem};
 use crate::root::Dir;
 
 /// A half under its reserved name.

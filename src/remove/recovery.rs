@@ -11,8 +11,8 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::claim::{Claim, give_back_both, unlink};
-use crate::entry::{Half, Name, Stem};
 use crate::look::{Seen, read_metadata, regular};
+use crate::pair::name::{Half, Name, Stem};
 use crate::root::{Dir, Root};
 
 /// What became of claims that were found in a directory.

@@ -9,7 +9,7 @@ use notify::{Event, EventKind};
 
 use super::*;
 use crate::change::{News, Trigger, Writer};
-use crate::entry::Key;
+use crate::pair::name::Key;
 
 /// What an event of `kind` about `path` below the cache directory is translated to.
 fn news(kind: EventKind, path: &str) -> Vec<Change> {
@@ -34,7 +34,7 @@ fn answers(watcher: &Watcher, rels: &[Arc<Path>]) -> Vec<Result<bool, Refusal>> 
 }
 
 fn pair(dir: &str, stem: &str, appeared: bool, writer: Writer) -> Vec<Change> {
-    let stem = crate::entry::Stem::new(stem.as_bytes());
+    let stem = crate::pair::name::Stem::new(stem.as_bytes());
     let key = Key { dir: Path::new(dir).into(), stem };
     vec![Change::Pair(key, Trigger { appeared, writer })]
 }

@@ -15,7 +15,7 @@ use notify::{Event, EventKind};
 use super::directories::Watched;
 use crate::change::{Change, Trigger, Writer};
 use crate::echoes::Echoes;
-use crate::entry::{Half, Key, Name};
+use crate::pair::name::{Half, Key, Name};
 
 /// How many paths notify may compare before it reads further events: some tenths of a second.
 const MAX_COMPARISONS: usize = 5_000_000;

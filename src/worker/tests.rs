@@ -4,7 +4,7 @@ use std::fs;
 
 use super::*;
 use crate::change::{Change, MAX_PENDING, Trigger};
-use crate::entry::{Key, Stem};
+use crate::pair::name::{Key, Stem};
 use crate::place::probe;
 use crate::scan::Summary;
 use crate::stats::SharedStats;

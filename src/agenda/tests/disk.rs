@@ -13,9 +13,9 @@ use crate::agenda::Scope;
 use crate::attend::{Failure, Found, Job, Outcome};
 use crate::change::{Change, Trigger, Writer};
 use crate::clock::Now;
-use crate::entry::{Half, Key, Stem};
 use crate::look::{Broken, SETTLING, Seen};
 use crate::mark::{Mark, Marks};
+use crate::pair::name::{Half, Key, Stem};
 use crate::scan::Summary;
 use crate::trial::Random;
 

@@ -11,7 +11,7 @@ use super::{DAY, EPOCH, Event, HOLD, LATEST, Plan, SECOND, SLOWEST, Timeline, mo
 use crate::agenda::{Agenda, Source};
 use crate::attend::{Found, Job, Outcome};
 use crate::change::{News, Trigger, Writer};
-use crate::entry::{Key, Stem};
+use crate::pair::name::{Key, Stem};
 
 const BOOTED: i64 = 100 * SECOND;
 /// Steps that are closer may be seen as one: the pause between two looks, and a slow wake-up.

@@ -3,7 +3,7 @@
 //! A scan passes every metadata file through [`expires_at`], so that it keeps nothing but the one
 //! value. It never recurses on its input: nesting costs heap, a byte a level, and no stack.
 
-use crate::expires_at::{InvalidExpiry, from_number, from_text};
+use crate::pair::expires_at::{InvalidExpiry, from_number, from_text};
 use chrono::{DateTime, Utc};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
