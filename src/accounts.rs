@@ -6,12 +6,12 @@ use std::time::Duration;
 use chrono::TimeDelta;
 
 use crate::attend::Outcome;
-use crate::clock::Now;
 use crate::diary::Diary;
 use crate::error::path_field;
 use crate::events::{Event, Subscriptions, Teller};
 use crate::reports::Reports;
 use crate::stats::{Activity, SharedStats, Stats, SweepReport};
+use crate::sys::clock::Now;
 #[cfg(feature = "server")]
 use crate::telemetry::Telemetry;
 

@@ -23,7 +23,6 @@ pub(crate) use self::scanning::{ScanId, Scope, Trees};
 use self::suspects::{Suspects, believed_at};
 use crate::attend::{Failure, Found, Job, Outcome};
 use crate::change::{News, Trigger, Writer};
-use crate::clock::Now;
 use crate::error::path_field;
 use crate::look::{Broken, FileTime, Seen, Version};
 use crate::mark::{Mark, Marks};
@@ -31,6 +30,7 @@ use crate::pair::name::{Half, Key, Stem};
 use crate::queue::Queue;
 use crate::scan::Summary;
 use crate::stats::{Activity, ExpiryBucket};
+use crate::sys::clock::Now;
 
 /// How long a pair is left alone at first that changed while it was about to be deleted.
 const CHANGED_PAUSE: Duration = Duration::from_millis(50);

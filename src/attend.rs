@@ -13,7 +13,6 @@ use chrono::{DateTime, TimeDelta, Utc};
 use rustix::io::Errno;
 use rustix::process::{getpriority_process, setpriority_process};
 
-use crate::clock::Clock;
 use crate::config::{Ages, Config, ResultStore};
 use crate::disk_time::DiskTime;
 use crate::echoes::Echoes;
@@ -23,8 +22,9 @@ use crate::mark::Mark;
 use crate::pair::name::{Half, Key, Stem};
 use crate::remove::restore;
 use crate::root::{Dir, Root};
-use crate::runtime::on_own_thread;
 use crate::sandbox;
+use crate::sys::clock::Clock;
+use crate::sys::runtime::on_own_thread;
 
 /// The niceness of a thread that gives way.
 const NICE: i32 = 5;

@@ -406,9 +406,9 @@ mod tests {
 
     use super::*;
     use crate::change::Inbox;
-    use crate::clock::Clock;
     use crate::config::Config;
     use crate::root::{Standing, look_at};
+    use crate::sys::clock::Clock;
 
     struct Place {
         dir: tempfile::TempDir,

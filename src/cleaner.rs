@@ -7,13 +7,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::accounts::Views;
-use crate::clock::now_utc;
 use crate::config::Config;
 use crate::error::Error;
 use crate::events::Events;
 use crate::root::{Standing, look_at};
-use crate::runtime::{self, panic_message};
 use crate::stats::{Recent, Stats, SweepReport};
+use crate::sys::clock::now_utc;
+use crate::sys::runtime::{self, panic_message};
 use crate::worker::{Request, Worker};
 
 /// What stopping may take: enough less than the second that is promised for a process to end.

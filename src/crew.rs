@@ -18,8 +18,8 @@ use crate::limits::{count_directories, tell_refused};
 use crate::litter::{self, Due, Tidied};
 use crate::mark::Marks;
 use crate::place::{Open, Place, probe};
-use crate::runtime::panic_message;
 use crate::scan::{Scan, Summary};
+use crate::sys::runtime::panic_message;
 use crate::watch::Refusal;
 
 /// How many pairs of one kind are attended to in one batch, and how many are not worth sharing out,

@@ -13,12 +13,12 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
-use crate::clock::now_utc;
 use crate::config::Config;
 use crate::error::{Error, display_path};
 use crate::limits::{Survey, inotify_limit, survey};
 use crate::remove::{Canary, canary_name};
 use crate::root::{Dir, Root, Standing, look_at};
+use crate::sys::clock::now_utc;
 use crate::watch::{Refusal, silent_file_system, tells_of};
 
 /// How long an event may take to arrive.
@@ -108,11 +108,11 @@ impl Check {
 /// # Errors
 /// [`Error::NoRuntime`], and those of a configuration that makes no sense.
 pub async fn diagnose(config: &Config) -> Result<Vec<Check>, Error> {
-    let runtime = crate::runtime::current()?;
+    let runtime = crate::sys::runtime::current()?;
     config.validate()?;
     let cache_dir = config.expanded_cache_dir()?;
     let task = runtime.spawn_blocking(move || Ok(check_machine(&cache_dir)));
-    let mut checks = crate::runtime::joined(task.await)?;
+    let mut checks = crate::sys::runtime::joined(task.await)?;
     checks.push(check_metrics(config).await);
     Ok(checks)
 }

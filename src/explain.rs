@@ -15,12 +15,12 @@ use chrono::{DateTime, Utc};
 use self::obstacle::{Kind, kind, obstacle, taken};
 use crate::attend::{Attendant, Found, Job, Outcome};
 use crate::attending::Attending;
-use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::{Error, display_path};
 use crate::look::{Metadata, read_metadata};
 use crate::pair::name::{Half, Key, Name, Stem};
 use crate::root::{Dir, Root, is_mounted_over};
+use crate::sys::clock::Clock;
 
 /// The longest name that file systems take, in bytes.
 const LONGEST_NAME: usize = 255;
@@ -111,7 +111,7 @@ const WHAT: [&str; 5] = [
 /// # Errors
 /// [`Error::Unreadable`] and [`Error::NotADirectory`] for the cache directory, [`Error::NoRuntime`].
 pub async fn explain(config: &Config, file: &Path) -> Result<Explanation, Error> {
-    let runtime = crate::runtime::current()?;
+    let runtime = crate::sys::runtime::current()?;
     let cache_dir = config.expanded_cache_dir()?;
     let attendant = Attendant::listing(Arc::new(Clock::default()), config);
     let file = file.to_owned();
@@ -120,7 +120,7 @@ pub async fn explain(config: &Config, file: &Path) -> Result<Explanation, Error>
         let explaining = Explaining { cache_dir, root, attendant };
         Ok(explaining.explain(file))
     });
-    crate::runtime::joined(task.await)
+    crate::sys::runtime::joined(task.await)
 }
 
 struct Explaining {

@@ -77,7 +77,6 @@ mod attend;
 mod attending;
 mod change;
 mod cleaner;
-mod clock;
 mod config;
 mod crew;
 mod diary;
@@ -106,7 +105,6 @@ mod remove;
 mod report;
 mod reports;
 mod root;
-mod runtime;
 mod sandbox;
 mod scan;
 mod schedule;
@@ -114,9 +112,9 @@ mod schedule;
 pub mod server;
 mod stats;
 mod sweep;
+mod sys;
 #[cfg(feature = "server")]
 mod telemetry;
-mod timer;
 #[cfg(test)]
 #[path = "../tests/common/trial.rs"]
 mod trial;

@@ -22,8 +22,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::config::redacted;
 use crate::error::Error;
 use crate::http::Service;
-use crate::runtime;
 use crate::stats::{Activity, SweepReport};
+use crate::sys::runtime;
 
 /// How long a report may take, from the connection to the status of the answer.
 const TIMEOUT: Duration = Duration::from_secs(5);

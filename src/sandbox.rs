@@ -52,7 +52,7 @@ fn tell_once(confinement: &Result<bool, RulesetError>) {
 mod tests {
     use super::*;
     use crate::root::{Standing, look_at};
-    use crate::runtime::on_own_thread;
+    use crate::sys::runtime::on_own_thread;
     use std::fs;
     use std::io::ErrorKind;
 

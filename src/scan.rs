@@ -26,13 +26,13 @@ use rustix::io::Errno;
 
 use crate::attend::{Attendant, Found, result_path};
 use crate::attending::{Attending, Hint};
-use crate::clock::thread_time;
 use crate::error::path_field;
 use crate::listing;
 use crate::mark::Marks;
 use crate::pair::name::{Half, Name, Stem};
 use crate::remove::{Recovery, recover};
 use crate::root::{Dir, Root, leads_nowhere, says_nothing, share_of_open_files};
+use crate::sys::clock::thread_time;
 use crate::watch::{Answers, Refusal, Watcher};
 
 /// How many pairs of one directory are handed over at once. Two threads that delete in one directory

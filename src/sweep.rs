@@ -11,7 +11,6 @@ use chrono::{DateTime, Utc};
 
 use crate::attend::{Attendant, Failure, Found, Job, Outcome};
 use crate::attending::Attending;
-use crate::clock::Clock;
 use crate::config::Config;
 use crate::error::{Error, path_field};
 use crate::litter::{self, Suspects};
@@ -19,9 +18,10 @@ use crate::look::{FileTime, SETTLING, Seen, Version};
 use crate::mark::Marks;
 use crate::pair::name::{Half, Key};
 use crate::root::Root;
-use crate::runtime::joined;
 use crate::scan::{Scan, Summary};
 use crate::stats::{self, Activity, LitterReport, SweepReport};
+use crate::sys::clock::Clock;
+use crate::sys::runtime::joined;
 
 /// Deletes what has expired now, without a running service.
 ///
@@ -171,7 +171,7 @@ async fn on_thread<T: Default + Send + 'static>(
     config: &Config,
     work: impl FnOnce(&Root) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let runtime = crate::runtime::current()?;
+    let runtime = crate::sys::runtime::current()?;
     config.validate()?;
     let path = config.expanded_cache_dir()?;
     let task = runtime.spawn_blocking(move || match Root::at(&path)? {

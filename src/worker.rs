@@ -24,7 +24,6 @@ use crate::accounts::{Accounts, Views};
 use crate::agenda::{Agenda, ScanId, Scope, Trees};
 use crate::attend::{Attendant, Job};
 use crate::change::Inbox;
-use crate::clock::{Clock, Now, TICK};
 use crate::config::{Ages, Config};
 use crate::crew::{BATCH, Crew, EVENTS, Event, batches};
 use crate::error::path_field;
@@ -35,7 +34,8 @@ use crate::place::{Open, Place};
 use crate::reports::Reports;
 use crate::schedule::{SweepAnswer, Sweeps};
 use crate::stats::{Activity, ExpiryBucket, WatchState};
-use crate::timer::Timer;
+use crate::sys::clock::{Clock, Now, TICK};
+use crate::sys::timer::Timer;
 use crate::watch::Refusal;
 
 /// How many pairs that are due are taken at once, to be sorted by directory.

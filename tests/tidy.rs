@@ -42,7 +42,7 @@ fn what_is_dangerous_or_replaceable_is_named_in_one_module_only() {
         (&["reqwest"], &["http"]),
         (
             &["Utc::now", "SystemTime::now", "clock_gettime"],
-            &["clock", "cli/explain", "cli/list", "cli/run", "cli/status"],
+            &["sys/clock", "cli/explain", "cli/list", "cli/run", "cli/status"],
         ),
         (&["prometheus::"], &["telemetry"]),
         (&["hyper::", "hyper_util"], &["server", "server/site"]),

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::{Past, ScanId, Scope};
 use crate::change::Writer;
-use crate::clock::Now;
 use crate::look::{Broken, SETTLING, Seen, Version};
 use crate::pair::name::Key;
+use crate::sys::clock::Now;
 
 /// How many versions of broken metadata are remembered, and how many writers. Whoever has more
 /// may have an old version counted again, and be taken for done a second after the last change.

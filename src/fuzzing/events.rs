@@ -23,10 +23,10 @@ use super::Input;
 use crate::agenda::{Agenda, Scope, Source};
 use crate::attend::{Failure, Found, Job, Outcome};
 use crate::change::{Change, Inbox, Trigger};
-use crate::clock::Now;
 use crate::look::{Broken, Seen};
 use crate::pair::name::{Half, Key};
 use crate::scan::Summary;
+use crate::sys::clock::Now;
 use crate::watch::{Translator, Watched};
 
 /// Nothing is there, so that the disk says nothing of what an event is about.

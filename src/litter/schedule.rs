@@ -8,8 +8,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Suspects, Tidied};
 use crate::agenda::growing_pause;
-use crate::clock::Now;
 use crate::queue::Queue;
+use crate::sys::clock::Now;
 
 /// How long a directory is left alone after news of it: long enough for the other half to arrive, or
 /// for what is written anew.

@@ -5,10 +5,10 @@ use std::thread;
 use std::time::Instant;
 
 use super::*;
-use crate::clock::Clock;
 use crate::config::Config;
 use crate::remove::recover;
 use crate::root::{Standing, look_at};
+use crate::sys::clock::Clock;
 
 const EXPIRED: &str = r#"{"expires_at": 1.5}"#;
 const LIVE: &str = r#"{"expires_at": 8000000000}"#;

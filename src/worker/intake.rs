@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use super::{MAX_NEWS_PAUSE, NEWS_PAUSE, Run, Worker};
 use crate::agenda::{Notice, ScanId, Source};
 use crate::attend::Found;
-use crate::clock::Now;
 use crate::crew::{Epoch, Event};
 use crate::error::path_field;
 use crate::litter::{Due, Tidied};
@@ -13,6 +12,7 @@ use crate::pair::name::Half;
 use crate::reports::Reports;
 use crate::scan::Summary;
 use crate::stats::Activity;
+use crate::sys::clock::Now;
 use crate::watch::Refusal;
 
 impl<R: Reports> Worker<R> {

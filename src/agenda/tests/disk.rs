@@ -12,11 +12,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crate::agenda::Scope;
 use crate::attend::{Failure, Found, Job, Outcome};
 use crate::change::{Change, Trigger, Writer};
-use crate::clock::Now;
 use crate::look::{Broken, SETTLING, Seen};
 use crate::mark::{Mark, Marks};
 use crate::pair::name::{Half, Key, Stem};
 use crate::scan::Summary;
+use crate::sys::clock::Now;
 use crate::trial::Random;
 
 /// A pair's directory and the last byte of its stem.

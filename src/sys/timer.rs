@@ -14,7 +14,7 @@ use rustix::time::{
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::runtime::has_io;
+use crate::sys::runtime::has_io;
 
 /// A timer of the kernel, or tokio's where there is none to be had.
 #[derive(Debug)]
