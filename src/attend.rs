@@ -14,14 +14,14 @@ use rustix::io::Errno;
 use rustix::process::{getpriority_process, setpriority_process};
 
 use crate::config::{Ages, Config, ResultStore};
+use crate::disk::inspect::{Broken, Seen};
+use crate::disk::mark::Mark;
+use crate::disk::root::{Dir, Root};
 use crate::disk_time::DiskTime;
 use crate::echoes::Echoes;
 use crate::error::path_field;
-use crate::look::{Broken, Seen};
-use crate::mark::Mark;
 use crate::pair::name::{Half, Key, Stem};
 use crate::remove::restore;
-use crate::root::{Dir, Root};
 use crate::sandbox;
 use crate::sys::clock::Clock;
 use crate::sys::runtime::on_own_thread;
@@ -36,7 +36,7 @@ pub(crate) enum Outcome {
     Incomplete,
     /// It may not go yet. `bytes` is `None` where its result was only listed.
     Waiting { expires_at: DateTime<Utc>, bytes: Option<u64>, mark: Option<Mark> },
-    /// It waits as before, because its metadata still has one of the [marks](crate::mark) that are known.
+    /// It waits as before, because its metadata still has one of the [marks](crate::disk::mark) that are known.
     Unchanged,
     /// It may go, but this attendant only looks.
     Due { expires_at: DateTime<Utc>, bytes: u64 },
@@ -269,7 +269,7 @@ pub(crate) fn result_path(root: &Root, rel: &Path, stem: &Stem) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::root::{Standing, look_at};
+    use crate::disk::root::{Standing, look_at};
 
     #[test]
     fn only_the_thread_of_bulky_work_gives_way() {

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::attend::{Attendant, Failure, Found, Job, Outcome, result_path};
+use crate::disk::inspect::{Seen, Sight, look, look_at_listed, regular};
+use crate::disk::mark::{Mark, Marks};
+use crate::disk::root::{Dir, Root, is_mounted_over, leads_nowhere, share_of_open_files};
 use crate::error::path_field;
-use crate::look::{Seen, Sight, look, look_at_listed, regular};
-use crate::mark::{Mark, Marks};
 use crate::pair::name::{Half, Key, Stem};
 use crate::remove::{Buffers, Held, Judged, Removal, remove};
-use crate::root::{Dir, Root, is_mounted_over, leads_nowhere, share_of_open_files};
 use crate::watch::Watcher;
 
 /// For how long a file may be empty before its times tell that it was truncated.
@@ -407,7 +407,7 @@ mod tests {
     use super::*;
     use crate::change::Inbox;
     use crate::config::Config;
-    use crate::root::{Standing, look_at};
+    use crate::disk::root::{Standing, look_at};
     use crate::sys::clock::Clock;
 
     struct Place {

@@ -8,9 +8,9 @@ use tokio::task::JoinHandle;
 
 use crate::accounts::Views;
 use crate::config::Config;
+use crate::disk::root::{Standing, look_at};
 use crate::error::Error;
 use crate::events::Events;
-use crate::root::{Standing, look_at};
 use crate::stats::{Recent, Stats, SweepReport};
 use crate::sys::clock::now_utc;
 use crate::sys::runtime::{self, panic_message};

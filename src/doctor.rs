@@ -14,10 +14,10 @@ use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
 use crate::config::Config;
+use crate::disk::root::{Dir, Root, Standing, look_at};
 use crate::error::{Error, display_path};
 use crate::limits::{Survey, inotify_limit, survey};
 use crate::remove::{Canary, canary_name};
-use crate::root::{Dir, Root, Standing, look_at};
 use crate::sys::clock::now_utc;
 use crate::watch::{Refusal, silent_file_system, tells_of};
 

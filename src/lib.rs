@@ -80,6 +80,7 @@ mod cleaner;
 mod config;
 mod crew;
 mod diary;
+mod disk;
 mod disk_time;
 mod doctor;
 mod echoes;
@@ -93,10 +94,7 @@ pub mod fuzzing;
 #[cfg(feature = "report")]
 mod http;
 mod limits;
-mod listing;
 mod litter;
-mod look;
-mod mark;
 mod pair;
 mod place;
 mod queue;
@@ -104,7 +102,6 @@ mod remove;
 #[cfg(feature = "report")]
 mod report;
 mod reports;
-mod root;
 mod sandbox;
 mod scan;
 mod schedule;

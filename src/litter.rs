@@ -24,12 +24,12 @@ use rustix::fs::{FileType, Stat, fstat};
 
 pub(crate) use self::schedule::{Due, Schedule};
 use crate::attend::{Attendant, Failure};
+use crate::disk::inspect::{FileTime, Seen, read_metadata, regular};
+use crate::disk::list;
+use crate::disk::root::{Dir, Root, leads_nowhere};
 use crate::error::path_field;
-use crate::listing;
-use crate::look::{FileTime, Seen, read_metadata, regular};
 use crate::pair::name::{Half, Name, Stem};
 use crate::remove::{Alone, prune, remove_alone};
-use crate::root::{Dir, Root, leads_nowhere};
 use crate::stats::Litter;
 
 /// What became of the litter in one directory.
@@ -120,7 +120,7 @@ struct Contents {
 impl Contents {
     fn of(dir: &Dir) -> io::Result<Self> {
         let mut contents = Self { is_empty: true, ..Self::default() };
-        listing::list(dir, |name, file_type| {
+        list::list(dir, |name, file_type| {
             contents.is_empty = false;
             match Name::of(name) {
                 Name::Claim(_, stem) | Name::TmpClaim(_, stem) | Name::OrphanClaim(_, stem) => {

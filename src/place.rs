@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::change::Inbox;
+use crate::disk::root::{Root, RootId, Standing, look_at};
 use crate::error::path_field;
-use crate::root::{Root, RootId, Standing, look_at};
 use crate::watch::{Refusal, Watcher, gives_events};
 
 /// What stands where the cache directory should be.

@@ -48,10 +48,10 @@ pub(crate) use self::alone::{Alone, prune, remove_alone};
 pub(crate) use self::canary::{Canary, canary_name};
 use self::claim::{Claim, give_back_both, unlink};
 pub(crate) use self::recovery::{Recovery, recover};
+use crate::disk::inspect::{Metadata, Pair, read_metadata, regular, says_the_same};
+use crate::disk::root::{Dir, Lock};
 use crate::error::path_field;
-use crate::look::{Metadata, Pair, read_metadata, regular, says_the_same};
 use crate::pair::name::{Half, Stem};
-use crate::root::{Dir, Lock};
 
 /// How long a claimed result is held before it is unlinked. `open(2)` with `O_TRUNC` takes some
 /// microseconds from the lookup to the truncation, unless its thread is held up in between.

@@ -16,7 +16,7 @@ use landlock::{
     RulesetStatus, make_bitflags,
 };
 
-use crate::root::Root;
+use crate::disk::root::Root;
 
 /// Confines this thread to `root`, and all that it starts, for as long as it lives; where it `prunes`,
 /// it may remove directories there. Where the kernel can't confine it, that is told once.
@@ -51,7 +51,7 @@ fn tell_once(confinement: &Result<bool, RulesetError>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::root::{Standing, look_at};
+    use crate::disk::root::{Standing, look_at};
     use crate::sys::runtime::on_own_thread;
     use std::fs;
     use std::io::ErrorKind;

@@ -26,12 +26,12 @@ use rustix::io::Errno;
 
 use crate::attend::{Attendant, Found, result_path};
 use crate::attending::{Attending, Hint};
+use crate::disk::list;
+use crate::disk::mark::Marks;
+use crate::disk::root::{Dir, Root, leads_nowhere, says_nothing, share_of_open_files};
 use crate::error::path_field;
-use crate::listing;
-use crate::mark::Marks;
 use crate::pair::name::{Half, Name, Stem};
 use crate::remove::{Recovery, recover};
-use crate::root::{Dir, Root, leads_nowhere, says_nothing, share_of_open_files};
 use crate::sys::clock::thread_time;
 use crate::watch::{Answers, Refusal, Watcher};
 
@@ -323,7 +323,7 @@ impl Scan<'_> {
         let mut results = HashSet::new();
         let mut own_claims = Vec::new();
         let (mut is_empty, mut has_leftovers) = (true, false);
-        listing::list(dir, |name, file_type| {
+        list::list(dir, |name, file_type| {
             if self.cancelled() {
                 return ControlFlow::Break(());
             }

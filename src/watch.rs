@@ -46,7 +46,7 @@ pub(crate) use self::directories::Watched;
 use self::reader::{Handler, Load, admit};
 pub(crate) use self::translate::Translator;
 use crate::change::{Change, Inbox};
-use crate::root::Dir;
+use crate::disk::root::Dir;
 
 /// What the kernel is asked to report. Opening and reading are left out: the cleaner's own reading
 /// would fill the kernel's queue.

@@ -33,7 +33,7 @@ fn what_is_dangerous_or_replaceable_is_named_in_one_module_only() {
             &[" notify::", "(notify::", "use notify"][..],
             &["watch", "watch/reader", "watch/translate"][..],
         ),
-        (&["read_dir", "Dir::read_from", "fs::Dir::new"], &["listing"]),
+        (&["read_dir", "Dir::read_from", "fs::Dir::new"], &["disk/list"]),
         (&["walkdir"], &["limits"]),
         (
             &["unlinkat", "renameat", "remove_file", "fs::rename", "fs::remove_dir"],

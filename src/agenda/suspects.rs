@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Past, ScanId, Scope};
 use crate::change::Writer;
-use crate::look::{Broken, SETTLING, Seen, Version};
+use crate::disk::inspect::{Broken, SETTLING, Seen, Version};
 use crate::pair::name::Key;
 use crate::sys::clock::Now;
 

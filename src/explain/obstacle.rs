@@ -6,9 +6,9 @@ use rustix::fs::{Access, AtFlags, FileType, FlockOperation, accessat, flock};
 use rustix::io::Errno;
 
 use super::shown;
-use crate::look::status;
+use crate::disk::inspect::status;
+use crate::disk::root::Dir;
 use crate::pair::name::{Half, Stem};
-use crate::root::Dir;
 
 /// What bears a name.
 pub(super) enum Kind {

@@ -23,7 +23,7 @@ use super::Input;
 use crate::agenda::{Agenda, Scope, Source};
 use crate::attend::{Failure, Found, Job, Outcome};
 use crate::change::{Change, Inbox, Trigger};
-use crate::look::{Broken, Seen};
+use crate::disk::inspect::{Broken, Seen};
 use crate::pair::name::{Half, Key};
 use crate::scan::Summary;
 use crate::sys::clock::Now;

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use super::*;
 use crate::config::Config;
+use crate::disk::root::{Standing, look_at};
 use crate::remove::recover;
-use crate::root::{Standing, look_at};
 use crate::sys::clock::Clock;
 
 const EXPIRED: &str = r#"{"expires_at": 1.5}"#;

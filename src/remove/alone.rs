@@ -15,9 +15,9 @@ use rustix::io::Errno;
 
 use super::claim::{self, Claim};
 use super::{HOLD, cannot_claim, lock_shared};
-use crate::look::{Seen, read_metadata, status};
+use crate::disk::inspect::{Seen, read_metadata, status};
+use crate::disk::root::{Dir, Root, leads_nowhere};
 use crate::pair::name::{Half, Stem};
-use crate::root::{Dir, Root, leads_nowhere};
 
 /// How many files are held at once.
 const AT_ONCE: usize = 64;

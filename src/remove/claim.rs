@@ -8,9 +8,9 @@ use std::io;
 use rustix::fs::{AtFlags, RenameFlags, renameat_with, unlinkat};
 use rustix::io::{Errno, retry_on_intr};
 
-use crate::look::{Seen, regular, status};
+use crate::disk::inspect::{Seen, regular, status};
+use crate::disk::root::Dir;
 use crate::pair::name::{Half, Stem};
-use crate::root::Dir;
 
 /// A half under its reserved name.
 pub(super) struct Claim<'a> {

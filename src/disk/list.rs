@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 use rustix::fs::{DirEntry, FileType};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
-use crate::look::status;
-use crate::root::Dir;
+use crate::disk::inspect::status;
+use crate::disk::root::Dir;
 
 /// Tells `entry` of each name in `dir`, in no order, with the type of what bears it, until it breaks.
 /// `dir` can be listed only once.

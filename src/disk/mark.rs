@@ -20,9 +20,9 @@ use std::path::Path;
 
 use chrono::{DateTime, Utc};
 
-use crate::look::Seen;
+use crate::disk::inspect::Seen;
+use crate::disk::root::Root;
 use crate::pair::name::Stem;
-use crate::root::Root;
 
 /// Stands for one version of one pair's metadata: 64 bits, in halves, so that it needs no padding
 /// where a million of them are kept.
@@ -60,7 +60,7 @@ pub(crate) type Marks = HashSet<Mark>;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::root::{Standing, look_at};
+    use crate::disk::root::{Standing, look_at};
     use chrono::TimeDelta;
     use std::time::Duration;
 

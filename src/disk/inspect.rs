@@ -8,9 +8,9 @@ use chrono::{DateTime, Utc};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, statat};
 use rustix::io::{Errno, pread, retry_on_intr};
 
+use crate::disk::root::{Dir, leads_nowhere};
 use crate::pair::metadata::{self, InvalidMetadata, MAX_METADATA_BYTES};
 use crate::pair::name::{Half, Stem};
-use crate::root::{Dir, leads_nowhere};
 
 /// How long a result that may be half published, or metadata that may be half written, has to be
 /// unchanged before it is believed.

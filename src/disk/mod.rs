@@ -1,0 +1,6 @@
+//! Opens, lists and inspects the cache directory. Only reads.
+
+pub(crate) mod inspect;
+pub(crate) mod list;
+pub(crate) mod mark;
+pub(crate) mod root;
