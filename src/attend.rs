@@ -22,7 +22,7 @@ use crate::echoes::Echoes;
 use crate::error::path_field;
 use crate::pair::name::{Half, Key, Stem};
 use crate::remove::restore;
-use crate::sandbox;
+use crate::remove::sandbox;
 use crate::sys::clock::Clock;
 use crate::sys::runtime::on_own_thread;
 

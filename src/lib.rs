@@ -102,7 +102,6 @@ mod remove;
 #[cfg(feature = "report")]
 mod report;
 mod reports;
-mod sandbox;
 mod scan;
 mod schedule;
 #[cfg(feature = "server")]

@@ -3,14 +3,22 @@
 //! A question about a name has three answers: yes, no, and an error that says nothing of the file. Whoever
 //! asks gives back what is claimed on such an error: taken for a no, it could cost a live file.
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, RenameFlags, renameat_with, unlinkat};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::disk::inspect::{Seen, regular, status};
 use crate::disk::root::Dir;
+use crate::error::path_field;
 use crate::pair::name::{Half, Stem};
+
+/// How long a claimed result is held before it is unlinked. `open(2)` with `O_TRUNC` takes some
+/// microseconds from the lookup to the truncation, unless its thread is held up in between.
+pub(crate) const HOLD: Duration = Duration::from_millis(2);
 
 /// A half under its reserved name.
 pub(super) struct Claim<'a> {
@@ -136,4 +144,35 @@ pub(super) fn rename(dir: &Dir, from: &[u8], to: &[u8]) -> rustix::io::Result<()
 
 pub(super) fn unlink(dir: &Dir, name: &[u8]) -> rustix::io::Result<()> {
     retry_on_intr(|| unlinkat(dir, name, AtFlags::empty()))
+}
+
+/// Gives what is still claimed of a pair its own names back, in a directory that was moved out of
+/// the cache directory amid a deletion: a confined thread can't. Deletes nothing.
+pub(crate) fn restore(dir: &Dir, stem: &Stem) {
+    for half in [Half::Metadata, Half::Result] {
+        for claim in [Claim::new, Claim::of_orphan, Claim::of_tmp].map(|of| of(dir, stem, half)) {
+            match claim.put_back() {
+                Ok(()) | Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
+                Err(error) => tracing::warn!(
+                    path = path_field(&dir.rel.join(OsStr::from_bytes(&claim.reserved))),
+                    %error,
+                    "can't give a file that was moved away its name back"
+                ),
+            }
+        }
+    }
+}
+
+/// Why a file can't be taken to a reserved name although it might be unlinked: the file system
+/// knows no such renaming, the name would be too long, or the disk is full.
+pub(super) fn cannot_claim(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::INVAL
+            | Errno::NOSYS
+            | Errno::OPNOTSUPP
+            | Errno::NAMETOOLONG
+            | Errno::NOSPC
+            | Errno::DQUOT
+    )
 }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use rustix::fs::{Mode, OFlags, fstat, openat};
 
 use super::claim::{rename, unlink};
-use super::lock_shared;
+use super::lock::lock_shared;
 use crate::disk::inspect::{FileTime, Seen};
 use crate::disk::root::Dir;
 

@@ -1,64 +1,18 @@
-//! Deleting a pair.
-//!
-//! Linux has no "unlink this name if it still is that file", so between a look and an `unlink` a
-//! writer could publish the same names anew, and lose what it published. Therefore each half is
-//! first *claimed*: renamed to a reserved name beside it, where no writer will touch it. What was
-//! claimed is compared with what was judged, and put back if it is something else.
-//!
-//! A writer that truncates a file in place may have looked its name up just before it was claimed,
-//! and truncate it just after. So the result is *held* for an instant before it is unlinked. (The
-//! metadata need not be: who publishes a pair anew begins with the result, whose name is free by
-//! then, so that it is noticed.)
-//!
-//! ```text
-//! claim result ─ same file? ─ read metadata again ─ still due? ─ hold ─ published anew? ─┐
-//!       no: put it back ┘          no: put it back ┘            yes: unlink the old one ┘ │
-//!                                                                                         │
-//!         unlink both ─ published anew? ─ same files still? ─ claim metadata ─────────────┘
-//!            yes: put back ┘                no: put back ┘
-//! ```
-//!
-//! All cleaners use one reserved name for one half, and a claim replaces nothing. So there is one
-//! claimant of a pair at a time, and what it gives back is never newer than what a writer has put
-//! in its place meanwhile, nor older than what another cleaner holds.
-//!
-//! A claim outlives its owner if that is killed. Whoever holds claims in a directory holds a shared
-//! lock on it, so that [`recover`], which takes an exclusive one, never touches the claims of the
-//! living. (A lock needs no file of its own, ends with its process, and is seen across containers.)
-//! Another program that keeps an exclusive lock on a directory keeps what is in it from deletion.
+//! Deleting a pair, by claims where that can be.
 
-mod alone;
-mod canary;
-mod claim;
-mod recovery;
-
-use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use chrono::{DateTime, Utc};
-use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-pub(crate) use self::alone::{Alone, prune, remove_alone};
-pub(crate) use self::canary::{Canary, canary_name};
-use self::claim::{Claim, give_back_both, unlink};
-pub(crate) use self::recovery::{Recovery, recover};
+use super::claim::{Claim, HOLD, cannot_claim, give_back_both, unlink};
+use super::lock::lock_shared;
 use crate::disk::inspect::{Metadata, Pair, read_metadata, regular, says_the_same};
-use crate::disk::root::{Dir, Lock};
-use crate::error::path_field;
+use crate::disk::root::Dir;
 use crate::pair::name::{Half, Stem};
-
-/// How long a claimed result is held before it is unlinked. `open(2)` with `O_TRUNC` takes some
-/// microseconds from the lookup to the truncation, unless its thread is held up in between.
-pub(crate) const HOLD: Duration = Duration::from_millis(2);
-/// How often, and with what pause, a lock that a recovery holds for an instant is tried again.
-const LOCK_TRIES: u32 = 100;
-const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// What became of an attempt to delete.
 #[derive(Debug)]
@@ -326,62 +280,4 @@ fn given_back(result: &Claim<'_>, metadata: Option<&Claim<'_>>, removal: Removal
         None => result.give_back().map_err(io::Error::from),
     };
     done.map_or_else(Removal::Stranded, |()| removal)
-}
-
-/// Gives what is still claimed of a pair its own names back, in a directory that was moved out of
-/// the cache directory amid a deletion: a confined thread can't. Deletes nothing.
-pub(crate) fn restore(dir: &Dir, stem: &Stem) {
-    for half in [Half::Metadata, Half::Result] {
-        for claim in [Claim::new, Claim::of_orphan, Claim::of_tmp].map(|of| of(dir, stem, half)) {
-            match claim.put_back() {
-                Ok(()) | Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
-                Err(error) => tracing::warn!(
-                    path = path_field(&dir.rel.join(OsStr::from_bytes(&claim.reserved))),
-                    %error,
-                    "can't give a file that was moved away its name back"
-                ),
-            }
-        }
-    }
-}
-
-/// Why a file can't be taken to a reserved name although it might be unlinked: the file system
-/// knows no such renaming, the name would be too long, or the disk is full.
-fn cannot_claim(error: Errno) -> bool {
-    matches!(
-        error,
-        Errno::INVAL
-            | Errno::NOSYS
-            | Errno::OPNOTSUPP
-            | Errno::NAMETOOLONG
-            | Errno::NOSPC
-            | Errno::DQUOT
-    )
-}
-
-/// Locks the directory against recoveries until its descriptor is closed; false where the file
-/// system knows no such locks, so that claims can't be told from a dead owner's.
-fn lock_shared(dir: &Dir) -> io::Result<bool> {
-    let tries = match dir.lock() {
-        Lock::Shared => return Ok(true),
-        Lock::None => LOCK_TRIES,
-        // Who holds it for so long is no recovery, and the other pairs need not wait as long.
-        Lock::HeldByOthers => 1,
-    };
-    for _ in 0..tries {
-        match flock(dir, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => {
-                dir.note_lock(Lock::Shared);
-                return Ok(true);
-            }
-            Err(Errno::INTR) => {}
-            Err(Errno::WOULDBLOCK) => thread::sleep(LOCK_PAUSE),
-            Err(Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::BADF) => {
-                return Ok(false);
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    dir.note_lock(Lock::HeldByOthers);
-    Err(io::Error::new(io::ErrorKind::WouldBlock, "another program holds a lock on the directory"))
 }

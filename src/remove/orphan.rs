@@ -14,7 +14,8 @@ use chrono::{DateTime, Utc};
 use rustix::io::Errno;
 
 use super::claim::{self, Claim};
-use super::{HOLD, cannot_claim, lock_shared};
+use super::claim::{HOLD, cannot_claim};
+use super::lock::lock_shared;
 use crate::disk::inspect::{Seen, read_metadata, status};
 use crate::disk::root::{Dir, Root, leads_nowhere};
 use crate::pair::name::{Half, Stem};

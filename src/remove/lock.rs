@@ -1,0 +1,41 @@
+//! The shared lock on a directory that whoever holds claims in it keeps.
+
+use std::io;
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::disk::root::{Dir, Lock};
+
+/// How often, and with what pause, a lock that a recovery holds for an instant is tried again.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(2);
+
+/// Locks the directory against recoveries until its descriptor is closed; false where the file
+/// system knows no such locks, so that claims can't be told from a dead owner's.
+pub(super) fn lock_shared(dir: &Dir) -> io::Result<bool> {
+    let tries = match dir.lock() {
+        Lock::Shared => return Ok(true),
+        Lock::None => LOCK_TRIES,
+        // Who holds it for so long is no recovery, and the other pairs need not wait as long.
+        Lock::HeldByOthers => 1,
+    };
+    for _ in 0..tries {
+        match flock(dir, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => {
+                dir.note_lock(Lock::Shared);
+                return Ok(true);
+            }
+            Err(Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK) => thread::sleep(LOCK_PAUSE),
+            Err(Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::BADF) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    dir.note_lock(Lock::HeldByOthers);
+    Err(io::Error::new(io::ErrorKind::WouldBlock, "another program holds a lock on the directory"))
+}
