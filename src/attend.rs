@@ -18,13 +18,13 @@ use crate::disk::inspect::{Broken, Seen};
 use crate::disk::mark::Mark;
 use crate::disk::root::{Dir, Root};
 use crate::disk_time::DiskTime;
-use crate::echoes::Echoes;
 use crate::error::path_field;
 use crate::pair::name::{Half, Key, Stem};
 use crate::remove::restore;
 use crate::remove::sandbox;
 use crate::sys::clock::Clock;
 use crate::sys::runtime::on_own_thread;
+use crate::watch::backpressure::Echoes;
 
 /// The niceness of a thread that gives way.
 const NICE: i32 = 5;

@@ -405,10 +405,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::change::Inbox;
     use crate::config::Config;
     use crate::disk::root::{Standing, look_at};
     use crate::sys::clock::Clock;
+    use crate::watch::inbox::Inbox;
 
     struct Place {
         dir: tempfile::TempDir,

@@ -13,14 +13,14 @@ use tokio::sync::mpsc;
 use crate::agenda::{ScanId, Trees};
 use crate::attend::{Attendant, Found, Job};
 use crate::attending::Attending;
-use crate::change::Inbox;
 use crate::disk::mark::Marks;
-use crate::limits::{count_directories, tell_refused};
 use crate::litter::{self, Due, Tidied};
 use crate::place::{Open, Place, probe};
 use crate::scan::{Scan, Summary};
 use crate::sys::runtime::panic_message;
 use crate::watch::Refusal;
+use crate::watch::inbox::Inbox;
+use crate::watch::limits::{count_directories, tell_refused};
 
 /// How many pairs of one kind are attended to in one batch, and how many are not worth sharing out,
 /// nor a nuisance to other programs.

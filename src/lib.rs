@@ -75,7 +75,6 @@ mod accounts;
 mod agenda;
 mod attend;
 mod attending;
-mod change;
 mod cleaner;
 mod config;
 mod crew;
@@ -83,17 +82,14 @@ mod diary;
 mod disk;
 mod disk_time;
 mod doctor;
-mod echoes;
 mod error;
 mod events;
 mod explain;
-mod floods;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
 #[cfg(feature = "report")]
 mod http;
-mod limits;
 mod litter;
 mod pair;
 mod place;

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::change::Inbox;
+use crate::disk::filesystem::gives_events;
 use crate::disk::root::{Root, RootId, Standing, look_at};
 use crate::error::path_field;
-use crate::watch::{Refusal, Watcher, gives_events};
+use crate::watch::inbox::Inbox;
+use crate::watch::{Refusal, Watcher};
 
 /// What stands where the cache directory should be.
 #[derive(Debug)]

@@ -23,12 +23,10 @@ use tokio::time::timeout_at;
 use crate::accounts::{Accounts, Views};
 use crate::agenda::{Agenda, ScanId, Scope, Trees};
 use crate::attend::{Attendant, Job};
-use crate::change::Inbox;
 use crate::config::{Ages, Config};
 use crate::crew::{BATCH, Crew, EVENTS, Event, batches};
 use crate::disk::mark::Marks;
 use crate::error::path_field;
-use crate::floods::FloodReport;
 use crate::litter::Schedule;
 use crate::place::{Open, Place};
 use crate::reports::Reports;
@@ -37,6 +35,8 @@ use crate::stats::{Activity, ExpiryBucket, WatchState};
 use crate::sys::clock::{Clock, Now, TICK};
 use crate::sys::timer::Timer;
 use crate::watch::Refusal;
+use crate::watch::floods::FloodReport;
+use crate::watch::inbox::Inbox;
 
 /// How many pairs that are due are taken at once, to be sorted by directory.
 const MOST_DUE: usize = 16_384;

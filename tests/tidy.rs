@@ -31,10 +31,10 @@ fn what_is_dangerous_or_replaceable_is_named_in_one_module_only() {
     for (words, homes) in [
         (
             &[" notify::", "(notify::", "use notify"][..],
-            &["watch", "watch/reader", "watch/translate"][..],
+            &["watch/watcher", "watch/reader", "watch/translate"][..],
         ),
         (&["read_dir", "Dir::read_from", "fs::Dir::new"], &["disk/list"]),
-        (&["walkdir"], &["limits"]),
+        (&["walkdir"], &["watch/limits"]),
         (
             &["unlinkat", "renameat", "remove_file", "fs::rename", "fs::remove_dir"],
             &["remove/claim"],

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::{Past, ScanId, Scope};
-use crate::change::Writer;
 use crate::disk::inspect::{Broken, SETTLING, Seen, Version};
+use crate::pair::change::Writer;
 use crate::pair::name::Key;
 use crate::sys::clock::Now;
 

@@ -10,7 +10,7 @@ mod disk;
 
 use self::disk::{Disk, Halves, Metadata, Name, REASON, name};
 use super::*;
-use crate::change::Change;
+use crate::pair::change::Change;
 use crate::trial::{extent, figure, seed};
 
 struct World {

@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use rustix::fs::{
     Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat, StatxAttributes, StatxFlags, accessat,
-    fstat, fstatfs, lstat, open, openat, openat2, stat, statx,
+    fstat, lstat, open, openat, openat2, stat, statx,
 };
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Resource, getrlimit};
 
+use super::filesystem::{keeps_ctimes, time_to_write_back};
 use crate::error::Error;
 
 const DIR_FLAGS: OFlags =
@@ -204,33 +205,6 @@ impl Root {
     fn same_file_system(&self, fd: &OwnedFd) -> io::Result<()> {
         if fstat(fd)?.st_dev == self.id.dev { Ok(()) } else { Err(Errno::XDEV.into()) }
     }
-}
-
-/// For how long a page that was changed may wait to be written back. Until then, further changes of it
-/// through a memory map leave no trace.
-fn time_to_write_back() -> Option<Duration> {
-    /// For the writing itself.
-    const SLACK: Duration = Duration::from_secs(25);
-    let setting = |name| {
-        let text = std::fs::read_to_string(Path::new("/proc/sys/vm").join(name)).ok()?;
-        text.trim().parse().ok().map(|centiseconds: u64| Duration::from_millis(centiseconds * 10))
-    };
-    let (every, age) = (setting("dirty_writeback_centisecs")?, setting("dirty_expire_centisecs")?);
-    // Zero has nothing written back before memory is short.
-    (!every.is_zero()).then_some(every + age + SLACK)
-}
-
-/// Whether the file system is one that gives a file a new ctime for each change, also for one that is
-/// made through a memory map, if it has written back the change before.
-fn keeps_ctimes(dir: &OwnedFd) -> bool {
-    const KNOWN: [u32; 4] = [
-        0xef53,      // ext2, ext3, ext4
-        0x5846_5342, // XFS
-        0x9123_683e, // Btrfs
-        0xf2f5_2010, // F2FS
-    ];
-    // The type of the field differs between platforms; the numbers are 32 bits wide.
-    fstatfs(dir).is_ok_and(|fs| KNOWN.contains(&(fs.f_type as u32)))
 }
 
 /// Cuts a path that goes downwards only into pieces of less than [`LONGEST_PATH`] bytes.

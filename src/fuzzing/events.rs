@@ -22,11 +22,12 @@ use notify::{Event, EventKind};
 use super::Input;
 use crate::agenda::{Agenda, Scope, Source};
 use crate::attend::{Failure, Found, Job, Outcome};
-use crate::change::{Change, Inbox, Trigger};
 use crate::disk::inspect::{Broken, Seen};
+use crate::pair::change::{Change, Trigger};
 use crate::pair::name::{Half, Key};
 use crate::scan::Summary;
 use crate::sys::clock::Now;
+use crate::watch::inbox::Inbox;
 use crate::watch::{Translator, Watched};
 
 /// Nothing is there, so that the disk says nothing of what an event is about.

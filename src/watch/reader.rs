@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use notify::Event;
 
 use super::translate::Translator;
-use crate::change::{Change, Inbox};
-use crate::floods::Rates;
+use crate::pair::change::Change;
+use crate::watch::floods::Rates;
+use crate::watch::inbox::Inbox;
 
 /// How many readers a cleaner may have at once, those included that were given up and wait for the
 /// end of a flood. The system has 128 instances of inotify for each user by default.

@@ -13,9 +13,9 @@ use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind, 
 use notify::{Event, EventKind};
 
 use super::directories::Watched;
-use crate::change::{Change, Trigger, Writer};
-use crate::echoes::Echoes;
+use crate::pair::change::{Change, Trigger, Writer};
 use crate::pair::name::{Half, Key, Name};
+use crate::watch::backpressure::Echoes;
 
 /// How many paths notify may compare before it reads further events: some tenths of a second.
 const MAX_COMPARISONS: usize = 5_000_000;

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::*;
-use crate::change::{Change, MAX_PENDING, Trigger};
+use crate::pair::change::{Change, MAX_PENDING, Trigger};
 use crate::pair::name::{Key, Stem};
 use crate::place::probe;
 use crate::scan::Summary;

@@ -11,9 +11,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::agenda::Scope;
 use crate::attend::{Failure, Found, Job, Outcome};
-use crate::change::{Change, Trigger, Writer};
 use crate::disk::inspect::{Broken, SETTLING, Seen};
 use crate::disk::mark::{Mark, Marks};
+use crate::pair::change::{Change, Trigger, Writer};
 use crate::pair::name::{Half, Key, Stem};
 use crate::scan::Summary;
 use crate::sys::clock::Now;

@@ -10,7 +10,7 @@ use super::super::*;
 use super::{DAY, EPOCH, Event, HOLD, LATEST, Plan, SECOND, SLOWEST, Timeline, moments};
 use crate::agenda::{Agenda, Source};
 use crate::attend::{Found, Job, Outcome};
-use crate::change::{News, Trigger, Writer};
+use crate::pair::change::{News, Trigger, Writer};
 use crate::pair::name::{Key, Stem};
 
 const BOOTED: i64 = 100 * SECOND;

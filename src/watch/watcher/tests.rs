@@ -8,7 +8,7 @@ use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind, 
 use notify::{Event, EventKind};
 
 use super::*;
-use crate::change::{News, Trigger, Writer};
+use crate::pair::change::{News, Trigger, Writer};
 use crate::pair::name::Key;
 
 /// What an event of `kind` about `path` below the cache directory is translated to.

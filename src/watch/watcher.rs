@@ -1,33 +1,7 @@
-//! Events of the kernel, as changes for the worker. The only module that names notify.
-//!
-//! Each directory has a watch of its own, which a scan sets right before it lists the directory:
-//! the listing shows what appears before it, and events show what appears after it. (One recursive
-//! watch would lose what is put into a new directory before its own watch stands.)
-//!
-//! # How it copes with notify
-//! notify's thread answers requests only when it has emptied the kernel's queue, and under a flood of
-//! events it never has. So:
-//! - One thread, the registrar, asks notify for watches. Whoever waits for it gives up when the
-//!   reader has lost events, or makes no progress.
-//! - Watches are asked for one by one. (`update_paths` would be several times as fast, but it empties
-//!   the queue into a buffer without a bound before it returns.)
-//! - A reader that has lost events is replaced, and the directories with most of them are not watched
-//!   again until they calm down ([`floods`](crate::floods)). What is left of the old reader sleeps
-//!   ([`reader`](self::reader)).
-//!
-//! It does not report whether what was renamed is a directory, so the translation looks it up. It drops
-//! the watches of a directory that was renamed by itself, and of all below it; but below one that it
-//! does not know at that moment it keeps them, and takes what bears their names later for watched.
-//! A scan may set such watches while directories are being renamed, so [`Watcher::end_stale`]
-//! ends them before the next one. Where the events of renames were lost, a new watcher has to be
-//! started. It compares each directory that is removed with all that it watches: 5,000 at once keep
-//! its thread busy for seconds, so that its reader is replaced as if events had been lost.
+//! The watches of one cache directory.
 
-mod directories;
-mod reader;
 #[cfg(test)]
 mod tests;
-mod translate;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -41,12 +15,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use notify::{EventKindMask, INotifyWatcher, RecursiveMode, WatchPathConfig, Watcher as _};
 use rustix::io::Errno;
 
-use self::directories::State;
-pub(crate) use self::directories::Watched;
-use self::reader::{Handler, Load, admit};
-pub(crate) use self::translate::Translator;
-use crate::change::{Change, Inbox};
-use crate::disk::root::Dir;
+use super::directories::{State, Watched};
+use super::inbox::Inbox;
+use super::reader::{Handler, Load, admit};
+use super::translate::Translator;
+use crate::pair::change::Change;
 
 /// What the kernel is asked to report. Opening and reading are left out: the cleaner's own reading
 /// would fill the kernel's queue.
@@ -417,34 +390,4 @@ pub(crate) fn tells_of<T>(
     notify.watch(dir, RecursiveMode::NonRecursive).map_err(|error| refusal(&error))?;
     let made = make();
     Ok((made, is_told.recv_timeout(patience).is_ok()))
-}
-
-/// Whether the file system tells the kernel of all changes: network file systems and those in
-/// user space know of changes that are made elsewhere.
-///
-/// # Errors
-/// Where the system does not say which file system it is.
-pub(crate) fn gives_events(dir: &Dir) -> io::Result<bool> {
-    Ok(silent_file_system(dir)?.is_none())
-}
-
-/// The name of the file system, where it does not tell of all changes.
-///
-/// # Errors
-/// Where the system does not say which file system it is.
-pub(crate) fn silent_file_system(dir: &Dir) -> io::Result<Option<&'static str>> {
-    const SILENT: [(u32, &str); 9] = [
-        (0x6969, "NFS"),
-        (0x6573_5546, "FUSE"),
-        (0xff53_4d42, "CIFS"),
-        (0xfe53_4d42, "SMB2"),
-        (0x517b, "SMB"),
-        (0x0102_1997, "9P"),
-        (0x00c3_6400, "Ceph"),
-        (0x5346_414f, "AFS"),
-        (0x7375_7245, "Coda"),
-    ];
-    // The type of the field differs between platforms; the numbers are 32 bits wide.
-    let found = rustix::fs::fstatfs(dir)?.f_type as u32;
-    Ok(SILENT.iter().find(|(number, _)| *number == found).map(|(_, name)| *name))
 }

@@ -1,0 +1,110 @@
+//! The one vocabulary of news.
+//!
+//! News is a hint to look again at a name; what is there is told by the disk alone. That is why it
+//! can be merged, doubled and reordered without harm.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::name::Key;
+
+/// How many pairs, and how many directories, may wait for the worker. Past that their directories
+/// are listed, and past that everything is. 65,536 pairs take some 6 MiB.
+pub(crate) const MAX_PENDING: usize = 65_536;
+
+/// What the last event of a pair's metadata says of its writer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Writer {
+    /// Nothing.
+    #[default]
+    Unknown,
+    /// It has given the file its name, by creating or by linking it.
+    Created,
+    /// It has changed the file, and not closed it yet.
+    AtWork,
+    /// It is done: the file was closed, or got its name when it was complete.
+    Done,
+    /// The metadata has lost its name.
+    Gone,
+}
+
+/// Why to look at a pair again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Trigger {
+    /// Something appeared or changed; else it only vanished.
+    pub appeared: bool,
+    /// What is known of the metadata's writer.
+    pub writer: Writer,
+}
+
+impl Trigger {
+    /// Adds later news.
+    pub fn merge(&mut self, later: Self) {
+        self.appeared |= later.appeared;
+        if later.writer != Writer::Unknown {
+            self.writer = later.writer;
+        }
+    }
+}
+
+/// One piece of news.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Look at this pair again.
+    Pair(Key, Trigger),
+    /// Look at this directory, relative to the cache directory, and all below it again.
+    Tree(Arc<Path>),
+    /// List this directory again, but not those below it that are known.
+    Directory(Arc<Path>),
+    /// There may be litter in this directory.
+    Litter(Arc<Path>),
+    /// Some news was lost: look at everything again.
+    Missed,
+}
+
+/// All news since it was last taken.
+#[derive(Debug, Default)]
+pub(crate) struct News {
+    pub pairs: HashMap<Key, Trigger>,
+    pub trees: HashSet<Arc<Path>>,
+    pub dirs: HashSet<Arc<Path>>,
+    pub litter: HashSet<Arc<Path>>,
+    pub missed: bool,
+}
+
+impl News {
+    pub fn add(&mut self, change: Change) {
+        match change {
+            Change::Pair(key, trigger) => {
+                if let Some(pending) = self.pairs.get_mut(&key) {
+                    pending.merge(trigger);
+                } else if self.pairs.len() < MAX_PENDING {
+                    self.pairs.insert(key, trigger);
+                } else {
+                    self.add(Change::Directory(key.dir));
+                }
+            }
+            Change::Directory(dir) if self.dirs.len() < MAX_PENDING || self.dirs.contains(&dir) => {
+                self.dirs.insert(dir);
+            }
+            Change::Tree(dir) if self.trees.len() < MAX_PENDING => {
+                self.trees.insert(dir);
+            }
+            Change::Litter(dir) if self.litter.len() < MAX_PENDING => {
+                self.litter.insert(dir);
+            }
+            Change::Directory(_) | Change::Tree(_) | Change::Litter(_) | Change::Missed => {
+                self.missed = true;
+            }
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.pairs.is_empty()
+            && self.trees.is_empty()
+            && self.dirs.is_empty()
+            && self.litter.is_empty()
+            && !self.missed
+    }
+}

@@ -1,0 +1,111 @@
+//! The inbox in which news waits for the worker.
+
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::backpressure::Echoes;
+use super::floods::Floods;
+use crate::pair::change::{Change, News};
+
+/// Where producers leave news, and the worker takes it.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    news: Mutex<News>,
+    arrived: Notify,
+    /// Whether to be told where there may be litter.
+    pub wants_litter: bool,
+    /// What is told of the cleaner's own deletions, which is no news.
+    pub echoes: Arc<Echoes>,
+    /// The directories whose events can't be kept up with.
+    pub floods: Floods,
+    /// How many threads read events, those included that were given up and wait for a flood to end.
+    pub readers: Arc<AtomicUsize>,
+}
+
+impl Inbox {
+    pub fn new(wants_litter: bool) -> Self {
+        Self { wants_litter, ..Self::default() }
+    }
+
+    pub fn put(&self, change: Change) {
+        let first = {
+            let mut news = self.lock();
+            let first = news.is_empty();
+            news.add(change);
+            first
+        };
+        if first {
+            self.arrived.notify_one();
+        }
+    }
+
+    pub fn take(&self) -> News {
+        std::mem::take(&mut *self.lock())
+    }
+
+    /// Takes whether news was lost, and leaves all else.
+    pub fn take_missed(&self) -> bool {
+        std::mem::take(&mut self.lock().missed)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Returns once news has arrived since it was last taken.
+    pub async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, News> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::pair::change::{MAX_PENDING, Trigger, Writer};
+    use crate::pair::name::{Key, Stem};
+
+    fn key(number: usize) -> Key {
+        Key { dir: Path::new("d").into(), stem: Stem::new(number.to_string().as_bytes()) }
+    }
+
+    #[test]
+    fn news_of_one_pair_is_merged_and_the_last_word_of_its_writer_counts() {
+        let inbox = Inbox::default();
+        for (appeared, writer) in [
+            (true, Writer::AtWork),
+            (true, Writer::Done),
+            (true, Writer::AtWork),
+            (false, Writer::Unknown),
+        ] {
+            inbox.put(Change::Pair(key(1), Trigger { appeared, writer }));
+        }
+        let news = inbox.take();
+        assert_eq!(news.pairs[&key(1)], Trigger { appeared: true, writer: Writer::AtWork });
+        assert!(inbox.take().is_empty());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_remembered_by_directory_and_at_last_as_missed() {
+        let inbox = Inbox::default();
+        for number in 0..=MAX_PENDING {
+            inbox.put(Change::Pair(key(number), Trigger::default()));
+        }
+        inbox.put(Change::Pair(key(0), Trigger::default()));
+        let dir = Arc::clone(&key(0).dir);
+        let news = inbox.take();
+        assert_eq!((news.pairs.len(), news.dirs, news.missed), (MAX_PENDING, [dir].into(), false));
+        for number in 0..=MAX_PENDING {
+            inbox.put(Change::Tree(Path::new(&number.to_string()).into()));
+        }
+        let news = inbox.take();
+        assert_eq!((news.trees.len(), news.missed), (MAX_PENDING, true));
+    }
+}
