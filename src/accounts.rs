@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use crate::attend::Outcome;
 use crate::diary::Diary;
 use crate::error::path_field;
 use crate::events::{Event, Subscriptions, Teller};
+use crate::pair::outcome::Outcome;
+use crate::pair::tally::Activity;
 use crate::reports::Reports;
-use crate::stats::{Activity, SharedStats, Stats, SweepReport};
+use crate::stats::{SharedStats, Stats, SweepReport};
 use crate::sys::clock::Now;
 #[cfg(feature = "server")]
 use crate::telemetry::Telemetry;
@@ -112,7 +113,7 @@ impl<R: Reports> Accounts<R> {
     /// Takes in that a full sweep was completed.
     pub fn swept(&self, activity: Activity, now: Now) -> SweepReport {
         self.publish(|stats| stats.total_cleanups += 1);
-        let report = activity.report();
+        let report = SweepReport::from(activity);
         self.diary.sweep(report, now.wall);
         #[cfg(feature = "server")]
         self.telemetry.swept(report.duration_ms);

@@ -21,15 +21,16 @@ use self::expiries::Expiries;
 use self::scanning::Scanning;
 pub(crate) use self::scanning::{ScanId, Scope, Trees};
 use self::suspects::{Suspects, believed_at};
-use crate::attend::{Failure, Found, Job, Outcome};
-use crate::disk::inspect::{Broken, FileTime, Seen, Version};
-use crate::disk::mark::{Mark, Marks};
 use crate::error::path_field;
 use crate::pair::change::{News, Trigger, Writer};
+use crate::pair::mark::{Mark, Marks};
 use crate::pair::name::{Half, Key, Stem};
+use crate::pair::outcome::Summary;
+use crate::pair::outcome::{Failure, Found, Job, Outcome};
+use crate::pair::tally::Activity;
+use crate::pair::version::{Broken, FileTime, Seen, Version};
 use crate::queue::Queue;
-use crate::scan::Summary;
-use crate::stats::{Activity, ExpiryBucket};
+use crate::stats::ExpiryBucket;
 use crate::sys::clock::Now;
 
 /// How long a pair is left alone at first that changed while it was about to be deleted.

@@ -1,25 +1,18 @@
 //! Attending to pairs: look at one, and delete it if it may go. Blocking; runs on threads for it.
 
 use std::ffi::OsStr;
-use std::fmt;
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
-use rustix::io::Errno;
 use rustix::process::{getpriority_process, setpriority_process};
 
 use crate::config::{Ages, Config, ResultStore};
-use crate::disk::inspect::{Broken, Seen};
-use crate::disk::mark::Mark;
 use crate::disk::root::{Dir, Root};
 use crate::disk_time::DiskTime;
 use crate::error::path_field;
-use crate::pair::name::{Half, Key, Stem};
+use crate::pair::name::{Half, Stem};
 use crate::remove::restore;
 use crate::remove::sandbox;
 use crate::sys::clock::Clock;
@@ -28,99 +21,6 @@ use crate::watch::backpressure::Echoes;
 
 /// The niceness of a thread that gives way.
 const NICE: i32 = 5;
-
-/// What was found of a pair, and what became of it.
-#[derive(Debug)]
-pub(crate) enum Outcome {
-    /// There is no complete pair.
-    Incomplete,
-    /// It may not go yet. `bytes` is `None` where its result was only listed.
-    Waiting { expires_at: DateTime<Utc>, bytes: Option<u64>, mark: Option<Mark> },
-    /// It waits as before, because its metadata still has one of the [marks](crate::disk::mark) that are known.
-    Unchanged,
-    /// It may go, but this attendant only looks.
-    Due { expires_at: DateTime<Utc>, bytes: u64 },
-    /// It is due, but its result may be half published: to be looked at again in a while, with
-    /// what was seen in hand.
-    Unsettled { result: Seen, wait: Duration, expires_at: DateTime<Utc>, bytes: u64 },
-    /// Its metadata can't be used; `wait` tells for how long it may still be half written.
-    Broken { metadata: Seen, reason: Broken, wait: Duration, bytes: u64 },
-    /// It was deleted, `late` after its expiry; `leftover` tells why its metadata could not be.
-    Removed { freed: u64, leftover: Option<Failure>, late: TimeDelta },
-    /// It changed just when it was about to be deleted, or a file system is mounted over it.
-    Changed,
-    /// Another cleaner has taken it, or a dead one had.
-    Taken,
-    /// It could not be looked at, or not be deleted.
-    Failed(Failure),
-    /// A file of it is still under a reserved name, and could not be given its own name back.
-    Stranded(Failure),
-}
-
-impl Outcome {
-    /// Why what is due waits all the same, if that is all that is in its way.
-    pub fn delay(&self) -> Option<&'static str> {
-        Some(match self {
-            Self::Unsettled { .. } => {
-                "its result is newer than its metadata, and may be half published: it is looked at \
-                 again once it has been unchanged for a second"
-            }
-            Self::Changed => "it changed while it was about to be deleted: it is looked at again",
-            Self::Taken => "another cleaner has it in its hands: it is looked at again",
-            _ => return None,
-        })
-    }
-}
-
-/// Why something could not be done to a pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Failure {
-    doing: &'static str,
-    /// `None` where the system did not refuse, but a lock is held.
-    errno: Option<i32>,
-}
-
-impl Failure {
-    pub fn new(doing: &'static str, error: &io::Error) -> Self {
-        Self { doing, errno: error.raw_os_error() }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.errno {
-            // Only a claim asks for a name that is free.
-            Some(errno) if errno == Errno::EXIST.raw_os_error() => {
-                write!(
-                    f,
-                    "can't {}: something bears the reserved name that no cleaner has put there",
-                    self.doing
-                )
-            }
-            Some(errno) => {
-                write!(f, "can't {}: {}", self.doing, io::Error::from_raw_os_error(errno))
-            }
-            None => {
-                write!(f, "can't {}: another program holds a lock on its directory", self.doing)
-            }
-        }
-    }
-}
-
-/// A pair to attend to.
-#[derive(Debug, Clone)]
-pub(crate) struct Job {
-    pub key: Key,
-    /// The result as it was when it was given time to settle, which has passed.
-    pub settled: Option<Seen>,
-}
-
-/// An outcome and the pair that it is about.
-#[derive(Debug)]
-pub(crate) struct Found {
-    pub key: Key,
-    pub outcome: Outcome,
-}
 
 type Strays = Arc<Mutex<Vec<(Arc<Dir>, Stem)>>>;
 

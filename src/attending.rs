@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::attend::{Attendant, Failure, Found, Job, Outcome, result_path};
-use crate::disk::inspect::{Seen, Sight, look, look_at_listed, regular};
-use crate::disk::mark::{Mark, Marks};
+use crate::attend::{Attendant, result_path};
+use crate::disk::inspect::{Sight, look, look_at_listed, regular};
 use crate::disk::root::{Dir, Root, is_mounted_over, leads_nowhere, share_of_open_files};
 use crate::error::path_field;
+use crate::pair::mark::{Mark, Marks};
 use crate::pair::name::{Half, Key, Stem};
+use crate::pair::outcome::{Failure, Found, Job, Outcome};
+use crate::pair::version::Seen;
 use crate::remove::{Buffers, Held, Judged, Removal, remove};
 use crate::watch::Watcher;
 
@@ -265,7 +267,9 @@ impl<'a> Attending<'a> {
         let mark = self
             .attendant
             .deletes()
-            .then(|| Mark::of_settled(self.root, &dir.rel, stem, metadata, now()))
+            .then(|| {
+                Mark::of_settled(self.root.tells_changes_after, &dir.rel, stem, metadata, now())
+            })
             .flatten();
         Outcome::Waiting { expires_at, bytes, mark }
     }

@@ -11,14 +11,17 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use crate::agenda::{ScanId, Trees};
-use crate::attend::{Attendant, Found, Job};
+use crate::attend::Attendant;
 use crate::attending::Attending;
-use crate::disk::mark::Marks;
-use crate::litter::{self, Due, Tidied};
+use crate::litter::{self, Due};
+use crate::pair::change::Refusal;
+use crate::pair::mark::Marks;
+use crate::pair::outcome::Summary;
+use crate::pair::outcome::Tidied;
+use crate::pair::outcome::{Found, Job};
 use crate::place::{Open, Place, probe};
-use crate::scan::{Scan, Summary};
+use crate::scan::Scan;
 use crate::sys::runtime::panic_message;
-use crate::watch::Refusal;
 use crate::watch::inbox::Inbox;
 use crate::watch::limits::{count_directories, tell_refused};
 

@@ -17,10 +17,11 @@ use crate::config::Config;
 use crate::disk::filesystem::silent_file_system;
 use crate::disk::root::{Dir, Root, Standing, look_at};
 use crate::error::{Error, display_path};
+use crate::pair::change::Refusal;
 use crate::remove::{Canary, canary_name};
 use crate::sys::clock::now_utc;
 use crate::watch::limits::{Survey, inotify_limit, survey};
-use crate::watch::{Refusal, tells_of};
+use crate::watch::tells_of;
 
 /// How long an event may take to arrive.
 const EVENT_PATIENCE: Duration = Duration::from_secs(5);

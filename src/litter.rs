@@ -11,7 +11,7 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
@@ -23,46 +23,16 @@ use chrono::{DateTime, Utc};
 use rustix::fs::{FileType, Stat, fstat};
 
 pub(crate) use self::schedule::{Due, Schedule};
-use crate::attend::{Attendant, Failure};
-use crate::disk::inspect::{FileTime, Seen, read_metadata, regular};
+use crate::attend::Attendant;
+use crate::disk::inspect::{read_metadata, regular};
 use crate::disk::list;
 use crate::disk::root::{Dir, Root, leads_nowhere};
 use crate::error::path_field;
 use crate::pair::name::{Half, Name, Stem};
+use crate::pair::outcome::Failure;
+use crate::pair::outcome::{Suspects, Tidied};
+use crate::pair::version::{FileTime, Seen};
 use crate::remove::{Alone, prune, remove_alone};
-use crate::stats::Litter;
-
-/// What became of the litter in one directory.
-#[derive(Debug, Default)]
-pub(crate) struct Tidied {
-    /// What was removed, or would be.
-    pub removed: Litter,
-    /// What could not be removed, relative to the cache directory, and why.
-    pub failures: Vec<(PathBuf, Failure)>,
-    /// When the next of what is left may be old enough.
-    pub next: Option<DateTime<Utc>>,
-    /// What is old enough, and was not seen to be so before.
-    pub suspects: Suspects,
-}
-
-/// What goes if it is found unchanged.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Suspects {
-    files: HashMap<Vec<u8>, Seen>,
-    /// The directory itself, which is empty: its inode, and when it was changed.
-    directory: Option<(u64, FileTime)>,
-}
-
-impl Suspects {
-    pub fn extend(&mut self, more: Self) {
-        self.files.extend(more.files);
-        self.directory = self.directory.or(more.directory);
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.files.is_empty() && self.directory.is_none()
-    }
-}
 
 impl Tidied {
     fn look_again_at(&mut self, at: DateTime<Utc>) {

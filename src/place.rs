@@ -7,8 +7,9 @@ use std::time::Duration;
 use crate::disk::filesystem::gives_events;
 use crate::disk::root::{Root, RootId, Standing, look_at};
 use crate::error::path_field;
+use crate::pair::change::Refusal;
+use crate::watch::Watcher;
 use crate::watch::inbox::Inbox;
-use crate::watch::{Refusal, Watcher};
 
 /// What stands where the cache directory should be.
 #[derive(Debug)]

@@ -22,7 +22,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::config::redacted;
 use crate::error::Error;
 use crate::http::Service;
-use crate::stats::{Activity, SweepReport};
+use crate::pair::tally::Activity;
+use crate::stats::SweepReport;
 use crate::sys::runtime;
 
 /// How long a report may take, from the connection to the status of the answer.
@@ -299,7 +300,7 @@ async fn last_attempt(
     };
     if let Err(reason) = outcome {
         let SweepReport { deleted_count, freed_bytes, checked_count, errors, duration_ms, .. } =
-            activity.report();
+            SweepReport::from(activity);
         tracing::warn!(
             "metrics service {} did not take the last report ({reason}); it has not heard of \
              deleted_count={deleted_count} freed_bytes={freed_bytes} checked_count={checked_count} \
@@ -312,7 +313,7 @@ async fn last_attempt(
 /// Sends one report. An error is the reason why it must be taken as not delivered.
 async fn deliver(service: &Service, activity: Activity) -> Result<(), String> {
     let timestamp = chrono::Local::now().format("%Y-%m-%dT%H:%M:%S").to_string();
-    let body = Body { figures: activity.report(), timestamp };
+    let body = Body { figures: SweepReport::from(activity), timestamp };
     let endpoint = service.endpoint("/track/cleanup");
     service.deliver(|client| client.post(endpoint).json(&body)).await
 }

@@ -1,6 +1,6 @@
 //! Telling the metrics service of what was done, or nobody where the library has no HTTP client.
 
-use crate::stats::Activity;
+use crate::pair::tally::Activity;
 
 /// Where the worker tells of what was done.
 pub(crate) trait Reports: Send {

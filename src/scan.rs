@@ -14,7 +14,7 @@ use std::io;
 use std::num::NonZero;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, Scope};
@@ -24,16 +24,18 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use crate::attend::{Attendant, Found, result_path};
+use crate::attend::{Attendant, result_path};
 use crate::attending::{Attending, Hint};
 use crate::disk::list;
-use crate::disk::mark::Marks;
 use crate::disk::root::{Dir, Root, leads_nowhere, says_nothing, share_of_open_files};
 use crate::error::path_field;
+use crate::pair::change::Refusal;
+use crate::pair::mark::Marks;
 use crate::pair::name::{Half, Name, Stem};
+use crate::pair::outcome::{Found, Summary};
 use crate::remove::{Recovery, recover};
 use crate::sys::clock::thread_time;
-use crate::watch::{Answers, Refusal, Watcher};
+use crate::watch::{Answers, Watcher};
 
 /// How many pairs of one directory are handed over at once. Two threads that delete in one directory
 /// wait for each other, so most directories should be one batch.
@@ -62,35 +64,6 @@ pub(crate) struct Scan<'a> {
     pub cancel: &'a AtomicBool,
     /// Takes what was found, from several threads.
     pub found: &'a (dyn Fn(Vec<Found>) + Sync),
-}
-
-/// What a scan saw besides pairs.
-#[derive(Debug, Default)]
-pub(crate) struct Summary {
-    /// Results seen.
-    pub results: u64,
-    /// Directories that could not be read, relative to the cache directory, and why.
-    pub unreadable: Vec<(Arc<Path>, io::Error)>,
-    /// How many directories the kernel refused to watch, and why it refused the worst of them.
-    pub refused: Option<(u64, Refusal)>,
-    /// Deletions that a killed cleaner had left unfinished, and the bytes that this freed.
-    pub finished: u64,
-    pub freed: u64,
-    /// Whether a path did not lead to the directory that was to be watched, although this is still
-    /// there: the cache directory, or one above it, was away for an instant.
-    pub astray: bool,
-    /// Directories to scan again after a pause: they have claims that could not be taken up yet, or an
-    /// error that says nothing of them kept them from being read.
-    pub owned: Vec<Arc<Path>>,
-    /// Reserved names that could not be dealt with, and why.
-    pub stranded: Vec<(PathBuf, io::Error)>,
-    /// Directories with something that may be [litter](crate::litter), where that is to be removed.
-    pub litter: Vec<Arc<Path>>,
-    /// Directories to scan next: nobody knew them, and only the directory above was to be listed; or they
-    /// were elsewhere when their watch was to be set.
-    pub new_dirs: Vec<Arc<Path>>,
-    /// For how long the scan waited for answers, instead of working.
-    pub waited: Duration,
 }
 
 /// Directories that were opened, and the watches that were asked for.

@@ -8,6 +8,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::pair::tally::{Activity, Litter};
+
 /// How the cleaner learns of changes.
 ///
 /// ```
@@ -185,70 +187,26 @@ pub struct LitterReport {
     pub directories_pruned: u64,
 }
 
-/// Figures of work that was done: those of a [`SweepReport`], before they are told to anybody.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Activity {
-    pub deleted: u64,
-    pub freed_bytes: u64,
-    pub checked: u64,
-    pub errors: u64,
-    pub duration: Duration,
-    pub litter: Litter,
-}
-
-/// Figures of [litter](crate::litter) that was removed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Litter {
-    pub orphans: u64,
-    pub orphan_bytes: u64,
-    pub pruned: u64,
-}
-
-impl Litter {
-    pub fn report(&self) -> LitterReport {
-        LitterReport {
-            orphans_removed: self.orphans,
-            orphan_bytes_freed: self.orphan_bytes,
-            directories_pruned: self.pruned,
+impl From<Litter> for LitterReport {
+    fn from(removed: Litter) -> Self {
+        Self {
+            orphans_removed: removed.orphans,
+            orphan_bytes_freed: removed.orphan_bytes,
+            directories_pruned: removed.pruned,
         }
     }
 }
 
-impl std::ops::AddAssign for Litter {
-    fn add_assign(&mut self, more: Self) {
-        self.orphans += more.orphans;
-        self.orphan_bytes += more.orphan_bytes;
-        self.pruned += more.pruned;
-    }
-}
-
-impl Activity {
-    /// Whether there is nothing in it that anybody needs to hear of.
-    #[cfg(feature = "report")]
-    pub fn is_idle(&self) -> bool {
-        self.deleted == 0 && self.freed_bytes == 0 && self.errors == 0
-    }
-
-    pub fn report(&self) -> SweepReport {
-        SweepReport {
-            deleted_count: self.deleted,
-            freed_bytes: self.freed_bytes,
-            checked_count: self.checked,
-            errors: self.errors,
-            duration_ms: self.duration.as_secs_f64() * 1000.0,
+impl From<Activity> for SweepReport {
+    fn from(done: Activity) -> Self {
+        Self {
+            deleted_count: done.deleted,
+            freed_bytes: done.freed_bytes,
+            checked_count: done.checked,
+            errors: done.errors,
+            duration_ms: done.duration.as_secs_f64() * 1000.0,
             litter: None,
         }
-    }
-}
-
-impl std::ops::AddAssign for Activity {
-    fn add_assign(&mut self, more: Self) {
-        self.deleted += more.deleted;
-        self.freed_bytes += more.freed_bytes;
-        self.checked += more.checked;
-        self.errors += more.errors;
-        self.duration += more.duration;
-        self.litter += more.litter;
     }
 }
 

@@ -9,17 +9,22 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
-use crate::attend::{Attendant, Failure, Found, Job, Outcome};
+use crate::attend::Attendant;
 use crate::attending::Attending;
 use crate::config::Config;
-use crate::disk::inspect::{FileTime, SETTLING, Seen, Version};
-use crate::disk::mark::Marks;
 use crate::disk::root::Root;
 use crate::error::{Error, path_field};
-use crate::litter::{self, Suspects};
+use crate::litter::{self};
+use crate::pair::mark::Marks;
 use crate::pair::name::{Half, Key};
-use crate::scan::{Scan, Summary};
-use crate::stats::{self, Activity, LitterReport, SweepReport};
+use crate::pair::outcome::Summary;
+use crate::pair::outcome::Suspects;
+use crate::pair::outcome::{Failure, Found, Job, Outcome};
+
+use crate::pair::tally::{self, Activity};
+use crate::pair::version::{FileTime, SETTLING, Seen, Version};
+use crate::scan::Scan;
+use crate::stats::{LitterReport, SweepReport};
 use crate::sys::clock::Clock;
 use crate::sys::runtime::joined;
 
@@ -255,7 +260,7 @@ fn sweep(root: &Root, attendant: &Attendant, progress: &Progress) -> Result<Swee
     }
     let removed = litter.remove(root, attendant, &mut sums);
     sums.activity.duration = start.elapsed();
-    Ok(SweepReport { litter: removed, ..sums.activity.report() })
+    Ok(SweepReport { litter: removed, ..SweepReport::from(sums.activity) })
 }
 
 /// The litter that a scan came upon.
@@ -293,7 +298,7 @@ impl Litter {
 
     /// Removes it, unless the attendant only looks; `None` where nobody has asked for that.
     fn remove(&self, root: &Root, attendant: &Attendant, sums: &mut Sums) -> Option<LitterReport> {
-        let mut removed = stats::Litter::default();
+        let mut removed = tally::Litter::default();
         for (path, failure) in &self.failures {
             sums.error(path, failure);
         }
@@ -304,7 +309,7 @@ impl Litter {
                 sums.error(&path, &failure);
             }
         }
-        self.is_wanted.then(|| removed.report())
+        self.is_wanted.then(|| LitterReport::from(removed))
     }
 }
 

@@ -22,19 +22,21 @@ use tokio::time::timeout_at;
 
 use crate::accounts::{Accounts, Views};
 use crate::agenda::{Agenda, ScanId, Scope, Trees};
-use crate::attend::{Attendant, Job};
+use crate::attend::Attendant;
 use crate::config::{Ages, Config};
 use crate::crew::{BATCH, Crew, EVENTS, Event, batches};
-use crate::disk::mark::Marks;
 use crate::error::path_field;
 use crate::litter::Schedule;
+use crate::pair::change::Refusal;
+use crate::pair::mark::Marks;
+use crate::pair::outcome::Job;
+use crate::pair::tally::Activity;
 use crate::place::{Open, Place};
 use crate::reports::Reports;
 use crate::schedule::{SweepAnswer, Sweeps};
-use crate::stats::{Activity, ExpiryBucket, WatchState};
+use crate::stats::{ExpiryBucket, WatchState};
 use crate::sys::clock::{Clock, Now, TICK};
 use crate::sys::timer::Timer;
-use crate::watch::Refusal;
 use crate::watch::floods::FloodReport;
 use crate::watch::inbox::Inbox;
 

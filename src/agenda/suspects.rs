@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::{Past, ScanId, Scope};
-use crate::disk::inspect::{Broken, SETTLING, Seen, Version};
 use crate::pair::change::Writer;
 use crate::pair::name::Key;
+use crate::pair::version::{Broken, SETTLING, Seen, Version};
 use crate::sys::clock::Now;
 
 /// How many versions of broken metadata are remembered, and how many writers. Whoever has more

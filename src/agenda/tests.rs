@@ -244,7 +244,7 @@ impl World {
                     expected.insert(name.clone(), at);
                 }
                 Some(Metadata::Broken(version)) => {
-                    let seen = crate::disk::inspect::Seen::pretended(version).version;
+                    let seen = crate::pair::version::Seen::pretended(version).version;
                     let told = self.agenda.suspects.was_told(seen, &REASON, self.agenda.last_scan);
                     assert!(told, "{name:?} was not told");
                     self.broken_at_rest.insert(version);

@@ -3,5 +3,4 @@
 pub(crate) mod filesystem;
 pub(crate) mod inspect;
 pub(crate) mod list;
-pub(crate) mod mark;
 pub(crate) mod root;

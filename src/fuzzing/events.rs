@@ -21,11 +21,11 @@ use notify::{Event, EventKind};
 
 use super::Input;
 use crate::agenda::{Agenda, Scope, Source};
-use crate::attend::{Failure, Found, Job, Outcome};
-use crate::disk::inspect::{Broken, Seen};
 use crate::pair::change::{Change, Trigger};
 use crate::pair::name::{Half, Key};
-use crate::scan::Summary;
+use crate::pair::outcome::Summary;
+use crate::pair::outcome::{Failure, Found, Job, Outcome};
+use crate::pair::version::{Broken, Seen};
 use crate::sys::clock::Now;
 use crate::watch::inbox::Inbox;
 use crate::watch::{Translator, Watched};

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{Suspects, Tidied};
 use crate::agenda::growing_pause;
+use crate::pair::outcome::{Suspects, Tidied};
 use crate::queue::Queue;
 use crate::sys::clock::Now;
 
@@ -103,8 +103,8 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attend::Failure;
-    use crate::stats::Litter;
+    use crate::pair::outcome::Failure;
+    use crate::pair::tally::Litter;
 
     fn at(seconds: u64, start: Instant) -> Now {
         Now {

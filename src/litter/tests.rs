@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::*;
 use crate::config::Config;
 use crate::disk::root::{Standing, look_at};
+use crate::pair::tally::Litter;
 use crate::remove::recover;
 use crate::sys::clock::Clock;
 

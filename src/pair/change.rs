@@ -108,3 +108,27 @@ impl News {
             && !self.missed
     }
 }
+
+/// Directories with longer paths below the cache directory are not watched. notify keeps three copies of each path and looks
+/// at all of them for each directory that is removed: a chain of 2,000 directories, which fits into
+/// what the kernel takes for a path, would cost 18 MiB, and half a minute once it is removed.
+pub(crate) const LONGEST_WATCHED: usize = 1024;
+
+/// Why the kernel will not tell of changes; what can be helped comes last.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("their paths below the cache directory are longer than {LONGEST_WATCHED} bytes")]
+    LongPath,
+    #[error("too many events arrive to read them all")]
+    Flooded,
+    #[error("{0}")]
+    Other(String),
+    #[error(
+        "no more directories may be watched: raise fs.inotify.max_user_watches (`sysctl fs.inotify.max_user_watches=1048576`)"
+    )]
+    Watches,
+    #[error(
+        "no more inotify instances may be made: raise fs.inotify.max_user_instances (`sysctl fs.inotify.max_user_instances=1024`), or the limit of open files (`ulimit -n`)"
+    )]
+    Instances,
+}

@@ -11,10 +11,11 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, RenameFlags, renameat_with, unlinkat};
 use rustix::io::{Errno, retry_on_intr};
 
-use crate::disk::inspect::{Seen, regular, status};
+use crate::disk::inspect::{regular, status};
 use crate::disk::root::Dir;
 use crate::error::path_field;
 use crate::pair::name::{Half, Stem};
+use crate::pair::version::Seen;
 
 /// How long a claimed result is held before it is unlinked. `open(2)` with `O_TRUNC` takes some
 /// microseconds from the lookup to the truncation, unless its thread is held up in between.

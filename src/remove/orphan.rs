@@ -16,9 +16,10 @@ use rustix::io::Errno;
 use super::claim::{self, Claim};
 use super::claim::{HOLD, cannot_claim};
 use super::lock::lock_shared;
-use crate::disk::inspect::{Seen, read_metadata, status};
+use crate::disk::inspect::{read_metadata, status};
 use crate::disk::root::{Dir, Root, leads_nowhere};
 use crate::pair::name::{Half, Stem};
+use crate::pair::version::Seen;
 
 /// How many files are held at once.
 const AT_ONCE: usize = 64;

@@ -10,9 +10,10 @@ use rustix::io::Errno;
 
 use super::claim::{Claim, HOLD, cannot_claim, give_back_both, unlink};
 use super::lock::lock_shared;
-use crate::disk::inspect::{Metadata, Pair, read_metadata, regular, says_the_same};
+use crate::disk::inspect::{Metadata, read_metadata, regular, says_the_same};
 use crate::disk::root::Dir;
 use crate::pair::name::{Half, Stem};
+use crate::pair::version::Pair;
 
 /// What became of an attempt to delete.
 #[derive(Debug)]

@@ -8,8 +8,8 @@ use rustix::fs::{Mode, OFlags, fstat, openat};
 
 use super::claim::{rename, unlink};
 use super::lock::lock_shared;
-use crate::disk::inspect::{FileTime, Seen};
 use crate::disk::root::Dir;
+use crate::pair::version::{FileTime, Seen};
 
 /// An empty file under a reserved name. It is removed with this value.
 #[derive(Debug)]

@@ -11,9 +11,10 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::claim::{Claim, give_back_both, unlink};
-use crate::disk::inspect::{Seen, read_metadata, regular};
+use crate::disk::inspect::{read_metadata, regular};
 use crate::disk::root::{Dir, Root};
 use crate::pair::name::{Half, Name, Stem};
+use crate::pair::version::Seen;
 
 /// What became of claims that were found in a directory.
 #[derive(Debug, Default)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use walkdir::WalkDir;
 
-use crate::watch::Refusal;
+use crate::pair::change::Refusal;
 
 /// Tells that `refused` directories are not watched, but swept `every` so often; where more watches
 /// would help, also `of` how many, so that the limit can be chosen.

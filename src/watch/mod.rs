@@ -36,4 +36,4 @@ mod watcher;
 pub(crate) use self::directories::Watched;
 #[cfg(any(fuzzing, test))]
 pub(crate) use self::translate::Translator;
-pub(crate) use self::watcher::{Answers, Refusal, Watcher, tells_of};
+pub(crate) use self::watcher::{Answers, Watcher, tells_of};

@@ -19,7 +19,7 @@ use super::directories::{State, Watched};
 use super::inbox::Inbox;
 use super::reader::{Handler, Load, admit};
 use super::translate::Translator;
-use crate::pair::change::Change;
+use crate::pair::change::{Change, LONGEST_WATCHED, Refusal};
 
 /// What the kernel is asked to report. Opening and reading are left out: the cleaner's own reading
 /// would fill the kernel's queue.
@@ -30,35 +30,11 @@ const EVENTS: EventKindMask = EventKindMask::CREATE
     .union(EventKindMask::MODIFY_NAME)
     .union(EventKindMask::ACCESS_CLOSE);
 
-/// Directories with longer paths below the cache directory are not watched. notify keeps three copies of each path and looks
-/// at all of them for each directory that is removed: a chain of 2,000 directories, which fits into
-/// what the kernel takes for a path, would cost 18 MiB, and half a minute once it is removed.
-const LONGEST_WATCHED: usize = 1024;
-
 /// How long a request to notify may make no progress before it is given up. Under a flood, notify
 /// may not answer before the flood ends; on a busy machine, its thread may have to wait for a while.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often whoever waits for an answer looks whether it is of use to wait on.
 const LOOK: Duration = Duration::from_millis(10);
-
-/// Why the kernel will not tell of changes; what can be helped comes last.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub(crate) enum Refusal {
-    #[error("their paths below the cache directory are longer than {LONGEST_WATCHED} bytes")]
-    LongPath,
-    #[error("too many events arrive to read them all")]
-    Flooded,
-    #[error("{0}")]
-    Other(String),
-    #[error(
-        "no more directories may be watched: raise fs.inotify.max_user_watches (`sysctl fs.inotify.max_user_watches=1048576`)"
-    )]
-    Watches,
-    #[error(
-        "no more inotify instances may be made: raise fs.inotify.max_user_instances (`sysctl fs.inotify.max_user_instances=1024`), or the limit of open files (`ulimit -n`)"
-    )]
-    Instances,
-}
 
 /// The watches of one cache directory. Dropping it ends them.
 #[derive(Debug)]

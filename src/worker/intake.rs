@@ -4,16 +4,17 @@ use std::time::{Duration, Instant};
 
 use super::{MAX_NEWS_PAUSE, NEWS_PAUSE, Run, Worker};
 use crate::agenda::{Notice, ScanId, Source};
-use crate::attend::Found;
 use crate::crew::{Epoch, Event};
 use crate::error::path_field;
-use crate::litter::{Due, Tidied};
+use crate::litter::Due;
+use crate::pair::change::Refusal;
 use crate::pair::name::Half;
+use crate::pair::outcome::Found;
+use crate::pair::outcome::Summary;
+use crate::pair::outcome::Tidied;
+use crate::pair::tally::Activity;
 use crate::reports::Reports;
-use crate::scan::Summary;
-use crate::stats::Activity;
 use crate::sys::clock::Now;
-use crate::watch::Refusal;
 
 impl<R: Reports> Worker<R> {
     pub(super) fn take_in(&mut self, event: Event) -> Result<(), String> {

@@ -3,12 +3,12 @@
 use std::fs;
 
 use super::*;
+use crate::pair::change::Refusal;
 use crate::pair::change::{Change, MAX_PENDING, Trigger};
 use crate::pair::name::{Key, Stem};
+use crate::pair::outcome::Summary;
 use crate::place::probe;
-use crate::scan::Summary;
 use crate::stats::SharedStats;
-use crate::watch::Refusal;
 
 #[derive(Default)]
 struct Unreported;

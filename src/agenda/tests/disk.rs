@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::agenda::Scope;
-use crate::attend::{Failure, Found, Job, Outcome};
-use crate::disk::inspect::{Broken, SETTLING, Seen};
-use crate::disk::mark::{Mark, Marks};
 use crate::pair::change::{Change, Trigger, Writer};
+use crate::pair::mark::{Mark, Marks};
 use crate::pair::name::{Half, Key, Stem};
-use crate::scan::Summary;
+use crate::pair::outcome::Summary;
+use crate::pair::outcome::{Failure, Found, Job, Outcome};
+use crate::pair::version::{Broken, SETTLING, Seen};
 use crate::sys::clock::Now;
 use crate::trial::Random;
 

@@ -10,19 +10,19 @@
 //!   elsewhere, as network file systems.
 //!
 //! Therefore only metadata that was old enough when it was read gets a mark, and only on file systems of
-//! which it is known that this is enough ([`tells_changes_after`](Root::tells_changes_after)). All
+//! which it is known that this is enough (`Root::tells_changes_after`). All
 //! else is read at each sweep.
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU32;
 use std::path::Path;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use crate::disk::inspect::Seen;
-use crate::disk::root::Root;
-use crate::pair::name::Stem;
+use super::name::Stem;
+use super::version::Seen;
 
 /// Stands for one version of one pair's metadata: 64 bits, in halves, so that it needs no padding
 /// where a million of them are kept.
@@ -43,13 +43,13 @@ impl Mark {
 
     /// A mark for metadata that was read at `now`, if it is old enough for one.
     pub fn of_settled(
-        root: &Root,
+        tells_changes_after: Option<Duration>,
         dir: &Path,
         stem: &Stem,
         metadata: &Seen,
         now: DateTime<Utc>,
     ) -> Option<Self> {
-        let is_old = metadata.age(now)? >= root.tells_changes_after?;
+        let is_old = metadata.age(now)? >= tells_changes_after?;
         is_old.then(|| Self::of(dir, stem, metadata))
     }
 }
@@ -60,27 +60,21 @@ pub(crate) type Marks = HashSet<Mark>;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::root::{Standing, look_at};
     use chrono::TimeDelta;
-    use std::time::Duration;
 
     #[test]
     fn only_what_has_been_unchanged_for_long_gets_a_mark() {
-        let temp = tempfile::tempdir().unwrap();
-        let Standing::Directory(id) = look_at(temp.path()) else { panic!() };
-        let mut root = Root::open(id).unwrap();
-        root.tells_changes_after = Some(Duration::from_secs(60));
         let seen = Seen::pretended(1);
         let (dir, stem) = (Path::new("d"), Stem::new(b"a"));
-        let mark = |root: &Root, age| {
+        let after = Some(Duration::from_secs(60));
+        let mark = |after, age| {
             let now = DateTime::UNIX_EPOCH + TimeDelta::seconds(age);
-            Mark::of_settled(root, dir, &stem, &seen, now)
+            Mark::of_settled(after, dir, &stem, &seen, now)
         };
-        assert_eq!(mark(&root, 59), None);
-        assert_eq!(mark(&root, 60), Some(Mark::of(dir, &stem, &seen)));
-        assert_eq!(mark(&root, -1_000_000), None);
-        root.tells_changes_after = None;
-        assert_eq!(mark(&root, 1_000_000), None);
+        assert_eq!(mark(after, 59), None);
+        assert_eq!(mark(after, 60), Some(Mark::of(dir, &stem, &seen)));
+        assert_eq!(mark(after, -1_000_000), None);
+        assert_eq!(mark(None, 1_000_000), None);
     }
 
     #[test]
