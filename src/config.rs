@@ -167,7 +167,7 @@ impl Config {
     }
 }
 
-/// How old [litter](crate::litter) has to be to be removed; `None` where it stays.
+/// How old [litter](crate::jobs::orphans) has to be to be removed; `None` where it stays.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Ages {
     pub orphans: Option<Duration>,

@@ -11,16 +11,17 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use crate::agenda::{ScanId, Trees};
-use crate::attend::Attendant;
-use crate::attending::Attending;
-use crate::litter::{self, Due};
+use crate::jobs::context::Attendant;
+use crate::jobs::orphans;
+use crate::jobs::pairs::Attending;
+use crate::jobs::scan::Scan;
+use crate::orphan_schedule::Due;
 use crate::pair::change::Refusal;
 use crate::pair::mark::Marks;
 use crate::pair::outcome::Summary;
 use crate::pair::outcome::Tidied;
 use crate::pair::outcome::{Found, Job};
 use crate::place::{Open, Place, probe};
-use crate::scan::Scan;
 use crate::sys::runtime::panic_message;
 use crate::watch::inbox::Inbox;
 use crate::watch::limits::{count_directories, tell_refused};
@@ -199,7 +200,7 @@ impl Crew {
                 attendant.disk_time().rest(&cancel);
                 let is_cancelled = cancel.load(Ordering::Relaxed);
                 (!is_cancelled).then(|| {
-                    let tidied = litter::tidy(
+                    let tidied = orphans::tidy(
                         &open.root,
                         &attendant,
                         &due.0,

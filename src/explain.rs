@@ -13,12 +13,12 @@ use std::sync::atomic::AtomicBool;
 use chrono::{DateTime, Utc};
 
 use self::obstacle::{Kind, kind, obstacle, taken};
-use crate::attend::Attendant;
-use crate::attending::Attending;
 use crate::config::Config;
 use crate::disk::inspect::{Metadata, read_metadata};
 use crate::disk::root::{Dir, Root, is_mounted_over};
 use crate::error::{Error, display_path};
+use crate::jobs::context::Attendant;
+use crate::jobs::pairs::Attending;
 use crate::pair::name::{Half, Key, Name, Stem};
 use crate::pair::outcome::{Found, Job, Outcome};
 use crate::sys::clock::Clock;

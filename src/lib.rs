@@ -73,14 +73,11 @@ struct Readme;
 
 mod accounts;
 mod agenda;
-mod attend;
-mod attending;
 mod cleaner;
 mod config;
 mod crew;
 mod diary;
 mod disk;
-mod disk_time;
 mod doctor;
 mod error;
 mod events;
@@ -90,7 +87,8 @@ mod explain;
 pub mod fuzzing;
 #[cfg(feature = "report")]
 mod http;
-mod litter;
+mod jobs;
+mod orphan_schedule;
 mod pair;
 mod place;
 mod queue;
@@ -98,7 +96,6 @@ mod remove;
 #[cfg(feature = "report")]
 mod report;
 mod reports;
-mod scan;
 mod schedule;
 #[cfg(feature = "server")]
 pub mod server;

@@ -9,21 +9,21 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
-use crate::attend::Attendant;
-use crate::attending::Attending;
 use crate::config::Config;
 use crate::disk::root::Root;
 use crate::error::{Error, path_field};
-use crate::litter::{self};
+use crate::jobs::context::Attendant;
+use crate::jobs::orphans::{self};
+use crate::jobs::pairs::Attending;
 use crate::pair::mark::Marks;
 use crate::pair::name::{Half, Key};
 use crate::pair::outcome::Summary;
 use crate::pair::outcome::Suspects;
 use crate::pair::outcome::{Failure, Found, Job, Outcome};
 
+use crate::jobs::scan::Scan;
 use crate::pair::tally::{self, Activity};
 use crate::pair::version::{FileTime, SETTLING, Seen, Version};
-use crate::scan::Scan;
 use crate::stats::{LitterReport, SweepReport};
 use crate::sys::clock::Clock;
 use crate::sys::runtime::joined;
@@ -279,7 +279,7 @@ impl Litter {
         let is_wanted = attendant.litter_ages().any();
         let mut litter = Self { is_wanted, suspects: Vec::new(), failures: Vec::new() };
         for dir in dirs {
-            let tidied = litter::tidy(root, &looking, &dir, &Suspects::default(), usize::MAX);
+            let tidied = orphans::tidy(root, &looking, &dir, &Suspects::default(), usize::MAX);
             if tidied.suspects.is_empty() {
                 litter.failures.extend(tidied.failures);
             } else {
@@ -303,7 +303,7 @@ impl Litter {
             sums.error(path, failure);
         }
         for (dir, suspects) in &self.suspects {
-            let tidied = litter::tidy(root, attendant, dir, suspects, 0);
+            let tidied = orphans::tidy(root, attendant, dir, suspects, 0);
             removed += tidied.removed;
             for (path, failure) in tidied.failures {
                 sums.error(&path, &failure);

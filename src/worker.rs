@@ -22,11 +22,11 @@ use tokio::time::timeout_at;
 
 use crate::accounts::{Accounts, Views};
 use crate::agenda::{Agenda, ScanId, Scope, Trees};
-use crate::attend::Attendant;
 use crate::config::{Ages, Config};
 use crate::crew::{BATCH, Crew, EVENTS, Event, batches};
 use crate::error::path_field;
-use crate::litter::Schedule;
+use crate::jobs::context::Attendant;
+use crate::orphan_schedule::Schedule;
 use crate::pair::change::Refusal;
 use crate::pair::mark::Marks;
 use crate::pair::outcome::Job;

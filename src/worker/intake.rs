@@ -6,7 +6,7 @@ use super::{MAX_NEWS_PAUSE, NEWS_PAUSE, Run, Worker};
 use crate::agenda::{Notice, ScanId, Source};
 use crate::crew::{Epoch, Event};
 use crate::error::path_field;
-use crate::litter::Due;
+use crate::orphan_schedule::Due;
 use crate::pair::change::Refusal;
 use crate::pair::name::Half;
 use crate::pair::outcome::Found;

@@ -24,11 +24,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use crate::attend::{Attendant, result_path};
-use crate::attending::{Attending, Hint};
 use crate::disk::list;
 use crate::disk::root::{Dir, Root, leads_nowhere, says_nothing, share_of_open_files};
 use crate::error::path_field;
+use crate::jobs::context::{Attendant, result_path};
+use crate::jobs::pairs::{Attending, Hint};
 use crate::pair::change::Refusal;
 use crate::pair::mark::Marks;
 use crate::pair::name::{Half, Name, Stem};

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::attend::{Attendant, result_path};
 use crate::disk::inspect::{Sight, look, look_at_listed, regular};
 use crate::disk::root::{Dir, Root, is_mounted_over, leads_nowhere, share_of_open_files};
 use crate::error::path_field;
+use crate::jobs::context::{Attendant, result_path};
 use crate::pair::mark::{Mark, Marks};
 use crate::pair::name::{Half, Key, Stem};
 use crate::pair::outcome::{Failure, Found, Job, Outcome};

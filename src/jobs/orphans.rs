@@ -7,7 +7,6 @@
 //! suspect, and goes if it is found unchanged by a later one. So what a writer has in its hands
 //! stays even where the file system's clock makes it look old.
 
-mod schedule;
 #[cfg(test)]
 mod tests;
 
@@ -22,12 +21,11 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use rustix::fs::{FileType, Stat, fstat};
 
-pub(crate) use self::schedule::{Due, Schedule};
-use crate::attend::Attendant;
 use crate::disk::inspect::{read_metadata, regular};
 use crate::disk::list;
 use crate::disk::root::{Dir, Root, leads_nowhere};
 use crate::error::path_field;
+use crate::jobs::context::Attendant;
 use crate::pair::name::{Half, Name, Stem};
 use crate::pair::outcome::Failure;
 use crate::pair::outcome::{Suspects, Tidied};

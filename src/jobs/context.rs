@@ -10,8 +10,8 @@ use rustix::process::{getpriority_process, setpriority_process};
 
 use crate::config::{Ages, Config, ResultStore};
 use crate::disk::root::{Dir, Root};
-use crate::disk_time::DiskTime;
 use crate::error::path_field;
+use crate::jobs::throttle::DiskTime;
 use crate::pair::name::{Half, Stem};
 use crate::remove::restore;
 use crate::remove::sandbox;

@@ -1,0 +1,7 @@
+//! Blocking work on threads: pairs to delete, scans, orphans.
+
+pub(crate) mod context;
+pub(crate) mod orphans;
+pub(crate) mod pairs;
+pub(crate) mod scan;
+pub(crate) mod throttle;
