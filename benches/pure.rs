@@ -11,6 +11,7 @@ use divan::{AllocProfiler, Bencher, black_box};
 #[allow(dead_code, unused_imports, reason = "only a part of each module is measured")]
 mod source {
     pub(crate) mod pair;
+    #[path = "schedule/queue.rs"]
     pub(crate) mod queue;
 }
 

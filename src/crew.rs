@@ -10,18 +10,18 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::agenda::{ScanId, Trees};
 use crate::jobs::context::Attendant;
 use crate::jobs::orphans;
 use crate::jobs::pairs::Attending;
 use crate::jobs::scan::Scan;
-use crate::orphan_schedule::Due;
 use crate::pair::change::Refusal;
 use crate::pair::mark::Marks;
 use crate::pair::outcome::Summary;
 use crate::pair::outcome::Tidied;
 use crate::pair::outcome::{Found, Job};
 use crate::place::{Open, Place, probe};
+use crate::schedule::orphans::Due;
+use crate::schedule::{ScanId, Trees};
 use crate::sys::runtime::panic_message;
 use crate::watch::inbox::Inbox;
 use crate::watch::limits::{count_directories, tell_refused};

@@ -72,7 +72,6 @@
 struct Readme;
 
 mod accounts;
-mod agenda;
 mod cleaner;
 mod config;
 mod crew;
@@ -88,10 +87,8 @@ pub mod fuzzing;
 #[cfg(feature = "report")]
 mod http;
 mod jobs;
-mod orphan_schedule;
 mod pair;
 mod place;
-mod queue;
 mod remove;
 #[cfg(feature = "report")]
 mod report;

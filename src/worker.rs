@@ -21,20 +21,20 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout_at;
 
 use crate::accounts::{Accounts, Views};
-use crate::agenda::{Agenda, ScanId, Scope, Trees};
 use crate::config::{Ages, Config};
 use crate::crew::{BATCH, Crew, EVENTS, Event, batches};
-use crate::error::path_field;
+use crate::error::{Error, path_field};
 use crate::jobs::context::Attendant;
-use crate::orphan_schedule::Schedule;
 use crate::pair::change::Refusal;
 use crate::pair::mark::Marks;
 use crate::pair::outcome::Job;
 use crate::pair::tally::Activity;
 use crate::place::{Open, Place};
 use crate::reports::Reports;
-use crate::schedule::{SweepAnswer, Sweeps};
-use crate::stats::{ExpiryBucket, WatchState};
+use crate::schedule::orphans::Schedule;
+use crate::schedule::sweeps::Sweeps;
+use crate::schedule::{Agenda, ScanId, Scope, Trees};
+use crate::stats::{ExpiryBucket, SweepReport, WatchState};
 use crate::sys::clock::{Clock, Now, TICK};
 use crate::sys::timer::Timer;
 use crate::watch::floods::FloodReport;
@@ -55,6 +55,9 @@ const FLOOD_LIST_INTERVAL: Duration = Duration::from_secs(1);
 const FLOOD_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How long work that is under way may take to end when the cleaner is stopped.
 const STOP_PATIENCE: Duration = Duration::from_millis(400);
+
+/// Where a sweep that was asked for is answered.
+pub(crate) type SweepAnswer = oneshot::Sender<Result<SweepReport, Error>>;
 
 /// What an outsider asks of the worker.
 #[derive(Debug)]
@@ -85,7 +88,7 @@ pub(crate) struct Worker<R> {
     trees: Option<Run>,
     litter: Schedule,
     tidying: bool,
-    sweeps: Sweeps,
+    sweeps: Sweeps<SweepAnswer>,
     /// Why some directories are not watched, as it was told.
     refused: Option<Refusal>,
     /// Whether news was lost, so that watches may be missing of which notify thinks otherwise.
@@ -297,7 +300,7 @@ impl<R: Reports> Worker<R> {
 
     fn start_work(&mut self) {
         let Place::Open(open) = &self.place else {
-            return self.sweeps.answer_without_sweep(&self.path, &self.place);
+            return self.answer_without_sweep();
         };
         let open = Arc::clone(open);
         let now = self.clock.now();
@@ -329,6 +332,24 @@ impl<R: Reports> Worker<R> {
             if !trees.is_empty() {
                 self.trees = Some(self.begin_scan(&open, Scope::Trees(trees), Vec::new()));
             }
+        }
+    }
+
+    /// Answers those who wait for a sweep where nothing stands that could be swept.
+    fn answer_without_sweep(&mut self) {
+        let unreadable = match &self.place {
+            Place::Absent => None,
+            Place::Unreadable { reason } => Some(reason.clone()),
+            // What stands there is about to be known.
+            Place::Same | Place::Open(_) => return,
+        };
+        for waiter in self.sweeps.take_waiters() {
+            let answer = unreadable.clone().map_or(Ok(SweepReport::default()), |reason| {
+                let source = std::io::Error::other(reason);
+                Err(Error::Unreadable { path: self.path.clone(), source })
+            });
+            // Whoever asked may have gone.
+            let _ = waiter.send(answer);
         }
     }
 
@@ -461,7 +482,10 @@ impl<R: Reports> Worker<R> {
             Request::Buckets(waiter) => {
                 let start = Instant::now();
                 if self.buckets.as_ref().is_none_or(|(until, _)| start >= *until) {
-                    let counted = self.agenda.buckets(self.clock.wall());
+                    let counted = self.agenda.buckets(self.clock.wall()).into_iter();
+                    let counted = counted
+                        .map(|(within_seconds, count)| ExpiryBucket { within_seconds, count })
+                        .collect();
                     // However many ask, counting takes a twentieth of the time at the most.
                     self.buckets = Some((Instant::now() + start.elapsed() * 19, counted));
                 }

@@ -39,14 +39,14 @@ fn what_is_dangerous_or_replaceable_is_named_in_one_module_only() {
             &["unlinkat", "renameat", "remove_file", "fs::rename", "fs::remove_dir"],
             &["remove/claim"],
         ),
-        (&["reqwest"], &["http"]),
+        (&["reqwest"], &["telemetry/http_client"]),
         (
             &["Utc::now", "SystemTime::now", "clock_gettime"],
             &["sys/clock", "cli/explain", "cli/list", "cli/run", "cli/status"],
         ),
-        (&["prometheus::"], &["telemetry"]),
-        (&["hyper::", "hyper_util"], &["server", "server/site"]),
-        (&["priority_queue"], &["queue"]),
+        (&["prometheus::"], &["telemetry/prometheus"]),
+        (&["hyper::", "hyper_util"], &["server/mod", "server/site"]),
+        (&["priority_queue"], &["schedule/queue"]),
         (
             &["clap::"],
             &[

@@ -20,12 +20,12 @@ use notify::event::{
 use notify::{Event, EventKind};
 
 use super::Input;
-use crate::agenda::{Agenda, Scope, Source};
 use crate::pair::change::{Change, Trigger};
 use crate::pair::name::{Half, Key};
 use crate::pair::outcome::Summary;
 use crate::pair::outcome::{Failure, Found, Job, Outcome};
 use crate::pair::version::{Broken, Seen};
+use crate::schedule::{Agenda, Scope, Source};
 use crate::sys::clock::Now;
 use crate::watch::inbox::Inbox;
 use crate::watch::{Translator, Watched};

@@ -3,10 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::{MAX_NEWS_PAUSE, NEWS_PAUSE, Run, Worker};
-use crate::agenda::{Notice, ScanId, Source};
 use crate::crew::{Epoch, Event};
 use crate::error::path_field;
-use crate::orphan_schedule::Due;
 use crate::pair::change::Refusal;
 use crate::pair::name::Half;
 use crate::pair::outcome::Found;
@@ -14,6 +12,8 @@ use crate::pair::outcome::Summary;
 use crate::pair::outcome::Tidied;
 use crate::pair::tally::Activity;
 use crate::reports::Reports;
+use crate::schedule::orphans::Due;
+use crate::schedule::{Notice, ScanId, Source};
 use crate::sys::clock::Now;
 
 impl<R: Reports> Worker<R> {
@@ -65,7 +65,7 @@ impl<R: Reports> Worker<R> {
             activity += if epoch == self.crew.epoch() {
                 self.agenda.settle(found, source, now)
             } else {
-                crate::agenda::figures_alone(&found.outcome)
+                crate::schedule::figures_alone(&found.outcome)
             };
         }
         self.tell_notices(now);

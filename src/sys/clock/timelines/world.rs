@@ -8,10 +8,10 @@ use proptest::prelude::*;
 
 use super::super::*;
 use super::{DAY, EPOCH, Event, HOLD, LATEST, Plan, SECOND, SLOWEST, Timeline, moments};
-use crate::agenda::{Agenda, Source};
 use crate::pair::change::{News, Trigger, Writer};
 use crate::pair::name::{Key, Stem};
 use crate::pair::outcome::{Found, Job, Outcome};
+use crate::schedule::{Agenda, Source};
 
 const BOOTED: i64 = 100 * SECOND;
 /// Steps that are closer may be seen as one: the pause between two looks, and a slow wake-up.

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::agenda::Scope;
 use crate::pair::change::{Change, Trigger, Writer};
 use crate::pair::mark::{Mark, Marks};
 use crate::pair::name::{Half, Key, Stem};
 use crate::pair::outcome::Summary;
 use crate::pair::outcome::{Failure, Found, Job, Outcome};
 use crate::pair::version::{Broken, SETTLING, Seen};
+use crate::schedule::Scope;
 use crate::sys::clock::Now;
 use crate::trial::Random;
 

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use super::scanning::Scope;
+use super::scans::Scope;
 use crate::pair::name::{Key, Stem};
-use crate::queue::Queue;
+use crate::schedule::queue::Queue;
 
 /// Pairs by `expires_at`, each with a value.
 #[derive(Debug)]
@@ -156,7 +156,7 @@ impl<V> Expiries<V> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agenda::Trees;
+    use crate::schedule::Trees;
 
     use proptest::prelude::*;
 

@@ -5,8 +5,11 @@
 //! settled, so that nothing is forgotten, and news of it that comes meanwhile is not lost.
 
 mod expiries;
-mod scanning;
-mod suspects;
+mod half_written;
+pub(crate) mod orphans;
+pub(crate) mod queue;
+mod scans;
+pub(crate) mod sweeps;
 #[cfg(test)]
 mod tests;
 
@@ -18,9 +21,9 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 
 use self::expiries::Expiries;
-use self::scanning::Scanning;
-pub(crate) use self::scanning::{ScanId, Scope, Trees};
-use self::suspects::{Suspects, believed_at};
+use self::half_written::{Suspects, believed_at};
+use self::scans::Scanning;
+pub(crate) use self::scans::{ScanId, Scope, Trees};
 use crate::error::path_field;
 use crate::pair::change::{News, Trigger, Writer};
 use crate::pair::mark::{Mark, Marks};
@@ -29,8 +32,7 @@ use crate::pair::outcome::Summary;
 use crate::pair::outcome::{Failure, Found, Job, Outcome};
 use crate::pair::tally::Activity;
 use crate::pair::version::{Broken, FileTime, Seen, Version};
-use crate::queue::Queue;
-use crate::stats::ExpiryBucket;
+use crate::schedule::queue::Queue;
 use crate::sys::clock::Now;
 
 /// How long a pair is left alone at first that changed while it was about to be deleted.
@@ -591,16 +593,15 @@ impl Agenda {
     }
 
     /// How many pairs wait, by when they expire.
-    pub fn buckets(&self, now: DateTime<Utc>) -> Vec<ExpiryBucket> {
+    /// Each bucket has the end of its span in seconds from now (`None`: later), and its count.
+    pub fn buckets(&self, now: DateTime<Utc>) -> Vec<(Option<u64>, u64)> {
         let mut counts = [0; BUCKETS.len() + 1];
         for at in self.waiting.times() {
             let left = u64::try_from((at - now).num_seconds()).unwrap_or(0);
             counts[BUCKETS.partition_point(|&end| end <= left)] += 1;
         }
         let ends = BUCKETS.iter().copied().map(Some).chain([None]);
-        ends.zip(counts)
-            .map(|(within_seconds, count)| ExpiryBucket { within_seconds, count })
-            .collect()
+        ends.zip(counts).collect()
     }
 }
 

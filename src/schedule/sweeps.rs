@@ -1,33 +1,23 @@
 //! When full sweeps begin.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
-
-use tokio::sync::oneshot;
-
-use crate::error::Error;
-use crate::place::Place;
-use crate::stats::SweepReport;
 
 /// The least pause before a sweep that makes up for news that was missed; it is as long as the
 /// sweep before has worked, if that was longer.
 const LEAST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Where a sweep that was asked for is answered.
-pub(crate) type SweepAnswer = oneshot::Sender<Result<SweepReport, Error>>;
-
 /// When full sweeps are to begin, and who waits for them.
 #[derive(Debug)]
-pub(crate) struct Sweeps {
+pub(crate) struct Sweeps<W> {
     /// The next regular one.
     next: Instant,
     /// Not before this, however much was missed.
     not_before: Instant,
     missed: bool,
-    waiters: Vec<SweepAnswer>,
+    waiters: Vec<W>,
 }
 
-impl Sweeps {
+impl<W> Sweeps<W> {
     /// The first is due at once.
     pub fn new(now: Instant) -> Self {
         Self { next: now, not_before: now, missed: false, waiters: Vec::new() }
@@ -48,14 +38,19 @@ impl Sweeps {
     }
 
     /// Somebody wants a sweep that begins from now on.
-    pub fn ask(&mut self, waiters: impl IntoIterator<Item = SweepAnswer>) {
+    pub fn ask(&mut self, waiters: impl IntoIterator<Item = W>) {
         self.waiters.extend(waiters);
     }
 
-    /// One begins; those who are to be told of it.
-    pub fn begin(&mut self) -> Vec<SweepAnswer> {
-        self.missed = false;
+    /// Those who wait, where there is nothing that could be swept.
+    pub fn take_waiters(&mut self) -> Vec<W> {
         std::mem::take(&mut self.waiters)
+    }
+
+    /// One begins; those who are to be told of it.
+    pub fn begin(&mut self) -> Vec<W> {
+        self.missed = false;
+        self.take_waiters()
     }
 
     /// One that has `worked` for so long, waiting aside, has ended; the next is to begin after
@@ -68,25 +63,6 @@ impl Sweeps {
     /// The next is to begin after `interval`, or before if that was planned.
     pub fn at_the_latest(&mut self, now: Instant, interval: Duration) {
         self.next = self.next.min(after(now, interval));
-    }
-
-    /// Answers those who wait for a sweep where nothing stands at `path` that could be swept.
-    pub fn answer_without_sweep(&mut self, path: &Path, place: &Place) {
-        let answer = || match place {
-            Place::Absent => Some(Ok(SweepReport::default())),
-            Place::Unreadable { reason } => Some(Err(Error::Unreadable {
-                path: path.to_owned(),
-                source: std::io::Error::other(reason.clone()),
-            })),
-            // What stands there is about to be known.
-            Place::Same | Place::Open(_) => None,
-        };
-        while let Some(answer) = answer().filter(|_| !self.waiters.is_empty()) {
-            if let Some(waiter) = self.waiters.pop() {
-                // Whoever asked may have gone.
-                let _ = waiter.send(answer);
-            }
-        }
     }
 }
 

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::agenda::growing_pause;
 use crate::pair::outcome::{Suspects, Tidied};
-use crate::queue::Queue;
+use crate::schedule::growing_pause;
+use crate::schedule::queue::Queue;
 use crate::sys::clock::Now;
 
 /// How long a directory is left alone after news of it: long enough for the other half to arrive, or
