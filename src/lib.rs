@@ -74,7 +74,6 @@ struct Readme;
 mod accounts;
 mod cleaner;
 mod config;
-mod crew;
 mod diary;
 mod disk;
 mod doctor;
@@ -88,7 +87,6 @@ pub mod fuzzing;
 mod http;
 mod jobs;
 mod pair;
-mod place;
 mod remove;
 #[cfg(feature = "report")]
 mod report;

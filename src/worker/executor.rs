@@ -19,12 +19,12 @@ use crate::pair::mark::Marks;
 use crate::pair::outcome::Summary;
 use crate::pair::outcome::Tidied;
 use crate::pair::outcome::{Found, Job};
-use crate::place::{Open, Place, probe};
 use crate::schedule::orphans::Due;
 use crate::schedule::{ScanId, Trees};
 use crate::sys::runtime::panic_message;
 use crate::watch::inbox::Inbox;
 use crate::watch::limits::{count_directories, tell_refused};
+use crate::worker::cache_root::{Open, Place, probe};
 
 /// How many pairs of one kind are attended to in one batch, and how many are not worth sharing out,
 /// nor a nuisance to other programs.

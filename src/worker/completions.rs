@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use super::{MAX_NEWS_PAUSE, NEWS_PAUSE, Run, Worker};
-use crate::crew::{Epoch, Event};
 use crate::error::path_field;
 use crate::pair::change::Refusal;
 use crate::pair::name::Half;
@@ -15,6 +14,7 @@ use crate::reports::Reports;
 use crate::schedule::orphans::Due;
 use crate::schedule::{Notice, ScanId, Source};
 use crate::sys::clock::Now;
+use crate::worker::executor::{Epoch, Event};
 
 impl<R: Reports> Worker<R> {
     pub(super) fn take_in(&mut self, event: Event) -> Result<(), String> {

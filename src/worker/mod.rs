@@ -8,7 +8,9 @@
 //!                                 └───────────────────── outcomes ──────────────────────────┘
 //! ```
 
-mod intake;
+pub(crate) mod cache_root;
+mod completions;
+pub(crate) mod executor;
 #[cfg(test)]
 mod tests;
 
@@ -22,14 +24,12 @@ use tokio::time::timeout_at;
 
 use crate::accounts::{Accounts, Views};
 use crate::config::{Ages, Config};
-use crate::crew::{BATCH, Crew, EVENTS, Event, batches};
 use crate::error::{Error, path_field};
 use crate::jobs::context::Attendant;
 use crate::pair::change::Refusal;
 use crate::pair::mark::Marks;
 use crate::pair::outcome::Job;
 use crate::pair::tally::Activity;
-use crate::place::{Open, Place};
 use crate::reports::Reports;
 use crate::schedule::orphans::Schedule;
 use crate::schedule::sweeps::Sweeps;
@@ -39,6 +39,8 @@ use crate::sys::clock::{Clock, Now, TICK};
 use crate::sys::timer::Timer;
 use crate::watch::floods::FloodReport;
 use crate::watch::inbox::Inbox;
+use crate::worker::cache_root::{Open, Place};
+use crate::worker::executor::{BATCH, Crew, EVENTS, Event, batches};
 
 /// How many pairs that are due are taken at once, to be sorted by directory.
 const MOST_DUE: usize = 16_384;
