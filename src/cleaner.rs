@@ -6,14 +6,14 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::accounts::Views;
 use crate::config::Config;
 use crate::disk::root::{Standing, look_at};
 use crate::error::Error;
-use crate::events::Events;
-use crate::stats::{Recent, Stats, SweepReport};
 use crate::sys::clock::now_utc;
 use crate::sys::runtime::{self, panic_message};
+use crate::telemetry::events::Events;
+use crate::telemetry::recorder::Views;
+use crate::telemetry::stats::{Recent, Stats, SweepReport};
 use crate::worker::{Request, Worker};
 
 /// What stopping may take: enough less than the second that is promised for a process to end.
@@ -249,22 +249,25 @@ impl crate::server::StatsSource for Observer {
 }
 
 #[cfg(feature = "report")]
-fn start_reporter(config: &Config) -> Result<Option<crate::report::Reporter>, Error> {
+fn start_reporter(
+    config: &Config,
+) -> Result<Option<crate::telemetry::metrics_service::Reporter>, Error> {
     let url = config.metrics_url.as_deref();
-    url.map(|url| crate::report::Reporter::start(url, config.report_interval)).transpose()
+    url.map(|url| crate::telemetry::metrics_service::Reporter::start(url, config.report_interval))
+        .transpose()
 }
 
 #[cfg(feature = "report")]
-async fn finish(reporter: Option<crate::report::Reporter>, patience: Duration) {
+async fn finish(reporter: Option<crate::telemetry::metrics_service::Reporter>, patience: Duration) {
     if let Some(reporter) = reporter {
         reporter.finish(patience).await;
     }
 }
 
 #[cfg(not(feature = "report"))]
-fn start_reporter(config: &Config) -> Result<crate::reports::Nobody, Error> {
+fn start_reporter(config: &Config) -> Result<crate::telemetry::reports::Nobody, Error> {
     match &config.metrics_url {
-        None => Ok(crate::reports::Nobody),
+        None => Ok(crate::telemetry::reports::Nobody),
         Some(url) => Err(Error::MetricsUrl {
             url: url.clone(),
             reason: "can't be reported to: enable the feature `report`, or set it to `None`".into(),
@@ -273,7 +276,7 @@ fn start_reporter(config: &Config) -> Result<crate::reports::Nobody, Error> {
 }
 
 #[cfg(not(feature = "report"))]
-async fn finish(_: crate::reports::Nobody, _: Duration) {}
+async fn finish(_: crate::telemetry::reports::Nobody, _: Duration) {}
 
 #[cfg(test)]
 mod tests {

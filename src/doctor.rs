@@ -354,7 +354,7 @@ fn is_zone(path: &Path) -> bool {
 
 #[cfg(feature = "report")]
 async fn check_metrics(config: &Config) -> Check {
-    use crate::http::Service;
+    use crate::telemetry::http_client::Service;
     const CHECK: &str = "metrics service";
     let Some(url) = &config.metrics_url else {
         return Check::ok(CHECK, "nothing is reported");

@@ -71,33 +71,23 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-mod accounts;
 mod cleaner;
 mod config;
-mod diary;
 mod disk;
 mod doctor;
 mod error;
-mod events;
 mod explain;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
-#[cfg(feature = "report")]
-mod http;
 mod jobs;
 mod pair;
 mod remove;
-#[cfg(feature = "report")]
-mod report;
-mod reports;
 mod schedule;
 #[cfg(feature = "server")]
 pub mod server;
-mod stats;
 mod sweep;
 mod sys;
-#[cfg(feature = "server")]
 mod telemetry;
 #[cfg(test)]
 #[path = "../tests/common/trial.rs"]
@@ -111,12 +101,12 @@ pub use config::{
 };
 pub use doctor::{Check, CheckStatus, diagnose};
 pub use error::{Error, display_path};
-pub use events::{Event, Events};
 pub use explain::{Condition, Explanation, Fate, explain};
+pub use sweep::{ListedPair, Progress, list, sweep_dry_run, sweep_once, sweep_with_progress};
+pub use telemetry::events::{Event, Events};
 #[cfg(feature = "report")]
-pub use http::fetch_stats;
-pub use stats::{
+pub use telemetry::http_client::fetch_stats;
+pub use telemetry::stats::{
     ExpiryBucket, FreedSpan, LastSweep, LitterReport, Recent, RecentError, Stats, SweepReport,
     WatchState,
 };
-pub use sweep::{ListedPair, Progress, list, sweep_dry_run, sweep_once, sweep_with_progress};

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, timeout};
 use self::site::Site;
 use crate::disk::root::share_of_open_files;
 use crate::error::Error;
-use crate::stats::Stats;
+use crate::telemetry::stats::Stats;
 
 /// The most connections at a time; one more, and the oldest is closed.
 const MOST_CONNECTIONS: usize = 128;
@@ -214,7 +214,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::stats::WatchState;
+    use crate::telemetry::stats::WatchState;
 
     const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -24,9 +24,9 @@ use crate::pair::outcome::{Failure, Found, Job, Outcome};
 use crate::jobs::scan::Scan;
 use crate::pair::tally::{self, Activity};
 use crate::pair::version::{FileTime, SETTLING, Seen, Version};
-use crate::stats::{LitterReport, SweepReport};
 use crate::sys::clock::Clock;
 use crate::sys::runtime::joined;
+use crate::telemetry::stats::{LitterReport, SweepReport};
 
 /// Deletes what has expired now, without a running service.
 ///

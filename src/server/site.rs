@@ -12,7 +12,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::time::timeout;
 
 use super::StatsSource;
-use crate::stats::Stats;
+use crate::telemetry::stats::Stats;
 
 /// How long an answer may take to come into being.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);

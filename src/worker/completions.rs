@@ -10,10 +10,10 @@ use crate::pair::outcome::Found;
 use crate::pair::outcome::Summary;
 use crate::pair::outcome::Tidied;
 use crate::pair::tally::Activity;
-use crate::reports::Reports;
 use crate::schedule::orphans::Due;
 use crate::schedule::{Notice, ScanId, Source};
 use crate::sys::clock::Now;
+use crate::telemetry::reports::Reports;
 use crate::worker::executor::{Epoch, Event};
 
 impl<R: Reports> Worker<R> {

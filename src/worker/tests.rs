@@ -7,7 +7,7 @@ use crate::pair::change::Refusal;
 use crate::pair::change::{Change, MAX_PENDING, Trigger};
 use crate::pair::name::{Key, Stem};
 use crate::pair::outcome::Summary;
-use crate::stats::SharedStats;
+use crate::telemetry::stats::SharedStats;
 use crate::worker::cache_root::probe;
 
 #[derive(Default)]

@@ -20,7 +20,7 @@ impl Reports for Nobody {
 }
 
 #[cfg(feature = "report")]
-impl Reports for Option<crate::report::Reporter> {
+impl Reports for Option<crate::telemetry::metrics_service::Reporter> {
     fn sweep(&self, activity: Activity) {
         if let Some(reporter) = self {
             reporter.sweep(activity);

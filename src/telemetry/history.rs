@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 
 use crate::pair::tally::Activity;
-use crate::stats::{FreedSpan, LastSweep, Recent, RecentError, SweepReport};
+use crate::telemetry::stats::{FreedSpan, LastSweep, Recent, RecentError, SweepReport};
 
 /// How many errors are remembered.
 const MOST_ERRORS: usize = 20;

@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use crate::diary::Diary;
 use crate::error::path_field;
-use crate::events::{Event, Subscriptions, Teller};
 use crate::pair::outcome::Outcome;
 use crate::pair::tally::Activity;
-use crate::reports::Reports;
-use crate::stats::{SharedStats, Stats, SweepReport};
 use crate::sys::clock::Now;
+use crate::telemetry::events::{Event, Subscriptions, Teller};
+use crate::telemetry::history::Diary;
 #[cfg(feature = "server")]
-use crate::telemetry::Telemetry;
+use crate::telemetry::prometheus::Telemetry;
+use crate::telemetry::reports::Reports;
+use crate::telemetry::stats::{SharedStats, Stats, SweepReport};
 
 /// What others may look at.
 #[derive(Debug)]

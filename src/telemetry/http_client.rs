@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::config::redacted;
 use crate::error::Error;
-use crate::stats::Stats;
+use crate::telemetry::stats::Stats;
 
 /// How long a running cleaner may take to tell its stats.
 const STATS_TIMEOUT: Duration = Duration::from_secs(5);

@@ -21,10 +21,10 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::config::redacted;
 use crate::error::Error;
-use crate::http::Service;
 use crate::pair::tally::Activity;
-use crate::stats::SweepReport;
 use crate::sys::runtime;
+use crate::telemetry::http_client::Service;
+use crate::telemetry::stats::SweepReport;
 
 /// How long a report may take, from the connection to the status of the answer.
 const TIMEOUT: Duration = Duration::from_secs(5);

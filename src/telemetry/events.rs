@@ -10,7 +10,7 @@ use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
-use crate::stats::SweepReport;
+use crate::telemetry::stats::SweepReport;
 
 /// How many events wait for a subscriber; later ones displace the oldest.
 const MOST_WAITING: usize = 4096;

@@ -10,7 +10,7 @@ use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntGauge, Opts, Registry, TextEncoder,
 };
 
-use crate::stats::{Recent, Stats, WatchState};
+use crate::telemetry::stats::{Recent, Stats, WatchState};
 
 /// In seconds: from what a timer does to what is found when a service was down.
 const LATENESS: [f64; 14] =
