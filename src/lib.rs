@@ -74,19 +74,17 @@ struct Readme;
 mod cleaner;
 mod config;
 mod disk;
-mod doctor;
 mod error;
-mod explain;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod jobs;
+mod oneshot;
 mod pair;
 mod remove;
 mod schedule;
 #[cfg(feature = "server")]
 pub mod server;
-mod sweep;
 mod sys;
 mod telemetry;
 #[cfg(test)]
@@ -99,10 +97,12 @@ pub use cleaner::{Cleaner, Observer};
 pub use config::{
     Config, DEFAULT_CACHE_DIR, DEFAULT_METRICS_URL, LEAST_AGE, ResultStore, expand_home,
 };
-pub use doctor::{Check, CheckStatus, diagnose};
 pub use error::{Error, display_path};
-pub use explain::{Condition, Explanation, Fate, explain};
-pub use sweep::{ListedPair, Progress, list, sweep_dry_run, sweep_once, sweep_with_progress};
+pub use oneshot::doctor::{Check, CheckStatus, diagnose};
+pub use oneshot::explain::{Condition, Explanation, Fate, explain};
+pub use oneshot::sweep::{
+    ListedPair, Progress, list, sweep_dry_run, sweep_once, sweep_with_progress,
+};
 pub use telemetry::events::{Event, Events};
 #[cfg(feature = "report")]
 pub use telemetry::http_client::fetch_stats;

@@ -6,7 +6,7 @@ mod events;
 mod tests;
 mod text;
 
-#[path = "../tests/common/reference.rs"]
+#[path = "../../tests/common/reference.rs"]
 mod reference;
 
 use chrono::{DateTime, Utc};

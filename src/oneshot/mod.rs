@@ -1,0 +1,5 @@
+//! What is done once, without a service: sweeps, listings, explanations, checks.
+
+pub(crate) mod doctor;
+pub(crate) mod explain;
+pub(crate) mod sweep;
