@@ -74,6 +74,7 @@ struct Readme;
 mod cleaner;
 mod config;
 mod disk;
+mod display;
 mod error;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
@@ -97,7 +98,8 @@ pub use cleaner::{Cleaner, Observer};
 pub use config::{
     Config, DEFAULT_CACHE_DIR, DEFAULT_METRICS_URL, LEAST_AGE, ResultStore, expand_home,
 };
-pub use error::{Error, display_path};
+pub use display::display_path;
+pub use error::Error;
 pub use oneshot::doctor::{Check, CheckStatus, diagnose};
 pub use oneshot::explain::{Condition, Explanation, Fate, explain};
 pub use oneshot::sweep::{

@@ -1,76 +1,169 @@
-//! Rules about the source that no compiler knows.
+//! Rules about the source that no compiler and no lint knows.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// Each module's code, without its tests.
-fn modules() -> HashMap<String, String> {
+/// Which rooms, folders and files at the top of `src`, a room may use. What is not named is used by
+/// nobody else; `cli` and `main` use the public interface alone.
+const ROOMS: &str = "
+    display
+    pair
+    error     display
+    config    error
+    sys       error
+    watch     pair
+    disk      pair error
+    remove    disk pair display
+    schedule  pair sys display
+    jobs      remove disk watch pair sys config display
+    telemetry pair sys config error display
+    worker    jobs schedule watch disk telemetry pair sys config error display
+    oneshot   jobs remove disk watch telemetry pair sys config error display
+    server    telemetry sys error
+    cleaner   worker telemetry server disk sys config error
+    fuzzing   schedule watch pair sys
+    cli
+    main
+";
+
+/// Crates that are named in one room or file only, and where.
+const CRATES: [(&str, &str); 7] = [
+    ("notify", "watch/"),
+    ("walkdir", "watch/limits.rs"),
+    ("reqwest", "telemetry/http_client.rs"),
+    ("prometheus", "telemetry/prometheus.rs"),
+    ("hyper", "server/"),
+    ("priority_queue", "schedule/queue.rs"),
+    ("landlock", "remove/sandbox.rs"),
+];
+
+/// Each file's path below `src`, and its code without comments and tests.
+fn sources() -> BTreeMap<String, String> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut modules = HashMap::new();
+    let mut sources = BTreeMap::new();
     for entry in walkdir::WalkDir::new(&source) {
         let entry = entry.unwrap();
-        let path = entry.path().strip_prefix(&source).unwrap();
-        let name = path.to_str().unwrap();
-        let is_for_tests = ["tests", "fuzzing", "timelines"].iter().any(|part| name.contains(part));
-        if !name.ends_with(".rs") || is_for_tests {
+        let path = entry.path().strip_prefix(&source).unwrap().to_str().unwrap().to_owned();
+        let is_for_tests = path.contains("tests") || path.contains("timelines");
+        if !path.ends_with(".rs") || is_for_tests {
             continue;
         }
         let code = fs::read_to_string(entry.path()).unwrap();
         let code = code.split("#[cfg(test)]\nmod tests {").next().unwrap();
-        let code = code.lines().filter(|line| !line.trim_start().starts_with("//"));
-        modules
-            .insert(name.trim_end_matches(".rs").to_owned(), code.collect::<Vec<_>>().join("\n"));
+        let code: Vec<_> =
+            code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        sources.insert(path, code.join("\n"));
     }
-    assert!(modules.len() > 20, "the source is not where it is looked for");
-    modules
+    assert!(sources.len() > 50, "the source is not where it is expected");
+    sources
+}
+
+/// The room of a path below `src`.
+fn room(path: &str) -> &str {
+    path.split('/').next().unwrap().trim_end_matches(".rs")
+}
+
+/// The names that paths with the `root` start with: of `root::a::b` the first, and of
+/// `root::{a::{b, c}, d}` those at the first level.
+fn names_below<'a>(code: &'a str, root: &str) -> Vec<&'a str> {
+    let mut names = Vec::new();
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    for (at, _) in code.match_indices(root) {
+        let rest = &code[at + root.len()..];
+        if code[..at].ends_with(is_part) || !rest.starts_with("::") {
+            continue;
+        }
+        let rest = rest[2..].trim_start();
+        let Some(group) = rest.strip_prefix('{') else {
+            names.extend(rest.split(|c| !is_part(c)).next());
+            continue;
+        };
+        let (mut depth, mut begins) = (1, true);
+        for (at, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' => begins = depth == 1 || begins,
+                c if begins && depth == 1 && is_part(c) => {
+                    names.extend(group[at..].split(|c| !is_part(c)).next());
+                    begins = false;
+                }
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+    }
+    names
+}
+
+/// The rooms that a file uses, however it names them.
+fn rooms_used(path: &str, code: &str) -> BTreeSet<String> {
+    let mut used: BTreeSet<String> =
+        names_below(code, "crate").into_iter().map(str::to_owned).collect();
+    // `mod.rs` stands for its folder.
+    let depth = path.trim_end_matches("/mod.rs").split('/').count();
+    let to_the_top = vec!["super"; depth].join("::");
+    used.extend(names_below(code, &to_the_top).into_iter().map(str::to_owned));
+    used
 }
 
 #[test]
-fn what_is_dangerous_or_replaceable_is_named_in_one_module_only() {
-    for (words, homes) in [
-        (
-            &[" notify::", "(notify::", "use notify"][..],
-            &["watch/watcher", "watch/reader", "watch/translate"][..],
-        ),
-        (&["read_dir", "Dir::read_from", "fs::Dir::new"], &["disk/list"]),
-        (&["walkdir"], &["watch/limits"]),
-        (
-            &["unlinkat", "renameat", "remove_file", "fs::rename", "fs::remove_dir"],
-            &["remove/claim"],
-        ),
-        (&["reqwest"], &["telemetry/http_client"]),
-        (
-            &["Utc::now", "SystemTime::now", "clock_gettime"],
-            &["sys/clock", "cli/explain", "cli/list", "cli/run", "cli/status"],
-        ),
-        (&["prometheus::"], &["telemetry/prometheus"]),
-        (&["hyper::", "hyper_util"], &["server/mod", "server/site"]),
-        (&["priority_queue"], &["schedule/queue"]),
-        (
-            &["clap::"],
-            &[
-                "main",
-                "cli/mod",
-                "cli/log",
-                "cli/metrics",
-                "cli/run",
-                "cli/sweep",
-                "cli/list",
-                "cli/status",
-                "cli/explain",
-                "cli/doctor",
-                "cli/generate",
-            ],
-        ),
-    ] {
-        for (module, code) in modules() {
-            let named = words.iter().find(|word| code.contains(*word));
+fn rooms_use_only_those_that_the_table_allows() {
+    let rooms: BTreeMap<&str, Vec<&str>> = ROOMS
+        .lines()
+        .filter_map(|line| {
+            let mut names = line.split_whitespace();
+            Some((names.next()?, names.collect()))
+        })
+        .collect();
+    for (path, code) in sources() {
+        let own = room(&path);
+        if own == "lib" {
+            continue;
+        }
+        let allowed = rooms.get(own).unwrap_or_else(|| panic!("{path} has no room in the table"));
+        for used in rooms_used(&path, &code) {
+            let is_allowed = used == own || allowed.contains(&used.as_str());
             assert!(
-                named.is_none() || homes.contains(&module.as_str()),
-                "{module} names {}, which is for {homes:?} alone",
-                named.unwrap()
+                is_allowed || !rooms.contains_key(used.as_str()),
+                "{path} uses {used}, which {own} may not"
             );
         }
+    }
+}
+
+#[test]
+fn every_form_of_use_is_seen() {
+    let code = "use crate::{disk::{list, root}, pair};\nfn f() { crate::sys::g(); super::super::watch::h() }";
+    let used: Vec<String> = rooms_used("jobs/scan.rs", code).into_iter().collect();
+    assert_eq!(used, ["disk", "pair", "sys", "watch"]);
+    assert_eq!(
+        rooms_used("jobs/mod.rs", "use super::disk::root;").into_iter().collect::<Vec<_>>(),
+        ["disk"]
+    );
+}
+
+#[test]
+fn some_crates_are_named_in_one_place_only() {
+    for (path, code) in sources() {
+        for (name, home) in CRATES {
+            let is_named = code.match_indices(name).any(|(at, _)| {
+                let (before, after) = (&code[..at], &code[at + name.len()..]);
+                (after.starts_with("::") || after.starts_with(';'))
+                    && before.ends_with([' ', '(', '<', '&', '!'])
+                    && !before.ends_with("mod ")
+            });
+            // The fuzzers make events as notify does.
+            let is_home = path.starts_with(home) || path.starts_with("fuzzing/");
+            assert!(!is_named || is_home, "{path} names {name}, which is for {home}");
+        }
+        let is_command = path.starts_with("cli/") || path == "main.rs";
+        assert!(
+            is_command || !code.contains("clap"),
+            "{path} names clap, which is for the command"
+        );
     }
 }

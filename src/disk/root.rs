@@ -16,7 +16,6 @@ use rustix::fs::{
     fstat, lstat, open, openat, openat2, stat, statx,
 };
 use rustix::io::{Errno, retry_on_intr};
-use rustix::process::{Resource, getrlimit};
 
 use super::filesystem::{keeps_ctimes, time_to_write_back};
 use crate::error::Error;
@@ -311,13 +310,6 @@ impl AsFd for Dir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-/// How many files may be open for one purpose: one in `parts` of what the system allows to be open,
-/// but `most` at the most.
-pub(crate) fn share_of_open_files(parts: u64, most: usize) -> usize {
-    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(limit / parts).unwrap_or(usize::MAX).clamp(1, most)
 }
 
 /// Whether the error says that a directory leads into another file system.

@@ -10,7 +10,7 @@ use rustix::process::{getpriority_process, setpriority_process};
 
 use crate::config::{Ages, Config, ResultStore};
 use crate::disk::root::{Dir, Root};
-use crate::error::path_field;
+use crate::display::path_field;
 use crate::jobs::throttle::DiskTime;
 use crate::pair::name::{Half, Stem};
 use crate::remove::restore;

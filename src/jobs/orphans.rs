@@ -24,7 +24,7 @@ use rustix::fs::{FileType, Stat, fstat};
 use crate::disk::inspect::{read_metadata, regular};
 use crate::disk::list;
 use crate::disk::root::{Dir, Root, leads_nowhere};
-use crate::error::path_field;
+use crate::display::path_field;
 use crate::jobs::context::Attendant;
 use crate::pair::name::{Half, Name, Stem};
 use crate::pair::outcome::Failure;

@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::disk::inspect::{Sight, look, look_at_listed, regular};
-use crate::disk::root::{Dir, Root, is_mounted_over, leads_nowhere, share_of_open_files};
-use crate::error::path_field;
+use crate::disk::root::{Dir, Root, is_mounted_over, leads_nowhere};
+use crate::display::path_field;
 use crate::jobs::context::{Attendant, result_path};
 use crate::pair::mark::{Mark, Marks};
 use crate::pair::name::{Half, Key, Stem};
 use crate::pair::outcome::{Failure, Found, Job, Outcome};
 use crate::pair::version::Seen;
 use crate::remove::{Buffers, Held, Judged, Removal, remove};
+use crate::sys::descriptors::share_of_open_files;
 use crate::watch::Watcher;
 
 /// For how long a file may be empty before its times tell that it was truncated.

@@ -25,8 +25,8 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::disk::list;
-use crate::disk::root::{Dir, Root, leads_nowhere, says_nothing, share_of_open_files};
-use crate::error::path_field;
+use crate::disk::root::{Dir, Root, leads_nowhere, says_nothing};
+use crate::display::path_field;
 use crate::jobs::context::{Attendant, result_path};
 use crate::jobs::pairs::{Attending, Hint};
 use crate::pair::change::Refusal;
@@ -35,6 +35,7 @@ use crate::pair::name::{Half, Name, Stem};
 use crate::pair::outcome::{Found, Summary};
 use crate::remove::{Recovery, recover};
 use crate::sys::clock::thread_time;
+use crate::sys::descriptors::share_of_open_files;
 use crate::watch::{Answers, Watcher};
 
 /// How many pairs of one directory are handed over at once. Two threads that delete in one directory

@@ -11,7 +11,8 @@ use chrono::{DateTime, Utc};
 
 use crate::config::Config;
 use crate::disk::root::Root;
-use crate::error::{Error, path_field};
+use crate::display::path_field;
+use crate::error::Error;
 use crate::jobs::context::Attendant;
 use crate::jobs::orphans::{self};
 use crate::jobs::pairs::Attending;

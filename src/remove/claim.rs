@@ -13,7 +13,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 use crate::disk::inspect::{regular, status};
 use crate::disk::root::Dir;
-use crate::error::path_field;
+use crate::display::path_field;
 use crate::pair::name::{Half, Stem};
 use crate::pair::version::Seen;
 

@@ -24,7 +24,7 @@ use self::expiries::Expiries;
 use self::half_written::{Suspects, believed_at};
 use self::scans::Scanning;
 pub(crate) use self::scans::{ScanId, Scope, Trees};
-use crate::error::path_field;
+use crate::display::path_field;
 use crate::pair::change::{News, Trigger, Writer};
 use crate::pair::mark::{Mark, Marks};
 use crate::pair::name::{Half, Key, Stem};
@@ -58,7 +58,7 @@ const BUCKETS: [u64; 7] = [60, 600, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_
 /// Where an outcome comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// A job that [`Agenda::take_jobs`] gave out.
+    /// A job that [`Agenda::take_looks`] or [`Agenda::take_due`] gave out.
     Job,
     /// A scan, which attends to pairs without being asked for each.
     Scan(ScanId),

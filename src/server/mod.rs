@@ -24,8 +24,8 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 
 use self::site::Site;
-use crate::disk::root::share_of_open_files;
 use crate::error::Error;
+use crate::sys::descriptors::share_of_open_files;
 use crate::telemetry::stats::Stats;
 
 /// The most connections at a time; one more, and the oldest is closed.

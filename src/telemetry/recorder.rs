@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use crate::error::path_field;
+use crate::display::path_field;
 use crate::pair::outcome::Outcome;
 use crate::pair::tally::Activity;
 use crate::sys::clock::Now;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::disk::filesystem::gives_events;
 use crate::disk::root::{Root, RootId, Standing, look_at};
-use crate::error::path_field;
+use crate::display::path_field;
 use crate::pair::change::Refusal;
 use crate::watch::Watcher;
 use crate::watch::inbox::Inbox;

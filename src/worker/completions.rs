@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{MAX_NEWS_PAUSE, NEWS_PAUSE, Run, Worker};
-use crate::error::path_field;
+use crate::display::path_field;
 use crate::pair::change::Refusal;
 use crate::pair::name::Half;
 use crate::pair::outcome::Found;

@@ -23,7 +23,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout_at;
 
 use crate::config::{Ages, Config};
-use crate::error::{Error, path_field};
+use crate::display::path_field;
+use crate::error::Error;
 use crate::jobs::context::Attendant;
 use crate::pair::change::Refusal;
 use crate::pair::mark::Marks;
