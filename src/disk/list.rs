@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use rustix::fs::{DirEntry, FileType};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
-use crate::disk::inspect::status;
+use crate::disk::inspect::stat;
 use crate::disk::root::Dir;
 
 /// Tells `entry` of each name in `dir`, in no order, with the type of what bears it, until it breaks.
@@ -34,7 +34,7 @@ fn file_type(dir: &Dir, entry: &DirEntry) -> io::Result<FileType> {
     if entry.file_type() != FileType::Unknown {
         return Ok(entry.file_type());
     }
-    match status(dir, entry.file_name().to_bytes()) {
+    match stat(dir, entry.file_name().to_bytes()) {
         Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode)),
         // It vanished while it was listed.
         Err(Errno::NOENT) => Ok(FileType::Unknown),

@@ -24,7 +24,7 @@ const DIR_FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// What a path may have in bytes for the kernel to take it, the zero at its end included.
-const LONGEST_PATH: usize = 4096;
+const MAX_PATH: usize = 4096;
 
 /// The most attempts at a lookup that the kernel reports as disturbed (`EAGAIN`) or interrupted.
 const LOOKUPS: u32 = 100;
@@ -80,7 +80,7 @@ pub(crate) struct Root {
     fd: OwnedFd,
     /// After how long without a change a file gets a new ctime with the next one, also with one that
     /// is made through a memory map; `None` where that is not certain.
-    pub tells_changes_after: Option<Duration>,
+    pub ctime_reliable_after: Option<Duration>,
 }
 
 impl Root {
@@ -112,8 +112,8 @@ impl Root {
         if (seen.st_dev, seen.st_ino) != (id.dev, id.ino) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let tells_changes_after = if keeps_ctimes(&fd) { time_to_write_back() } else { None };
-        Ok(Self { id, fd, tells_changes_after })
+        let ctime_reliable_after = if keeps_ctimes(&fd) { time_to_write_back() } else { None };
+        Ok(Self { id, fd, ctime_reliable_after })
     }
 
     /// The resolved path of the cache directory.
@@ -150,13 +150,13 @@ impl Root {
     ///
     /// # Errors
     /// Those that say nothing of where it is, such as too many open files.
-    pub fn still_holds(&self, dir: &Dir) -> io::Result<bool> {
+    pub fn still_contains(&self, dir: &Dir) -> io::Result<bool> {
         if dir.rel.as_os_str().is_empty() {
             return Ok(true);
         }
         match self.open_dir(&dir.rel) {
             Ok(there) => Ok(there.identity == dir.identity),
-            Err(error) if leads_nowhere(&error) => Ok(false),
+            Err(error) if is_not_ours(&error) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -169,7 +169,7 @@ impl Root {
         let path = self.id.path.join(&dir.rel);
         match retry_on_intr(|| lstat(&path)).map_err(io::Error::from) {
             Ok(there) => Ok(dir.is(&there)),
-            Err(error) if leads_nowhere(&error) => Ok(false),
+            Err(error) if is_not_ours(&error) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -206,7 +206,7 @@ impl Root {
     }
 }
 
-/// Cuts a path that goes downwards only into pieces of less than [`LONGEST_PATH`] bytes.
+/// Cuts a path that goes downwards only into pieces of less than [`MAX_PATH`] bytes.
 fn pieces(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut pieces = Vec::new();
     let mut piece = PathBuf::new();
@@ -214,7 +214,7 @@ fn pieces(path: &Path) -> io::Result<Vec<PathBuf>> {
         match component {
             Component::CurDir => {}
             Component::Normal(name) => {
-                if piece.as_os_str().len() + name.len() + 1 >= LONGEST_PATH {
+                if piece.as_os_str().len() + name.len() + 1 >= MAX_PATH {
                     pieces.push(std::mem::take(&mut piece));
                 }
                 piece.push(name);
@@ -319,7 +319,7 @@ pub(crate) fn is_mounted_over(error: &io::Error) -> bool {
 
 /// Whether the error says that a name leads to nothing that is ours to look at: it is gone, or a
 /// symbolic link, something else than a directory, or a mount point stands in the way.
-pub(crate) fn leads_nowhere(error: &io::Error) -> bool {
+pub(crate) fn is_not_ours(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),
         Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV)
@@ -328,12 +328,12 @@ pub(crate) fn leads_nowhere(error: &io::Error) -> bool {
 
 /// Whether the error says nothing of the file or directory that was worked on, such as too many open
 /// files: the next attempt may succeed although nothing has changed there.
-pub(crate) fn says_nothing(error: &io::Error) -> bool {
+pub(crate) fn is_unrelated(error: &io::Error) -> bool {
     let says_something = matches!(
         Errno::from_io_error(error),
         Some(Errno::ACCESS | Errno::PERM | Errno::ROFS | Errno::NAMETOOLONG)
     );
-    !says_something && !leads_nowhere(error)
+    !says_something && !is_not_ours(error)
 }
 
 #[cfg(test)]
@@ -374,7 +374,7 @@ mod tests {
         let Standing::Directory(id) = look_at(&cache) else { panic!() };
         let root = Root::open(id).unwrap();
         let dir = root.open_dir(&Path::new("a/b").into()).unwrap();
-        let answers = |dir| (root.still_holds(dir).unwrap(), root.path_leads_to(dir).unwrap());
+        let answers = |dir| (root.still_contains(dir).unwrap(), root.path_leads_to(dir).unwrap());
         assert_eq!(answers(&dir), (true, true));
         std::fs::rename(cache.join("a"), temp.path().join("moved")).unwrap();
         assert_eq!(answers(&dir), (false, false));
@@ -401,14 +401,14 @@ mod tests {
 
     #[test]
     fn errors_of_the_machine_say_nothing_of_a_file() {
-        let says_nothing = |error: Errno| says_nothing(&error.into());
+        let is_unrelated = |error: Errno| is_unrelated(&error.into());
         for error in
             [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::IO, Errno::INTR, Errno::AGAIN]
         {
-            assert!(says_nothing(error), "{error}");
+            assert!(is_unrelated(error), "{error}");
         }
         for error in [Errno::NOENT, Errno::NOTDIR, Errno::LOOP, Errno::ACCESS, Errno::PERM] {
-            assert!(!says_nothing(error), "{error}");
+            assert!(!is_unrelated(error), "{error}");
         }
     }
 

@@ -21,10 +21,10 @@ use notify::{Event, EventKind};
 
 use super::Input;
 use crate::pair::change::{Change, Trigger};
-use crate::pair::name::{Half, Key};
+use crate::pair::name::{Half, PairKey};
 use crate::pair::outcome::Summary;
-use crate::pair::outcome::{Failure, Found, Job, Outcome};
-use crate::pair::version::{Broken, Seen};
+use crate::pair::outcome::{Failure, Job, JobResult, Outcome};
+use crate::pair::version::{Broken, FileState};
 use crate::schedule::{Agenda, Scope, Source};
 use crate::sys::clock::Now;
 use crate::watch::inbox::Inbox;
@@ -51,17 +51,17 @@ struct World<'a> {
     now: Now,
     in_flight: Vec<Job>,
     /// Every pair that was ever in the news.
-    named: Vec<Key>,
+    named: Vec<PairKey>,
     /// Pairs of which there was news in the inbox, and whether something appeared.
-    told: HashMap<Key, bool>,
+    told: HashMap<PairKey, bool>,
     /// Whether news was lost, as the inbox knows, and as the agenda's owner knows.
     lost: bool,
     missed: bool,
     /// Pairs that have to be looked at, and those that may be.
-    owed: HashSet<Key>,
-    hinted: HashSet<Key>,
+    owed: HashSet<PairKey>,
+    hinted: HashSet<PairKey>,
     /// What was last said of pairs that expire later.
-    waiting: HashMap<Key, DateTime<Utc>>,
+    waiting: HashMap<PairKey, DateTime<Utc>>,
 }
 
 /// What an event says of a path.
@@ -145,7 +145,7 @@ impl<'a> World<'a> {
         let mut changes = Vec::new();
         self.translator.translate(event, &mut |change| changes.push(change));
         if rescan || is_error {
-            assert_eq!(changes, [Change::Missed], "{shown}");
+            assert_eq!(changes, [Change::EventsLost], "{shown}");
         } else {
             for path in &paths {
                 self.assert_told(path, says, &changes, &shown);
@@ -162,8 +162,8 @@ impl<'a> World<'a> {
                     }
                     *self.told.entry(key.clone()).or_default() |= appeared;
                 }
-                Change::Tree(_) | Change::Directory(_) | Change::Litter(_) => {}
-                Change::Missed => self.lost = true,
+                Change::Subtree(_) | Change::Directory(_) | Change::Orphans(_) => {}
+                Change::EventsLost => self.lost = true,
             }
             self.inbox.put(change);
         }
@@ -245,7 +245,7 @@ impl<'a> World<'a> {
     /// That the news tells all that it has to of a path below the root.
     fn assert_told(&self, rel: &Path, says: Says, changes: &[Change], shown: &str) {
         let is_watched = self.watched.has_below(rel);
-        let tree = changes.contains(&Change::Tree(rel.into()));
+        let tree = changes.contains(&Change::Subtree(rel.into()));
         let pair = half(rel).and_then(|half| {
             let told = changes.iter().filter_map(|change| match change {
                 Change::Pair(key, trigger) if key.path(half) == rel => Some(trigger.appeared),
@@ -300,35 +300,36 @@ impl<'a> World<'a> {
 
     fn outcome(&mut self) -> Outcome {
         let failure = Failure::new("x", &std::io::Error::from_raw_os_error(13));
-        let seen = Seen::pretended(self.input.below(4) as u64);
+        let seen = FileState::pretended(self.input.below(4) as u64);
         let wait = Duration::from_millis(u64::from(self.input.byte()) * 4);
         let seconds = i64::from(self.input.byte()) - 64;
         let expires_at = self.now.wall + TimeDelta::seconds(seconds);
         match self.input.below(12) {
-            0..4 => Outcome::Waiting { expires_at, bytes: None, mark: None },
+            0..4 => Outcome::NotDue { expires_at, bytes: None, mark: None },
             4 => Outcome::Incomplete,
             5 => Outcome::Unsettled { result: seen, wait, expires_at, bytes: 1 },
             6 => Outcome::Broken { metadata: seen, reason: Broken::Unreadable(5), wait, bytes: 1 },
-            7 => Outcome::Removed {
+            7 => Outcome::Deleted {
                 freed: 7,
                 leftover: (seconds > 0).then_some(failure),
                 late: TimeDelta::zero(),
             },
             8 => Outcome::Changed,
-            9 => Outcome::Taken,
+            9 => Outcome::ClaimedElsewhere,
             10 => Outcome::Failed(failure),
-            _ => Outcome::Stranded(failure),
+            _ => Outcome::RestoreFailed(failure),
         }
     }
 
-    fn settle(&mut self, key: Key, outcome: Outcome, source: Source) {
-        let deleted = u64::from(matches!(outcome, Outcome::Removed { .. }));
+    fn settle(&mut self, key: PairKey, outcome: Outcome, source: Source) {
+        let deleted = u64::from(matches!(outcome, Outcome::Deleted { .. }));
         let fails = match &outcome {
-            Outcome::Failed(_) | Outcome::Stranded(_) => true,
-            Outcome::Removed { leftover, .. } => leftover.is_some(),
+            Outcome::Failed(_) | Outcome::RestoreFailed(_) => true,
+            Outcome::Deleted { leftover, .. } => leftover.is_some(),
             _ => false,
         };
-        let may_fail = fails || matches!(outcome, Outcome::Broken { .. } | Outcome::Taken);
+        let may_fail =
+            fails || matches!(outcome, Outcome::Broken { .. } | Outcome::ClaimedElsewhere);
         let contested = source != Source::Job && self.in_flight.iter().any(|job| job.key == key);
         if contested {
             // It is read again, since nobody knows which of the two was read last.
@@ -336,11 +337,11 @@ impl<'a> World<'a> {
             self.hinted.insert(key.clone());
         } else {
             self.waiting.remove(&key);
-            if let Outcome::Waiting { expires_at, .. } = outcome {
+            if let Outcome::NotDue { expires_at, .. } = outcome {
                 self.waiting.insert(key.clone(), expires_at);
             }
         }
-        let activity = self.agenda.settle(Found { key, outcome }, source, self.now);
+        let activity = self.agenda.settle(JobResult { key, outcome }, source, self.now);
         assert_eq!((activity.deleted, activity.freed_bytes), (deleted, 7 * deleted));
         assert!(u64::from(fails) <= activity.errors && activity.errors <= u64::from(may_fail));
     }
@@ -362,7 +363,8 @@ impl<'a> World<'a> {
             }
         }
         let mut found = HashSet::new();
-        let there: Vec<Key> = self.named.iter().filter(|key| covers(&key.dir)).cloned().collect();
+        let there: Vec<PairKey> =
+            self.named.iter().filter(|key| covers(&key.dir)).cloned().collect();
         for key in there {
             if self.input.below(3) == 2 {
                 let outcome = self.outcome();
@@ -424,13 +426,13 @@ fn assert_justified(change: &Change, paths: &[PathBuf], shown: &str) {
             assert!(halves.iter().any(|half| paths.contains(half)), "{shown}: {key:?}");
             assert_within(&key.dir, shown);
         }
-        Change::Tree(tree) => {
+        Change::Subtree(tree) => {
             assert!(paths.iter().any(|path| **path == **tree), "{shown}: {tree:?}");
             assert_within(tree, shown);
         }
         Change::Directory(dir) => panic!("{shown}: {dir:?}"),
-        Change::Litter(_) => panic!("nobody asked for it: {shown}"),
-        Change::Missed => panic!("nothing was missed: {shown}"),
+        Change::Orphans(_) => panic!("nobody asked for it: {shown}"),
+        Change::EventsLost => panic!("nothing was missed: {shown}"),
     }
 }
 

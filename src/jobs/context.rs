@@ -1,4 +1,4 @@
-//! Attending to pairs: look at one, and delete it if it may go. Blocking; runs on threads for it.
+//! PairProcessor to pairs: look at one, and delete it if it may go. Blocking; runs on threads for it.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -11,38 +11,38 @@ use rustix::process::{getpriority_process, setpriority_process};
 use crate::config::{Ages, Config, ResultStore};
 use crate::disk::root::{Dir, Root};
 use crate::display::path_field;
-use crate::jobs::throttle::DiskTime;
+use crate::jobs::throttle::Throttle;
 use crate::pair::name::{Half, Stem};
 use crate::remove::restore;
 use crate::remove::sandbox;
 use crate::sys::clock::Clock;
 use crate::sys::runtime::on_own_thread;
-use crate::watch::backpressure::Echoes;
+use crate::watch::backpressure::Backpressure;
 
 /// The niceness of a thread that gives way.
 const NICE: i32 = 5;
 
-type Strays = Arc<Mutex<Vec<(Arc<Dir>, Stem)>>>;
+type MovedAway = Arc<Mutex<Vec<(Arc<Dir>, Stem)>>>;
 
 /// How the pairs of one cleaner are attended to.
 #[derive(Clone)]
-pub(crate) struct Attendant {
+pub(crate) struct JobContext {
     clock: Arc<Clock>,
     store: Option<Arc<dyn ResultStore>>,
     /// Whether it deletes, or only looks.
     deletes: bool,
     /// Whether it tells the sizes also of what waits.
-    tells_sizes: bool,
-    disk_time: Arc<DiskTime>,
-    echoes: Arc<Echoes>,
-    litter_ages: Ages,
+    reports_sizes: bool,
+    throttle: Arc<Throttle>,
+    backpressure: Arc<Backpressure>,
+    orphan_ages: Ages,
     /// Whether it works on threads that are confined to the cache directory.
     confined: bool,
     /// Pairs that were moved out of the cache directory while they were being deleted.
-    strays: Strays,
+    moved_away: MovedAway,
 }
 
-impl Attendant {
+impl JobContext {
     /// One that deletes what may go.
     pub fn deleting(clock: Arc<Clock>, config: &Config) -> Self {
         let store = config.result_store.clone();
@@ -50,12 +50,12 @@ impl Attendant {
             clock,
             store,
             deletes: true,
-            tells_sizes: false,
-            disk_time: Arc::new(DiskTime::new(config.max_disk_time)),
-            echoes: Arc::default(),
-            litter_ages: Ages::of(config),
+            reports_sizes: false,
+            throttle: Arc::new(Throttle::new(config.max_disk_time)),
+            backpressure: Arc::default(),
+            orphan_ages: Ages::of(config),
             confined: config.sandbox,
-            strays: Arc::default(),
+            moved_away: Arc::default(),
         }
     }
 
@@ -71,31 +71,37 @@ impl Attendant {
 
     /// One that only looks, but at each file.
     pub fn listing(clock: Arc<Clock>, config: &Config) -> Self {
-        let litter_ages = Ages::default();
-        Self { tells_sizes: true, litter_ages, ..Self::looking(clock, config) }
+        let orphan_ages = Ages::default();
+        Self { reports_sizes: true, orphan_ages, ..Self::looking(clock, config) }
     }
 
     /// Runs work in `root` that may delete: on a confined thread where that is wanted, and on one that
-    /// gives way to other programs where it is `bulky`.
-    pub fn run<T: Send>(&self, root: &Root, bulky: bool, work: impl FnOnce() -> T + Send) -> T {
+    /// gives way to other programs where it is `low_priority`.
+    pub fn run<T: Send>(
+        &self,
+        root: &Root,
+        low_priority: bool,
+        work: impl FnOnce() -> T + Send,
+    ) -> T {
         let prepare = || {
-            if bulky {
+            if low_priority {
                 give_way();
             }
             if self.confined {
-                sandbox::enter(root, self.litter_ages.empty_dirs.is_some());
+                sandbox::enter(root, self.orphan_ages.empty_dirs.is_some());
             }
         };
-        let done = if bulky || self.confined { on_own_thread(prepare, work) } else { work() };
+        let done =
+            if low_priority || self.confined { on_own_thread(prepare, work) } else { work() };
         // What was confined could not reach them any more.
-        for (dir, stem) in std::mem::take(&mut *self.strays()) {
+        for (dir, stem) in std::mem::take(&mut *self.moved_away()) {
             restore(&dir, &stem);
         }
         done
     }
 
-    fn strays(&self) -> MutexGuard<'_, Vec<(Arc<Dir>, Stem)>> {
-        self.strays.lock().unwrap_or_else(PoisonError::into_inner)
+    fn moved_away(&self) -> MutexGuard<'_, Vec<(Arc<Dir>, Stem)>> {
+        self.moved_away.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it deletes, or only looks.
@@ -104,33 +110,33 @@ impl Attendant {
     }
 
     /// Whether it tells the sizes also of what waits.
-    pub fn tells_sizes(&self) -> bool {
-        self.tells_sizes
+    pub fn reports_sizes(&self) -> bool {
+        self.reports_sizes
     }
 
     /// The time that is spent on files.
-    pub fn disk_time(&self) -> &DiskTime {
-        &self.disk_time
+    pub fn throttle(&self) -> &Throttle {
+        &self.throttle
     }
 
     /// Waits for what is told to these before more is deleted.
-    pub fn heard_by(self, echoes: &Arc<Echoes>) -> Self {
-        Self { echoes: Arc::clone(echoes), ..self }
+    pub fn paced_by(self, backpressure: &Arc<Backpressure>) -> Self {
+        Self { backpressure: Arc::clone(backpressure), ..self }
     }
 
     /// What the kernel tells of deletions.
-    pub fn echoes(&self) -> &Echoes {
-        &self.echoes
+    pub fn backpressure(&self) -> &Backpressure {
+        &self.backpressure
     }
 
     /// How old litter has to be to be removed, if at all.
-    pub fn litter_ages(&self) -> Ages {
-        self.litter_ages
+    pub fn orphan_ages(&self) -> Ages {
+        self.orphan_ages
     }
 
     /// Takes note of a pair that was moved out of the cache directory while it was being deleted.
-    pub fn note_stray(&self, dir: &Arc<Dir>, stem: &Stem) {
-        self.strays().push((Arc::clone(dir), stem.clone()));
+    pub fn note_moved_away(&self, dir: &Arc<Dir>, stem: &Stem) {
+        self.moved_away().push((Arc::clone(dir), stem.clone()));
     }
 
     pub fn clock(&self) -> &Clock {
@@ -138,7 +144,7 @@ impl Attendant {
     }
 
     /// Tells the result store, if there is one, that a result was removed.
-    pub fn tell_removed(&self, root: &Root, rel: &Path, stem: &Stem) {
+    pub fn report_removed(&self, root: &Root, rel: &Path, stem: &Stem) {
         if let Some(store) = &self.store {
             let path = result_path(root, rel, stem);
             if catch_unwind(AssertUnwindSafe(|| store.removed(&path))).is_err() {
@@ -176,11 +182,11 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let Standing::Directory(id) = look_at(temp.path()) else { panic!() };
         let root = Root::open(id).unwrap();
-        let attendant = Attendant::deleting(Arc::new(Clock::default()), &Config::new("x"));
+        let context = JobContext::deleting(Arc::new(Clock::default()), &Config::new("x"));
         let nice = || getpriority_process(None).unwrap();
         let before = nice();
-        assert_eq!(attendant.run(&root, true, nice), before.max(NICE));
-        assert_eq!(attendant.run(&root, false, nice), before);
+        assert_eq!(context.run(&root, true, nice), before.max(NICE));
+        assert_eq!(context.run(&root, false, nice), before);
         assert_eq!(nice(), before);
     }
 }

@@ -21,18 +21,18 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use rustix::fs::{FileType, Stat, fstat};
 
-use crate::disk::inspect::{read_metadata, regular};
+use crate::disk::inspect::{read_metadata, stat_file};
 use crate::disk::list;
-use crate::disk::root::{Dir, Root, leads_nowhere};
+use crate::disk::root::{Dir, Root, is_not_ours};
 use crate::display::path_field;
-use crate::jobs::context::Attendant;
+use crate::jobs::context::JobContext;
 use crate::pair::name::{Half, Name, Stem};
 use crate::pair::outcome::Failure;
-use crate::pair::outcome::{Suspects, Tidied};
-use crate::pair::version::{FileTime, Seen};
-use crate::remove::{Alone, prune, remove_alone};
+use crate::pair::outcome::{OrphanPass, Suspects};
+use crate::pair::version::{FileState, FileTime};
+use crate::remove::{Orphan, prune, remove_orphans};
 
-impl Tidied {
+impl OrphanPass {
     fn look_again_at(&mut self, at: DateTime<Utc>) {
         self.next = Some(self.next.map_or(at, |next| next.min(at)));
     }
@@ -43,35 +43,35 @@ impl Tidied {
 }
 
 /// Removes the litter in the directory `rel` below the cache directory that is old enough, and was
-/// suspected `before`; where the attendant only looks, counts all of it. At most `limit` suspects are told.
+/// suspected `before`; where the context only looks, counts all of it. At most `limit` suspects are told.
 pub(crate) fn tidy(
     root: &Root,
-    attendant: &Attendant,
+    context: &JobContext,
     rel: &Arc<Path>,
     before: &Suspects,
     limit: usize,
-) -> Tidied {
-    let mut tidied = Tidied::default();
-    let _spending = attendant.disk_time().spend();
+) -> OrphanPass {
+    let mut pass = OrphanPass::default();
+    let _spending = context.throttle().spend();
     let mut tidy = || -> io::Result<()> {
         let dir = Arc::new(root.open_dir(rel)?);
         let contents = Contents::of(&dir)?;
-        let tidying = Tidying { root, attendant, dir, before, limit };
-        if let Some(age) = attendant.litter_ages().orphans {
-            tidying.remove_orphans(&contents, age, &mut tidied)?;
+        let tidying = Tidying { root, context, dir, before, limit };
+        if let Some(age) = context.orphan_ages().orphans {
+            tidying.remove_orphans(&contents, age, &mut pass)?;
         }
-        if let Some(age) = attendant.litter_ages().empty_dirs {
-            tidying.prune(&contents, age, &mut tidied)?;
+        if let Some(age) = context.orphan_ages().empty_dirs {
+            tidying.prune(&contents, age, &mut pass)?;
         }
         Ok(())
     };
     match tidy() {
-        Err(error) if !leads_nowhere(&error) => {
-            tidied.fail(rel.to_path_buf(), "look for litter in it", &error);
+        Err(error) if !is_not_ours(&error) => {
+            pass.fail(rel.to_path_buf(), "look for litter in it", &error);
         }
         _ => {}
     }
-    tidied
+    pass
 }
 
 /// What there is in a directory, as far as it tells what is litter.
@@ -100,7 +100,7 @@ impl Contents {
                 Name::Tmp(half, stem) if file_type == FileType::RegularFile => {
                     contents.tmp.insert((half, stem));
                 }
-                Name::Tmp(..) | Name::Canary | Name::Other => {}
+                Name::Tmp(..) | Name::ProbeFile | Name::Other => {}
             }
             ControlFlow::Continue(())
         })?;
@@ -122,7 +122,7 @@ impl Contents {
 
 struct Tidying<'a> {
     root: &'a Root,
-    attendant: &'a Attendant,
+    context: &'a JobContext,
     dir: Arc<Dir>,
     before: &'a Suspects,
     limit: usize,
@@ -133,17 +133,17 @@ impl Tidying<'_> {
         &self,
         contents: &Contents,
         age: Duration,
-        tidied: &mut Tidied,
+        pass: &mut OrphanPass,
     ) -> io::Result<()> {
         let mut judged = Vec::new();
         for (half, stem) in &contents.tmp {
             if contents.claimed.contains(stem) {
                 continue;
             }
-            if let Some(seen) = regular(&self.dir, &stem.tmp_name(*half))?
-                && self.is_ripe(seen.unchanged_until(age), tidied)
+            if let Some(seen) = stat_file(&self.dir, &stem.tmp_name(*half))?
+                && self.is_ripe(seen.unchanged_until(age), pass)
             {
-                judged.push(Alone::Tmp(*half, stem.clone(), seen));
+                judged.push(Orphan::Tmp(*half, stem.clone(), seen));
             }
         }
         for (half, stem) in contents.orphans() {
@@ -151,51 +151,51 @@ impl Tidying<'_> {
                 continue;
             }
             if let Some((seen, expires_at)) = self.orphan(half, stem)?
-                && self.is_ripe(seen.unchanged_until(age).max(expires_at), tidied)
+                && self.is_ripe(seen.unchanged_until(age).max(expires_at), pass)
             {
-                judged.push(Alone::Half(half, stem.clone(), seen));
+                judged.push(Orphan::Half(half, stem.clone(), seen));
             }
         }
         for alone in &judged {
-            if tidied.suspects.files.len() < self.limit && !self.was_suspected(alone) {
-                tidied.suspects.files.insert(alone.name(), *alone.seen());
+            if pass.suspects.files.len() < self.limit && !self.was_suspected(alone) {
+                pass.suspects.files.insert(alone.name(), *alone.seen());
             }
         }
-        if !self.attendant.deletes() {
-            tidied.removed.orphans += judged.len() as u64;
-            tidied.removed.orphan_bytes +=
+        if !self.context.deletes() {
+            pass.removed.orphans += judged.len() as u64;
+            pass.removed.orphan_bytes +=
                 judged.iter().map(|alone| alone.seen().version.size).sum::<u64>();
             return Ok(());
         }
-        let clock = self.attendant.clock();
+        let clock = self.context.clock();
         let found = judged.len();
         judged.retain(|alone| self.was_suspected(alone));
         let count = judged.len();
-        let done = if count == 0 || !self.root.still_holds(&self.dir)? {
+        let done = if count == 0 || !self.root.still_contains(&self.dir)? {
             Vec::new()
         } else {
-            remove_alone(&self.dir, judged, &|| clock.wall())
+            remove_orphans(&self.dir, judged, &|| clock.wall())
         };
         if done.len() < found {
             // It is a suspect, it changed, or another cleaner is at it.
-            tidied.look_again_at(clock.wall());
+            pass.look_again_at(clock.wall());
         }
         for (alone, removed) in done {
             let path = self.path(&alone.name());
             match removed {
                 Ok(freed) => {
-                    tidied.removed.orphans += 1;
-                    tidied.removed.orphan_bytes += freed;
+                    pass.removed.orphans += 1;
+                    pass.removed.orphan_bytes += freed;
                     let path = self.root.path().join(path);
                     tracing::debug!(path = path_field(&path), "removed an orphan");
                 }
-                Err(error) => match self.root.still_holds(&self.dir) {
-                    Ok(true) => tidied.fail(path, "remove it", &error),
+                Err(error) => match self.root.still_contains(&self.dir) {
+                    Ok(true) => pass.fail(path, "remove it", &error),
                     // A directory that was moved away takes what is in it with it.
-                    Ok(false) => self.attendant.note_stray(&self.dir, alone.stem()),
+                    Ok(false) => self.context.note_moved_away(&self.dir, alone.stem()),
                     Err(_) => {
-                        self.attendant.note_stray(&self.dir, alone.stem());
-                        tidied.fail(path, "remove it", &error);
+                        self.context.note_moved_away(&self.dir, alone.stem());
+                        pass.fail(path, "remove it", &error);
                     }
                 },
             }
@@ -205,63 +205,65 @@ impl Tidying<'_> {
 
     /// A half that stands alone, and what it may not go before by its content; `None` where it may not
     /// go at all.
-    fn orphan(&self, half: Half, stem: &Stem) -> io::Result<Option<(Seen, DateTime<Utc>)>> {
+    fn orphan(&self, half: Half, stem: &Stem) -> io::Result<Option<(FileState, DateTime<Utc>)>> {
         let name = stem.name(half);
         Ok(match half {
-            Half::Result => regular(&self.dir, &name)?.map(|seen| (seen, DateTime::<Utc>::MIN_UTC)),
+            Half::Result => {
+                stat_file(&self.dir, &name)?.map(|seen| (seen, DateTime::<Utc>::MIN_UTC))
+            }
             Half::Metadata => read_metadata(&self.dir, &name, &mut Vec::new())?
                 .and_then(|read| Some((read.seen, read.expires_at.ok()?))),
         })
     }
 
-    fn prune(&self, contents: &Contents, age: Duration, tidied: &mut Tidied) -> io::Result<()> {
-        let may_empty = tidied.removed.orphans > 0;
+    fn prune(&self, contents: &Contents, age: Duration, pass: &mut OrphanPass) -> io::Result<()> {
+        let may_empty = pass.removed.orphans > 0;
         if self.dir.rel.as_os_str().is_empty() || !(contents.is_empty || may_empty) {
             return Ok(());
         }
-        let now = self.attendant.clock().wall();
+        let now = self.context.clock().wall();
         let unchanged_until = |stat: &Stat| old_from(times(stat), age);
         let stat = fstat(&self.dir)?;
         let until = unchanged_until(&stat);
         if !contents.is_empty {
             // It may be empty by now, which changed it.
-            tidied.look_again_at(until);
+            pass.look_again_at(until);
             return Ok(());
         }
-        if !self.is_ripe(until, tidied) {
+        if !self.is_ripe(until, pass) {
             return Ok(());
         }
         let suspect = Some((stat.st_ino, times(&stat)));
-        if !self.attendant.deletes() {
-            tidied.suspects.directory = suspect;
-            tidied.removed.pruned += 1;
+        if !self.context.deletes() {
+            pass.suspects.directory = suspect;
+            pass.removed.pruned += 1;
             return Ok(());
         }
         if self.before.directory != suspect {
-            tidied.suspects.directory = suspect;
+            pass.suspects.directory = suspect;
             return Ok(());
         }
         match prune(self.root, &self.dir, |stat| unchanged_until(stat) <= now) {
             Ok(true) => {
-                tidied.removed.pruned += 1;
+                pass.removed.pruned += 1;
                 let path = self.root.path().join(&self.dir.rel);
                 tracing::debug!(path = path_field(&path), "removed an empty directory");
             }
             Ok(false) => {}
-            Err(error) => tidied.fail(self.dir.rel.to_path_buf(), "remove it", &error),
+            Err(error) => pass.fail(self.dir.rel.to_path_buf(), "remove it", &error),
         }
         Ok(())
     }
 
-    fn was_suspected(&self, alone: &Alone) -> bool {
+    fn was_suspected(&self, alone: &Orphan) -> bool {
         self.before.files.get(&alone.name()) == Some(alone.seen())
     }
 
     /// Whether that time has come; else it is to be come back for.
-    fn is_ripe(&self, at: DateTime<Utc>, tidied: &mut Tidied) -> bool {
-        let ripe = at <= self.attendant.clock().wall();
+    fn is_ripe(&self, at: DateTime<Utc>, pass: &mut OrphanPass) -> bool {
+        let ripe = at <= self.context.clock().wall();
         if !ripe {
-            tidied.look_again_at(at);
+            pass.look_again_at(at);
         }
         ripe
     }
@@ -271,7 +273,7 @@ impl Tidying<'_> {
     }
 }
 
-impl Seen {
+impl FileState {
     /// Until when it must not have been changed to be `age` old, by the later of its times.
     fn unchanged_until(&self, age: Duration) -> DateTime<Utc> {
         old_from(self.version.mtime.max(self.ctime), age)

@@ -1,4 +1,4 @@
-//! Attending to pairs one after the other, on one thread: looking, and deleting what may go.
+//! PairProcessor to pairs one after the other, on one thread: looking, and deleting what may go.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,22 +9,22 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::disk::inspect::{Sight, look, look_at_listed, regular};
-use crate::disk::root::{Dir, Root, is_mounted_over, leads_nowhere};
+use crate::disk::inspect::{Inspection, inspect, inspect_listed, stat_file};
+use crate::disk::root::{Dir, Root, is_mounted_over, is_not_ours};
 use crate::display::path_field;
-use crate::jobs::context::{Attendant, result_path};
+use crate::jobs::context::{JobContext, result_path};
 use crate::pair::mark::{Mark, Marks};
-use crate::pair::name::{Half, Key, Stem};
-use crate::pair::outcome::{Failure, Found, Job, Outcome};
-use crate::pair::version::Seen;
-use crate::remove::{Buffers, Held, Judged, Removal, remove};
+use crate::pair::name::{Half, PairKey, Stem};
+use crate::pair::outcome::{Failure, Job, JobResult, Outcome};
+use crate::pair::version::FileState;
+use crate::remove::{Buffers, ClaimedPair, DuePair, Removal, remove};
 use crate::sys::descriptors::share_of_open_files;
 use crate::watch::Watcher;
 
 /// For how long a file may be empty before its times tell that it was truncated.
 const TRUNCATION: Duration = Duration::from_millis(50);
 /// How many pairs a thread holds at the most.
-const MAX_HELD: usize = 2048;
+const MAX_CLAIMED: usize = 2048;
 /// What failed where it is not known whether a directory is where it was.
 const FIND_DIRECTORY: &str = "check whether its directory has moved";
 /// For how long a directory is taken to be where it was.
@@ -34,14 +34,14 @@ const IN_PLACE: Duration = Duration::from_millis(1);
 ///
 /// What is deleted is held for an instant, while the next pairs are attended to, so that its
 /// outcome comes later than theirs.
-pub(crate) struct Attending<'a> {
-    attendant: &'a Attendant,
+pub(crate) struct PairProcessor<'a> {
+    context: &'a JobContext,
     root: &'a Root,
     /// What is known of metadata that need not be read again.
     marks: Option<&'a Marks>,
     buffers: Buffers,
-    found: Vec<Found>,
-    held: VecDeque<(Held, TimeDelta)>,
+    found: Vec<JobResult>,
+    held: VecDeque<(ClaimedPair, TimeDelta)>,
     /// In how many directories these are, each of which is open.
     held_dirs: usize,
     max_held_dirs: usize,
@@ -58,15 +58,15 @@ pub(crate) struct Attending<'a> {
 pub(crate) enum Hint {
     Nothing,
     /// Its result as it was when it was given time to settle, which has passed.
-    Settled(Seen),
-    /// Both halves were just listed as regular files.
+    Settled(FileState),
+    /// Both halves were just listed as stat_file files.
     Listed,
 }
 
-impl<'a> Attending<'a> {
-    pub fn new(attendant: &'a Attendant, root: &'a Root) -> Self {
+impl<'a> PairProcessor<'a> {
+    pub fn new(context: &'a JobContext, root: &'a Root) -> Self {
         Self {
-            attendant,
+            context,
             root,
             marks: None,
             buffers: Buffers::default(),
@@ -82,7 +82,7 @@ impl<'a> Attending<'a> {
     }
 
     /// Deletes no faster than `watcher` reports the events of that.
-    pub fn reported_by(mut self, watcher: Option<&'a Watcher>) -> Self {
+    pub fn watched_by(mut self, watcher: Option<&'a Watcher>) -> Self {
         self.watcher = watcher;
         self
     }
@@ -110,37 +110,37 @@ impl<'a> Attending<'a> {
                     }
                     // What is mounted over it may be unmounted again.
                     Err(error) if is_mounted_over(error) => Outcome::Changed,
-                    Err(error) if leads_nowhere(error) => Outcome::Incomplete,
+                    Err(error) if is_not_ours(error) => Outcome::Incomplete,
                     Err(error) => Outcome::Failed(Failure::new("open its directory", error)),
                 };
-                self.found.push(Found { key: key.clone(), outcome });
+                self.found.push(JobResult { key: key.clone(), outcome });
             }
         }
     }
 
     /// Attends to one pair.
     pub fn attend(&mut self, dir: &Arc<Dir>, stem: &Stem, hint: Hint) {
-        self.finish_ripe();
+        self.finish_due();
         self.buffers.shrink();
-        let _spending = self.attendant.disk_time().spend();
+        let _spending = self.context.throttle().spend();
         let outcome = match self.judge(dir, stem, hint) {
-            Verdict::Stays(outcome) => Some(outcome),
-            Verdict::Goes(judged) => self.delete(dir, stem, judged),
+            Decision::Keep(outcome) => Some(outcome),
+            Decision::Delete(judged) => self.delete(dir, stem, judged),
         };
         if let Some(outcome) = outcome {
-            let key = Key { dir: Arc::clone(&dir.rel), stem: stem.clone() };
-            self.found.push(Found { key, outcome });
+            let key = PairKey { dir: Arc::clone(&dir.rel), stem: stem.clone() };
+            self.found.push(JobResult { key, outcome });
         }
     }
 
     /// Where the kernel's events are far behind, waits for them; where the time for files is used up,
     /// for more, with nothing held.
     pub fn rest(&mut self, cancel: &AtomicBool) {
-        let (disk_time, echoes) = (self.attendant.disk_time(), self.attendant.echoes());
-        echoes.wait(cancel, || self.finish_ripe());
-        if disk_time.is_used_up() {
+        let (throttle, backpressure) = (self.context.throttle(), self.context.backpressure());
+        backpressure.wait(cancel, || self.finish_due());
+        if throttle.is_used_up() {
             self.finish();
-            disk_time.rest(cancel);
+            throttle.rest(cancel);
         }
     }
 
@@ -155,14 +155,14 @@ impl<'a> Attending<'a> {
     }
 
     /// What was found since this was last asked.
-    pub fn take_found(&mut self) -> Vec<Found> {
+    pub fn take_found(&mut self) -> Vec<JobResult> {
         std::mem::take(&mut self.found)
     }
 
     /// Finishes what was held for long enough; waits where too much is held.
-    pub fn finish_ripe(&mut self) {
+    pub fn finish_due(&mut self) {
         while let Some(until) = self.next() {
-            let too_much = self.held.len() >= MAX_HELD || self.held_dirs >= self.max_held_dirs;
+            let too_much = self.held.len() >= MAX_CLAIMED || self.held_dirs >= self.max_held_dirs;
             if !too_much && until > Instant::now() {
                 return;
             }
@@ -180,52 +180,52 @@ impl<'a> Attending<'a> {
     fn finish_next(&mut self) {
         let Some((held, late)) = self.held.pop_front() else { return };
         thread::sleep(held.until().saturating_duration_since(Instant::now()));
-        let _spending = self.attendant.disk_time().spend();
+        let _spending = self.context.throttle().spend();
         let (dir, stem) = (Arc::clone(&held.dir), held.stem.clone());
         if self.held.front().is_none_or(|(next, _)| !Arc::ptr_eq(&next.dir, &dir)) {
             self.held_dirs -= 1;
         }
-        let clock = self.attendant.clock();
+        let clock = self.context.clock();
         let removal = held.finish(&|| clock.wall(), &mut self.buffers);
         if let Some(outcome) = self.outcome_of(removal, &dir, &stem, late) {
-            let key = Key { dir: Arc::clone(&dir.rel), stem };
-            self.found.push(Found { key, outcome });
+            let key = PairKey { dir: Arc::clone(&dir.rel), stem };
+            self.found.push(JobResult { key, outcome });
         }
     }
 
-    fn judge(&mut self, dir: &Dir, stem: &Stem, hint: Hint) -> Verdict {
+    fn judge(&mut self, dir: &Dir, stem: &Stem, hint: Hint) -> Decision {
         let sight = match self.look(dir, stem, hint) {
             Ok(Some(sight)) => sight,
-            Ok(None) => return Verdict::Stays(Outcome::Unchanged),
+            Ok(None) => return Decision::Keep(Outcome::Unchanged),
             Err(error) => {
-                return Verdict::Stays(Outcome::Failed(Failure::new("look at it", &error)));
+                return Decision::Keep(Outcome::Failed(Failure::new("look at it", &error)));
             }
         };
-        let clock = self.attendant.clock();
+        let clock = self.context.clock();
         let (pair, metadata) = match sight {
-            Sight::Incomplete => return Verdict::Stays(Outcome::Incomplete),
-            Sight::Taken => return Verdict::Stays(Outcome::Taken),
-            Sight::Broken { result, metadata, reason } => {
+            Inspection::Incomplete => return Decision::Keep(Outcome::Incomplete),
+            Inspection::Claimed => return Decision::Keep(Outcome::ClaimedElsewhere),
+            Inspection::Broken { result, metadata, reason } => {
                 let wait = metadata.settles_in(clock.wall()).max(least_wait(&metadata));
                 let bytes = result.version.size + metadata.version.size;
-                return Verdict::Stays(Outcome::Broken { metadata, reason, wait, bytes });
+                return Decision::Keep(Outcome::Broken { metadata, reason, wait, bytes });
             }
-            Sight::Waiting { metadata, expires_at } => {
-                return Verdict::Stays(self.waiting(dir, stem, &metadata, expires_at, None));
+            Inspection::NotDue { metadata, expires_at } => {
+                return Decision::Keep(self.waiting(dir, stem, &metadata, expires_at, None));
             }
-            Sight::Whole(pair, metadata) => (pair, metadata),
+            Inspection::Complete(pair, metadata) => (pair, metadata),
         };
         let now = clock.wall();
         let (expires_at, bytes) = (pair.expires_at, pair.bytes());
         if now < expires_at {
             let waiting = self.waiting(dir, stem, &pair.metadata, expires_at, Some(bytes));
-            return Verdict::Stays(waiting);
+            return Decision::Keep(waiting);
         }
         let settled = matches!(hint, Hint::Settled(then) if pair.result.is_unchanged_since(&then));
         if pair.may_be_half_published() && !settled {
             let wait = pair.result.settles_in(now);
             if !wait.is_zero() {
-                return Verdict::Stays(Outcome::Unsettled {
+                return Decision::Keep(Outcome::Unsettled {
                     result: pair.result,
                     wait,
                     expires_at,
@@ -233,56 +233,56 @@ impl<'a> Attending<'a> {
                 });
             }
         }
-        if !self.attendant.deletes() {
-            return Verdict::Stays(Outcome::Due { expires_at, bytes });
+        if !self.context.deletes() {
+            return Decision::Keep(Outcome::Due { expires_at, bytes });
         }
-        Verdict::Goes(Judged { pair, metadata })
+        Decision::Delete(DuePair { pair, metadata })
     }
 
     /// What there is of a pair; `None` where it has one of the marks that are known.
-    fn look(&mut self, dir: &Dir, stem: &Stem, hint: Hint) -> io::Result<Option<Sight>> {
+    fn look(&mut self, dir: &Dir, stem: &Stem, hint: Hint) -> io::Result<Option<Inspection>> {
         let buffer = &mut self.buffers.judged;
         let Hint::Listed = hint else {
-            return look(dir, stem, buffer).map(Some);
+            return inspect(dir, stem, buffer).map(Some);
         };
         if let Some(marks) = self.marks
-            && let Some(metadata) = regular(dir, &stem.name(Half::Metadata))?
+            && let Some(metadata) = stat_file(dir, &stem.name(Half::Metadata))?
             && marks.contains(&Mark::of(&dir.rel, stem, &metadata))
         {
             return Ok(None);
         }
-        let attendant = self.attendant;
-        let wait = |expires_at| !attendant.tells_sizes() && attendant.clock().wall() < expires_at;
-        look_at_listed(dir, stem, buffer, wait).map(Some)
+        let context = self.context;
+        let wait = |expires_at| !context.reports_sizes() && context.clock().wall() < expires_at;
+        inspect_listed(dir, stem, buffer, wait).map(Some)
     }
 
     fn waiting(
         &self,
         dir: &Dir,
         stem: &Stem,
-        metadata: &Seen,
+        metadata: &FileState,
         expires_at: DateTime<Utc>,
         bytes: Option<u64>,
     ) -> Outcome {
-        let now = || self.attendant.clock().wall();
+        let now = || self.context.clock().wall();
         let mark = self
-            .attendant
+            .context
             .deletes()
             .then(|| {
-                Mark::of_settled(self.root.tells_changes_after, &dir.rel, stem, metadata, now())
+                Mark::of_settled(self.root.ctime_reliable_after, &dir.rel, stem, metadata, now())
             })
             .flatten();
-        Outcome::Waiting { expires_at, bytes, mark }
+        Outcome::NotDue { expires_at, bytes, mark }
     }
 
-    fn delete(&mut self, dir: &Arc<Dir>, stem: &Stem, judged: Judged) -> Option<Outcome> {
+    fn delete(&mut self, dir: &Arc<Dir>, stem: &Stem, judged: DuePair) -> Option<Outcome> {
         match self.is_in_place(dir) {
             Ok(true) => {}
             // A directory that was moved out of the cache directory takes its pairs with it.
             Ok(false) => return Some(Outcome::Incomplete),
             Err(error) => return Some(Outcome::Failed(Failure::new(FIND_DIRECTORY, &error))),
         }
-        let clock = self.attendant.clock();
+        let clock = self.context.clock();
         let (wall, expires_at) = (|| clock.wall(), judged.pair.expires_at);
         let removal = remove(dir, stem, judged, &wall, &mut self.buffers);
         let late = clock.wall() - expires_at;
@@ -311,7 +311,7 @@ impl<'a> Attending<'a> {
             return Ok(true);
         }
         self.in_place = None;
-        let in_place = self.root.still_holds(dir)?;
+        let in_place = self.root.still_contains(dir)?;
         self.in_place = in_place.then(|| (Arc::clone(dir), Instant::now()));
         Ok(in_place)
     }
@@ -325,9 +325,9 @@ impl<'a> Attending<'a> {
         late: TimeDelta,
     ) -> Option<Outcome> {
         Some(match self.unless_moved_away(removal, dir, stem) {
-            Removal::Held(held) => {
+            Removal::Claimed(held) => {
                 if self.is_reported(dir) {
-                    self.attendant.echoes().taken();
+                    self.context.backpressure().caused();
                 }
                 if self.held.back().is_none_or(|(last, _)| !Arc::ptr_eq(&last.dir, dir)) {
                     self.held_dirs += 1;
@@ -335,22 +335,22 @@ impl<'a> Attending<'a> {
                 self.held.push_back((held, late));
                 return None;
             }
-            Removal::Removed { freed, leftover } => {
+            Removal::Deleted { freed, leftover } => {
                 tracing::debug!(
                     path = path_field(&result_path(self.root, &dir.rel, stem)),
                     late_ms = late.num_milliseconds(),
                     "deleted an expired result"
                 );
-                self.attendant.tell_removed(self.root, &dir.rel, stem);
+                self.context.report_removed(self.root, &dir.rel, stem);
                 let leftover = leftover.map(|error| Failure::new("delete its metadata", &error));
-                Outcome::Removed { freed, leftover, late }
+                Outcome::Deleted { freed, leftover, late }
             }
             Removal::Changed => Outcome::Changed,
-            Removal::Gone => Outcome::Incomplete,
-            Removal::Taken => Outcome::Taken,
+            Removal::DeletedElsewhere => Outcome::Incomplete,
+            Removal::ClaimedElsewhere => Outcome::ClaimedElsewhere,
             Removal::Failed(error) => Outcome::Failed(Failure::new("delete it", &error)),
-            Removal::Stranded(error) => {
-                Outcome::Stranded(Failure::new("give it its name back", &error))
+            Removal::RestoreFailed(error) => {
+                Outcome::RestoreFailed(Failure::new("give it its name back", &error))
             }
         })
     }
@@ -359,26 +359,26 @@ impl<'a> Attending<'a> {
     /// deleted, it is out of reach, and that is no failure.
     fn unless_moved_away(&self, removal: Removal, dir: &Arc<Dir>, stem: &Stem) -> Removal {
         let out_of_reach = match &removal {
-            Removal::Failed(_) | Removal::Stranded(_) => true,
-            Removal::Removed { leftover, .. } => leftover.is_some(),
+            Removal::Failed(_) | Removal::RestoreFailed(_) => true,
+            Removal::Deleted { leftover, .. } => leftover.is_some(),
             _ => false,
         };
         if !out_of_reach {
             return removal;
         }
-        match self.root.still_holds(dir) {
+        match self.root.still_contains(dir) {
             Ok(true) => removal,
             Ok(false) => {
-                self.attendant.note_stray(dir, stem);
+                self.context.note_moved_away(dir, stem);
                 match removal {
-                    Removal::Removed { freed, .. } => Removal::Removed { freed, leftover: None },
-                    _ => Removal::Gone,
+                    Removal::Deleted { freed, .. } => Removal::Deleted { freed, leftover: None },
+                    _ => Removal::DeletedElsewhere,
                 }
             }
             // It may have been moved away. To give names back deletes nothing, wherever it is.
             Err(_) => {
-                if let Removal::Stranded(_) = removal {
-                    self.attendant.note_stray(dir, stem);
+                if let Removal::RestoreFailed(_) = removal {
+                    self.context.note_moved_away(dir, stem);
                 }
                 removal
             }
@@ -387,12 +387,12 @@ impl<'a> Attending<'a> {
 }
 
 /// What is to become of a pair.
-enum Verdict {
-    Stays(Outcome),
-    Goes(Judged),
+enum Decision {
+    Keep(Outcome),
+    Delete(DuePair),
 }
 
-impl Drop for Attending<'_> {
+impl Drop for PairProcessor<'_> {
     /// What is held must not stay under its reserved names, even if a panic ended the work.
     fn drop(&mut self) {
         self.finish();
@@ -400,7 +400,7 @@ impl Drop for Attending<'_> {
 }
 
 /// A file that is being truncated is empty for an instant before its times tell that it changed.
-fn least_wait(metadata: &Seen) -> Duration {
+fn least_wait(metadata: &FileState) -> Duration {
     if metadata.version.size == 0 { TRUNCATION } else { Duration::ZERO }
 }
 
@@ -417,7 +417,7 @@ mod tests {
 
     struct Place {
         dir: tempfile::TempDir,
-        attendant: Attendant,
+        context: JobContext,
         root: Root,
     }
 
@@ -427,8 +427,8 @@ mod tests {
             fs::write(dir.path().join("a.result.json.lz4"), "result").unwrap();
             fs::write(dir.path().join("a.metadata.json"), metadata(expires_at)).unwrap();
             let Standing::Directory(id) = look_at(dir.path()) else { panic!() };
-            let attendant = Attendant::deleting(Arc::new(Clock::default()), &Config::new("x"));
-            Self { dir, attendant, root: Root::open(id).unwrap() }
+            let context = JobContext::deleting(Arc::new(Clock::default()), &Config::new("x"));
+            Self { dir, context, root: Root::open(id).unwrap() }
         }
 
         fn metadata(&self) -> std::path::PathBuf {
@@ -440,15 +440,15 @@ mod tests {
         }
 
         fn mark(&self) -> Mark {
-            let seen = regular(&self.open(), b"a.metadata.json").unwrap().unwrap();
+            let seen = stat_file(&self.open(), b"a.metadata.json").unwrap().unwrap();
             Mark::of(Path::new(""), &Stem::new(b"a"), &seen)
         }
 
         fn outcome(&self, marks: &Marks) -> Outcome {
-            let mut attending = Attending::new(&self.attendant, &self.root).with_marks(marks);
-            attending.attend(&self.open(), &Stem::new(b"a"), Hint::Listed);
-            attending.finish();
-            attending.take_found().pop().unwrap().outcome
+            let mut processor = PairProcessor::new(&self.context, &self.root).with_marks(marks);
+            processor.attend(&self.open(), &Stem::new(b"a"), Hint::Listed);
+            processor.finish();
+            processor.take_found().pop().unwrap().outcome
         }
     }
 
@@ -473,7 +473,7 @@ mod tests {
                 .set_modified(modified)
                 .unwrap();
         }
-        let Outcome::Waiting { expires_at, mark, .. } = place.outcome(&marks) else { panic!() };
+        let Outcome::NotDue { expires_at, mark, .. } = place.outcome(&marks) else { panic!() };
         assert_eq!(expires_at.timestamp(), 9_000_000_000);
         assert_eq!(mark, None, "it was written a moment ago");
     }
@@ -484,23 +484,24 @@ mod tests {
         for is_watched in [true, false] {
             let place = Place::with_a_pair(1);
             let inbox = Arc::new(Inbox::default());
-            let attendant = place.attendant.clone().heard_by(&inbox.echoes);
+            let context = place.context.clone().paced_by(&inbox.backpressure);
             let watcher = Watcher::start(place.dir.path(), Arc::clone(&inbox)).unwrap();
             if is_watched {
                 let root = [Path::new("").into()];
                 let answers = watcher.begin_watch(&root);
                 assert_eq!(watcher.finish_watch(&root, answers, &never), [Ok(true)]);
             }
-            let mut attending = Attending::new(&attendant, &place.root).reported_by(Some(&watcher));
+            let mut processor =
+                PairProcessor::new(&context, &place.root).watched_by(Some(&watcher));
             let dir = place.open();
-            let settled = regular(&dir, b"a.result.json.lz4").unwrap().unwrap();
-            attending.attend(&dir, &Stem::new(b"a"), Hint::Settled(settled));
+            let settled = stat_file(&dir, b"a.result.json.lz4").unwrap().unwrap();
+            processor.attend(&dir, &Stem::new(b"a"), Hint::Settled(settled));
             // The event may have arrived already.
-            let is_counted = inbox.echoes.count() == 1;
-            attending.finish();
+            let is_counted = inbox.backpressure.count() == 1;
+            processor.finish();
             assert!(matches!(
-                attending.take_found()[..],
-                [Found { outcome: Outcome::Removed { .. }, .. }]
+                processor.take_found()[..],
+                [JobResult { outcome: Outcome::Deleted { .. }, .. }]
             ));
             assert_eq!(is_counted, is_watched);
         }

@@ -25,14 +25,14 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::disk::list;
-use crate::disk::root::{Dir, Root, leads_nowhere, says_nothing};
+use crate::disk::root::{Dir, Root, is_not_ours, is_unrelated};
 use crate::display::path_field;
-use crate::jobs::context::{Attendant, result_path};
-use crate::jobs::pairs::{Attending, Hint};
-use crate::pair::change::Refusal;
+use crate::jobs::context::{JobContext, result_path};
+use crate::jobs::pairs::{Hint, PairProcessor};
+use crate::pair::change::WatchError;
 use crate::pair::mark::Marks;
 use crate::pair::name::{Half, Name, Stem};
-use crate::pair::outcome::{Found, Summary};
+use crate::pair::outcome::{JobResult, Summary};
 use crate::remove::{Recovery, recover};
 use crate::sys::clock::thread_time;
 use crate::sys::descriptors::share_of_open_files;
@@ -46,10 +46,10 @@ const QUEUE: usize = 4;
 /// A thread that waits longer than this for each pair that it only looks at waits for the disk. Then
 /// more threads help, so that the disk has more to choose from.
 const SLOW: Duration = Duration::from_micros(40);
-const MOST_HELPERS: usize = 15;
+const MAX_HELPERS: usize = 15;
 /// Where errors kept more directories than this from being read, the whole cache directory is scanned
 /// again instead of each of them.
-const MOST_AGAIN: usize = 64;
+const MAX_RESCANS: usize = 64;
 /// For how long claims of the living are waited for before they are left alone.
 const OWNERS_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -58,13 +58,13 @@ pub(crate) struct Scan<'a> {
     pub root: &'a Root,
     /// Sets the watches; without it nothing is watched.
     pub watcher: Option<&'a Watcher>,
-    pub attendant: &'a Attendant,
+    pub context: &'a JobContext,
     /// What need not be read again.
     pub marks: &'a Marks,
     /// Ends the scan early once it is true.
     pub cancel: &'a AtomicBool,
     /// Takes what was found, from several threads.
-    pub found: &'a (dyn Fn(Vec<Found>) + Sync),
+    pub found: &'a (dyn Fn(Vec<JobResult>) + Sync),
 }
 
 /// Directories that were opened, and the watches that were asked for.
@@ -76,10 +76,10 @@ struct Opened {
 impl Summary {
     /// Asks for another scan of `rel` if `error` says nothing of it.
     fn scan_again(&mut self, rel: &Arc<Path>, error: &io::Error) {
-        if !says_nothing(error) {
+        if !is_unrelated(error) {
             return;
         }
-        let rel = if self.owned.len() < MOST_AGAIN { rel } else { &Path::new("").into() };
+        let rel = if self.owned.len() < MAX_RESCANS { rel } else { &Path::new("").into() };
         if !self.owned.contains(rel) {
             self.owned.push(Arc::clone(rel));
         }
@@ -109,7 +109,7 @@ impl<'scan> Helpers<'scan> {
         'scan: 'scope,
     {
         let is_slow = self.slow.load(Ordering::Relaxed);
-        let most = share_of_open_files(16, MOST_HELPERS);
+        let most = share_of_open_files(16, MAX_HELPERS);
         let enough = if is_slow { most } else { self.enough.min(most) };
         if self.count >= enough || (self.count > 0 && self.queue.is_empty()) {
             return;
@@ -140,7 +140,7 @@ impl Scan<'_> {
     /// the directories `dirs` without those below them that are known.
     pub fn run(&self, trees: &[Arc<Path>], dirs: &[Arc<Path>]) -> Summary {
         if let Some(watcher) = self.watcher {
-            watcher.end_stale();
+            watcher.drop_stale();
             if trees.iter().any(|tree| tree.as_os_str().is_empty()) {
                 watcher.forget_unwatched();
             }
@@ -170,7 +170,7 @@ impl Scan<'_> {
             }
         });
         // Only now, when no thread of this scan holds claims of its own any more.
-        if self.attendant.deletes() {
+        if self.context.deletes() {
             let start = Instant::now();
             self.take_up(claims, &mut summary);
             summary.waited += start.elapsed();
@@ -188,14 +188,14 @@ impl Scan<'_> {
             next = self.open_some(&mut pending, at_once);
             let Some(opened) = opened else { return };
             for (rel, dir) in self.await_watches(opened, listing.summary) {
-                self.attendant.disk_time().rest(self.cancel);
+                self.context.throttle().rest(self.cancel);
                 if self.cancelled() {
                     return;
                 }
                 let listed = dir.and_then(|dir| self.list(&dir, descends, listing, &mut pending));
                 match listed {
                     Ok(()) => {}
-                    Err(error) if leads_nowhere(&error) => {
+                    Err(error) if is_not_ours(&error) => {
                         if let Some(watcher) = self.watcher {
                             watcher.forget(&rel);
                         }
@@ -217,7 +217,7 @@ impl Scan<'_> {
         if pending.is_empty() {
             return None;
         }
-        let _spending = self.attendant.disk_time().spend();
+        let _spending = self.context.throttle().spend();
         let some = pending.split_off(pending.len().saturating_sub(at_once));
         let open = |rel: Arc<Path>| (Arc::clone(&rel), self.root.open_dir(&rel).map(Arc::new));
         let dirs: Vec<_> = some.into_iter().map(open).collect();
@@ -261,23 +261,25 @@ impl Scan<'_> {
     fn check_watch(
         &self,
         dir: &Dir,
-        watched: Result<bool, Refusal>,
+        watched: Result<bool, WatchError>,
         summary: &mut Summary,
     ) -> io::Result<()> {
         match watched {
             Ok(true) => {
-                summary.astray |= !self.root.path_leads_to(dir)? && self.root.still_holds(dir)?;
+                summary.astray |=
+                    !self.root.path_leads_to(dir)? && self.root.still_contains(dir)?;
             }
             // It was away for an instant, or one above it was.
-            Ok(false) if self.root.still_holds(dir)? => {
+            Ok(false) if self.root.still_contains(dir)? => {
                 summary.new_dirs.push(Arc::clone(&dir.rel));
             }
             // It was moved away since it was opened, and no event will tell of that.
             Ok(false) => return Err(Errno::NOENT.into()),
             // The worker knows: it lists the directory, or replaces the watcher.
-            Err(Refusal::Flooded) => {}
+            Err(WatchError::Flooded) => {}
             Err(refusal) => {
-                let (before, worst) = summary.refused.take().unwrap_or((0, Refusal::LongPath));
+                let (before, worst) =
+                    summary.refused.take().unwrap_or((0, WatchError::PathTooLong));
                 summary.refused = Some((before + 1, worst.max(refusal)));
             }
         }
@@ -292,7 +294,7 @@ impl Scan<'_> {
         pending: &mut Vec<Arc<Path>>,
     ) -> io::Result<()> {
         let Listing { hand_over, summary, claims } = listing;
-        let spending = self.attendant.disk_time().spend();
+        let spending = self.context.throttle().spend();
         let mut metadata = Vec::new();
         let mut results = HashSet::new();
         let mut own_claims = Vec::new();
@@ -330,7 +332,7 @@ impl Scan<'_> {
         drop(spending);
         // Only now, since what is deleted while a directory is listed may be listed or not.
         summary.results += results.len() as u64;
-        if self.attendant.litter_ages().any() {
+        if self.context.orphan_ages().any() {
             let pairs = metadata.iter().filter(|stem| results.contains(*stem)).count();
             let has_orphans = pairs < metadata.len().max(results.len());
             if is_empty || has_leftovers || has_orphans {
@@ -354,48 +356,48 @@ impl Scan<'_> {
         Ok(())
     }
 
-    fn attending(&self) -> Attending<'_> {
-        Attending::new(self.attendant, self.root).with_marks(self.marks).reported_by(self.watcher)
+    fn processor(&self) -> PairProcessor<'_> {
+        PairProcessor::new(self.context, self.root).with_marks(self.marks).watched_by(self.watcher)
     }
 
     /// Attends to batches until there are no more.
     fn attend(&self, queue: &Receiver<Batch>, slow: &AtomicBool) {
-        let mut attending = self.attending();
+        let mut processor = self.processor();
         loop {
-            let next = match attending.next() {
+            let next = match processor.next() {
                 Some(until) => queue.recv_deadline(until),
                 None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match next {
-                Ok(batch) => self.attend_batch(&mut attending, batch, slow),
-                Err(RecvTimeoutError::Timeout) => attending.finish_ripe(),
+                Ok(batch) => self.attend_batch(&mut processor, batch, slow),
+                Err(RecvTimeoutError::Timeout) => processor.finish_due(),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            (self.found)(attending.take_found());
+            (self.found)(processor.take_found());
         }
-        attending.finish();
-        (self.found)(attending.take_found());
+        processor.finish();
+        (self.found)(processor.take_found());
     }
 
     fn attend_at_once(&self, batch: Batch, slow: &AtomicBool) {
-        let mut attending = self.attending();
-        self.attend_batch(&mut attending, batch, slow);
-        attending.finish();
-        (self.found)(attending.take_found());
+        let mut processor = self.processor();
+        self.attend_batch(&mut processor, batch, slow);
+        processor.finish();
+        (self.found)(processor.take_found());
     }
 
-    fn attend_batch(&self, attending: &mut Attending<'_>, batch: Batch, slow: &AtomicBool) {
+    fn attend_batch(&self, processor: &mut PairProcessor<'_>, batch: Batch, slow: &AtomicBool) {
         let Batch { dir, pairs } = batch;
         let (count, start, worked_before) = (pairs.len() as u32, Instant::now(), thread_time());
         for (stem, hint) in pairs {
-            attending.rest(self.cancel);
+            processor.rest(self.cancel);
             if self.cancelled() {
                 return;
             }
-            attending.attend(&dir, &stem, hint);
+            processor.attend(&dir, &stem, hint);
         }
         let waited = start.elapsed().saturating_sub(thread_time() - worked_before);
-        let only_looked = !attending.holds() && !self.attendant.disk_time().is_bounded();
+        let only_looked = !processor.holds() && !self.context.throttle().is_bounded();
         slow.store(only_looked && waited > SLOW * count, Ordering::Relaxed);
     }
 
@@ -412,7 +414,7 @@ impl Scan<'_> {
 
     /// Takes in that a directory with claims can't be looked at.
     fn not_recovered(&self, rel: Arc<Path>, error: io::Error, summary: &mut Summary) {
-        if leads_nowhere(&error) {
+        if is_not_ours(&error) {
             return;
         }
         summary.scan_again(&rel, &error);
@@ -426,7 +428,7 @@ impl Scan<'_> {
         deadline: Instant,
     ) -> io::Result<Recovery> {
         loop {
-            let recovery = recover(self.root, rel, names, self.attendant.clock().wall())?;
+            let recovery = recover(self.root, rel, names, self.context.clock().wall())?;
             if !recovery.owned || self.cancelled() || Instant::now() >= deadline {
                 return Ok(recovery);
             }
@@ -443,7 +445,7 @@ impl Scan<'_> {
                 path = path_field(&result_path(self.root, &rel, stem)),
                 "deleted an expired result, which a killed cleaner had begun"
             );
-            self.attendant.tell_removed(self.root, &rel, stem);
+            self.context.report_removed(self.root, &rel, stem);
         }
         summary.freed += recovery.freed;
         if recovery.owned {

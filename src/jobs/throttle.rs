@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 /// How much of a second's time may be used at once, so that it is spread over the second.
 const AT_ONCE: f64 = 0.1;
 /// How long a rest goes on at the most after it was cancelled.
-const NAP: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The time that is spent, and what there is of it.
 #[derive(Debug, Default)]
-pub(crate) struct DiskTime {
+pub(crate) struct Throttle {
     /// Without one there is no bound.
     bound: Option<Bound>,
 }
@@ -31,7 +31,7 @@ struct Left {
     at: Instant,
 }
 
-impl DiskTime {
+impl Throttle {
     /// At most `a_second` of it in each second.
     pub fn new(a_second: Option<Duration>) -> Self {
         let bound = |share: f64| {
@@ -63,7 +63,7 @@ impl DiskTime {
             if wait.is_zero() || cancel.load(Ordering::Relaxed) {
                 return;
             }
-            thread::sleep(wait.min(NAP));
+            thread::sleep(wait.min(POLL_INTERVAL));
         }
     }
 }
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn over_a_long_time_no_more_is_used_than_the_share() {
-        let time = DiskTime::new(Some(SECOND / 4));
+        let time = Throttle::new(Some(SECOND / 4));
         let bound = time.bound.as_ref().unwrap();
         let start = Instant::now();
         let (mut now, mut used) = (start, Duration::ZERO);
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_pause_saves_up_no_more_than_a_tenth_of_a_second() {
-        let time = DiskTime::new(Some(SECOND / 2));
+        let time = Throttle::new(Some(SECOND / 2));
         let bound = time.bound.as_ref().unwrap();
         let now = Instant::now() + 1000 * SECOND;
         assert_eq!(bound.until_more(now), Duration::ZERO);
@@ -132,12 +132,12 @@ mod tests {
 
     #[test]
     fn a_rest_ends_when_it_is_cancelled_and_there_is_none_without_a_bound() {
-        let time = DiskTime::new(Some(Duration::from_millis(1)));
+        let time = Throttle::new(Some(Duration::from_millis(1)));
         time.bound.as_ref().unwrap().use_up(3600 * SECOND, Instant::now());
         assert!(time.is_used_up());
         time.rest(&AtomicBool::new(true));
 
-        let time = DiskTime::default();
+        let time = Throttle::default();
         drop(time.spend());
         assert!(!time.is_used_up());
         time.rest(&AtomicBool::new(false));

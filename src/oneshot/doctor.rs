@@ -18,11 +18,11 @@ use crate::disk::filesystem::silent_file_system;
 use crate::disk::root::{Dir, Root, Standing, look_at};
 use crate::display::display_path;
 use crate::error::Error;
-use crate::pair::change::Refusal;
-use crate::remove::{Canary, canary_name};
+use crate::pair::change::WatchError;
+use crate::remove::{ProbeFile, probe_file_name};
 use crate::sys::clock::now_utc;
+use crate::watch::delivers_event;
 use crate::watch::limits::{Survey, inotify_limit, survey};
-use crate::watch::tells_of;
 
 /// How long an event may take to arrive.
 const EVENT_PATIENCE: Duration = Duration::from_secs(5);
@@ -235,13 +235,13 @@ fn check_instances() -> Check {
 
 fn check_canary(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
     const CHECK: &str = "canary";
-    let name = canary_name(now_utc());
+    let name = probe_file_name(now_utc());
     let (made, is_told) =
-        match tells_of(root.path(), &name, || Canary::make(dir, &name), EVENT_PATIENCE) {
+        match delivers_event(root.path(), &name, || ProbeFile::make(dir, &name), EVENT_PATIENCE) {
             Ok(told) => told,
             Err(refusal) => {
                 let remedy = match refusal {
-                    Refusal::Watches | Refusal::Instances => "raise that limit",
+                    WatchError::TooManyWatches | WatchError::TooManyInstances => "raise that limit",
                     _ => "results are found by sweeps only until that is mended",
                 };
                 return checks.push(Check::wrong(

@@ -18,10 +18,10 @@ use crate::disk::inspect::{Metadata, read_metadata};
 use crate::disk::root::{Dir, Root, is_mounted_over};
 use crate::display::display_path;
 use crate::error::Error;
-use crate::jobs::context::Attendant;
-use crate::jobs::pairs::Attending;
-use crate::pair::name::{Half, Key, Name, Stem};
-use crate::pair::outcome::{Found, Job, Outcome};
+use crate::jobs::context::JobContext;
+use crate::jobs::pairs::PairProcessor;
+use crate::pair::name::{Half, Name, PairKey, Stem};
+use crate::pair::outcome::{Job, JobResult, Outcome};
 use crate::sys::clock::Clock;
 
 /// The longest name that file systems take, in bytes.
@@ -115,11 +115,11 @@ const WHAT: [&str; 5] = [
 pub async fn explain(config: &Config, file: &Path) -> Result<Explanation, Error> {
     let runtime = crate::sys::runtime::current()?;
     let cache_dir = config.expanded_cache_dir()?;
-    let attendant = Attendant::listing(Arc::new(Clock::default()), config);
+    let context = JobContext::listing(Arc::new(Clock::default()), config);
     let file = file.to_owned();
     let task = runtime.spawn_blocking(move || {
         let root = Root::at(&cache_dir)?;
-        let explaining = Explaining { cache_dir, root, attendant };
+        let explaining = Explaining { cache_dir, root, context };
         Ok(explaining.explain(file))
     });
     crate::sys::runtime::joined(task.await)
@@ -128,7 +128,7 @@ pub async fn explain(config: &Config, file: &Path) -> Result<Explanation, Error>
 struct Explaining {
     cache_dir: PathBuf,
     root: Option<Root>,
-    attendant: Attendant,
+    context: JobContext,
 }
 
 /// An explanation that is being written: conditions are added in their order until one is not met.
@@ -303,7 +303,7 @@ impl Explaining {
         };
         draft.expires_at = Some(expires_at);
         draft.add(true, "a JSON object with a valid expires_at");
-        let now = self.attendant.clock().wall();
+        let now = self.context.clock().wall();
         let is_due = expires_at <= now;
         draft.add(is_due, if is_due { "expires_at has passed" } else { "expires_at lies ahead" });
         let (fate, verdict) = self.fate(root, dir, stem);
@@ -312,14 +312,14 @@ impl Explaining {
 
     /// What the engine would make of a whole pair.
     fn fate(&self, root: &Root, dir: &Dir, stem: &Stem) -> (Fate, String) {
-        let key = Key { dir: Arc::clone(&dir.rel), stem: stem.clone() };
-        let mut attending = Attending::new(&self.attendant, root);
-        attending.attend_all(&[Job { key, settled: None }], &AtomicBool::new(false));
-        let Some(Found { outcome, .. }) = attending.take_found().pop() else {
+        let key = PairKey { dir: Arc::clone(&dir.rel), stem: stem.clone() };
+        let mut processor = PairProcessor::new(&self.context, root);
+        processor.attend_all(&[Job { key, settled: None }], &AtomicBool::new(false));
+        let Some(JobResult { outcome, .. }) = processor.take_found().pop() else {
             return (Fate::Stays, "It can't be told what becomes of it.".to_owned());
         };
         match outcome {
-            Outcome::Waiting { .. } | Outcome::Unchanged => (Fate::Waits, words::WAITS.to_owned()),
+            Outcome::NotDue { .. } | Outcome::Unchanged => (Fate::Waits, words::WAITS.to_owned()),
             Outcome::Due { .. } => match obstacle(dir, stem) {
                 None if stem.claim(Half::Result).len() > LONGEST_NAME => {
                     (Fate::Due, format!("{} {}", words::GOES, words::LONG_NAME))
@@ -331,13 +331,13 @@ impl Explaining {
             },
             Outcome::Unsettled { .. } => (Fate::Due, words::UNSETTLED.to_owned()),
             Outcome::Broken { reason, .. } => (Fate::Stays, format!("It stays: {reason}.")),
-            Outcome::Failed(failure) | Outcome::Stranded(failure) => {
+            Outcome::Failed(failure) | Outcome::RestoreFailed(failure) => {
                 (Fate::Stays, format!("It stays for now: {failure}."))
             }
-            Outcome::Incomplete | Outcome::Removed { .. } => {
+            Outcome::Incomplete | Outcome::Deleted { .. } => {
                 (Fate::Gone, "It has just vanished.".to_owned())
             }
-            Outcome::Changed | Outcome::Taken => (Fate::Due, words::IN_HANDS.to_owned()),
+            Outcome::Changed | Outcome::ClaimedElsewhere => (Fate::Due, words::IN_HANDS.to_owned()),
         }
     }
 }

@@ -13,18 +13,18 @@ use crate::config::Config;
 use crate::disk::root::Root;
 use crate::display::path_field;
 use crate::error::Error;
-use crate::jobs::context::Attendant;
+use crate::jobs::context::JobContext;
 use crate::jobs::orphans::{self};
-use crate::jobs::pairs::Attending;
+use crate::jobs::pairs::PairProcessor;
 use crate::pair::mark::Marks;
-use crate::pair::name::{Half, Key};
+use crate::pair::name::{Half, PairKey};
 use crate::pair::outcome::Summary;
 use crate::pair::outcome::Suspects;
-use crate::pair::outcome::{Failure, Found, Job, Outcome};
+use crate::pair::outcome::{Failure, Job, JobResult, Outcome};
 
 use crate::jobs::scan::Scan;
-use crate::pair::tally::{self, Activity};
-use crate::pair::version::{FileTime, SETTLING, Seen, Version};
+use crate::pair::tally::{self, Tally};
+use crate::pair::version::{FileState, FileTime, SETTLE_TIME, Version};
 use crate::sys::clock::Clock;
 use crate::sys::runtime::joined;
 use crate::telemetry::stats::{LitterReport, SweepReport};
@@ -97,11 +97,11 @@ pub async fn sweep_with_progress(
 ) -> Result<SweepReport, Error> {
     let clock = Arc::new(Clock::default());
     if dry_run {
-        let attendant = Attendant::looking(clock, config);
-        return on_thread(config, move |root| sweep(root, &attendant, &progress)).await;
+        let context = JobContext::looking(clock, config);
+        return on_thread(config, move |root| sweep(root, &context, &progress)).await;
     }
-    let attendant = Attendant::deleting(clock, config);
-    let sweep = move |root: &Root| attendant.run(root, true, || sweep(root, &attendant, &progress));
+    let context = JobContext::deleting(clock, config);
+    let sweep = move |root: &Root| context.run(root, true, || sweep(root, &context, &progress));
     on_thread(config, sweep).await
 }
 
@@ -129,7 +129,7 @@ impl Progress {
         self.freed_bytes.load(Ordering::Relaxed)
     }
 
-    fn set(&self, activity: &Activity, checked: usize) {
+    fn set(&self, activity: &Tally, checked: usize) {
         self.checked.fetch_add(checked as u64, Ordering::Relaxed);
         self.deleted.store(activity.deleted, Ordering::Relaxed);
         self.freed_bytes.store(activity.freed_bytes, Ordering::Relaxed);
@@ -167,8 +167,8 @@ pub struct ListedPair {
 /// # Errors
 /// As for [`sweep_once`].
 pub async fn list(config: &Config) -> Result<Vec<ListedPair>, Error> {
-    let attendant = Attendant::listing(Arc::new(Clock::default()), config);
-    on_thread(config, move |root| list_blocking(root, &attendant)).await
+    let context = JobContext::listing(Arc::new(Clock::default()), config);
+    on_thread(config, move |root| list_blocking(root, &context)).await
 }
 
 /// Runs `work` on the cache directory on a thread that may block; the default where there is no
@@ -199,12 +199,12 @@ async fn on_thread<T: Default + Send + 'static>(
 /// [`Error::Unreadable`] where the cache directory itself could not be read.
 fn scan(
     root: &Root,
-    attendant: &Attendant,
-    found: &(dyn Fn(Vec<Found>) + Sync),
+    context: &JobContext,
+    found: &(dyn Fn(Vec<JobResult>) + Sync),
 ) -> Result<Summary, Error> {
     let cancel = AtomicBool::new(false);
     let scan =
-        Scan { root, watcher: None, attendant, marks: &Marks::default(), cancel: &cancel, found };
+        Scan { root, watcher: None, context, marks: &Marks::default(), cancel: &cancel, found };
     let mut summary = scan.run(&[Path::new("").into()], &[]);
     let own = summary.unreadable.iter().position(|(dir, _)| dir.as_os_str().is_empty());
     match own.map(|at| summary.unreadable.swap_remove(at)) {
@@ -213,10 +213,10 @@ fn scan(
     }
 }
 
-fn sweep(root: &Root, attendant: &Attendant, progress: &Progress) -> Result<SweepReport, Error> {
+fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<SweepReport, Error> {
     let start = Instant::now();
     let sums = Mutex::new(Sums { root: root.path().to_owned(), ..Sums::default() });
-    let summary = scan(root, attendant, &|found| {
+    let summary = scan(root, context, &|found| {
         let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
         let checked = found.len();
         found.into_iter().for_each(|found| sums.add(found, None));
@@ -233,11 +233,11 @@ fn sweep(root: &Root, attendant: &Attendant, progress: &Progress) -> Result<Swee
         sums.error(&path, &format_args!("can't take up what a killed cleaner has left: {error}"));
     }
     let doubts = std::mem::take(&mut sums.doubts);
-    let litter = Litter::find(root, attendant, summary.litter);
+    let litter = Litter::find(root, context, summary.litter);
     if let Some(wait) = doubts
         .iter()
         .map(|doubt| doubt.wait)
-        .chain(litter.wait().filter(|_| attendant.deletes()))
+        .chain(litter.wait().filter(|_| context.deletes()))
         .max()
     {
         thread::sleep(wait);
@@ -250,16 +250,16 @@ fn sweep(root: &Root, attendant: &Attendant, progress: &Progress) -> Result<Swee
         Job { key: doubt.key.clone(), settled }
     };
     let jobs: Vec<Job> = doubts.iter().map(job).collect();
-    let about: HashMap<Key, About> =
+    let about: HashMap<PairKey, About> =
         doubts.into_iter().map(|doubt| (doubt.key, doubt.about)).collect();
-    let mut attending = Attending::new(attendant, root);
-    attending.attend_all(&jobs, &AtomicBool::new(false));
-    attending.finish();
-    for found in attending.take_found() {
+    let mut processor = PairProcessor::new(context, root);
+    processor.attend_all(&jobs, &AtomicBool::new(false));
+    processor.finish();
+    for found in processor.take_found() {
         let again = about.get(&found.key).copied();
         sums.add(found, again);
     }
-    let removed = litter.remove(root, attendant, &mut sums);
+    let removed = litter.remove(root, context, &mut sums);
     sums.activity.duration = start.elapsed();
     Ok(SweepReport { litter: removed, ..SweepReport::from(sums.activity) })
 }
@@ -275,17 +275,17 @@ struct Litter {
 
 impl Litter {
     /// Looks at what in `dirs` may be litter.
-    fn find(root: &Root, attendant: &Attendant, dirs: Vec<Arc<Path>>) -> Self {
-        let looking = attendant.only_looking();
-        let is_wanted = attendant.litter_ages().any();
+    fn find(root: &Root, context: &JobContext, dirs: Vec<Arc<Path>>) -> Self {
+        let looking = context.only_looking();
+        let is_wanted = context.orphan_ages().any();
         let mut litter = Self { is_wanted, suspects: Vec::new(), failures: Vec::new() };
         for dir in dirs {
-            let tidied = orphans::tidy(root, &looking, &dir, &Suspects::default(), usize::MAX);
-            if tidied.suspects.is_empty() {
-                litter.failures.extend(tidied.failures);
+            let pass = orphans::tidy(root, &looking, &dir, &Suspects::default(), usize::MAX);
+            if pass.suspects.is_empty() {
+                litter.failures.extend(pass.failures);
             } else {
                 // What failed is tried again when these are removed.
-                litter.suspects.push((dir, tidied.suspects));
+                litter.suspects.push((dir, pass.suspects));
             }
         }
         litter
@@ -294,19 +294,19 @@ impl Litter {
     /// For how long it is to be left alone first: the other half of what stands alone may be about to
     /// arrive.
     fn wait(&self) -> Option<Duration> {
-        (!self.suspects.is_empty()).then_some(SETTLING)
+        (!self.suspects.is_empty()).then_some(SETTLE_TIME)
     }
 
-    /// Removes it, unless the attendant only looks; `None` where nobody has asked for that.
-    fn remove(&self, root: &Root, attendant: &Attendant, sums: &mut Sums) -> Option<LitterReport> {
+    /// Removes it, unless the context only looks; `None` where nobody has asked for that.
+    fn remove(&self, root: &Root, context: &JobContext, sums: &mut Sums) -> Option<LitterReport> {
         let mut removed = tally::Litter::default();
         for (path, failure) in &self.failures {
             sums.error(path, failure);
         }
         for (dir, suspects) in &self.suspects {
-            let tidied = orphans::tidy(root, attendant, dir, suspects, 0);
-            removed += tidied.removed;
-            for (path, failure) in tidied.failures {
+            let pass = orphans::tidy(root, context, dir, suspects, 0);
+            removed += pass.removed;
+            for (path, failure) in pass.failures {
                 sums.error(&path, &failure);
             }
         }
@@ -319,12 +319,12 @@ impl Litter {
 struct Sums {
     /// The cache directory, to name files in the log.
     root: PathBuf,
-    activity: Activity,
+    activity: Tally,
     doubts: Vec<Doubt>,
 }
 
 struct Doubt {
-    key: Key,
+    key: PairKey,
     wait: Duration,
     about: About,
 }
@@ -332,25 +332,25 @@ struct Doubt {
 /// What was given time to settle.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum About {
-    Result(Seen),
+    Result(FileState),
     Metadata(Version, FileTime),
 }
 
 impl Sums {
     /// Adds what was found; `again` is the doubt because of which it was looked at again.
-    fn add(&mut self, found: Found, again: Option<About>) {
-        let Found { key, outcome } = found;
+    fn add(&mut self, found: JobResult, again: Option<About>) {
+        let JobResult { key, outcome } = found;
         match outcome {
             Outcome::Incomplete
-            | Outcome::Waiting { .. }
+            | Outcome::NotDue { .. }
             | Outcome::Unchanged
             | Outcome::Changed
-            | Outcome::Taken => {}
+            | Outcome::ClaimedElsewhere => {}
             Outcome::Due { bytes, .. } => {
                 self.activity.deleted += 1;
                 self.activity.freed_bytes += bytes;
             }
-            Outcome::Removed { freed, leftover, .. } => {
+            Outcome::Deleted { freed, leftover, .. } => {
                 self.activity.deleted += 1;
                 self.activity.freed_bytes += freed;
                 if let Some(failure) = leftover {
@@ -375,13 +375,13 @@ impl Sums {
                     self.doubts.push(Doubt { key, wait, about });
                 }
             }
-            Outcome::Failed(failure) | Outcome::Stranded(failure) => {
+            Outcome::Failed(failure) | Outcome::RestoreFailed(failure) => {
                 self.failure(&key, Half::Result, failure);
             }
         }
     }
 
-    fn failure(&mut self, key: &Key, half: Half, failure: Failure) {
+    fn failure(&mut self, key: &PairKey, half: Half, failure: Failure) {
         self.error(&key.path(half), &failure);
     }
 
@@ -391,13 +391,13 @@ impl Sums {
     }
 }
 
-fn suspect(metadata: &Seen) -> About {
+fn suspect(metadata: &FileState) -> About {
     About::Metadata(metadata.version, metadata.ctime)
 }
 
-fn list_blocking(root: &Root, attendant: &Attendant) -> Result<Vec<ListedPair>, Error> {
+fn list_blocking(root: &Root, context: &JobContext) -> Result<Vec<ListedPair>, Error> {
     let pairs = Mutex::new(Vec::new());
-    let summary = scan(root, attendant, &|found| {
+    let summary = scan(root, context, &|found| {
         let listed = found.into_iter().filter_map(|found| listed(root, found));
         pairs.lock().unwrap_or_else(PoisonError::into_inner).extend(listed);
     })?;
@@ -415,9 +415,9 @@ fn list_blocking(root: &Root, attendant: &Attendant) -> Result<Vec<ListedPair>, 
     Ok(pairs)
 }
 
-fn listed(root: &Root, found: Found) -> Option<ListedPair> {
+fn listed(root: &Root, found: JobResult) -> Option<ListedPair> {
     let (expires_at, bytes) = match found.outcome {
-        Outcome::Waiting { expires_at, bytes, .. } => (Ok(expires_at), bytes.unwrap_or(0)),
+        Outcome::NotDue { expires_at, bytes, .. } => (Ok(expires_at), bytes.unwrap_or(0)),
         Outcome::Due { expires_at, bytes } | Outcome::Unsettled { expires_at, bytes, .. } => {
             (Ok(expires_at), bytes)
         }

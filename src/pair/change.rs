@@ -1,13 +1,13 @@
 //! The one vocabulary of news.
 //!
-//! News is a hint to look again at a name; what is there is told by the disk alone. That is why it
+//! Changes is a hint to look again at a name; what is there is told by the disk alone. That is why it
 //! can be merged, doubled and reordered without harm.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::name::Key;
+use super::name::PairKey;
 
 /// How many pairs, and how many directories, may wait for the worker. Past that their directories
 /// are listed, and past that everything is. 65,536 pairs take some 6 MiB.
@@ -15,16 +15,16 @@ pub(crate) const MAX_PENDING: usize = 65_536;
 
 /// What the last event of a pair's metadata says of its writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Writer {
+pub(crate) enum WriteState {
     /// Nothing.
     #[default]
     Unknown,
     /// It has given the file its name, by creating or by linking it.
     Created,
     /// It has changed the file, and not closed it yet.
-    AtWork,
+    Writing,
     /// It is done: the file was closed, or got its name when it was complete.
-    Done,
+    Closed,
     /// The metadata has lost its name.
     Gone,
 }
@@ -35,14 +35,14 @@ pub(crate) struct Trigger {
     /// Something appeared or changed; else it only vanished.
     pub appeared: bool,
     /// What is known of the metadata's writer.
-    pub writer: Writer,
+    pub writer: WriteState,
 }
 
 impl Trigger {
     /// Adds later news.
     pub fn merge(&mut self, later: Self) {
         self.appeared |= later.appeared;
-        if later.writer != Writer::Unknown {
+        if later.writer != WriteState::Unknown {
             self.writer = later.writer;
         }
     }
@@ -52,28 +52,28 @@ impl Trigger {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
     /// Look at this pair again.
-    Pair(Key, Trigger),
+    Pair(PairKey, Trigger),
     /// Look at this directory, relative to the cache directory, and all below it again.
-    Tree(Arc<Path>),
+    Subtree(Arc<Path>),
     /// List this directory again, but not those below it that are known.
     Directory(Arc<Path>),
     /// There may be litter in this directory.
-    Litter(Arc<Path>),
+    Orphans(Arc<Path>),
     /// Some news was lost: look at everything again.
-    Missed,
+    EventsLost,
 }
 
 /// All news since it was last taken.
 #[derive(Debug, Default)]
-pub(crate) struct News {
-    pub pairs: HashMap<Key, Trigger>,
+pub(crate) struct Changes {
+    pub pairs: HashMap<PairKey, Trigger>,
     pub trees: HashSet<Arc<Path>>,
     pub dirs: HashSet<Arc<Path>>,
     pub litter: HashSet<Arc<Path>>,
     pub missed: bool,
 }
 
-impl News {
+impl Changes {
     pub fn add(&mut self, change: Change) {
         match change {
             Change::Pair(key, trigger) => {
@@ -88,13 +88,13 @@ impl News {
             Change::Directory(dir) if self.dirs.len() < MAX_PENDING || self.dirs.contains(&dir) => {
                 self.dirs.insert(dir);
             }
-            Change::Tree(dir) if self.trees.len() < MAX_PENDING => {
+            Change::Subtree(dir) if self.trees.len() < MAX_PENDING => {
                 self.trees.insert(dir);
             }
-            Change::Litter(dir) if self.litter.len() < MAX_PENDING => {
+            Change::Orphans(dir) if self.litter.len() < MAX_PENDING => {
                 self.litter.insert(dir);
             }
-            Change::Directory(_) | Change::Tree(_) | Change::Litter(_) | Change::Missed => {
+            Change::Directory(_) | Change::Subtree(_) | Change::Orphans(_) | Change::EventsLost => {
                 self.missed = true;
             }
         }
@@ -112,13 +112,13 @@ impl News {
 /// Directories with longer paths below the cache directory are not watched. notify keeps three copies of each path and looks
 /// at all of them for each directory that is removed: a chain of 2,000 directories, which fits into
 /// what the kernel takes for a path, would cost 18 MiB, and half a minute once it is removed.
-pub(crate) const LONGEST_WATCHED: usize = 1024;
+pub(crate) const MAX_WATCHED_PATH: usize = 1024;
 
 /// Why the kernel will not tell of changes; what can be helped comes last.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub(crate) enum Refusal {
-    #[error("their paths below the cache directory are longer than {LONGEST_WATCHED} bytes")]
-    LongPath,
+pub(crate) enum WatchError {
+    #[error("their paths below the cache directory are longer than {MAX_WATCHED_PATH} bytes")]
+    PathTooLong,
     #[error("too many events arrive to read them all")]
     Flooded,
     #[error("{0}")]
@@ -126,9 +126,9 @@ pub(crate) enum Refusal {
     #[error(
         "no more directories may be watched: raise fs.inotify.max_user_watches (`sysctl fs.inotify.max_user_watches=1048576`)"
     )]
-    Watches,
+    TooManyWatches,
     #[error(
         "no more inotify instances may be made: raise fs.inotify.max_user_instances (`sysctl fs.inotify.max_user_instances=1024`), or the limit of open files (`ulimit -n`)"
     )]
-    Instances,
+    TooManyInstances,
 }

@@ -10,7 +10,7 @@
 //!   elsewhere, as network file systems.
 //!
 //! Therefore only metadata that was old enough when it was read gets a mark, and only on file systems of
-//! which it is known that this is enough (`Root::tells_changes_after`). All
+//! which it is known that this is enough (`Root::ctime_reliable_after`). All
 //! else is read at each sweep.
 
 use std::collections::HashSet;
@@ -22,7 +22,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::name::Stem;
-use super::version::Seen;
+use super::version::FileState;
 
 /// Stands for one version of one pair's metadata: 64 bits, in halves, so that it needs no padding
 /// where a million of them are kept.
@@ -30,7 +30,7 @@ use super::version::Seen;
 pub(crate) struct Mark(NonZeroU32, u32);
 
 impl Mark {
-    pub fn of(dir: &Path, stem: &Stem, metadata: &Seen) -> Self {
+    pub fn of(dir: &Path, stem: &Stem, metadata: &FileState) -> Self {
         let mut hasher = DefaultHasher::new();
         (dir.as_os_str(), stem, metadata.version, metadata.ctime).hash(&mut hasher);
         Self::of_hash(hasher.finish())
@@ -43,13 +43,13 @@ impl Mark {
 
     /// A mark for metadata that was read at `now`, if it is old enough for one.
     pub fn of_settled(
-        tells_changes_after: Option<Duration>,
+        ctime_reliable_after: Option<Duration>,
         dir: &Path,
         stem: &Stem,
-        metadata: &Seen,
+        metadata: &FileState,
         now: DateTime<Utc>,
     ) -> Option<Self> {
-        let is_old = metadata.age(now)? >= tells_changes_after?;
+        let is_old = metadata.age(now)? >= ctime_reliable_after?;
         is_old.then(|| Self::of(dir, stem, metadata))
     }
 }
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn only_what_has_been_unchanged_for_long_gets_a_mark() {
-        let seen = Seen::pretended(1);
+        let seen = FileState::pretended(1);
         let (dir, stem) = (Path::new("d"), Stem::new(b"a"));
         let after = Some(Duration::from_secs(60));
         let mark = |after, age| {
@@ -79,13 +79,13 @@ mod tests {
 
     #[test]
     fn another_file_time_or_place_is_another_mark() {
-        let seen = Seen::pretended(1);
+        let seen = FileState::pretended(1);
         let mark = |dir: &str, stem: &[u8], seen| Mark::of(Path::new(dir), &Stem::new(stem), &seen);
         let first = mark("d", b"a", seen);
         assert_eq!(mark("d", b"a", seen), first);
         assert_ne!(mark("d", b"b", seen), first);
         assert_ne!(mark("e", b"a", seen), first);
-        assert_ne!(mark("d", b"a", Seen::pretended(2)), first);
+        assert_ne!(mark("d", b"a", FileState::pretended(2)), first);
         assert_ne!(mark("d", b"a", seen.changed_at((0, 1))), first);
     }
 }

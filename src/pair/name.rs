@@ -66,7 +66,7 @@ pub(crate) enum Name {
     /// The same of a half without the other one.
     OrphanClaim(Half, Stem),
     /// What a check of the directory has made to see whether that works.
-    Canary,
+    ProbeFile,
     /// Nothing of ours.
     Other,
 }
@@ -101,7 +101,7 @@ impl Name {
         if let Some((half, stem)) = claim.strip_suffix(RESERVED_ORPHAN_SUFFIX).and_then(claim_of) {
             return Self::OrphanClaim(half, stem);
         }
-        if claim.starts_with(CANARY_PREFIX) { Self::Canary } else { Self::Other }
+        if claim.starts_with(CANARY_PREFIX) { Self::ProbeFile } else { Self::Other }
     }
 
     /// Whether `name` is that of a half. Allocates nothing.
@@ -116,8 +116,8 @@ impl Name {
 
     /// Whether it is reserved for cleaners.
     pub fn is_claim(&self) -> bool {
-        use Name::{Canary, Claim, OrphanClaim, TmpClaim};
-        matches!(self, Claim(..) | TmpClaim(..) | OrphanClaim(..) | Canary)
+        use Name::{Claim, OrphanClaim, ProbeFile, TmpClaim};
+        matches!(self, Claim(..) | TmpClaim(..) | OrphanClaim(..) | ProbeFile)
     }
 }
 
@@ -191,26 +191,26 @@ impl fmt::Debug for Stem {
 
 /// A pair: its directory, relative to the cache directory, and its stem.
 #[derive(Debug, Clone, Eq)]
-pub(crate) struct Key {
+pub(crate) struct PairKey {
     pub dir: Arc<Path>,
     pub stem: Stem,
 }
 
 // By bytes: directories are never named in two ways here, and to take paths apart is slow.
-impl PartialEq for Key {
+impl PartialEq for PairKey {
     fn eq(&self, other: &Self) -> bool {
         self.stem == other.stem && self.dir.as_os_str() == other.dir.as_os_str()
     }
 }
 
-impl Hash for Key {
+impl Hash for PairKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.dir.as_os_str().hash(state);
         self.stem.hash(state);
     }
 }
 
-impl Key {
+impl PairKey {
     /// The path of a half, relative to the cache directory.
     pub fn path(&self, half: Half) -> PathBuf {
         self.dir.join(OsStr::from_bytes(&self.stem.name(half)))
@@ -286,7 +286,7 @@ mod tests {
             (b".result-cleaner-a.rt", Name::TmpClaim(Result, Stem::new(b"a"))),
             (b".result-cleaner-a.r.mt", Name::TmpClaim(Metadata, Stem::new(b"a.r"))),
             (b".result-cleaner-a.mo", Name::OrphanClaim(Metadata, Stem::new(b"a"))),
-            (b".result-cleaner-canary-1", Name::Canary),
+            (b".result-cleaner-canary-1", Name::ProbeFile),
             // A name like any other where it ends so.
             (b".result-cleaner-canary-1.r", Name::Claim(Result, Stem::new(b"canary-1"))),
             (b".result-cleaner-t", Name::Other),

@@ -10,11 +10,11 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use rustix::io::Errno;
 
-use super::change::Refusal;
+use super::change::WatchError;
 use super::mark::Mark;
-use super::name::Key;
+use super::name::PairKey;
 use super::tally::Litter;
-use super::version::{Broken, FileTime, Seen};
+use super::version::{Broken, FileState, FileTime};
 
 /// What was found of a pair, and what became of it.
 #[derive(Debug)]
@@ -22,26 +22,26 @@ pub(crate) enum Outcome {
     /// There is no complete pair.
     Incomplete,
     /// It may not go yet. `bytes` is `None` where its result was only listed.
-    Waiting { expires_at: DateTime<Utc>, bytes: Option<u64>, mark: Option<Mark> },
+    NotDue { expires_at: DateTime<Utc>, bytes: Option<u64>, mark: Option<Mark> },
     /// It waits as before, because its metadata still has one of the [marks](super::mark) that are known.
     Unchanged,
-    /// It may go, but this attendant only looks.
+    /// It may go, but this context only looks.
     Due { expires_at: DateTime<Utc>, bytes: u64 },
     /// It is due, but its result may be half published: to be looked at again in a while, with
     /// what was seen in hand.
-    Unsettled { result: Seen, wait: Duration, expires_at: DateTime<Utc>, bytes: u64 },
+    Unsettled { result: FileState, wait: Duration, expires_at: DateTime<Utc>, bytes: u64 },
     /// Its metadata can't be used; `wait` tells for how long it may still be half written.
-    Broken { metadata: Seen, reason: Broken, wait: Duration, bytes: u64 },
+    Broken { metadata: FileState, reason: Broken, wait: Duration, bytes: u64 },
     /// It was deleted, `late` after its expiry; `leftover` tells why its metadata could not be.
-    Removed { freed: u64, leftover: Option<Failure>, late: TimeDelta },
+    Deleted { freed: u64, leftover: Option<Failure>, late: TimeDelta },
     /// It changed just when it was about to be deleted, or a file system is mounted over it.
     Changed,
     /// Another cleaner has taken it, or a dead one had.
-    Taken,
+    ClaimedElsewhere,
     /// It could not be looked at, or not be deleted.
     Failed(Failure),
     /// A file of it is still under a reserved name, and could not be given its own name back.
-    Stranded(Failure),
+    RestoreFailed(Failure),
 }
 
 impl Outcome {
@@ -53,7 +53,7 @@ impl Outcome {
                  again once it has been unchanged for a second"
             }
             Self::Changed => "it changed while it was about to be deleted: it is looked at again",
-            Self::Taken => "another cleaner has it in its hands: it is looked at again",
+            Self::ClaimedElsewhere => "another cleaner has it in its hands: it is looked at again",
             _ => return None,
         })
     }
@@ -97,15 +97,15 @@ impl fmt::Display for Failure {
 /// A pair to attend to.
 #[derive(Debug, Clone)]
 pub(crate) struct Job {
-    pub key: Key,
+    pub key: PairKey,
     /// The result as it was when it was given time to settle, which has passed.
-    pub settled: Option<Seen>,
+    pub settled: Option<FileState>,
 }
 
 /// An outcome and the pair that it is about.
 #[derive(Debug)]
-pub(crate) struct Found {
-    pub key: Key,
+pub(crate) struct JobResult {
+    pub key: PairKey,
     pub outcome: Outcome,
 }
 
@@ -117,7 +117,7 @@ pub(crate) struct Summary {
     /// Directories that could not be read, relative to the cache directory, and why.
     pub unreadable: Vec<(Arc<Path>, io::Error)>,
     /// How many directories the kernel refused to watch, and why it refused the worst of them.
-    pub refused: Option<(u64, Refusal)>,
+    pub refused: Option<(u64, WatchError)>,
     /// Deletions that a killed cleaner had left unfinished, and the bytes that this freed.
     pub finished: u64,
     pub freed: u64,
@@ -140,7 +140,7 @@ pub(crate) struct Summary {
 
 /// What became of the litter in one directory.
 #[derive(Debug, Default)]
-pub(crate) struct Tidied {
+pub(crate) struct OrphanPass {
     /// What was removed, or would be.
     pub removed: Litter,
     /// What could not be removed, relative to the cache directory, and why.
@@ -154,7 +154,7 @@ pub(crate) struct Tidied {
 /// What goes if it is found unchanged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Suspects {
-    pub files: HashMap<Vec<u8>, Seen>,
+    pub files: HashMap<Vec<u8>, FileState>,
     /// The directory itself, which is empty: its inode, and when it was changed.
     pub directory: Option<(u64, FileTime)>,
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Figures of work that was done: those of a `SweepReport`, before they are told to anybody.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Activity {
+pub(crate) struct Tally {
     pub deleted: u64,
     pub freed_bytes: u64,
     pub checked: u64,
@@ -29,7 +29,7 @@ impl std::ops::AddAssign for Litter {
     }
 }
 
-impl Activity {
+impl Tally {
     /// Whether there is nothing in it that anybody needs to hear of.
     #[cfg(feature = "report")]
     pub fn is_idle(&self) -> bool {
@@ -37,7 +37,7 @@ impl Activity {
     }
 }
 
-impl std::ops::AddAssign for Activity {
+impl std::ops::AddAssign for Tally {
     fn add_assign(&mut self, more: Self) {
         self.deleted += more.deleted;
         self.freed_bytes += more.freed_bytes;

@@ -10,7 +10,7 @@ use super::metadata::InvalidMetadata;
 
 /// How long a result that may be half published, or metadata that may be half written, has to be
 /// unchanged before it is believed.
-pub(crate) const SETTLING: Duration = Duration::from_secs(1);
+pub(crate) const SETTLE_TIME: Duration = Duration::from_secs(1);
 
 /// A file's time in seconds and nanoseconds since the epoch, as the file system keeps it.
 pub(crate) type FileTime = (i64, u32);
@@ -25,13 +25,13 @@ pub(crate) struct Version {
 
 /// A regular file as it was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct FileState {
     pub version: Version,
     pub ctime: FileTime,
     linked: bool,
 }
 
-impl Seen {
+impl FileState {
     /// `None` for what is no regular file.
     pub fn of(stat: &Stat) -> Option<Self> {
         FileType::from_raw_mode(stat.st_mode).is_file().then(|| Self {
@@ -74,7 +74,7 @@ impl Seen {
     /// A change that lies in the future says nothing of how long ago it was; it is waited for as
     /// if it were made now.
     pub fn settles_in(&self, now: DateTime<Utc>) -> Duration {
-        self.age(now).map_or(SETTLING, |age| SETTLING.saturating_sub(age))
+        self.age(now).map_or(SETTLE_TIME, |age| SETTLE_TIME.saturating_sub(age))
     }
 
     /// How long ago it was changed; `None` where that lies in the future.
@@ -96,8 +96,8 @@ pub(crate) enum Broken {
 /// A complete pair with valid metadata.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pair {
-    pub result: Seen,
-    pub metadata: Seen,
+    pub result: FileState,
+    pub metadata: FileState,
     pub expires_at: DateTime<Utc>,
 }
 
@@ -118,8 +118,8 @@ impl Pair {
 mod tests {
     use super::*;
 
-    fn seen(ctime: FileTime) -> Seen {
-        Seen::pretended(1).changed_at(ctime)
+    fn seen(ctime: FileTime) -> FileState {
+        FileState::pretended(1).changed_at(ctime)
     }
 
     #[test]

@@ -11,15 +11,15 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, RenameFlags, renameat_with, unlinkat};
 use rustix::io::{Errno, retry_on_intr};
 
-use crate::disk::inspect::{regular, status};
+use crate::disk::inspect::{stat, stat_file};
 use crate::disk::root::Dir;
 use crate::display::path_field;
 use crate::pair::name::{Half, Stem};
-use crate::pair::version::Seen;
+use crate::pair::version::FileState;
 
 /// How long a claimed result is held before it is unlinked. `open(2)` with `O_TRUNC` takes some
 /// microseconds from the lookup to the truncation, unless its thread is held up in between.
-pub(crate) const HOLD: Duration = Duration::from_millis(2);
+pub(crate) const CLAIM_HOLD_TIME: Duration = Duration::from_millis(2);
 
 /// A half under its reserved name.
 pub(super) struct Claim<'a> {
@@ -43,21 +43,21 @@ impl<'a> Claim<'a> {
         Self { dir, own: stem.name(half), reserved: stem.orphan_claim(half) }
     }
 
-    pub fn take(&self) -> rustix::io::Result<()> {
+    pub fn acquire(&self) -> rustix::io::Result<()> {
         rename(self.dir, &self.own, &self.reserved)
     }
 
     /// Whether what was taken is the file that was judged, unchanged. (Its ctime tells nothing:
     /// the renaming changed it.)
-    pub fn is(&self, judged: &Seen) -> io::Result<bool> {
+    pub fn holds(&self, judged: &FileState) -> io::Result<bool> {
         self.is_at(&self.reserved, judged)
     }
 
-    /// Whether something bears the reserved name that is no regular file: no cleaner has put it
+    /// Whether something bears the reserved name that is no stat_file file: no cleaner has put it
     /// there, and no recovery will take it away.
     pub fn is_blocked(&self) -> io::Result<bool> {
-        match status(self.dir, &self.reserved) {
-            Ok(stat) => Ok(Seen::of(&stat).is_none()),
+        match stat(self.dir, &self.reserved) {
+            Ok(stat) => Ok(FileState::of(&stat).is_none()),
             // Whoever had it there has taken it away meanwhile.
             Err(Errno::NOENT) => Ok(false),
             Err(error) => Err(error.into()),
@@ -70,22 +70,22 @@ impl<'a> Claim<'a> {
     }
 
     /// Whether the file under its own name is the one that was judged, unchanged.
-    pub fn own_name_is(&self, judged: &Seen) -> io::Result<bool> {
+    pub fn name_holds(&self, judged: &FileState) -> io::Result<bool> {
         self.is_at(&self.own, judged)
     }
 
-    fn is_at(&self, name: &[u8], judged: &Seen) -> io::Result<bool> {
-        Ok(regular(self.dir, name)?.is_some_and(|seen| seen.version == judged.version))
+    fn is_at(&self, name: &[u8], judged: &FileState) -> io::Result<bool> {
+        Ok(stat_file(self.dir, name)?.is_some_and(|seen| seen.version == judged.version))
     }
 
     /// Whether a file stands under the name that this one would get back.
-    pub fn own_name_is_taken(&self) -> io::Result<bool> {
-        Ok(regular(self.dir, &self.own)?.is_some())
+    pub fn name_reused(&self) -> io::Result<bool> {
+        Ok(stat_file(self.dir, &self.own)?.is_some())
     }
 
     /// Whether nothing at all stands there.
-    pub fn own_name_is_free(&self) -> io::Result<bool> {
-        match status(self.dir, &self.own) {
+    pub fn name_free(&self) -> io::Result<bool> {
+        match stat(self.dir, &self.own) {
             Ok(_) => Ok(false),
             Err(Errno::NOENT) => Ok(true),
             Err(error) => Err(error.into()),
@@ -97,13 +97,13 @@ impl<'a> Claim<'a> {
     }
 
     /// Gives the file its name back if that is free.
-    pub fn put_back(&self) -> rustix::io::Result<()> {
+    pub fn restore(&self) -> rustix::io::Result<()> {
         rename(self.dir, &self.reserved, &self.own)
     }
 
     /// Gives the file its name back, or drops it if that was published anew meanwhile.
-    pub fn give_back(&self) -> rustix::io::Result<()> {
-        match self.put_back() {
+    pub fn restore_or_discard(&self) -> rustix::io::Result<()> {
+        match self.restore() {
             Err(Errno::EXIST) => self.unlink(),
             // A recovery was faster.
             Err(Errno::NOENT) => Ok(()),
@@ -119,19 +119,19 @@ impl<'a> Claim<'a> {
 /// # Errors
 /// Those of the system. Where it can't tell whether the result was published anew, both stay claimed: the
 /// order of the two would be a guess.
-pub(super) fn give_back_both(result: &Claim<'_>, metadata: &Claim<'_>) -> io::Result<()> {
-    if result.own_name_is_taken()? {
+pub(super) fn restore_or_discard_both(result: &Claim<'_>, metadata: &Claim<'_>) -> io::Result<()> {
+    if result.name_reused()? {
         match result.unlink() {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
         }
-        match result.take() {
+        match result.acquire() {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    metadata.give_back()?;
-    Ok(result.give_back()?)
+    metadata.restore_or_discard()?;
+    Ok(result.restore_or_discard()?)
 }
 
 /// Removes the directory `name`, if it is empty.
@@ -152,7 +152,7 @@ pub(super) fn unlink(dir: &Dir, name: &[u8]) -> rustix::io::Result<()> {
 pub(crate) fn restore(dir: &Dir, stem: &Stem) {
     for half in [Half::Metadata, Half::Result] {
         for claim in [Claim::new, Claim::of_orphan, Claim::of_tmp].map(|of| of(dir, stem, half)) {
-            match claim.put_back() {
+            match claim.restore() {
                 Ok(()) | Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
                 Err(error) => tracing::warn!(
                     path = path_field(&dir.rel.join(OsStr::from_bytes(&claim.reserved))),

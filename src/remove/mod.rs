@@ -36,7 +36,7 @@ mod recovery;
 pub(crate) mod sandbox;
 
 pub(crate) use self::claim::restore;
-pub(crate) use self::orphan::{Alone, prune, remove_alone};
-pub(crate) use self::pair::{Buffers, Held, Judged, Removal, remove};
-pub(crate) use self::probe_file::{Canary, canary_name};
+pub(crate) use self::orphan::{Orphan, prune, remove_orphans};
+pub(crate) use self::pair::{Buffers, ClaimedPair, DuePair, Removal, remove};
+pub(crate) use self::probe_file::{ProbeFile, probe_file_name};
 pub(crate) use self::recovery::{Recovery, recover};

@@ -14,26 +14,26 @@ use chrono::{DateTime, Utc};
 use rustix::io::Errno;
 
 use super::claim::{self, Claim};
-use super::claim::{HOLD, cannot_claim};
+use super::claim::{CLAIM_HOLD_TIME, cannot_claim};
 use super::lock::lock_shared;
-use crate::disk::inspect::{read_metadata, status};
-use crate::disk::root::{Dir, Root, leads_nowhere};
+use crate::disk::inspect::{read_metadata, stat};
+use crate::disk::root::{Dir, Root, is_not_ours};
 use crate::pair::name::{Half, Stem};
-use crate::pair::version::Seen;
+use crate::pair::version::FileState;
 
 /// How many files are held at once.
 const AT_ONCE: usize = 64;
 
 /// A file that was judged to be litter.
 #[derive(Debug)]
-pub(crate) enum Alone {
+pub(crate) enum Orphan {
     /// A half without the other one.
-    Half(Half, Stem, Seen),
+    Half(Half, Stem, FileState),
     /// What a writer has left of a half.
-    Tmp(Half, Stem, Seen),
+    Tmp(Half, Stem, FileState),
 }
 
-impl Alone {
+impl Orphan {
     /// The file's name.
     pub fn name(&self) -> Vec<u8> {
         match self {
@@ -49,7 +49,7 @@ impl Alone {
         }
     }
 
-    pub fn seen(&self) -> &Seen {
+    pub fn seen(&self) -> &FileState {
         match self {
             Self::Half(_, _, seen) | Self::Tmp(_, _, seen) => seen,
         }
@@ -64,7 +64,7 @@ impl Alone {
 
     /// Whether nothing that belongs to it is there, nor about to be; `name` is what it bears now.
     fn stands_alone(&self, dir: &Dir, name: &[u8], now: DateTime<Utc>) -> io::Result<bool> {
-        let is_free = |name: &[u8]| match status(dir, name) {
+        let is_free = |name: &[u8]| match stat(dir, name) {
             Ok(_) => Ok(false),
             // What is too long for a name is borne by nothing.
             Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(true),
@@ -93,16 +93,16 @@ impl Alone {
 /// Removes files of one directory that were judged to stand alone, where they still are what was
 /// judged, and still do by the time that `wall` tells. Tells of each the bytes that this freed, or why it
 /// could not be removed, but nothing of what has changed, or is in other hands.
-pub(crate) fn remove_alone(
+pub(crate) fn remove_orphans(
     dir: &Arc<Dir>,
-    judged: Vec<Alone>,
+    judged: Vec<Orphan>,
     wall: &dyn Fn() -> DateTime<Utc>,
-) -> Vec<(Alone, io::Result<u64>)> {
+) -> Vec<(Orphan, io::Result<u64>)> {
     let has_claims = lock_shared(dir);
     let mut done = Vec::new();
     let mut judged = judged.into_iter();
     loop {
-        let some: Vec<Alone> = judged.by_ref().take(AT_ONCE).collect();
+        let some: Vec<Orphan> = judged.by_ref().take(AT_ONCE).collect();
         if some.is_empty() {
             return done;
         }
@@ -111,7 +111,7 @@ pub(crate) fn remove_alone(
             match &has_claims {
                 Err(error) => done.push((alone, Err(copy_of(error)))),
                 Ok(has_claims) => match begin(dir, &alone, *has_claims, wall()) {
-                    Ok(Begun::Held) => held.push(alone),
+                    Ok(Begun::ClaimedPair) => held.push(alone),
                     Ok(Begun::Removed(freed)) => done.push((alone, Ok(freed))),
                     Ok(Begun::LeftAlone) => {}
                     Err(error) => done.push((alone, Err(error))),
@@ -119,7 +119,7 @@ pub(crate) fn remove_alone(
             }
         }
         if !held.is_empty() {
-            thread::sleep(HOLD);
+            thread::sleep(CLAIM_HOLD_TIME);
         }
         for alone in held {
             match finish(dir, &alone, wall()) {
@@ -132,22 +132,22 @@ pub(crate) fn remove_alone(
 }
 
 enum Begun {
-    Held,
+    ClaimedPair,
     Removed(u64),
     /// It is not what was judged any more, or in other hands.
     LeftAlone,
 }
 
-fn begin(dir: &Dir, alone: &Alone, has_claims: bool, now: DateTime<Utc>) -> io::Result<Begun> {
+fn begin(dir: &Dir, alone: &Orphan, has_claims: bool, now: DateTime<Utc>) -> io::Result<Begun> {
     let (claim, seen) = (alone.claim(dir), alone.seen());
-    let taken = if has_claims { claim.take() } else { Err(Errno::NOSYS) };
+    let taken = if has_claims { claim.acquire() } else { Err(Errno::NOSYS) };
     match taken {
         Ok(()) => {
-            let is_judged = claim.is(seen);
+            let is_judged = claim.holds(seen);
             if matches!(is_judged, Ok(true)) {
-                return Ok(Begun::Held);
+                return Ok(Begun::ClaimedPair);
             }
-            claim.give_back()?;
+            claim.restore_or_discard()?;
             return is_judged.map(|_| Begun::LeftAlone);
         }
         Err(Errno::NOENT) => return Ok(Begun::LeftAlone),
@@ -155,7 +155,7 @@ fn begin(dir: &Dir, alone: &Alone, has_claims: bool, now: DateTime<Utc>) -> io::
         Err(error) if cannot_claim(error) => {}
         Err(error) => return Err(error.into()),
     }
-    if !alone.stands_alone(dir, &alone.name(), now)? || !claim.own_name_is(seen)? {
+    if !alone.stands_alone(dir, &alone.name(), now)? || !claim.name_holds(seen)? {
         return Ok(Begun::LeftAlone);
     }
     match claim.unlink_unclaimed() {
@@ -166,11 +166,11 @@ fn begin(dir: &Dir, alone: &Alone, has_claims: bool, now: DateTime<Utc>) -> io::
 }
 
 /// The bytes that were freed; `None` where it was given back.
-fn finish(dir: &Dir, alone: &Alone, now: DateTime<Utc>) -> io::Result<Option<u64>> {
+fn finish(dir: &Dir, alone: &Orphan, now: DateTime<Utc>) -> io::Result<Option<u64>> {
     let (claim, seen) = (alone.claim(dir), alone.seen());
     let may_go = || -> io::Result<bool> {
-        Ok(claim.is(seen)?
-            && !claim.own_name_is_taken()?
+        Ok(claim.holds(seen)?
+            && !claim.name_reused()?
             && alone.stands_alone(dir, &claim.reserved, now)?)
     };
     let freed = match may_go() {
@@ -179,7 +179,7 @@ fn finish(dir: &Dir, alone: &Alone, now: DateTime<Utc>) -> io::Result<Option<u64
         Err(error) => Err(error),
     };
     if !matches!(freed, Ok(Some(_))) {
-        claim.give_back()?;
+        claim.restore_or_discard()?;
     }
     freed
 }
@@ -200,10 +200,10 @@ pub(crate) fn prune(
     };
     let parent = match root.open_dir(&parent.into()) {
         Ok(parent) => parent,
-        Err(error) if leads_nowhere(&error) => return Ok(false),
+        Err(error) if is_not_ours(&error) => return Ok(false),
         Err(error) => return Err(error),
     };
-    let named = match status(&parent, name.as_bytes()) {
+    let named = match stat(&parent, name.as_bytes()) {
         Ok(named) => named,
         Err(Errno::NOENT) => return Ok(false),
         Err(error) => return Err(error.into()),

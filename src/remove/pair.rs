@@ -8,9 +8,9 @@ use std::time::Instant;
 use chrono::{DateTime, Utc};
 use rustix::io::Errno;
 
-use super::claim::{Claim, HOLD, cannot_claim, give_back_both, unlink};
+use super::claim::{CLAIM_HOLD_TIME, Claim, cannot_claim, restore_or_discard_both, unlink};
 use super::lock::lock_shared;
-use crate::disk::inspect::{Metadata, read_metadata, regular, says_the_same};
+use crate::disk::inspect::{Metadata, read_metadata, reread_unchanged, stat_file};
 use crate::disk::root::Dir;
 use crate::pair::name::{Half, Stem};
 use crate::pair::version::Pair;
@@ -19,19 +19,19 @@ use crate::pair::version::Pair;
 #[derive(Debug)]
 pub(crate) enum Removal {
     /// Its result is claimed, and to be unlinked once it was held.
-    Held(Held),
+    Claimed(ClaimedPair),
     /// This cleaner removed the result; `leftover` tells why its metadata could not follow.
-    Removed { freed: u64, leftover: Option<io::Error> },
+    Deleted { freed: u64, leftover: Option<io::Error> },
     /// The pair is not what was judged any more; it is as it was found.
     Changed,
     /// Somebody else was faster.
-    Gone,
+    DeletedElsewhere,
     /// Another cleaner has taken it, or a dead one had.
-    Taken,
+    ClaimedElsewhere,
     /// The system refused; the pair is as it was found.
     Failed(io::Error),
     /// The system refused to give a file its name back; a recovery has to do it.
-    Stranded(io::Error),
+    RestoreFailed(io::Error),
 }
 
 /// Deletes a pair that was judged to be due, if it still is what was judged, and still due by the
@@ -39,22 +39,22 @@ pub(crate) enum Removal {
 pub(crate) fn remove(
     dir: &Arc<Dir>,
     stem: &Stem,
-    judged: Judged,
+    judged: DuePair,
     wall: &dyn Fn() -> DateTime<Utc>,
     buffers: &mut Buffers,
 ) -> Removal {
-    let Judged { pair, metadata } = judged;
+    let DuePair { pair, metadata } = judged;
     let attempt = Attempt { dir, stem, pair, wall, buffers };
     match lock_shared(dir) {
-        Ok(true) => attempt.by_claims(&metadata),
-        Ok(false) => attempt.directly(),
+        Ok(true) => attempt.with_claims(&metadata),
+        Ok(false) => attempt.without_claims(),
         Err(error) => Removal::Failed(error),
     }
 }
 
 /// A pair that was judged to be due, and its metadata, which is open.
 #[derive(Debug)]
-pub(crate) struct Judged {
+pub(crate) struct DuePair {
     pub pair: Pair,
     pub metadata: OwnedFd,
 }
@@ -87,13 +87,13 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    fn by_claims(mut self, metadata_file: &OwnedFd) -> Removal {
+    fn with_claims(mut self, metadata_file: &OwnedFd) -> Removal {
         let result = Claim::new(self.dir, self.stem, Half::Result);
-        match result.take() {
+        match result.acquire() {
             Ok(()) => {}
-            Err(Errno::NOENT) => return Removal::Gone,
+            Err(Errno::NOENT) => return Removal::DeletedElsewhere,
             Err(Errno::EXIST) => return taken_by_others(&result),
-            Err(error) if cannot_claim(error) => return self.directly(),
+            Err(error) if cannot_claim(error) => return self.without_claims(),
             Err(error) => return Removal::Failed(error.into()),
         }
         match self.may_go(&result, metadata_file) {
@@ -102,37 +102,37 @@ impl Attempt<'_> {
             Err(error) => return given_back(&result, None, Removal::Failed(error)),
         }
         let (dir, stem) = (Arc::clone(self.dir), self.stem.clone());
-        Removal::Held(Held { dir, stem, pair: self.pair, since: Instant::now() })
+        Removal::Claimed(ClaimedPair { dir, stem, pair: self.pair, since: Instant::now() })
     }
 
     /// Whether the claimed result is what was judged, and its metadata is still due, or gone.
     fn may_go(&mut self, result: &Claim<'_>, metadata_file: &OwnedFd) -> io::Result<bool> {
-        if !result.is(&self.pair.result)? {
+        if !result.holds(&self.pair.result)? {
             return Ok(false);
         }
         match self.is_due_as_judged(metadata_file)? {
             Some(is_due) => Ok(is_due),
-            None => Claim::new(self.dir, self.stem, Half::Metadata).own_name_is_free(),
+            None => Claim::new(self.dir, self.stem, Half::Metadata).name_free(),
         }
     }
 
     /// Without claims: the last look and the `unlink` follow each other at once.
-    fn directly(mut self) -> Removal {
+    fn without_claims(mut self) -> Removal {
         match self.is_still_due() {
             Ok(Some(true)) => {}
             Ok(_) => return Removal::Changed,
             Err(error) => return Removal::Failed(error),
         }
         let name = self.stem.name(Half::Result);
-        match regular(self.dir, &name) {
+        match stat_file(self.dir, &name) {
             Ok(Some(seen)) if seen.version == self.pair.result.version => {}
             Ok(Some(_)) => return Removal::Changed,
-            Ok(None) => return Removal::Gone,
+            Ok(None) => return Removal::DeletedElsewhere,
             Err(error) => return Removal::Failed(error),
         }
         match unlink(self.dir, &name) {
             Ok(()) => {}
-            Err(Errno::NOENT) => return Removal::Gone,
+            Err(Errno::NOENT) => return Removal::DeletedElsewhere,
             Err(error) => return Removal::Failed(error.into()),
         }
         let unlinked = self.unlink_metadata_if_due();
@@ -153,7 +153,7 @@ impl Attempt<'_> {
     fn is_due_as_judged(&mut self, file: &OwnedFd) -> io::Result<Option<bool>> {
         let name = self.stem.name(Half::Metadata);
         let (seen, Buffers { judged, again }) = (&self.pair.metadata, &mut *self.buffers);
-        if says_the_same(self.dir, &name, file, seen, judged, again)? {
+        if reread_unchanged(self.dir, &name, file, seen, judged, again)? {
             return Ok(Some(self.pair.expires_at <= (self.wall)()));
         }
         self.is_still_due()
@@ -173,7 +173,7 @@ impl Attempt<'_> {
 
 /// A pair whose result is claimed.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct ClaimedPair {
     /// Keeps the lock on the directory.
     pub dir: Arc<Dir>,
     pub stem: Stem,
@@ -181,10 +181,10 @@ pub(crate) struct Held {
     since: Instant,
 }
 
-impl Held {
+impl ClaimedPair {
     /// When it has been held for long enough.
     pub fn until(&self) -> Instant {
-        self.since + HOLD
+        self.since + CLAIM_HOLD_TIME
     }
 
     /// Unlinks both halves, if nothing has happened to them meanwhile.
@@ -192,13 +192,13 @@ impl Held {
         let Self { dir, stem, pair, .. } = &self;
         let result = Claim::new(dir, stem, Half::Result);
         let metadata = Claim::new(dir, stem, Half::Metadata);
-        match result.own_name_is_taken() {
+        match result.name_reused() {
             Ok(false) => {}
             // The new result needs its metadata, whichever that is by now; the old one had expired.
             Ok(true) => return self.result_alone(&result),
             Err(error) => return given_back(&result, None, Removal::Failed(error)),
         }
-        match metadata.take() {
+        match metadata.acquire() {
             Ok(()) => {}
             // A program of another kind that deletes too found no result any more, and deleted the
             // metadata. Given back, the result would stay for ever.
@@ -236,15 +236,15 @@ impl Held {
         result: &Claim<'_>,
         metadata: &Claim<'_>,
     ) -> io::Result<Option<bool>> {
-        if !metadata.is(&self.pair.metadata)? || !result.is(&self.pair.result)? {
+        if !metadata.holds(&self.pair.metadata)? || !result.holds(&self.pair.result)? {
             return Ok(None);
         }
-        result.own_name_is_taken().map(Some)
+        result.name_reused().map(Some)
     }
 
     /// Unlinks the result only, if nothing has happened to it meanwhile.
     fn result_alone(&self, result: &Claim<'_>) -> Removal {
-        match result.is(&self.pair.result) {
+        match result.holds(&self.pair.result) {
             Ok(true) => {}
             Ok(false) => return given_back(result, None, Removal::Changed),
             Err(error) => return given_back(result, None, Removal::Failed(error)),
@@ -259,9 +259,9 @@ impl Held {
 fn removed(pair: &Pair, metadata: rustix::io::Result<()>) -> Removal {
     let result = pair.result.version.size;
     match metadata {
-        Ok(()) => Removal::Removed { freed: pair.bytes(), leftover: None },
-        Err(Errno::NOENT) => Removal::Removed { freed: result, leftover: None },
-        Err(error) => Removal::Removed { freed: result, leftover: Some(error.into()) },
+        Ok(()) => Removal::Deleted { freed: pair.bytes(), leftover: None },
+        Err(Errno::NOENT) => Removal::Deleted { freed: result, leftover: None },
+        Err(error) => Removal::Deleted { freed: result, leftover: Some(error.into()) },
     }
 }
 
@@ -269,7 +269,7 @@ fn removed(pair: &Pair, metadata: rustix::io::Result<()>) -> Removal {
 fn taken_by_others(claim: &Claim<'_>) -> Removal {
     match claim.is_blocked() {
         Ok(true) => Removal::Failed(Errno::EXIST.into()),
-        Ok(false) => Removal::Taken,
+        Ok(false) => Removal::ClaimedElsewhere,
         Err(error) => Removal::Failed(error),
     }
 }
@@ -277,8 +277,8 @@ fn taken_by_others(claim: &Claim<'_>) -> Removal {
 /// Gives back what was claimed of a pair.
 fn given_back(result: &Claim<'_>, metadata: Option<&Claim<'_>>, removal: Removal) -> Removal {
     let done = match metadata {
-        Some(metadata) => give_back_both(result, metadata),
-        None => result.give_back().map_err(io::Error::from),
+        Some(metadata) => restore_or_discard_both(result, metadata),
+        None => result.restore_or_discard().map_err(io::Error::from),
     };
-    done.map_or_else(Removal::Stranded, |()| removal)
+    done.map_or_else(Removal::RestoreFailed, |()| removal)
 }

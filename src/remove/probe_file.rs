@@ -9,19 +9,19 @@ use rustix::fs::{Mode, OFlags, fstat, openat};
 use super::claim::{rename, unlink};
 use super::lock::lock_shared;
 use crate::disk::root::Dir;
-use crate::pair::version::{FileTime, Seen};
+use crate::pair::version::{FileState, FileTime};
 
 /// An empty file under a reserved name. It is removed with this value.
 #[derive(Debug)]
-pub(crate) struct Canary<'a> {
+pub(crate) struct ProbeFile<'a> {
     dir: &'a Dir,
     name: Vec<u8>,
     /// When the file system says that it was made.
     pub made: Option<FileTime>,
 }
 
-impl<'a> Canary<'a> {
-    /// Makes it under `name`, which has to be one of [`canary_name`].
+impl<'a> ProbeFile<'a> {
+    /// Makes it under `name`, which has to be one of [`probe_file_name`].
     ///
     /// # Errors
     /// Those of the system.
@@ -32,7 +32,7 @@ impl<'a> Canary<'a> {
             OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(dir, Path::new(name), flags, Mode::RUSR | Mode::WUSR)?;
         let mut canary = Self { dir, name: name.as_bytes().to_vec(), made: None };
-        canary.made = Seen::of(&fstat(&file)?).map(|seen| seen.version.mtime);
+        canary.made = FileState::of(&fstat(&file)?).map(|seen| seen.version.mtime);
         Ok(canary)
     }
 
@@ -49,11 +49,11 @@ impl<'a> Canary<'a> {
 }
 
 /// A name that no other canary has: processes of other containers may have the same number.
-pub(crate) fn canary_name(now: DateTime<Utc>) -> String {
+pub(crate) fn probe_file_name(now: DateTime<Utc>) -> String {
     format!(".result-cleaner-canary-{}-{}", std::process::id(), now.timestamp_micros())
 }
 
-impl Drop for Canary<'_> {
+impl Drop for ProbeFile<'_> {
     fn drop(&mut self) {
         if let Err(error) = unlink(self.dir, &self.name) {
             tracing::warn!(%error, "can't remove the file {}", self.name.escape_ascii());

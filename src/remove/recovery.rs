@@ -10,11 +10,11 @@ use chrono::{DateTime, Utc};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::claim::{Claim, give_back_both, unlink};
-use crate::disk::inspect::{read_metadata, regular};
+use super::claim::{Claim, restore_or_discard_both, unlink};
+use crate::disk::inspect::{read_metadata, stat_file};
 use crate::disk::root::{Dir, Root};
 use crate::pair::name::{Half, Name, Stem};
-use crate::pair::version::Seen;
+use crate::pair::version::FileState;
 
 /// What became of claims that were found in a directory.
 #[derive(Debug, Default)]
@@ -70,15 +70,15 @@ pub(crate) fn recover(
             Name::Claim(_, stem) if !stems.contains(&stem) => stems.push(stem),
             // It was not certain yet that nobody comes back for it.
             Name::TmpClaim(half, stem) => {
-                let done = Claim::of_tmp(dir, &stem, half).give_back();
+                let done = Claim::of_tmp(dir, &stem, half).restore_or_discard();
                 recovery.note(dir, reserved, done.map_err(io::Error::from));
             }
             Name::OrphanClaim(half, stem) => {
-                let done = Claim::of_orphan(dir, &stem, half).give_back();
+                let done = Claim::of_orphan(dir, &stem, half).restore_or_discard();
                 recovery.note(dir, reserved, done.map_err(io::Error::from));
             }
             // Whoever has made one that lives holds the lock, too.
-            Name::Canary => {
+            Name::ProbeFile => {
                 let done = unlink_if_empty(dir, reserved);
                 recovery.note(dir, reserved, done);
             }
@@ -102,31 +102,34 @@ fn recover_pair(
 ) -> io::Result<()> {
     let result = Claim::new(dir, stem, Half::Result);
     let metadata = Claim::new(dir, stem, Half::Metadata);
-    let taken = regular(dir, &result.reserved)?;
+    let taken = stat_file(dir, &result.reserved)?;
     // An owner claims metadata only after it made sure of the result that it had claimed
     // before. It may be that of a newer result by mistake, if there is one; and a recovery may
     // have taken a newer result for an instant, which then has not settled.
-    let untouched = !result.own_name_is_taken()? && !metadata.own_name_is_taken()?;
+    let untouched = !result.name_reused()? && !metadata.name_reused()?;
     let settled = taken.is_none_or(|taken| taken.settles_in(now).is_zero());
     match claimed_metadata(&metadata, now)? {
         Some((seen, true)) if untouched && settled => {
             finish(stem, &result, taken, &metadata, seen, recovery)
         }
-        Some(_) => give_back_both(&result, &metadata),
-        None if taken.is_some() => Ok(result.give_back()?),
+        Some(_) => restore_or_discard_both(&result, &metadata),
+        None if taken.is_some() => Ok(result.restore_or_discard()?),
         None => Ok(()),
     }
 }
 
 fn unlink_if_empty(dir: &Dir, name: &[u8]) -> io::Result<()> {
-    match regular(dir, name)? {
+    match stat_file(dir, name)? {
         Some(seen) if seen.version.size == 0 => Ok(unlink(dir, name)?),
         _ => Ok(()),
     }
 }
 
 /// Claimed metadata, and whether it says that its pair may go.
-fn claimed_metadata(claim: &Claim<'_>, now: DateTime<Utc>) -> io::Result<Option<(Seen, bool)>> {
+fn claimed_metadata(
+    claim: &Claim<'_>,
+    now: DateTime<Utc>,
+) -> io::Result<Option<(FileState, bool)>> {
     let read = read_metadata(claim.dir, &claim.reserved, &mut Vec::new())?;
     Ok(read.map(|read| (read.seen, read.expires_at.is_ok_and(|at| at <= now))))
 }
@@ -136,9 +139,9 @@ fn claimed_metadata(claim: &Claim<'_>, now: DateTime<Utc>) -> io::Result<Option<
 fn finish(
     stem: &Stem,
     result: &Claim<'_>,
-    taken: Option<Seen>,
+    taken: Option<FileState>,
     metadata: &Claim<'_>,
-    seen: Seen,
+    seen: FileState,
     recovery: &mut Recovery,
 ) -> io::Result<()> {
     if let Some(taken) = taken {

@@ -2,7 +2,7 @@
 //!
 //! Whatever is renamed or unlinked is named relative to the descriptor of a directory within the
 //! cache directory, and looked up without following a link. That is what keeps deletions inside. A
-//! mistake in it would be met by the kernel: a confined thread may remove and rename regular files
+//! mistake in it would be met by the kernel: a confined thread may remove and rename stat_file files
 //! below the cache directory, and can't create, write, truncate, link or remove anything elsewhere.
 //! Reading is not confined.
 //!

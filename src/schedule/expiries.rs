@@ -10,7 +10,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 
 use super::scans::Scope;
-use crate::pair::name::{Key, Stem};
+use crate::pair::name::{PairKey, Stem};
 use crate::schedule::queue::Queue;
 
 /// Pairs by `expires_at`, each with a value.
@@ -33,8 +33,8 @@ impl<V> Default for Expiries<V> {
 
 impl<V> Expiries<V> {
     /// Has a pair wait until `at`, whatever it waited for before.
-    pub fn insert(&mut self, key: Key, at: DateTime<Utc>, value: V) {
-        let Key { dir, stem } = key;
+    pub fn insert(&mut self, key: PairKey, at: DateTime<Utc>, value: V) {
+        let PairKey { dir, stem } = key;
         let Some(pairs) = self.dirs.get_mut(&dir) else {
             let mut pairs = Queue::default();
             pairs.insert(stem, at, value);
@@ -55,7 +55,7 @@ impl<V> Expiries<V> {
     }
 
     /// Takes out a pair; whether it waited.
-    pub fn remove(&mut self, key: &Key) -> bool {
+    pub fn remove(&mut self, key: &PairKey) -> bool {
         let Some(pairs) = self.dirs.get_mut(&key.dir) else { return false };
         let before = pairs.next();
         let removed = pairs.remove(&key.stem).is_some();
@@ -67,7 +67,7 @@ impl<V> Expiries<V> {
     }
 
     /// Takes out the soonest if its time has come.
-    pub fn pop_due(&mut self, now: DateTime<Utc>) -> Option<(Key, V)> {
+    pub fn pop_due(&mut self, now: DateTime<Utc>) -> Option<(PairKey, V)> {
         let (dir, _) = self.soonest.peek()?;
         let dir = Arc::clone(dir);
         let pairs = self.dirs.get_mut(&dir)?;
@@ -75,15 +75,15 @@ impl<V> Expiries<V> {
         let (stem, value) = pairs.pop_due(now)?;
         self.len -= 1;
         self.reorder(&dir, before);
-        Some((Key { dir, stem }, value))
+        Some((PairKey { dir, stem }, value))
     }
 
     /// Changes the value of a pair, if it waits, and not its time; whether it waits.
-    pub fn update(&mut self, key: &Key, change: impl FnOnce(&mut V)) -> bool {
+    pub fn update(&mut self, key: &PairKey, change: impl FnOnce(&mut V)) -> bool {
         self.dirs.get_mut(&key.dir).is_some_and(|pairs| pairs.update(&key.stem, change))
     }
 
-    pub fn contains(&self, key: &Key) -> bool {
+    pub fn contains(&self, key: &PairKey) -> bool {
         self.dirs.get(&key.dir).is_some_and(|pairs| pairs.contains(&key.stem))
     }
 
@@ -103,9 +103,9 @@ impl<V> Expiries<V> {
 
     /// What waits, in no order.
     #[cfg(test)]
-    pub fn iter(&self) -> impl Iterator<Item = (Key, DateTime<Utc>)> {
+    pub fn iter(&self) -> impl Iterator<Item = (PairKey, DateTime<Utc>)> {
         self.dirs.iter().flat_map(|(dir, pairs)| {
-            let key = |stem: &Stem| Key { dir: Arc::clone(dir), stem: stem.clone() };
+            let key = |stem: &Stem| PairKey { dir: Arc::clone(dir), stem: stem.clone() };
             pairs.iter().map(move |(stem, at)| (key(stem), at))
         })
     }
@@ -164,16 +164,16 @@ mod tests {
         DateTime::from_timestamp(seconds.into(), 0).unwrap()
     }
 
-    fn key(dir: u8, stem: u8) -> Key {
+    fn key(dir: u8, stem: u8) -> PairKey {
         const DIRS: [&str; 6] = ["", "a", "a/b", "a-b", "a/b/c", "b"];
-        Key { dir: Path::new(DIRS[usize::from(dir) % 6]).into(), stem: Stem::new(&[stem]) }
+        PairKey { dir: Path::new(DIRS[usize::from(dir) % 6]).into(), stem: Stem::new(&[stem]) }
     }
 
     proptest! {
         #[test]
         fn it_behaves_as_one_heap(operations in prop::collection::vec((0_u8..6, 0_u8..8, 0_u8..50, 0_u8..6), 1..200)) {
             let mut expiries = Expiries::default();
-            let mut model: HashMap<Key, (DateTime<Utc>, u8)> = HashMap::new();
+            let mut model: HashMap<PairKey, (DateTime<Utc>, u8)> = HashMap::new();
             for (dir, stem, time, operation) in operations {
                 let key = key(dir, stem);
                 match operation {

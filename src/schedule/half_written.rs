@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::{Past, ScanId, Scope};
-use crate::pair::change::Writer;
-use crate::pair::name::Key;
-use crate::pair::version::{Broken, SETTLING, Seen, Version};
+use crate::pair::change::WriteState;
+use crate::pair::name::PairKey;
+use crate::pair::version::{Broken, FileState, SETTLE_TIME, Version};
 use crate::sys::clock::Now;
 
 /// How many versions of broken metadata are remembered, and how many writers. Whoever has more
@@ -17,7 +17,7 @@ const MAX_WRITERS: usize = 16_384;
 #[derive(Debug, Default)]
 pub(super) struct Suspects {
     /// Pairs whose metadata is being written, as far as events tell: its writer has not closed it.
-    writers: HashMap<Key, Writer>,
+    writers: HashMap<PairKey, WriteState>,
     /// Broken metadata that was counted, so that each version of a file counts once, whatever its
     /// name is by now; and the last scan that had begun when it was last seen.
     told: HashMap<(Version, Broken), ScanId>,
@@ -27,31 +27,31 @@ pub(super) struct Suspects {
 
 impl Suspects {
     /// Takes in what an event tells of the writer of a pair's metadata.
-    pub fn note_writer(&mut self, key: &Key, writer: Writer) {
+    pub fn note_writer(&mut self, key: &PairKey, writer: WriteState) {
         match writer {
-            Writer::Unknown => {}
-            Writer::Created | Writer::AtWork => {
+            WriteState::Unknown => {}
+            WriteState::Created | WriteState::Writing => {
                 if let Some(known) = self.writers.get_mut(key) {
                     *known = writer;
                 } else if self.writers.len() < MAX_WRITERS {
                     self.writers.insert(key.clone(), writer);
                 }
             }
-            Writer::Done | Writer::Gone => self.forget_writer(key),
+            WriteState::Closed | WriteState::Gone => self.forget_writer(key),
         }
     }
 
-    pub fn forget_writer(&mut self, key: &Key) {
+    pub fn forget_writer(&mut self, key: &PairKey) {
         self.writers.remove(key);
     }
 
     /// Forgets the writers of all that a scan sees for itself: where an event was lost, or a
     /// directory was moved away with what is being written in it, one would write for ever.
-    pub fn forget_writers(&mut self, scope: &Scope) -> impl Iterator<Item = Key> {
+    pub fn forget_writers(&mut self, scope: &Scope) -> impl Iterator<Item = PairKey> {
         self.writers.extract_if(|key, _| scope.covers(&key.dir)).map(|(key, _)| key)
     }
 
-    pub fn writer(&self, key: &Key) -> Option<Writer> {
+    pub fn writer(&self, key: &PairKey) -> Option<WriteState> {
         self.writers.get(key).copied()
     }
 
@@ -89,22 +89,22 @@ impl Suspects {
 /// When it is to be believed that metadata is broken, and not just half written; `None` where its
 /// writer will tell.
 pub(super) fn believed_at(
-    metadata: &Seen,
+    metadata: &FileState,
     wait: Duration,
-    writer: Writer,
+    writer: WriteState,
     past: Past,
     pause: Option<(Instant, Past)>,
     now: Now,
 ) -> Option<Instant> {
     let suspect = Some((metadata.version, metadata.ctime));
     match (writer, pause) {
-        (Writer::AtWork, _) => None,
+        (WriteState::Writing, _) => None,
         // What has content without having been written to was complete when it was linked here.
-        (Writer::Created, _) if metadata.version.size == 0 && !metadata.was_linked() => None,
+        (WriteState::Created, _) if metadata.version.size == 0 && !metadata.was_linked() => None,
         // It was waited for.
         _ if past.suspect == suspect => Some(now.mono),
         // The next writer may have opened it already, and its events be on their way.
-        (Writer::Done, _) => Some(now.mono + SETTLING),
+        (WriteState::Closed, _) => Some(now.mono + SETTLE_TIME),
         // It is being waited for.
         (_, Some((until, past))) if past.suspect == suspect => Some(until),
         _ => Some(now.mono + wait),

@@ -25,13 +25,13 @@ use self::half_written::{Suspects, believed_at};
 use self::scans::Scanning;
 pub(crate) use self::scans::{ScanId, Scope, Trees};
 use crate::display::path_field;
-use crate::pair::change::{News, Trigger, Writer};
+use crate::pair::change::{Changes, Trigger, WriteState};
 use crate::pair::mark::{Mark, Marks};
-use crate::pair::name::{Half, Key, Stem};
+use crate::pair::name::{Half, PairKey, Stem};
 use crate::pair::outcome::Summary;
-use crate::pair::outcome::{Failure, Found, Job, Outcome};
-use crate::pair::tally::Activity;
-use crate::pair::version::{Broken, FileTime, Seen, Version};
+use crate::pair::outcome::{Failure, Job, JobResult, Outcome};
+use crate::pair::tally::Tally;
+use crate::pair::version::{Broken, FileState, FileTime, Version};
 use crate::schedule::queue::Queue;
 use crate::sys::clock::Now;
 
@@ -51,7 +51,7 @@ const IS_BROKEN: &str = "the metadata is broken, so its result stays";
 const STAYS_TAKEN: &str =
     "can't delete it: something bears the reserved name, and does not go away";
 /// How many errors are told of one by one, of those that are counted at once.
-const MOST_NOTICES: usize = 1024;
+const MAX_ERRORS: usize = 1024;
 /// The ends of the spans in which expiries are counted, in seconds from now.
 const BUCKETS: [u64; 7] = [60, 600, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400];
 
@@ -71,11 +71,11 @@ pub(crate) struct Agenda {
     /// Complete, valid pairs whose time is to come, by `expires_at`.
     waiting: Expiries<Known>,
     /// Pairs to be attended to again after a pause.
-    later: Queue<Key, Instant, Past>,
+    later: Queue<PairKey, Instant, Past>,
     /// Pairs of which there is news.
-    looks: HashMap<Key, Trigger>,
+    looks: HashMap<PairKey, Trigger>,
     /// Pairs that are being attended to.
-    in_flight: HashMap<Key, Flight>,
+    in_flight: HashMap<PairKey, Flight>,
     /// Metadata that is broken, or still being written.
     suspects: Suspects,
     /// Directories that could not be read when they were last scanned.
@@ -119,7 +119,7 @@ struct Past {
     /// How often it changed while it was about to be deleted.
     changes: u32,
     /// The result as it was when it was given time to settle.
-    settled: Option<Seen>,
+    settled: Option<FileState>,
     /// The broken metadata that was given time to be completed.
     suspect: Option<(Version, FileTime)>,
 }
@@ -128,7 +128,7 @@ struct Past {
 struct Flight {
     past: Past,
     trigger: Trigger,
-    /// News that came since it was begun.
+    /// Changes that came since it was begun.
     news: Option<Trigger>,
 }
 
@@ -139,7 +139,7 @@ impl Agenda {
     }
 
     /// Takes in news.
-    pub fn note(&mut self, news: News) {
+    pub fn note(&mut self, news: Changes) {
         self.trees.extend(news.trees);
         self.lists.extend(news.dirs);
         for (key, trigger) in news.pairs {
@@ -163,12 +163,12 @@ impl Agenda {
     }
 
     fn notice(&mut self, path: PathBuf, reason: String) {
-        if self.notices.len() < MOST_NOTICES {
+        if self.notices.len() < MAX_ERRORS {
             self.notices.push(Notice { path, reason });
         }
     }
 
-    fn note_pair(&mut self, key: Key, trigger: Trigger) {
+    fn note_pair(&mut self, key: PairKey, trigger: Trigger) {
         self.suspects.note_writer(&key, trigger.writer);
         if let Some(flight) = self.in_flight.get_mut(&key) {
             flight.news.get_or_insert_default().merge(trigger);
@@ -185,14 +185,14 @@ impl Agenda {
         }
     }
 
-    fn knows(&self, key: &Key) -> bool {
+    fn knows(&self, key: &PairKey) -> bool {
         self.waiting.contains(key) || self.later.contains(key)
     }
 
     /// Gives out pairs of which there is news, at most `limit`. Each has to be settled.
     pub fn take_looks(&mut self, limit: usize) -> Vec<Job> {
         let mut jobs = Vec::new();
-        let looks: Vec<Key> = self.looks.keys().take(limit).cloned().collect();
+        let looks: Vec<PairKey> = self.looks.keys().take(limit).cloned().collect();
         for key in looks {
             let trigger = self.looks.remove(&key).unwrap_or_default();
             let past = self.unripe_past(&key);
@@ -220,13 +220,13 @@ impl Agenda {
     }
 
     /// What is known of a pair whose pause has not ended: what was to settle has not.
-    fn unripe_past(&self, key: &Key) -> Past {
+    fn unripe_past(&self, key: &PairKey) -> Past {
         let past = self.later.get(key).copied().unwrap_or_default();
         Past { settled: None, suspect: None, ..past }
     }
 
     /// `None` where it is in flight already: whatever comes of that decides.
-    fn begin(&mut self, key: Key, past: Past, trigger: Trigger) -> Option<Job> {
+    fn begin(&mut self, key: PairKey, past: Past, trigger: Trigger) -> Option<Job> {
         if self.in_flight.contains_key(&key) {
             return None;
         }
@@ -235,18 +235,18 @@ impl Agenda {
     }
 
     /// Takes in an outcome; what it adds to the figures.
-    pub fn settle(&mut self, found: Found, source: Source, now: Now) -> Activity {
-        let Found { key, outcome } = found;
+    pub fn settle(&mut self, found: JobResult, source: Source, now: Now) -> Tally {
+        let JobResult { key, outcome } = found;
         let flight = match source {
             Source::Job => self.in_flight.remove(&key).unwrap_or_default(),
             Source::Scan(id) => {
                 if let Some(contested) = self.contested(&key, id, &outcome) {
                     // Which of the two was read last is not known: look once more.
-                    contested.merge(Trigger { appeared: true, writer: Writer::Unknown });
-                    if let Outcome::Failed(failure) | Outcome::Stranded(failure) = &outcome {
+                    contested.merge(Trigger { appeared: true, writer: WriteState::Unknown });
+                    if let Outcome::Failed(failure) | Outcome::RestoreFailed(failure) = &outcome {
                         self.failed_besides(&key, failure, now);
                     }
-                    if let Outcome::Stranded(_) = outcome {
+                    if let Outcome::RestoreFailed(_) = outcome {
                         self.scan_later(&key.dir, now);
                     }
                     return figures_alone(&outcome);
@@ -266,20 +266,20 @@ impl Agenda {
         activity
     }
 
-    fn contested(&mut self, key: &Key, id: ScanId, outcome: &Outcome) -> Option<&mut Trigger> {
+    fn contested(&mut self, key: &PairKey, id: ScanId, outcome: &Outcome) -> Option<&mut Trigger> {
         if let Some(flight) = self.in_flight.get_mut(key) {
             return Some(flight.news.get_or_insert_default());
         }
         let scan = self.scans.iter_mut().find(|scan| scan.id == id)?;
-        let stays = !matches!(outcome, Outcome::Removed { .. } | Outcome::Incomplete);
+        let stays = !matches!(outcome, Outcome::Deleted { .. } | Outcome::Incomplete);
         let has_vanished = scan.vanished.remove(key) && stays;
         (has_vanished || scan.may_be_outdated_on(key))
             .then(|| self.looks.entry(key.clone()).or_default())
     }
 
-    fn apply(&mut self, key: Key, outcome: Outcome, flight: &Flight, now: Now) -> Activity {
+    fn apply(&mut self, key: PairKey, outcome: Outcome, flight: &Flight, now: Now) -> Tally {
         tracing::trace!(?key, ?outcome, trigger = ?flight.trigger, past = ?flight.past, "settled");
-        let mut activity = Activity { checked: 1, ..Activity::default() };
+        let mut activity = Tally { checked: 1, ..Tally::default() };
         if let Outcome::Unchanged = outcome {
             self.unchanged(key);
             return activity;
@@ -292,13 +292,13 @@ impl Agenda {
         // A scan may have failed at it meanwhile.
         let known_failures = pause.as_ref().map_or(0, |(_, known)| known.failures);
         let past = Past { failures: past.failures.max(known_failures), ..past };
-        if let Outcome::Waiting { expires_at, mark, .. } = outcome {
+        if let Outcome::NotDue { expires_at, mark, .. } = outcome {
             self.waiting.insert(key, expires_at, Known { scan: self.last_scan, mark });
             return activity;
         }
         self.waiting.remove(&key);
         match outcome {
-            Outcome::Waiting { .. }
+            Outcome::NotDue { .. }
             | Outcome::Unchanged
             | Outcome::Due { .. }
             | Outcome::Incomplete => {}
@@ -323,7 +323,7 @@ impl Agenda {
                 let counts = self.broken(key, &metadata, reason, believed_at, past, now);
                 activity.errors += u64::from(counts);
             }
-            Outcome::Removed { freed, leftover, .. } => {
+            Outcome::Deleted { freed, leftover, .. } => {
                 activity.deleted += 1;
                 activity.freed_bytes += freed;
                 if let Some(failure) = leftover {
@@ -338,7 +338,7 @@ impl Agenda {
                 let past = Past { changes: past.changes.saturating_add(1), ..past };
                 self.pause(key, until, past);
             }
-            Outcome::Taken => {
+            Outcome::ClaimedElsewhere => {
                 let soon = if past.changes < TAKEN_FOR_AN_INSTANT {
                     now.mono + changed_pause(past)
                 } else {
@@ -362,7 +362,7 @@ impl Agenda {
                 activity.errors += 1;
                 self.failed(key, &failure, past, now);
             }
-            Outcome::Stranded(failure) => {
+            Outcome::RestoreFailed(failure) => {
                 activity.errors += 1;
                 self.scan_later(&key.dir, now);
                 self.failed(key, &failure, past, now);
@@ -372,11 +372,11 @@ impl Agenda {
     }
 
     /// Takes in that a pair is as it was known when the scan began.
-    fn unchanged(&mut self, key: Key) {
+    fn unchanged(&mut self, key: PairKey) {
         let scan = self.last_scan;
         let waits = self.waiting.update(&key, |known| known.scan = scan);
         if !waits && !self.later.contains(&key) {
-            let again = Trigger { appeared: true, writer: Writer::Unknown };
+            let again = Trigger { appeared: true, writer: WriteState::Unknown };
             self.looks.entry(key).or_default().merge(again);
         }
     }
@@ -390,8 +390,8 @@ impl Agenda {
     /// tell); whether it is to be counted now.
     fn broken(
         &mut self,
-        key: Key,
-        metadata: &Seen,
+        key: PairKey,
+        metadata: &FileState,
         reason: Broken,
         believed_at: Option<Instant>,
         past: Past,
@@ -426,7 +426,7 @@ impl Agenda {
         until
     }
 
-    fn failed(&mut self, key: Key, failure: &Failure, past: Past, now: Now) {
+    fn failed(&mut self, key: PairKey, failure: &Failure, past: Past, now: Now) {
         let pause = growing_pause(past.failures);
         if past.failures == 0 {
             self.warn_of(&key, Half::Result, failure);
@@ -438,7 +438,7 @@ impl Agenda {
     }
 
     /// Takes in that a scan has failed at a pair that is to be attended to in any case.
-    fn failed_besides(&mut self, key: &Key, failure: &Failure, now: Now) {
+    fn failed_besides(&mut self, key: &PairKey, failure: &Failure, now: Now) {
         let Some(flight) = self.in_flight.get_mut(key) else {
             let past = self.unripe_past(key);
             return self.failed(key.clone(), failure, past, now);
@@ -452,7 +452,7 @@ impl Agenda {
         }
     }
 
-    fn tell_again(&mut self, key: &Key, failure: &Failure, again_in: Option<Duration>) {
+    fn tell_again(&mut self, key: &PairKey, failure: &Failure, again_in: Option<Duration>) {
         let path = key.path(Half::Result);
         let again_in = again_in.map(tracing::field::debug);
         tracing::debug!(
@@ -464,13 +464,13 @@ impl Agenda {
         self.notice(path, failure.to_string());
     }
 
-    fn warn_of(&mut self, key: &Key, half: Half, failure: &Failure) {
+    fn warn_of(&mut self, key: &PairKey, half: Half, failure: &Failure) {
         let path = key.path(half);
         tracing::warn!(path = path_field(&self.root.join(&path)), "{failure}");
         self.notice(path, failure.to_string());
     }
 
-    fn pause(&mut self, key: Key, until: Instant, past: Past) {
+    fn pause(&mut self, key: PairKey, until: Instant, past: Past) {
         self.later.insert(key, until, past);
     }
 
@@ -489,16 +489,16 @@ impl Agenda {
     pub fn begin_scan(&mut self, scope: Scope) -> ScanId {
         for key in self.suspects.forget_writers(&scope) {
             if let Some(trigger) = self.looks.get_mut(&key) {
-                trigger.writer = Writer::Unknown;
+                trigger.writer = WriteState::Unknown;
             }
             if let Some(flight) = self.in_flight.get_mut(&key) {
-                flight.trigger.writer = Writer::Unknown;
+                flight.trigger.writer = WriteState::Unknown;
                 flight.news = None;
             }
         }
         for (key, flight) in &mut self.in_flight {
             if scope.covers(&key.dir) {
-                let again = Trigger { appeared: true, writer: Writer::Unknown };
+                let again = Trigger { appeared: true, writer: WriteState::Unknown };
                 flight.news.get_or_insert_default().merge(again);
             }
         }
@@ -514,12 +514,9 @@ impl Agenda {
 
     /// A scan was completed, and all that it found is settled: what it should have seen and did
     /// not is gone. What that adds to the figures.
-    pub fn end_scan(&mut self, id: ScanId, summary: Summary, now: Now) -> Activity {
-        let mut activity = Activity {
-            deleted: summary.finished,
-            freed_bytes: summary.freed,
-            ..Activity::default()
-        };
+    pub fn end_scan(&mut self, id: ScanId, summary: Summary, now: Now) -> Tally {
+        let mut activity =
+            Tally { deleted: summary.finished, freed_bytes: summary.freed, ..Tally::default() };
         let Some(at) = self.scans.iter().position(|scan| scan.id == id) else {
             return activity;
         };
@@ -606,19 +603,19 @@ impl Agenda {
 }
 
 /// What an outcome adds to the figures if it tells nothing new of the pair.
-pub(crate) fn figures_alone(outcome: &Outcome) -> Activity {
+pub(crate) fn figures_alone(outcome: &Outcome) -> Tally {
     match outcome {
-        Outcome::Removed { freed, leftover, .. } => Activity {
+        Outcome::Deleted { freed, leftover, .. } => Tally {
             deleted: 1,
             freed_bytes: *freed,
             checked: 1,
             errors: u64::from(leftover.is_some()),
-            ..Activity::default()
+            ..Tally::default()
         },
-        Outcome::Failed(_) | Outcome::Stranded(_) => {
-            Activity { checked: 1, errors: 1, ..Activity::default() }
+        Outcome::Failed(_) | Outcome::RestoreFailed(_) => {
+            Tally { checked: 1, errors: 1, ..Tally::default() }
         }
-        _ => Activity { checked: 1, ..Activity::default() },
+        _ => Tally { checked: 1, ..Tally::default() },
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::pair::outcome::{Suspects, Tidied};
+use crate::pair::outcome::{OrphanPass, Suspects};
 use crate::schedule::growing_pause;
 use crate::schedule::queue::Queue;
 use crate::sys::clock::Now;
@@ -75,14 +75,14 @@ impl Schedule {
     }
 
     /// Takes in what became of one; whether it has failed for the first time.
-    pub fn settle(&mut self, (dir, past): Due, tidied: &mut Tidied, now: Now) -> bool {
+    pub fn settle(&mut self, (dir, past): Due, pass: &mut OrphanPass, now: Now) -> bool {
         let Past { suspects: known, failures } = past;
-        let mut suspects = std::mem::take(&mut tidied.suspects);
-        if tidied.removed.pruned > 0 {
+        let mut suspects = std::mem::take(&mut pass.suspects);
+        if pass.removed.pruned > 0 {
             let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
             self.note(parent.map(Arc::from), now);
         }
-        if !tidied.failures.is_empty() {
+        if !pass.failures.is_empty() {
             let pause = TimeDelta::from_std(growing_pause(failures)).unwrap_or(PAUSE);
             // What could not be removed is what was suspected before.
             suspects.extend(known);
@@ -93,7 +93,7 @@ impl Schedule {
         if !suspects.is_empty() {
             // Whatever news came meanwhile, they have to stay unchanged for as long as this.
             self.waiting.insert(dir, now.wall + PAUSE, Past { suspects, failures: 0 });
-        } else if let Some(next) = tidied.next {
+        } else if let Some(next) = pass.next {
             self.at_the_latest(dir, next.max(now.wall + PAUSE));
         }
         false
@@ -132,8 +132,8 @@ mod tests {
         assert_eq!(schedule.next(at(2, start)), None);
 
         let later = DateTime::UNIX_EPOCH + Duration::from_secs(3600);
-        let mut tidied = Tidied { next: Some(later), ..Tidied::default() };
-        schedule.settle(due("a", 0), &mut tidied, at(2, start));
+        let mut pass = OrphanPass { next: Some(later), ..OrphanPass::default() };
+        schedule.settle(due("a", 0), &mut pass, at(2, start));
         assert_eq!(schedule.next(at(2, start)), Some(at(3600, start).mono));
     }
 
@@ -141,12 +141,13 @@ mod tests {
     fn what_fails_waits_longer_each_time_whatever_news_comes() {
         let (start, mut schedule) = (Instant::now(), Schedule::default());
         let failure = Failure::new("x", &std::io::ErrorKind::NotFound.into());
-        let mut tidied = Tidied { failures: vec![("a/x".into(), failure)], ..Tidied::default() };
-        assert!(schedule.settle(due("a", 0), &mut tidied, at(0, start)));
+        let mut pass =
+            OrphanPass { failures: vec![("a/x".into(), failure)], ..OrphanPass::default() };
+        assert!(schedule.settle(due("a", 0), &mut pass, at(0, start)));
         schedule.note([dir("a")], at(0, start));
         assert_eq!(schedule.take_due(at(1, start)), [due("a", 1)]);
         schedule.note([dir("a")], at(1, start));
-        assert!(!schedule.settle(due("a", 1), &mut tidied, at(1, start)));
+        assert!(!schedule.settle(due("a", 1), &mut pass, at(1, start)));
         assert_eq!(schedule.take_due(at(2, start)), []);
         assert_eq!(schedule.take_due(at(3, start)), [due("a", 2)]);
     }
@@ -165,10 +166,12 @@ mod tests {
     #[test]
     fn the_parent_of_what_was_pruned_may_be_next_but_never_the_cache_directory() {
         let (start, mut schedule) = (Instant::now(), Schedule::default());
-        let mut tidied =
-            Tidied { removed: Litter { pruned: 1, ..Litter::default() }, ..Tidied::default() };
-        schedule.settle(due("a/b", 0), &mut tidied, at(0, start));
-        schedule.settle(due("c", 0), &mut tidied, at(0, start));
+        let mut pass = OrphanPass {
+            removed: Litter { pruned: 1, ..Litter::default() },
+            ..OrphanPass::default()
+        };
+        schedule.settle(due("a/b", 0), &mut pass, at(0, start));
+        schedule.settle(due("c", 0), &mut pass, at(0, start));
         assert_eq!(schedule.take_due(at(5, start)), [due("a", 0)]);
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Bound::{Included, Unbounded};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::pair::name::Key;
+use crate::pair::name::PairKey;
 
 /// How many pairs a scan notes one by one: some 6 MiB.
 const MAX_NOTED: usize = 65_536;
@@ -124,9 +124,9 @@ pub(super) struct Scanning {
     pub scope: Scope,
     /// Pairs of which others told since it began, and what other scans began to cover since: what
     /// this one read of them may be older.
-    pub touched: HashSet<Key>,
+    pub touched: HashSet<PairKey>,
     /// Pairs that nobody knew when they vanished, unless this scan has seen them before.
-    pub vanished: HashSet<Key>,
+    pub vanished: HashSet<PairKey>,
     /// Whether any pair in its scope was known when it began, so that it may be found to be gone.
     pub covers_known: bool,
     pub overtaken: Scope,
@@ -140,17 +140,17 @@ impl Scanning {
     }
 
     /// Takes in that others have told of a pair since this scan began.
-    pub fn note_touched(&mut self, key: &Key) {
+    pub fn note_touched(&mut self, key: &PairKey) {
         Self::note(&mut self.touched, &mut self.overtaken, key);
     }
 
     /// Takes in that a pair that nobody knew has vanished.
-    pub fn note_vanished(&mut self, key: &Key) {
+    pub fn note_vanished(&mut self, key: &PairKey) {
         Self::note(&mut self.vanished, &mut self.overtaken, key);
     }
 
     /// Where there are too many to name them, all of their directories may be outdated.
-    fn note(pairs: &mut HashSet<Key>, overtaken: &mut Scope, key: &Key) {
+    fn note(pairs: &mut HashSet<PairKey>, overtaken: &mut Scope, key: &PairKey) {
         if pairs.len() < MAX_NOTED {
             pairs.insert(key.clone());
         } else if let Scope::Trees(trees) = overtaken {
@@ -158,7 +158,7 @@ impl Scanning {
         }
     }
 
-    pub fn may_be_outdated_on(&self, key: &Key) -> bool {
+    pub fn may_be_outdated_on(&self, key: &PairKey) -> bool {
         self.touched.contains(key) || self.overtaken.covers(&key.dir)
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// The least pause before a sweep that makes up for news that was missed; it is as long as the
 /// sweep before has worked, if that was longer.
-const LEAST_PAUSE: Duration = Duration::from_millis(500);
+const MIN_PAUSE: Duration = Duration::from_millis(500);
 
 /// When full sweeps are to begin, and who waits for them.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl<W> Sweeps<W> {
     /// One that has `worked` for so long, waiting aside, has ended; the next is to begin after
     /// `interval`.
     pub fn ended(&mut self, now: Instant, worked: Duration, interval: Duration) {
-        self.not_before = after(now, worked.max(LEAST_PAUSE));
+        self.not_before = after(now, worked.max(MIN_PAUSE));
         self.next = after(now, interval);
     }
 

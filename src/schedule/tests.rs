@@ -16,11 +16,11 @@ use crate::trial::{extent, figure, seed};
 struct World {
     disk: Disk,
     agenda: Agenda,
-    /// News was lost, so that a sweep is to begin.
+    /// Changes was lost, so that a sweep is to begin.
     missed: bool,
     /// Jobs that were not begun, and outcomes that were not settled.
     jobs: Vec<Job>,
-    outcomes: Vec<Found>,
+    outcomes: Vec<JobResult>,
     scans: Vec<Pass>,
     deleted: u64,
     /// What the agenda has counted since it began, and what of that were failures.
@@ -39,7 +39,7 @@ struct Pass {
     scope: Scope,
     marks: Marks,
     to_read: Vec<Name>,
-    read: Vec<Found>,
+    read: Vec<JobResult>,
     summary: Summary,
     has_recovered: bool,
 }
@@ -88,13 +88,13 @@ impl World {
 
     fn deliver_events(&mut self) {
         for _ in 0..self.disk.random.below(self.disk.events.len() + 1) {
-            let mut news = News::default();
+            let mut news = Changes::default();
             match self.disk.next_event() {
                 Some(Change::Pair(key, trigger)) => drop(news.pairs.insert(key, trigger)),
-                Some(Change::Tree(tree)) => drop(news.trees.insert(tree)),
+                Some(Change::Subtree(tree)) => drop(news.trees.insert(tree)),
                 Some(Change::Directory(dir)) => drop(news.dirs.insert(dir)),
-                Some(Change::Litter(_)) => unreachable!("nobody asked for it"),
-                Some(Change::Missed) => self.missed = true,
+                Some(Change::Orphans(_)) => unreachable!("nobody asked for it"),
+                Some(Change::EventsLost) => self.missed = true,
                 None => {}
             }
             self.agenda.note(news);
@@ -127,12 +127,12 @@ impl World {
         }
     }
 
-    fn settle(&mut self, found: Found, source: Source) {
+    fn settle(&mut self, found: JobResult, source: Source) {
         match &found.outcome {
             Outcome::Failed(_)
-            | Outcome::Stranded(_)
-            | Outcome::Removed { leftover: Some(_), .. } => self.failures += 1,
-            Outcome::Taken => self.taken += 1,
+            | Outcome::RestoreFailed(_)
+            | Outcome::Deleted { leftover: Some(_), .. } => self.failures += 1,
+            Outcome::ClaimedElsewhere => self.taken += 1,
             Outcome::Broken { metadata, .. } => drop(self.broken_seen.insert(metadata.version.ino)),
             _ => {}
         }
@@ -190,7 +190,7 @@ impl World {
             let deleted = summary.finished;
             let activity = self.agenda.end_scan(id, summary, self.disk.now);
             let errors = activity.errors;
-            assert_eq!(activity, Activity { deleted, errors, ..Activity::default() });
+            assert_eq!(activity, Tally { deleted, errors, ..Tally::default() });
             // A directory that can't be read counts once.
             assert!((stranded as u64..=(stranded + unreadable) as u64).contains(&errors));
             self.errors += errors;
@@ -244,7 +244,7 @@ impl World {
                     expected.insert(name.clone(), at);
                 }
                 Some(Metadata::Broken(version)) => {
-                    let seen = crate::pair::version::Seen::pretended(version).version;
+                    let seen = crate::pair::version::FileState::pretended(version).version;
                     let told = self.agenda.suspects.was_told(seen, &REASON, self.agenda.last_scan);
                     assert!(told, "{name:?} was not told");
                     self.broken_at_rest.insert(version);

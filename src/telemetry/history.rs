@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 
-use crate::pair::tally::Activity;
+use crate::pair::tally::Tally;
 use crate::telemetry::stats::{FreedSpan, LastSweep, Recent, RecentError, SweepReport};
 
 /// How many errors are remembered.
@@ -37,7 +37,7 @@ impl Diary {
     }
 
     /// Takes in what was freed up to `now`.
-    pub fn freed(&self, activity: &Activity, now: DateTime<Utc>) {
+    pub fn freed(&self, activity: &Tally, now: DateTime<Utc>) {
         let freed_bytes = activity.freed_bytes + activity.litter.orphan_bytes;
         if activity.deleted == 0 && freed_bytes == 0 {
             return;
@@ -89,11 +89,11 @@ mod tests {
     #[test]
     fn what_is_freed_is_added_up_by_ten_minutes_and_forgotten_after_a_day() {
         let diary = Diary::default();
-        let one = Activity { deleted: 1, freed_bytes: 10, ..Activity::default() };
+        let one = Tally { deleted: 1, freed_bytes: 10, ..Tally::default() };
         for seconds in [0, 599, 600, 550, 7200] {
             diary.freed(&one, at(seconds));
         }
-        diary.freed(&Activity { checked: 5, ..Activity::default() }, at(9000));
+        diary.freed(&Tally { checked: 5, ..Tally::default() }, at(9000));
         let told = |now| {
             let spans = diary.read(now).freed.into_iter();
             spans.map(|span| (span.since, span.deleted, span.freed_bytes)).collect::<Vec<_>>()

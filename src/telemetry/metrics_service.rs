@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::config::redacted;
 use crate::error::Error;
-use crate::pair::tally::Activity;
+use crate::pair::tally::Tally;
 use crate::sys::runtime;
 use crate::telemetry::http_client::Service;
 use crate::telemetry::stats::SweepReport;
@@ -72,13 +72,13 @@ impl Reporter {
     }
 
     /// Reports a completed full sweep: by itself, as soon as no other report is on its way.
-    pub(crate) fn sweep(&self, activity: Activity) {
+    pub(crate) fn sweep(&self, activity: Tally) {
         self.shared.lock().add_sweep(activity);
         self.shared.news.notify_one();
     }
 
     /// Reports work that was done between sweeps, together with more of it.
-    pub(crate) fn between(&self, activity: Activity) {
+    pub(crate) fn between(&self, activity: Tally) {
         if self.shared.lock().add_between(activity) {
             self.shared.news.notify_one();
         }
@@ -112,7 +112,7 @@ impl Shared {
 #[derive(Debug, PartialEq)]
 enum Step {
     /// Send this, and tell whether it was delivered.
-    Send(Activity),
+    Send(Tally),
     /// Nothing before this time, or before there is news.
     Wait(Option<Instant>),
 }
@@ -121,12 +121,12 @@ enum Step {
 struct Waiting {
     report_interval: Duration,
     /// Each is a report of its own.
-    sweeps: VecDeque<Activity>,
-    between: Activity,
+    sweeps: VecDeque<Tally>,
+    between: Tally,
     /// Before this time, what the timer did is not reported again.
     between_at: Option<Instant>,
     /// The sum of what failed, and when to try again: set while the service is away.
-    undelivered: Option<(Activity, Instant)>,
+    undelivered: Option<(Tally, Instant)>,
 }
 
 impl Waiting {
@@ -134,13 +134,13 @@ impl Waiting {
         Self {
             report_interval: report_interval.min(A_YEAR),
             sweeps: VecDeque::new(),
-            between: Activity::default(),
+            between: Tally::default(),
             between_at: None,
             undelivered: None,
         }
     }
 
-    fn add_sweep(&mut self, sweep: Activity) {
+    fn add_sweep(&mut self, sweep: Tally) {
         let full = self.sweeps.len() >= MOST_SWEEPS;
         match self.sweeps.back_mut() {
             Some(last) if full => *last += sweep,
@@ -149,7 +149,7 @@ impl Waiting {
     }
 
     /// Whether this is the first that is worth a report.
-    fn add_between(&mut self, activity: Activity) -> bool {
+    fn add_between(&mut self, activity: Tally) -> bool {
         let was_idle = self.between.is_idle();
         self.between += activity;
         was_idle && !self.between.is_idle()
@@ -184,7 +184,7 @@ impl Waiting {
     }
 
     /// Everything in one, the service being away or the end near.
-    fn take_all(&mut self) -> Option<Activity> {
+    fn take_all(&mut self) -> Option<Tally> {
         if self.is_empty() {
             return None;
         }
@@ -199,7 +199,7 @@ impl Waiting {
     }
 
     /// Takes back what was sent at `sent` and known at `now` not to have been delivered.
-    fn failed(&mut self, activity: Activity, sent: Instant, now: Instant) {
+    fn failed(&mut self, activity: Tally, sent: Instant, now: Instant) {
         let pause = self.report_interval.min(LONGEST_RETRY);
         let retry_at = (sent + pause).max(now + SHORTEST_RETRY);
         self.undelivered = Some((activity, retry_at));
@@ -311,7 +311,7 @@ async fn last_attempt(
 }
 
 /// Sends one report. An error is the reason why it must be taken as not delivered.
-async fn deliver(service: &Service, activity: Activity) -> Result<(), String> {
+async fn deliver(service: &Service, activity: Tally) -> Result<(), String> {
     let timestamp = chrono::Local::now().format("%Y-%m-%dT%H:%M:%S").to_string();
     let body = Body { figures: SweepReport::from(activity), timestamp };
     let endpoint = service.endpoint("/track/cleanup");

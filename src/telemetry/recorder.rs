@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 
 use crate::display::path_field;
 use crate::pair::outcome::Outcome;
-use crate::pair::tally::Activity;
+use crate::pair::tally::Tally;
 use crate::sys::clock::Now;
 use crate::telemetry::events::{Event, Subscriptions, Teller};
 use crate::telemetry::history::Diary;
@@ -78,19 +78,19 @@ impl<R: Reports> Accounts<R> {
     }
 
     /// Adds figures to the totals.
-    pub fn count(&self, activity: Activity, now: Now) {
+    pub fn count(&self, activity: Tally, now: Now) {
         self.stats.count(activity);
         self.diary.freed(&activity, now.wall);
     }
 
     /// Reports what was done between full sweeps.
-    pub fn between(&self, activity: Activity) {
+    pub fn between(&self, activity: Tally) {
         self.reports.between(activity);
     }
 
     /// Tells of what was found of the pair with this result, if that is worth it.
     pub fn found(&self, outcome: &Outcome, result: impl FnOnce() -> PathBuf) {
-        if let Outcome::Removed { freed, late, .. } = outcome {
+        if let Outcome::Deleted { freed, late, .. } = outcome {
             let late = (*late).max(TimeDelta::zero());
             #[cfg(feature = "server")]
             self.telemetry.deleted(late);
@@ -111,7 +111,7 @@ impl<R: Reports> Accounts<R> {
     }
 
     /// Takes in that a full sweep was completed.
-    pub fn swept(&self, activity: Activity, now: Now) -> SweepReport {
+    pub fn swept(&self, activity: Tally, now: Now) -> SweepReport {
         self.publish(|stats| stats.total_cleanups += 1);
         let report = SweepReport::from(activity);
         self.diary.sweep(report, now.wall);

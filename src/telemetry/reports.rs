@@ -1,11 +1,11 @@
 //! Telling the metrics service of what was done, or nobody where the library has no HTTP client.
 
-use crate::pair::tally::Activity;
+use crate::pair::tally::Tally;
 
 /// Where the worker tells of what was done.
 pub(crate) trait Reports: Send {
-    fn sweep(&self, activity: Activity);
-    fn between(&self, activity: Activity);
+    fn sweep(&self, activity: Tally);
+    fn between(&self, activity: Tally);
 }
 
 /// Without an HTTP client, nobody is told.
@@ -15,19 +15,19 @@ pub(crate) struct Nobody;
 
 #[cfg(not(feature = "report"))]
 impl Reports for Nobody {
-    fn sweep(&self, _: Activity) {}
-    fn between(&self, _: Activity) {}
+    fn sweep(&self, _: Tally) {}
+    fn between(&self, _: Tally) {}
 }
 
 #[cfg(feature = "report")]
 impl Reports for Option<crate::telemetry::metrics_service::Reporter> {
-    fn sweep(&self, activity: Activity) {
+    fn sweep(&self, activity: Tally) {
         if let Some(reporter) = self {
             reporter.sweep(activity);
         }
     }
 
-    fn between(&self, activity: Activity) {
+    fn between(&self, activity: Tally) {
         if let Some(reporter) = self {
             reporter.between(activity);
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::pair::tally::{Activity, Litter};
+use crate::pair::tally::{Litter, Tally};
 
 /// How the cleaner learns of changes.
 ///
@@ -197,8 +197,8 @@ impl From<Litter> for LitterReport {
     }
 }
 
-impl From<Activity> for SweepReport {
-    fn from(done: Activity) -> Self {
+impl From<Tally> for SweepReport {
+    fn from(done: Tally) -> Self {
         Self {
             deleted_count: done.deleted,
             freed_bytes: done.freed_bytes,
@@ -245,7 +245,7 @@ impl SharedStats {
     }
 
     /// Adds to the totals.
-    pub fn count(&self, activity: Activity) {
+    pub fn count(&self, activity: Tally) {
         self.update(|stats| {
             stats.total_deleted += activity.deleted;
             stats.total_freed_bytes += activity.freed_bytes;

@@ -8,78 +8,78 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How many results may have been taken to their reserved names without the kernel having told of it:
+/// How many results may have been caused to their reserved names without the kernel having told of it:
 /// so many that their events leave a quarter of the queue to others.
-const MOST: u64 = 2048;
+const MAX_OUTSTANDING: u64 = 2048;
 /// How often is looked whether it has, and how long after the last time it is believed not to.
-const NAP: Duration = Duration::from_millis(1);
-const DEAFNESS: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+const SILENCE_LIMIT: Duration = Duration::from_secs(2);
 
-/// What was taken, and what of it the kernel has told.
+/// What was caused, and what of it the kernel has told.
 #[derive(Debug, Default)]
-pub(crate) struct Echoes {
+pub(crate) struct Backpressure {
     /// Whether the kernel tells of it at all. Where directories are not watched it does not.
-    audible: AtomicBool,
-    taken: AtomicU64,
-    heard: AtomicU64,
+    active: AtomicBool,
+    caused: AtomicU64,
+    delivered: AtomicU64,
 }
 
-impl Echoes {
-    /// A result was taken to its reserved name.
-    pub fn taken(&self) {
-        self.taken.fetch_add(1, Ordering::Relaxed);
+impl Backpressure {
+    /// A result was caused to its reserved name.
+    pub fn caused(&self) {
+        self.caused.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The kernel has told of one, or of one that another cleaner has taken.
-    pub fn heard(&self) {
-        if !self.audible.swap(true, Ordering::Relaxed) {
-            return self.forget();
+    /// The kernel has told of one, or of one that another cleaner has caused.
+    pub fn delivered(&self) {
+        if !self.active.swap(true, Ordering::Relaxed) {
+            return self.reset();
         }
         if self.outstanding() > 0 {
-            self.heard.fetch_add(1, Ordering::Relaxed);
+            self.delivered.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// What was not told by now will not be.
-    pub fn forget(&self) {
-        self.heard.store(self.taken.load(Ordering::Relaxed), Ordering::Relaxed);
+    pub fn reset(&self) {
+        self.delivered.store(self.caused.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Whether to wait before more is taken.
-    pub fn are_too_many(&self) -> bool {
-        self.outstanding() >= MOST && self.audible.load(Ordering::Relaxed)
+    /// Whether to wait before more is caused.
+    pub fn is_exceeded(&self) -> bool {
+        self.outstanding() >= MAX_OUTSTANDING && self.active.load(Ordering::Relaxed)
     }
 
-    /// Waits while they are too many, unless nothing is heard any more, or `cancel` is set; does
+    /// Waits while they are too many, unless nothing is delivered any more, or `cancel` is set; does
     /// `meanwhile` over and over.
     pub fn wait(&self, cancel: &AtomicBool, mut meanwhile: impl FnMut()) {
         // Asked for each pair: the clock is not read for nothing.
-        if !self.are_too_many() {
+        if !self.is_exceeded() {
             return;
         }
         let mut last = (self.outstanding(), Instant::now());
-        while self.are_too_many() && !cancel.load(Ordering::Relaxed) {
+        while self.is_exceeded() && !cancel.load(Ordering::Relaxed) {
             meanwhile();
-            thread::sleep(NAP);
+            thread::sleep(POLL_INTERVAL);
             let outstanding = self.outstanding();
             if outstanding != last.0 {
                 last = (outstanding, Instant::now());
-            } else if last.1.elapsed() > DEAFNESS {
-                self.audible.store(false, Ordering::Relaxed);
-                self.forget();
+            } else if last.1.elapsed() > SILENCE_LIMIT {
+                self.active.store(false, Ordering::Relaxed);
+                self.reset();
             }
         }
     }
 
-    /// How many results were taken so far.
+    /// How many results were caused so far.
     #[cfg(test)]
     pub fn count(&self) -> u64 {
-        self.taken.load(Ordering::Relaxed)
+        self.caused.load(Ordering::Relaxed)
     }
 
     fn outstanding(&self) -> u64 {
-        let heard = self.heard.load(Ordering::Relaxed);
-        self.taken.load(Ordering::Relaxed).saturating_sub(heard)
+        let delivered = self.delivered.load(Ordering::Relaxed);
+        self.caused.load(Ordering::Relaxed).saturating_sub(delivered)
     }
 }
 
@@ -87,55 +87,55 @@ impl Echoes {
 mod tests {
     use super::*;
 
-    fn take(echoes: &Echoes, count: u64) {
-        (0..count).for_each(|_| echoes.taken());
+    fn take(backpressure: &Backpressure, count: u64) {
+        (0..count).for_each(|_| backpressure.caused());
     }
 
     #[test]
     fn nothing_waits_for_what_was_never_heard() {
-        let echoes = Echoes::default();
-        take(&echoes, 10 * MOST);
-        assert!(!echoes.are_too_many());
+        let backpressure = Backpressure::default();
+        take(&backpressure, 10 * MAX_OUTSTANDING);
+        assert!(!backpressure.is_exceeded());
     }
 
     #[test]
     fn deletions_wait_until_they_are_heard_of() {
-        let echoes = Echoes::default();
-        echoes.heard();
-        take(&echoes, MOST);
-        assert!(echoes.are_too_many());
+        let backpressure = Backpressure::default();
+        backpressure.delivered();
+        take(&backpressure, MAX_OUTSTANDING);
+        assert!(backpressure.is_exceeded());
         let never = AtomicBool::new(false);
         let waited = thread::scope(|scope| {
-            let waiting = scope.spawn(|| echoes.wait(&never, || {}));
-            echoes.heard();
+            let waiting = scope.spawn(|| backpressure.wait(&never, || {}));
+            backpressure.delivered();
             waiting.join()
         });
-        assert!(waited.is_ok() && !echoes.are_too_many());
-        assert_eq!(echoes.outstanding(), MOST - 1);
+        assert!(waited.is_ok() && !backpressure.is_exceeded());
+        assert_eq!(backpressure.outstanding(), MAX_OUTSTANDING - 1);
     }
 
     #[test]
     fn where_nothing_is_heard_any_more_one_wait_is_enough() {
-        let echoes = Echoes::default();
-        echoes.heard();
-        take(&echoes, MOST);
+        let backpressure = Backpressure::default();
+        backpressure.delivered();
+        take(&backpressure, MAX_OUTSTANDING);
         let start = Instant::now();
-        echoes.wait(&AtomicBool::new(true), || {});
-        assert!(echoes.are_too_many(), "it was cancelled");
-        echoes.wait(&AtomicBool::new(false), || {});
-        assert!(start.elapsed() > DEAFNESS);
-        take(&echoes, 10 * MOST);
-        assert!(!echoes.are_too_many());
-        echoes.heard();
-        take(&echoes, MOST);
-        assert!(echoes.are_too_many());
+        backpressure.wait(&AtomicBool::new(true), || {});
+        assert!(backpressure.is_exceeded(), "it was cancelled");
+        backpressure.wait(&AtomicBool::new(false), || {});
+        assert!(start.elapsed() > SILENCE_LIMIT);
+        take(&backpressure, 10 * MAX_OUTSTANDING);
+        assert!(!backpressure.is_exceeded());
+        backpressure.delivered();
+        take(&backpressure, MAX_OUTSTANDING);
+        assert!(backpressure.is_exceeded());
     }
 
     #[test]
     fn what_others_take_does_not_count() {
-        let echoes = Echoes::default();
-        (0..100).for_each(|_| echoes.heard());
-        take(&echoes, MOST);
-        assert!(echoes.are_too_many());
+        let backpressure = Backpressure::default();
+        (0..100).for_each(|_| backpressure.delivered());
+        take(&backpressure, MAX_OUTSTANDING);
+        assert!(backpressure.is_exceeded());
     }
 }

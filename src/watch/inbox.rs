@@ -5,19 +5,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::backpressure::Echoes;
+use super::backpressure::Backpressure;
 use super::floods::Floods;
-use crate::pair::change::{Change, News};
+use crate::pair::change::{Change, Changes};
 
 /// Where producers leave news, and the worker takes it.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
-    news: Mutex<News>,
+    news: Mutex<Changes>,
     arrived: Notify,
     /// Whether to be told where there may be litter.
     pub wants_litter: bool,
     /// What is told of the cleaner's own deletions, which is no news.
-    pub echoes: Arc<Echoes>,
+    pub backpressure: Arc<Backpressure>,
     /// The directories whose events can't be kept up with.
     pub floods: Floods,
     /// How many threads read events, those included that were given up and wait for a flood to end.
@@ -41,12 +41,12 @@ impl Inbox {
         }
     }
 
-    pub fn take(&self) -> News {
+    pub fn take(&self) -> Changes {
         std::mem::take(&mut *self.lock())
     }
 
     /// Takes whether news was lost, and leaves all else.
-    pub fn take_missed(&self) -> bool {
+    pub fn take_events_lost(&self) -> bool {
         std::mem::take(&mut self.lock().missed)
     }
 
@@ -59,7 +59,7 @@ impl Inbox {
         self.arrived.notified().await;
     }
 
-    fn lock(&self) -> MutexGuard<'_, News> {
+    fn lock(&self) -> MutexGuard<'_, Changes> {
         self.news.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -69,26 +69,26 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::pair::change::{MAX_PENDING, Trigger, Writer};
-    use crate::pair::name::{Key, Stem};
+    use crate::pair::change::{MAX_PENDING, Trigger, WriteState};
+    use crate::pair::name::{PairKey, Stem};
 
-    fn key(number: usize) -> Key {
-        Key { dir: Path::new("d").into(), stem: Stem::new(number.to_string().as_bytes()) }
+    fn key(number: usize) -> PairKey {
+        PairKey { dir: Path::new("d").into(), stem: Stem::new(number.to_string().as_bytes()) }
     }
 
     #[test]
     fn news_of_one_pair_is_merged_and_the_last_word_of_its_writer_counts() {
         let inbox = Inbox::default();
         for (appeared, writer) in [
-            (true, Writer::AtWork),
-            (true, Writer::Done),
-            (true, Writer::AtWork),
-            (false, Writer::Unknown),
+            (true, WriteState::Writing),
+            (true, WriteState::Closed),
+            (true, WriteState::Writing),
+            (false, WriteState::Unknown),
         ] {
             inbox.put(Change::Pair(key(1), Trigger { appeared, writer }));
         }
         let news = inbox.take();
-        assert_eq!(news.pairs[&key(1)], Trigger { appeared: true, writer: Writer::AtWork });
+        assert_eq!(news.pairs[&key(1)], Trigger { appeared: true, writer: WriteState::Writing });
         assert!(inbox.take().is_empty());
     }
 
@@ -103,7 +103,7 @@ mod tests {
         let news = inbox.take();
         assert_eq!((news.pairs.len(), news.dirs, news.missed), (MAX_PENDING, [dir].into(), false));
         for number in 0..=MAX_PENDING {
-            inbox.put(Change::Tree(Path::new(&number.to_string()).into()));
+            inbox.put(Change::Subtree(Path::new(&number.to_string()).into()));
         }
         let news = inbox.take();
         assert_eq!((news.trees.len(), news.missed), (MAX_PENDING, true));

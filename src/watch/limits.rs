@@ -7,11 +7,11 @@ use std::time::Duration;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use walkdir::WalkDir;
 
-use crate::pair::change::Refusal;
+use crate::pair::change::WatchError;
 
 /// Tells that `refused` directories are not watched, but swept `every` so often; where more watches
 /// would help, also `of` how many, so that the limit can be chosen.
-pub(crate) fn tell_refused(refused: u64, of: Option<usize>, every: Duration, refusal: &Refusal) {
+pub(crate) fn tell_refused(refused: u64, of: Option<usize>, every: Duration, refusal: &WatchError) {
     tracing::warn!(
         directories = refused,
         of,

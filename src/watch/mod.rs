@@ -18,7 +18,7 @@
 //! It does not report whether what was renamed is a directory, so the translation looks it up. It drops
 //! the watches of a directory that was renamed by itself, and of all below it; but below one that it
 //! does not know at that moment it keeps them, and takes what bears their names later for watched.
-//! A scan may set such watches while directories are being renamed, so [`Watcher::end_stale`]
+//! A scan may set such watches while directories are being renamed, so [`Watcher::drop_stale`]
 //! ends them before the next one. Where the events of renames were lost, a new watcher has to be
 //! started. It compares each directory that is removed with all that it watches: 5,000 at once keep
 //! its thread busy for seconds, so that its reader is replaced as if events had been lost.
@@ -36,4 +36,4 @@ mod watcher;
 pub(crate) use self::directories::Watched;
 #[cfg(any(fuzzing, test))]
 pub(crate) use self::translate::Translator;
-pub(crate) use self::watcher::{Answers, Watcher, tells_of};
+pub(crate) use self::watcher::{Answers, Watcher, delivers_event};

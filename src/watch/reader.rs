@@ -112,12 +112,12 @@ impl Handler {
         let inbox = &self.inbox;
         let mut lost = false;
         self.translator.translate(event, &mut |change| {
-            lost |= change == Change::Missed;
+            lost |= change == Change::EventsLost;
             inbox.put(change);
         });
         if self.translator.is_about_to_be_deaf() && !self.load.overrun.load(Ordering::Relaxed) {
             // What it does not read in time counts as lost.
-            inbox.put(Change::Missed);
+            inbox.put(Change::EventsLost);
             lost = true;
         }
         if lost {

@@ -13,9 +13,9 @@ use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind, 
 use notify::{Event, EventKind};
 
 use super::directories::Watched;
-use crate::pair::change::{Change, Trigger, Writer};
-use crate::pair::name::{Half, Key, Name};
-use crate::watch::backpressure::Echoes;
+use crate::pair::change::{Change, Trigger, WriteState};
+use crate::pair::name::{Half, Name, PairKey};
+use crate::watch::backpressure::Backpressure;
 
 /// How many paths notify may compare before it reads further events: some tenths of a second.
 const MAX_COMPARISONS: usize = 5_000_000;
@@ -30,24 +30,24 @@ pub(crate) struct Translator {
     removed: usize,
     /// Whether to report where there may be orphans.
     pub(super) tells_litter: bool,
-    pub(super) echoes: Arc<Echoes>,
+    pub(super) backpressure: Arc<Backpressure>,
 }
 
 impl Translator {
     pub fn new(root: &Path, watched: Watched) -> Self {
-        let (root, echoes) = (root.to_owned(), Arc::default());
-        Self { root, watched, dir: None, removed: 0, tells_litter: false, echoes }
+        let (root, backpressure) = (root.to_owned(), Arc::default());
+        Self { root, watched, dir: None, removed: 0, tells_litter: false, backpressure }
     }
 
     /// Hands the changes that `event` stands for to `put`.
     pub fn translate(&mut self, event: notify::Result<Event>, put: &mut dyn FnMut(Change)) {
         let Ok(event) = event else {
-            return put(Change::Missed);
+            return put(Change::EventsLost);
         };
         // An overflow has no path.
         if event.need_rescan() {
-            self.echoes.forget();
-            return put(Change::Missed);
+            self.backpressure.reset();
+            return put(Change::EventsLost);
         }
         // notify reports both halves of a rename by themselves, too.
         if event.kind == EventKind::Modify(ModifyKind::Name(RenameMode::Both)) {
@@ -91,19 +91,19 @@ impl Translator {
         rel: &Path,
         put: &mut dyn FnMut(Change),
     ) {
-        use Writer::{AtWork, Created, Done, Unknown};
+        use WriteState::{Closed, Created, Unknown, Writing};
         let name = rel.file_name().unwrap_or_default().as_bytes();
         if self.tells_litter && !Name::is_reserved(name) {
-            put(Change::Litter(self.shared(parent(rel))));
+            put(Change::Orphans(self.shared(parent(rel))));
         }
         let is_half = Name::is_half(name);
         match kind {
-            EventKind::Create(CreateKind::Folder) => put(Change::Tree(rel.into())),
+            EventKind::Create(CreateKind::Folder) => put(Change::Subtree(rel.into())),
             EventKind::Remove(RemoveKind::Folder) => {
                 if self.watched.note_moved(rel, true) {
                     self.removed += 1;
                 }
-                put(Change::Tree(rel.into()));
+                put(Change::Subtree(rel.into()));
             }
             EventKind::Modify(ModifyKind::Metadata(_)) => {
                 if is_half {
@@ -111,13 +111,13 @@ impl Translator {
                 }
                 // A directory perhaps can be read now.
                 if self.watched.is_known(rel) {
-                    put(Change::Tree(rel.into()));
+                    put(Change::Subtree(rel.into()));
                 }
             }
             EventKind::Modify(ModifyKind::Name(RenameMode::To)) => {
                 if Name::is_reserved(name) {
                     if let Name::Claim(Half::Result, _) = Name::of(name) {
-                        self.echoes.heard();
+                        self.backpressure.delivered();
                     }
                     return;
                 }
@@ -133,16 +133,16 @@ impl Translator {
                     Err(_) => true,
                 };
                 if may_be_directory {
-                    put(Change::Tree(rel.into()));
+                    put(Change::Subtree(rel.into()));
                 }
                 if !found.is_ok_and(|found| found.is_dir()) {
-                    self.appeared(rel, Done, put);
+                    self.appeared(rel, Closed, put);
                 }
             }
             EventKind::Modify(ModifyKind::Name(RenameMode::From))
             | EventKind::Remove(RemoveKind::Other | RemoveKind::Any) => {
                 if self.watched.note_moved(rel, true) {
-                    put(Change::Tree(rel.into()));
+                    put(Change::Subtree(rel.into()));
                 } else {
                     self.vanished(rel, put);
                 }
@@ -150,12 +150,12 @@ impl Translator {
             _ if !is_half => {}
             EventKind::Create(_) => self.appeared(rel, Created, put),
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
-                self.appeared(rel, Done, put);
+                self.appeared(rel, Closed, put);
             }
             EventKind::Modify(ModifyKind::Data(_)) => {
                 // A result's content says nothing.
                 if let Some((Half::Metadata, key)) = self.half(rel) {
-                    put(Change::Pair(key, Trigger { appeared: true, writer: AtWork }));
+                    put(Change::Pair(key, Trigger { appeared: true, writer: Writing }));
                 }
             }
             EventKind::Remove(RemoveKind::File) => self.vanished(rel, put),
@@ -165,25 +165,25 @@ impl Translator {
 
     fn vanished(&mut self, rel: &Path, put: &mut dyn FnMut(Change)) {
         let Some((half, key)) = self.half(rel) else { return };
-        let writer = if half == Half::Metadata { Writer::Gone } else { Writer::Unknown };
+        let writer = if half == Half::Metadata { WriteState::Gone } else { WriteState::Unknown };
         put(Change::Pair(key, Trigger { appeared: false, writer }));
     }
 
-    fn appeared(&mut self, rel: &Path, writer: Writer, put: &mut dyn FnMut(Change)) {
+    fn appeared(&mut self, rel: &Path, writer: WriteState, put: &mut dyn FnMut(Change)) {
         match self.half(rel) {
             Some((Half::Metadata, key)) => {
                 put(Change::Pair(key, Trigger { appeared: true, writer }));
             }
             Some((Half::Result, key)) => {
-                put(Change::Pair(key, Trigger { appeared: true, writer: Writer::Unknown }));
+                put(Change::Pair(key, Trigger { appeared: true, writer: WriteState::Unknown }));
             }
             None => {}
         }
     }
 
-    fn half(&mut self, rel: &Path) -> Option<(Half, Key)> {
+    fn half(&mut self, rel: &Path) -> Option<(Half, PairKey)> {
         let Name::Half(half, stem) = Name::of(rel.file_name()?.as_bytes()) else { return None };
-        Some((half, Key { dir: self.shared(parent(rel)), stem }))
+        Some((half, PairKey { dir: self.shared(parent(rel)), stem }))
     }
 
     /// One copy of a directory's path, where the last event had the same.

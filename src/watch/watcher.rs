@@ -19,7 +19,7 @@ use super::directories::{State, Watched};
 use super::inbox::Inbox;
 use super::reader::{Handler, Load, admit};
 use super::translate::Translator;
-use crate::pair::change::{Change, LONGEST_WATCHED, Refusal};
+use crate::pair::change::{Change, MAX_WATCHED_PATH, WatchError};
 
 /// What the kernel is asked to report. Opening and reading are left out: the cleaner's own reading
 /// would fill the kernel's queue.
@@ -47,7 +47,7 @@ pub(crate) struct Watcher {
 }
 
 /// For each directory whether it is there, and so watched.
-pub(crate) type WatchAnswers = Vec<Result<bool, Refusal>>;
+pub(crate) type WatchAnswers = Vec<Result<bool, WatchError>>;
 
 /// What the registrar is asked for.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ enum Request {
 #[derive(Debug)]
 pub(crate) struct Answers {
     /// What was clear before the registrar was asked.
-    answers: Vec<Option<Result<bool, Refusal>>>,
+    answers: Vec<Option<Result<bool, WatchError>>>,
     /// The places of those that the registrar was asked for, and where it answers.
     asked: Option<(Vec<usize>, Receiver<WatchAnswers>)>,
     /// Which of the answers are of watches that are new.
@@ -73,15 +73,15 @@ impl Watcher {
     /// Begins to put changes into `inbox`; nothing is watched yet.
     ///
     /// # Errors
-    /// [`Refusal::Flooded`] where as many readers as may be still wait for floods to end, and those
+    /// [`WatchError::Flooded`] where as many readers as may be still wait for floods to end, and those
     /// of the system.
-    pub fn start(root: &Path, inbox: Arc<Inbox>) -> Result<Self, Refusal> {
-        let place = admit(&inbox.readers).ok_or(Refusal::Flooded)?;
+    pub fn start(root: &Path, inbox: Arc<Inbox>) -> Result<Self, WatchError> {
+        let place = admit(&inbox.readers).ok_or(WatchError::Flooded)?;
         let watched = Watched::default();
         let load = Arc::new(Load::default());
         let mut translator = Translator::new(root, watched.clone());
         translator.tells_litter = inbox.wants_litter;
-        translator.echoes = Arc::clone(&inbox.echoes);
+        translator.backpressure = Arc::clone(&inbox.backpressure);
         let handler = Handler::new(translator, Arc::clone(&inbox), Arc::clone(&load), place);
         let notify = start(handler)?;
         let (requests, received) = crossbeam_channel::unbounded();
@@ -91,9 +91,9 @@ impl Watcher {
         thread::Builder::new()
             .name("watch registrar".to_owned())
             .spawn(move || registrar.run(&received))
-            .map_err(|error| Refusal::Other(error.to_string()))?;
+            .map_err(|error| WatchError::Other(error.to_string()))?;
         // What the reader before this one has not reported by now, nobody will.
-        inbox.echoes.forget();
+        inbox.backpressure.reset();
         Ok(Self { watched, requests, progress, load, inbox })
     }
 
@@ -103,19 +103,19 @@ impl Watcher {
         let (mut places, mut wanted) = (Vec::new(), Vec::new());
         let gave_up = self.load.overrun.load(Ordering::Relaxed);
         for (place, rel) in rels.iter().enumerate() {
-            if rel.as_os_str().len() > LONGEST_WATCHED {
+            if rel.as_os_str().len() > MAX_WATCHED_PATH {
                 // Nor remembered: there may be thousands of them.
-                answers.push(Some(Err(Refusal::LongPath)));
+                answers.push(Some(Err(WatchError::PathTooLong)));
                 continue;
             }
             let refusal = if self.inbox.floods.contains(rel) {
-                Some(Refusal::Flooded)
+                Some(WatchError::Flooded)
             } else if self.watched.is_settled(rel) {
                 answers.push(Some(Ok(true)));
                 continue;
             } else {
                 // A reader that has lost events is about to be replaced.
-                gave_up.then_some(Refusal::Flooded)
+                gave_up.then_some(WatchError::Flooded)
             };
             if refusal.is_some() {
                 self.watched.set(rel, State::Unwatched);
@@ -139,7 +139,7 @@ impl Watcher {
     }
 
     /// Waits for what was asked for: whether each directory is there, and watched. Gives up, with
-    /// [`Refusal::Flooded`], where the reader can't keep up with the events, or once `cancel` is
+    /// [`WatchError::Flooded`], where the reader can't keep up with the events, or once `cancel` is
     /// set.
     pub fn finish_watch(
         &self,
@@ -152,11 +152,11 @@ impl Watcher {
             let given = self.wait(&answered, cancel);
             for (at, &place) in places.iter().enumerate() {
                 let answer =
-                    given.as_ref().map_or(Err(Refusal::Flooded), |given| given[at].clone());
+                    given.as_ref().map_or(Err(WatchError::Flooded), |given| given[at].clone());
                 match &answer {
                     Ok(true) => {
                         if self.watched.confirm(&rels[place]) {
-                            self.inbox.put(Change::Tree(Arc::clone(&rels[place])));
+                            self.inbox.put(Change::Subtree(Arc::clone(&rels[place])));
                         }
                     }
                     Ok(false) => self.watched.forget(&rels[place]),
@@ -190,14 +190,14 @@ impl Watcher {
         }
         // Nothing can be asked of this reader any more: it has to be replaced.
         self.load.overrun.store(true, Ordering::Relaxed);
-        self.inbox.put(Change::Missed);
+        self.inbox.put(Change::EventsLost);
         None
     }
 
     /// Expects events of the directory `rel`, which can't be read and so not be watched: its
     /// permissions may change.
     pub fn expect(&self, rel: &Arc<Path>) {
-        if rel.as_os_str().len() <= LONGEST_WATCHED {
+        if rel.as_os_str().len() <= MAX_WATCHED_PATH {
             self.watched.set(rel, State::Unwatched);
         }
     }
@@ -214,7 +214,7 @@ impl Watcher {
 
     /// Ends the watches that may be those of another directory than bears their name now. To be
     /// called before a scan, which sets them anew: whatever was moved is looked at again.
-    pub fn end_stale(&self) {
+    pub fn drop_stale(&self) {
         let stale = self.watched.take_stale();
         if !stale.is_empty() {
             // The registrar does one after the other: these end before the scan sets new ones.
@@ -294,9 +294,9 @@ impl Registrar {
         self.load.retired.load(Ordering::Relaxed) || self.load.overrun.load(Ordering::Relaxed)
     }
 
-    fn watch(&mut self, rel: &Path) -> Result<bool, Refusal> {
+    fn watch(&mut self, rel: &Path) -> Result<bool, WatchError> {
         if self.is_given_up() {
-            return Err(Refusal::Flooded);
+            return Err(WatchError::Flooded);
         }
         let config =
             WatchPathConfig::new(RecursiveMode::NonRecursive).with_dereference_symlinks(false);
@@ -315,15 +315,15 @@ fn join(root: &Path, rel: &Path) -> PathBuf {
     if rel.as_os_str().is_empty() { root.to_owned() } else { root.join(rel) }
 }
 
-fn refusal(error: &notify::Error) -> Refusal {
+fn refusal(error: &notify::Error) -> WatchError {
     match &error.kind {
-        notify::ErrorKind::MaxFilesWatch => Refusal::Watches,
+        notify::ErrorKind::MaxFilesWatch => WatchError::TooManyWatches,
         notify::ErrorKind::Io(error) => match Errno::from_io_error(error) {
-            Some(Errno::NOSPC) => Refusal::Watches,
-            Some(Errno::MFILE | Errno::NFILE) => Refusal::Instances,
-            _ => Refusal::Other(error.to_string()),
+            Some(Errno::NOSPC) => WatchError::TooManyWatches,
+            Some(Errno::MFILE | Errno::NFILE) => WatchError::TooManyInstances,
+            _ => WatchError::Other(error.to_string()),
         },
-        _ => Refusal::Other(error.to_string()),
+        _ => WatchError::Other(error.to_string()),
     }
 }
 
@@ -338,7 +338,7 @@ fn is_gone(error: &notify::Error) -> bool {
 }
 
 /// Has `handler` told of what happens; nothing is watched yet.
-fn start(handler: impl notify::EventHandler) -> Result<INotifyWatcher, Refusal> {
+fn start(handler: impl notify::EventHandler) -> Result<INotifyWatcher, WatchError> {
     let config = notify::Config::default().with_follow_symlinks(false).with_event_kinds(EVENTS);
     INotifyWatcher::new(handler, config).map_err(|error| refusal(&error))
 }
@@ -348,12 +348,12 @@ fn start(handler: impl notify::EventHandler) -> Result<INotifyWatcher, Refusal> 
 ///
 /// # Errors
 /// Why the directory can't be watched.
-pub(crate) fn tells_of<T>(
+pub(crate) fn delivers_event<T>(
     dir: &Path,
     name: &str,
     make: impl FnOnce() -> T,
     patience: Duration,
-) -> Result<(T, bool), Refusal> {
+) -> Result<(T, bool), WatchError> {
     let (told, is_told) = mpsc::channel();
     let wanted = dir.join(name);
     let handler = move |event: notify::Result<notify::Event>| {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::disk::filesystem::gives_events;
 use crate::disk::root::{Root, RootId, Standing, look_at};
 use crate::display::path_field;
-use crate::pair::change::Refusal;
+use crate::pair::change::WatchError;
 use crate::watch::Watcher;
 use crate::watch::inbox::Inbox;
 
@@ -75,7 +75,7 @@ impl Place {
 pub(crate) struct Open {
     pub root: Root,
     /// Tells of changes, or why nothing does.
-    pub watcher: Result<Watcher, Refusal>,
+    pub watcher: Result<Watcher, WatchError>,
     /// Whether the file system tells of all changes.
     pub gives_events: bool,
 }

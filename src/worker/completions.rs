@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use super::{MAX_NEWS_PAUSE, NEWS_PAUSE, Run, Worker};
 use crate::display::path_field;
-use crate::pair::change::Refusal;
+use crate::pair::change::WatchError;
 use crate::pair::name::Half;
-use crate::pair::outcome::Found;
+use crate::pair::outcome::JobResult;
+use crate::pair::outcome::OrphanPass;
 use crate::pair::outcome::Summary;
-use crate::pair::outcome::Tidied;
-use crate::pair::tally::Activity;
+use crate::pair::tally::Tally;
 use crate::schedule::orphans::Due;
 use crate::schedule::{Notice, ScanId, Source};
 use crate::sys::clock::Now;
@@ -28,8 +28,7 @@ impl<R: Reports> Worker<R> {
                 self.jobs_done(found, epoch, took);
             }
             Event::Scanned { epoch, id, found } => {
-                let activity =
-                    Activity { checked: 0, ..self.settle(found, epoch, Source::Scan(id)) };
+                let activity = Tally { checked: 0, ..self.settle(found, epoch, Source::Scan(id)) };
                 self.accounts.count(activity, self.clock.now());
                 match self.run_of(epoch, id) {
                     Some(run) => run.activity += activity,
@@ -40,9 +39,9 @@ impl<R: Reports> Worker<R> {
             Event::ScanEnded { epoch, id, summary, took } => {
                 self.scan_ended(epoch, id, summary, took);
             }
-            Event::Tidied { epoch, tidied, took } => {
+            Event::OrphanPass { epoch, pass, took } => {
                 self.tidying = false;
-                self.tidied(epoch, tidied, took);
+                self.pass(epoch, pass, took);
             }
             Event::Probed(place) => self.probed(place),
             Event::Died(message) => return Err(message),
@@ -50,15 +49,15 @@ impl<R: Reports> Worker<R> {
         Ok(())
     }
 
-    fn jobs_done(&mut self, found: Vec<Found>, epoch: Epoch, took: Duration) {
-        let activity = Activity { duration: took, ..self.settle(found, epoch, Source::Job) };
+    fn jobs_done(&mut self, found: Vec<JobResult>, epoch: Epoch, took: Duration) {
+        let activity = Tally { duration: took, ..self.settle(found, epoch, Source::Job) };
         self.accounts.count(activity, self.clock.now());
         self.accounts.between(activity);
     }
 
-    fn settle(&mut self, found: Vec<Found>, epoch: Epoch, source: Source) -> Activity {
+    fn settle(&mut self, found: Vec<JobResult>, epoch: Epoch, source: Source) -> Tally {
         let now = self.clock.now();
-        let mut activity = Activity::default();
+        let mut activity = Tally::default();
         for found in found {
             let result = || self.root().join(found.key.path(Half::Result));
             self.accounts.found(&found.outcome, result);
@@ -101,11 +100,7 @@ impl<R: Reports> Worker<R> {
             self.litter.note(std::mem::take(&mut summary.litter), now);
         }
         let end = if cancelled {
-            Activity {
-                deleted: summary.finished,
-                freed_bytes: summary.freed,
-                ..Activity::default()
-            }
+            Tally { deleted: summary.finished, freed_bytes: summary.freed, ..Tally::default() }
         } else {
             self.agenda.end_scan(id, summary, now)
         };
@@ -156,7 +151,7 @@ impl<R: Reports> Worker<R> {
         }
     }
 
-    fn refused_by(&mut self, refused: Option<(u64, Refusal)>) {
+    fn refused_by(&mut self, refused: Option<(u64, WatchError)>) {
         match refused {
             Some((count, refusal)) if self.refused.as_ref() < Some(&refusal) => {
                 self.crew.tell_refused(self.root(), count, self.fallback_interval, &refusal);
@@ -171,18 +166,18 @@ impl<R: Reports> Worker<R> {
         self.sweeps.at_the_latest(Instant::now(), self.sweep_interval());
     }
 
-    fn tidied(&mut self, epoch: Epoch, tidied: Vec<(Due, Tidied)>, took: Duration) {
+    fn pass(&mut self, epoch: Epoch, pass: Vec<(Due, OrphanPass)>, took: Duration) {
         let now = self.clock.now();
         self.litter.ended(took, now);
-        let mut activity = Activity { duration: took, ..Activity::default() };
-        for (due, mut tidied) in tidied {
-            activity.litter += tidied.removed;
-            activity.errors += tidied.failures.len() as u64;
+        let mut activity = Tally { duration: took, ..Tally::default() };
+        for (due, mut pass) in pass {
+            activity.litter += pass.removed;
+            activity.errors += pass.failures.len() as u64;
             if epoch != self.crew.epoch() {
                 continue;
             }
-            let is_first = self.litter.settle(due, &mut tidied, now);
-            for (path, failure) in &tidied.failures {
+            let is_first = self.litter.settle(due, &mut pass, now);
+            for (path, failure) in &pass.failures {
                 let path = self.root().join(path);
                 if is_first {
                     tracing::warn!(path = path_field(&path), "{failure}");

@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::jobs::context::Attendant;
+use crate::jobs::context::JobContext;
 use crate::jobs::orphans;
-use crate::jobs::pairs::Attending;
+use crate::jobs::pairs::PairProcessor;
 use crate::jobs::scan::Scan;
-use crate::pair::change::Refusal;
+use crate::pair::change::WatchError;
 use crate::pair::mark::Marks;
+use crate::pair::outcome::OrphanPass;
 use crate::pair::outcome::Summary;
-use crate::pair::outcome::Tidied;
-use crate::pair::outcome::{Found, Job};
+use crate::pair::outcome::{Job, JobResult};
 use crate::schedule::orphans::Due;
 use crate::schedule::{ScanId, Trees};
 use crate::sys::runtime::panic_message;
@@ -35,7 +35,7 @@ const BATCHES: usize = 2;
 /// How many batches may still hold something.
 const HOLDING: usize = 16;
 /// How many files of one directory are suspected at once to be litter.
-const MOST_SUSPECTS: usize = 4096;
+const MAX_CANDIDATES: usize = 4096;
 /// How many events wait for the worker; a thread that has more to tell waits.
 pub(crate) const EVENTS: usize = 64;
 
@@ -43,15 +43,15 @@ pub(crate) const EVENTS: usize = 64;
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A batch of jobs is done, but for what it `holds`, if anything.
-    Attended { epoch: Epoch, found: Vec<Found>, took: Duration, holds: bool },
+    Attended { epoch: Epoch, found: Vec<JobResult>, took: Duration, holds: bool },
     /// What a batch of jobs held is done, too.
-    Finished { epoch: Epoch, found: Vec<Found>, took: Duration },
+    Finished { epoch: Epoch, found: Vec<JobResult>, took: Duration },
     /// A scan has found this so far.
-    Scanned { epoch: Epoch, id: ScanId, found: Vec<Found> },
+    Scanned { epoch: Epoch, id: ScanId, found: Vec<JobResult> },
     /// A scan has told all that it found.
     ScanEnded { epoch: Epoch, id: ScanId, summary: Summary, took: Duration },
     /// So much was done about the litter in some directories.
-    Tidied { epoch: Epoch, tidied: Vec<(Due, Tidied)>, took: Duration },
+    OrphanPass { epoch: Epoch, pass: Vec<(Due, OrphanPass)>, took: Duration },
     /// This stands where the cache directory should be, by now or as it was asked for.
     Probed(Place),
     /// A thread panicked.
@@ -64,7 +64,7 @@ pub(crate) type Epoch = u64;
 
 /// The threads of one worker. Dropping it ends what they do.
 pub(crate) struct Crew {
-    attendant: Attendant,
+    context: JobContext,
     events: mpsc::Sender<Event>,
     epoch: Epoch,
     batches: usize,
@@ -91,10 +91,10 @@ impl Drop for Crew {
 
 impl Crew {
     /// A crew, and where it tells what happens.
-    pub fn new(attendant: Attendant) -> (Self, mpsc::Receiver<Event>) {
+    pub fn new(context: JobContext) -> (Self, mpsc::Receiver<Event>) {
         let (events, receiver) = mpsc::channel(EVENTS);
         let (probing, cancel) = (Arc::default(), Arc::default());
-        let crew = Self { attendant, events, epoch: 0, batches: 0, holding: 0, probing, cancel };
+        let crew = Self { context, events, epoch: 0, batches: 0, holding: 0, probing, cancel };
         (crew, receiver)
     }
 
@@ -131,24 +131,24 @@ impl Crew {
     /// Attends to a batch of jobs.
     pub fn attend(&mut self, open: &Arc<Open>, jobs: Vec<Job>) {
         self.batches += 1;
-        let (attendant, open, epoch) = (self.attendant.clone(), Arc::clone(open), self.epoch);
+        let (context, open, epoch) = (self.context.clone(), Arc::clone(open), self.epoch);
         let cancel = Arc::clone(&self.cancel);
         let events = self.events.clone();
         self.on_thread(move || {
-            attendant.run(&open.root, jobs.len() > SMALL_BATCH, || {
+            context.run(&open.root, jobs.len() > SMALL_BATCH, || {
                 let start = Instant::now();
-                let mut attending =
-                    Attending::new(&attendant, &open.root).reported_by(open.watcher.as_ref().ok());
-                attending.attend_all(&jobs, &cancel);
-                let (found, holds) = (attending.take_found(), attending.holds());
+                let mut processor =
+                    PairProcessor::new(&context, &open.root).watched_by(open.watcher.as_ref().ok());
+                processor.attend_all(&jobs, &cancel);
+                let (found, holds) = (processor.take_found(), processor.holds());
                 let attended = Event::Attended { epoch, found, took: start.elapsed(), holds };
-                let Some(until) = attending.next() else { return attended };
+                let Some(until) = processor.next() else { return attended };
                 // Where nobody listens any more, what is held has to be finished all the same.
                 let _ = events.blocking_send(attended);
                 thread::sleep(until.saturating_duration_since(Instant::now()));
                 let start = Instant::now();
-                attending.finish();
-                Event::Finished { epoch, found: attending.take_found(), took: start.elapsed() }
+                processor.finish();
+                Event::Finished { epoch, found: processor.take_found(), took: start.elapsed() }
             })
         });
     }
@@ -168,7 +168,7 @@ impl Crew {
     pub fn scan(&mut self, open: &Arc<Open>, id: ScanId, trees: &Trees, marks: Marks) {
         let below = trees.trees().cloned().collect::<Vec<_>>();
         let alone = trees.alone().cloned().collect::<Vec<_>>();
-        let (attendant, open, epoch) = (self.attendant.clone(), Arc::clone(open), self.epoch);
+        let (context, open, epoch) = (self.context.clone(), Arc::clone(open), self.epoch);
         let (events, cancel) = (self.events.clone(), Arc::clone(&self.cancel));
         self.on_thread(move || {
             let start = Instant::now();
@@ -180,39 +180,38 @@ impl Crew {
             let scan = Scan {
                 root: &open.root,
                 watcher: open.watcher.as_ref().ok(),
-                attendant: &attendant,
+                context: &context,
                 marks: &marks,
                 cancel: &cancel,
                 found: &found,
             };
-            let summary = attendant.run(&open.root, true, || scan.run(&below, &alone));
+            let summary = context.run(&open.root, true, || scan.run(&below, &alone));
             Event::ScanEnded { epoch, id, summary, took: start.elapsed() }
         });
     }
 
     /// Removes litter.
     pub fn tidy(&mut self, open: &Arc<Open>, due: Vec<Due>) {
-        let (attendant, open, epoch) = (self.attendant.clone(), Arc::clone(open), self.epoch);
+        let (context, open, epoch) = (self.context.clone(), Arc::clone(open), self.epoch);
         let cancel = Arc::clone(&self.cancel);
         self.on_thread(move || {
             let start = Instant::now();
             let tidy = |due: Due| {
-                attendant.disk_time().rest(&cancel);
+                context.throttle().rest(&cancel);
                 let is_cancelled = cancel.load(Ordering::Relaxed);
                 (!is_cancelled).then(|| {
-                    let tidied = orphans::tidy(
+                    let pass = orphans::tidy(
                         &open.root,
-                        &attendant,
+                        &context,
                         &due.0,
                         &due.1.suspects,
-                        MOST_SUSPECTS,
+                        MAX_CANDIDATES,
                     );
-                    (due, tidied)
+                    (due, pass)
                 })
             };
-            let tidied =
-                attendant.run(&open.root, true, || due.into_iter().map_while(tidy).collect());
-            Event::Tidied { epoch, tidied, took: start.elapsed() }
+            let pass = context.run(&open.root, true, || due.into_iter().map_while(tidy).collect());
+            Event::OrphanPass { epoch, pass, took: start.elapsed() }
         });
     }
 
@@ -245,14 +244,19 @@ impl Crew {
     }
 
     /// Tells that `refused` directories of those in `root` are not watched, and why.
-    pub fn tell_refused(&self, root: &Path, refused: u64, every: Duration, refusal: &Refusal) {
+    pub fn tell_refused(&self, root: &Path, refused: u64, every: Duration, refusal: &WatchError) {
         let root = root.to_owned();
         let count_and_tell = move || {
-            tell_refused(refused, Some(count_directories(&root)), every, &Refusal::Watches);
+            tell_refused(
+                refused,
+                Some(count_directories(&root)),
+                every,
+                &WatchError::TooManyWatches,
+            );
         };
         // Nobody waits for the counting.
-        let counts =
-            *refusal == Refusal::Watches && thread::Builder::new().spawn(count_and_tell).is_ok();
+        let counts = *refusal == WatchError::TooManyWatches
+            && thread::Builder::new().spawn(count_and_tell).is_ok();
         if !counts {
             tell_refused(refused, None, every, refusal);
         }
@@ -300,14 +304,14 @@ pub(crate) fn batches(mut jobs: Vec<Job>, threads: usize) -> VecDeque<Vec<Job>> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pair::name::{Key, Stem};
+    use crate::pair::name::{PairKey, Stem};
 
     #[test]
     fn what_is_due_is_cut_into_batches_between_directories() {
         let sizes = |per_dir: &[usize], threads| -> Vec<usize> {
             let jobs = per_dir.iter().enumerate().flat_map(|(dir, &jobs)| {
                 let dir: Arc<Path> = Path::new(&format!("{dir:02}")).into();
-                let key = move |number: usize| Key {
+                let key = move |number: usize| PairKey {
                     dir: Arc::clone(&dir),
                     stem: Stem::new(number.to_string().as_bytes()),
                 };

@@ -25,11 +25,11 @@ use tokio::time::timeout_at;
 use crate::config::{Ages, Config};
 use crate::display::path_field;
 use crate::error::Error;
-use crate::jobs::context::Attendant;
-use crate::pair::change::Refusal;
+use crate::jobs::context::JobContext;
+use crate::pair::change::WatchError;
 use crate::pair::mark::Marks;
 use crate::pair::outcome::Job;
-use crate::pair::tally::Activity;
+use crate::pair::tally::Tally;
 use crate::schedule::orphans::Schedule;
 use crate::schedule::sweeps::Sweeps;
 use crate::schedule::{Agenda, ScanId, Scope, Trees};
@@ -44,7 +44,7 @@ use crate::worker::cache_root::{Open, Place};
 use crate::worker::executor::{BATCH, Crew, EVENTS, Event, batches};
 
 /// How many pairs that are due are taken at once, to be sorted by directory.
-const MOST_DUE: usize = 16_384;
+const MAX_DUE: usize = 16_384;
 /// How long changes gather, and directories to scan, where there are many: at least, and at the most, as
 /// long as the work on those before took.
 const NEWS_PAUSE: Duration = Duration::from_millis(1);
@@ -93,7 +93,7 @@ pub(crate) struct Worker<R> {
     tidying: bool,
     sweeps: Sweeps<SweepAnswer>,
     /// Why some directories are not watched, as it was told.
-    refused: Option<Refusal>,
+    refused: Option<WatchError>,
     /// Whether news was lost, so that watches may be missing of which notify thinks otherwise.
     blind: bool,
     /// Whether the watcher is a new one, which no sweep has used yet.
@@ -110,7 +110,7 @@ pub(crate) struct Worker<R> {
 /// A scan that is under way.
 struct Run {
     id: ScanId,
-    activity: Activity,
+    activity: Tally,
     waiters: Vec<SweepAnswer>,
     /// Whether a directory was refused to another scan meanwhile, which this one may have passed.
     refused_meanwhile: bool,
@@ -129,8 +129,9 @@ impl<R: Reports> Worker<R> {
         let accounts = Accounts::new(config.check_interval, given.clone(), reports);
         let views = accounts.views();
         let inbox = Arc::new(Inbox::new(Ages::of(config).any()));
-        let attendant = Attendant::deleting(Arc::clone(&clock), config).heard_by(&inbox.echoes);
-        let (crew, events) = Crew::new(attendant);
+        let context =
+            JobContext::deleting(Arc::clone(&clock), config).paced_by(&inbox.backpressure);
+        let (crew, events) = Crew::new(context);
         let worker = Self {
             given,
             path,
@@ -253,7 +254,7 @@ impl<R: Reports> Worker<R> {
 
     fn take_news(&mut self) {
         if self.can_work() {
-            if self.inbox.take_missed() {
+            if self.inbox.take_events_lost() {
                 self.lost_track();
             }
             self.follow_floods();
@@ -360,7 +361,7 @@ impl<R: Reports> Worker<R> {
     fn next_batch(&mut self, now: Now) -> Vec<Job> {
         let mut batch = self.agenda.take_looks(BATCH);
         if self.due.is_empty() {
-            self.due = batches(self.agenda.take_due(now, MOST_DUE), self.crew.room());
+            self.due = batches(self.agenda.take_due(now, MAX_DUE), self.crew.room());
         }
         batch.extend(self.due.pop_front().unwrap_or_default());
         batch
@@ -377,12 +378,12 @@ impl<R: Reports> Worker<R> {
         };
         let id = self.agenda.begin_scan(scope);
         self.crew.scan(open, id, &trees, marks);
-        Run { id, activity: Activity::default(), waiters, refused_meanwhile: false }
+        Run { id, activity: Tally::default(), waiters, refused_meanwhile: false }
     }
 
     fn sweep_interval(&self) -> Duration {
         if let Place::Open(open) = &self.place
-            && let Err(Refusal::Flooded) = &open.watcher
+            && let Err(WatchError::Flooded) = &open.watcher
         {
             return self.check_interval.min(FLOOD_SWEEP_INTERVAL);
         }
@@ -433,7 +434,7 @@ impl<R: Reports> Worker<R> {
                 watcher.retire();
             }
             // Whatever was lost is made up for by that sweep.
-            self.inbox.take_missed();
+            self.inbox.take_events_lost();
             self.blind = false;
             self.is_rewatched = true;
             self.sweeps.something_was_missed();
@@ -444,7 +445,7 @@ impl<R: Reports> Worker<R> {
         if let Place::Unreadable { reason } = &place
             && !is_told
         {
-            let (now, activity) = (self.clock.now(), Activity { errors: 1, ..Activity::default() });
+            let (now, activity) = (self.clock.now(), Tally { errors: 1, ..Tally::default() });
             self.accounts.count(activity, now);
             self.accounts.between(activity);
             self.accounts.error(&self.path, reason.clone(), now);

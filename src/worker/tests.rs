@@ -3,9 +3,9 @@
 use std::fs;
 
 use super::*;
-use crate::pair::change::Refusal;
+use crate::pair::change::WatchError;
 use crate::pair::change::{Change, MAX_PENDING, Trigger};
-use crate::pair::name::{Key, Stem};
+use crate::pair::name::{PairKey, Stem};
 use crate::pair::outcome::Summary;
 use crate::telemetry::stats::SharedStats;
 use crate::worker::cache_root::probe;
@@ -14,8 +14,8 @@ use crate::worker::cache_root::probe;
 struct Unreported;
 
 impl Reports for Unreported {
-    fn sweep(&self, _: Activity) {}
-    fn between(&self, _: Activity) {}
+    fn sweep(&self, _: Tally) {}
+    fn between(&self, _: Tally) {}
 }
 
 fn worker(dir: &Path) -> (Worker<Unreported>, mpsc::Receiver<Event>, SharedStats) {
@@ -33,7 +33,7 @@ fn sweeping(dir: &Path) -> Worker<Unreported> {
 }
 
 fn run(id: ScanId) -> Run {
-    Run { id, activity: Activity::default(), waiters: Vec::new(), refused_meanwhile: false }
+    Run { id, activity: Tally::default(), waiters: Vec::new(), refused_meanwhile: false }
 }
 
 /// Makes a cache directory in `temp` with the live pair `a`, and another name of its metadata outside:
@@ -70,13 +70,13 @@ async fn changes_that_do_not_fit_are_made_up_for_by_listings_and_sweeps() {
     // The worker shares the only thread with this, so that it can't take anything meanwhile.
     for number in 0..=MAX_PENDING {
         let stem = Stem::new(number.to_string().as_bytes());
-        inbox.put(Change::Pair(Key { dir: Path::new("").into(), stem }, Trigger::default()));
+        inbox.put(Change::Pair(PairKey { dir: Path::new("").into(), stem }, Trigger::default()));
     }
     until("the pair is deleted", || stats.get().total_deleted == 1).await;
     assert_eq!(stats.get().total_cleanups, 1, "listing its directory was enough");
 
     for number in 0..=MAX_PENDING {
-        inbox.put(Change::Tree(Path::new(&number.to_string()).into()));
+        inbox.put(Change::Subtree(Path::new(&number.to_string()).into()));
     }
     until("a sweep was made", || stats.get().total_cleanups == 2).await;
     drop(requests);
@@ -95,7 +95,7 @@ async fn a_change_that_comes_amid_the_pause_after_another_one_does_not_wait_for_
     until("the first scan is over", || stats.get().total_cleanups == 1).await;
 
     let change = |stem: &[u8]| {
-        let key = Key { dir: Path::new("").into(), stem: Stem::new(stem) };
+        let key = PairKey { dir: Path::new("").into(), stem: Stem::new(stem) };
         Change::Pair(key, Trigger { appeared: true, ..Trigger::default() })
     };
     let start = Instant::now();
@@ -122,7 +122,7 @@ fn a_directory_that_is_refused_amid_a_sweep_which_has_passed_it_is_not_forgotten
     let mut worker = sweeping(temp.path());
     let fallback = worker.fallback_interval;
     worker.trees = Some(run(2));
-    let summary = Summary { refused: Some((1, Refusal::Watches)), ..Summary::default() };
+    let summary = Summary { refused: Some((1, WatchError::TooManyWatches)), ..Summary::default() };
     worker.scan_ended(0, 2, summary, Duration::ZERO);
     worker.scan_ended(0, 1, Summary::default(), Duration::ZERO);
     assert_eq!(worker.watch_state(), WatchState::Degraded);
@@ -140,7 +140,7 @@ fn watches_that_can_be_set_again_amid_a_sweep_without_them_are_set_by_another() 
     let mut worker = sweeping(temp.path());
     let Place::Open(open) = std::mem::replace(&mut worker.place, Place::Same) else { panic!() };
     let mut open = Arc::into_inner(open).unwrap();
-    open.watcher = Err(Refusal::Instances);
+    open.watcher = Err(WatchError::TooManyInstances);
     let open = Arc::new(open);
     worker.place = Place::Open(Arc::clone(&open));
     assert_eq!(worker.watch_state(), WatchState::Degraded);

@@ -53,25 +53,25 @@ impl Cache {
     }
 
     /// Looks at a directory twice.
-    fn tidy(&self, dir: &str, age: Duration) -> Tidied {
+    fn tidy(&self, dir: &str, age: Duration) -> OrphanPass {
         let first = self.look(dir, age, &Suspects::default());
         assert_eq!(first.removed, Litter::default(), "nothing goes at the first look");
         self.look(dir, age, &first.suspects)
     }
 
-    fn look(&self, dir: &str, age: Duration, before: &Suspects) -> Tidied {
+    fn look(&self, dir: &str, age: Duration, before: &Suspects) -> OrphanPass {
         let mut config = Config::new("x");
         (config.remove_orphans, config.prune_empty_dirs) = (Some(age), Some(age));
-        let attendant = Attendant::deleting(Arc::new(Clock::default()), &config);
-        tidy(&self.root, &attendant, &Path::new(dir).into(), before, 4096)
+        let context = JobContext::deleting(Arc::new(Clock::default()), &config);
+        tidy(&self.root, &context, &Path::new(dir).into(), before, 4096)
     }
 
     fn dir(&self) -> Arc<Dir> {
         Arc::new(self.root.open_dir(&Path::new("").into()).unwrap())
     }
 
-    fn seen(&self, name: &str) -> Seen {
-        regular(&self.dir(), name.as_bytes()).unwrap().unwrap()
+    fn seen(&self, name: &str) -> FileState {
+        stat_file(&self.dir(), name.as_bytes()).unwrap().unwrap()
     }
 }
 
@@ -120,14 +120,14 @@ fn what_is_old_and_stands_alone_goes_and_nothing_else_does() {
     // Its metadata is being written.
     cache.write("written.metadata.json.tmp", "{");
     let size = litter.iter().map(|(_, content)| content.len() as u64).sum();
-    let tidied = cache.tidy("", age);
-    assert_eq!(tidied.removed, Litter { orphans: 4, orphan_bytes: size, pruned: 0 });
+    let pass = cache.tidy("", age);
+    assert_eq!(pass.removed, Litter { orphans: 4, orphan_bytes: size, pruned: 0 });
     let gone = |name: &String| !litter.iter().any(|(litter, _)| litter == name);
     let mut left: Vec<_> = before.into_iter().filter(gone).collect();
     left.push("written.metadata.json.tmp".to_owned());
     left.sort();
     assert_eq!(cache.files(), left);
-    assert!(tidied.next.is_some(), "what is being written is to be looked at again");
+    assert!(pass.next.is_some(), "what is being written is to be looked at again");
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn a_half_whose_other_one_arrives_meanwhile_is_given_back() {
     ] {
         let cache = Cache::with(&[(alone, EXPIRED)]);
         let half = if alone.contains("result") { Half::Result } else { Half::Metadata };
-        let judged = Alone::Half(half, stem("a"), cache.seen(alone));
+        let judged = Orphan::Half(half, stem("a"), cache.seen(alone));
         let asked = Cell::new(0);
         let wall = || {
             // It is claimed by the second time that this is asked for.
@@ -182,7 +182,7 @@ fn a_half_whose_other_one_arrives_meanwhile_is_given_back() {
             }
             Utc::now()
         };
-        assert!(remove_alone(&cache.dir(), vec![judged], &wall).is_empty());
+        assert!(remove_orphans(&cache.dir(), vec![judged], &wall).is_empty());
         let mut both = [alone, other];
         both.sort_unstable();
         assert_eq!(cache.files(), both);
@@ -196,9 +196,9 @@ fn what_is_written_anew_before_it_is_claimed_or_after_is_kept() {
             let cache = Cache::with(&[(name, EXPIRED)]);
             let seen = cache.seen(name);
             let judged = match name {
-                "a.result.json.lz4" => Alone::Half(Half::Result, stem("a"), seen),
-                "a.metadata.json" => Alone::Half(Half::Metadata, stem("a"), seen),
-                _ => Alone::Tmp(Half::Metadata, stem("a"), seen),
+                "a.result.json.lz4" => Orphan::Half(Half::Result, stem("a"), seen),
+                "a.metadata.json" => Orphan::Half(Half::Metadata, stem("a"), seen),
+                _ => Orphan::Tmp(Half::Metadata, stem("a"), seen),
             };
             let asked = Cell::new(0);
             let wall = || {
@@ -209,7 +209,7 @@ fn what_is_written_anew_before_it_is_claimed_or_after_is_kept() {
                 }
                 Utc::now()
             };
-            remove_alone(&cache.dir(), vec![judged], &wall);
+            remove_orphans(&cache.dir(), vec![judged], &wall);
             assert_eq!(fs::read(cache.path(name)).unwrap(), b"written anew");
             assert_eq!(cache.files(), [name]);
         }
@@ -232,9 +232,9 @@ fn only_old_and_empty_directories_below_the_cache_directory_go() {
         ("above", 0),
         ("gone", 0),
     ] {
-        let tidied = cache.tidy(dir, age);
-        assert_eq!(tidied.removed.pruned, pruned, "{dir}");
-        assert!(tidied.failures.is_empty());
+        let pass = cache.tidy(dir, age);
+        assert_eq!(pass.removed.pruned, pruned, "{dir}");
+        assert!(pass.failures.is_empty());
     }
     // It was changed when it became empty.
     assert_eq!(cache.files(), ["above", "full", "full/x"]);
@@ -274,9 +274,9 @@ fn names_of_any_length_are_dealt_with() {
         assert_eq!(name.len(), 255);
         cache.write(name, EXPIRED);
     }
-    let tidied = cache.tidy("", some_age());
-    assert_eq!(tidied.removed.orphans, 3, "{tidied:?}");
-    assert!(tidied.failures.is_empty() && cache.files().is_empty());
+    let pass = cache.tidy("", some_age());
+    assert_eq!(pass.removed.orphans, 3, "{pass:?}");
+    assert!(pass.failures.is_empty() && cache.files().is_empty());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use rustix::fs::{Access, AtFlags, FileType, FlockOperation, accessat, flock};
 use rustix::io::Errno;
 
 use super::shown;
-use crate::disk::inspect::status;
+use crate::disk::inspect::stat;
 use crate::disk::root::Dir;
 use crate::pair::name::{Half, Stem};
 
@@ -19,7 +19,7 @@ pub(super) enum Kind {
 }
 
 pub(super) fn kind(dir: &Dir, name: &[u8]) -> Kind {
-    let stat = match status(dir, name) {
+    let stat = match stat(dir, name) {
         Ok(stat) => stat,
         Err(Errno::NOENT | Errno::NAMETOOLONG) => return Kind::Nothing,
         Err(error) => return Kind::Unknown(error.into()),

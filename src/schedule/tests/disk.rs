@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::pair::change::{Change, Trigger, Writer};
+use crate::pair::change::{Change, Trigger, WriteState};
 use crate::pair::mark::{Mark, Marks};
-use crate::pair::name::{Half, Key, Stem};
+use crate::pair::name::{Half, PairKey, Stem};
 use crate::pair::outcome::Summary;
-use crate::pair::outcome::{Failure, Found, Job, Outcome};
-use crate::pair::version::{Broken, SETTLING, Seen};
+use crate::pair::outcome::{Failure, Job, JobResult, Outcome};
+use crate::pair::version::{Broken, FileState, SETTLE_TIME};
 use crate::schedule::Scope;
 use crate::sys::clock::Now;
 use crate::trial::Random;
@@ -70,11 +70,11 @@ pub(super) struct Disk {
     pub needs_sweep: bool,
 }
 
-pub(super) fn key((dir, stem): &Name) -> Key {
-    Key { dir: Path::new(dir).into(), stem: Stem::new(&[b'p', *stem]) }
+pub(super) fn key((dir, stem): &Name) -> PairKey {
+    PairKey { dir: Path::new(dir).into(), stem: Stem::new(&[b'p', *stem]) }
 }
 
-pub(super) fn name(key: &Key) -> Name {
+pub(super) fn name(key: &PairKey) -> Name {
     (key.dir.to_str().unwrap().to_owned(), key.stem.bytes()[1])
 }
 
@@ -113,7 +113,7 @@ impl Disk {
     fn emit(&mut self, change: Change) {
         match self.random.below(400) {
             // The queue overflows: this is lost, and what is left says so.
-            0 | 1 => self.events.push(Change::Missed),
+            0 | 1 => self.events.push(Change::EventsLost),
             // The directory has no watch.
             2 => self.needs_sweep = true,
             3..20 => self.events.extend([change.clone(), change]),
@@ -121,12 +121,12 @@ impl Disk {
         }
     }
 
-    fn tell(&mut self, name: &Name, appeared: bool, writer: Writer) {
+    fn tell(&mut self, name: &Name, appeared: bool, writer: WriteState) {
         self.emit(Change::Pair(key(name), Trigger { appeared, writer }));
     }
 
     fn tell_of_tree(&mut self, dir: &str) {
-        self.emit(Change::Tree(Path::new(dir).into()));
+        self.emit(Change::Subtree(Path::new(dir).into()));
     }
 
     /// The next event to be delivered. Hints come in any order; what tells of a writer or of a
@@ -135,7 +135,7 @@ impl Disk {
         if self.events.is_empty() {
             return None;
         }
-        let is_hint = |event: &Change| matches!(event, Change::Pair(_, trigger) if trigger.writer == Writer::Unknown);
+        let is_hint = |event: &Change| matches!(event, Change::Pair(_, trigger) if trigger.writer == WriteState::Unknown);
         let any = self.random.below(self.events.len());
         let at = if is_hint(&self.events[any]) {
             any
@@ -185,7 +185,7 @@ impl Disk {
     fn write_metadata(&mut self) {
         let name = self.name();
         let metadata = self.metadata();
-        self.put_metadata(&name, metadata, Writer::Done);
+        self.put_metadata(&name, metadata, WriteState::Closed);
     }
 
     fn metadata(&mut self) -> Metadata {
@@ -196,7 +196,7 @@ impl Disk {
         Metadata::Valid(self.now.wall + TimeDelta::seconds(seconds))
     }
 
-    fn put_metadata(&mut self, name: &Name, metadata: Metadata, writer: Writer) {
+    fn put_metadata(&mut self, name: &Name, metadata: Metadata, writer: WriteState) {
         let halves = self.halves(name);
         halves.metadata = Some(metadata);
         if let Some(result) = &mut halves.result {
@@ -214,7 +214,7 @@ impl Disk {
     fn put_result(&mut self, name: &Name, version: u64) {
         let changed = self.now.mono;
         self.halves(name).result = Some(Result { version, changed, newer: true });
-        self.tell(name, true, Writer::Unknown);
+        self.tell(name, true, WriteState::Unknown);
     }
 
     fn remove(&mut self, half: Half) {
@@ -223,7 +223,7 @@ impl Disk {
             Half::Result => self.halves(&name).result = None,
             Half::Metadata => self.halves(&name).metadata = None,
         }
-        self.tell(&name, false, Writer::Unknown);
+        self.tell(&name, false, WriteState::Unknown);
     }
 
     /// Renames a pair, or half of one.
@@ -231,12 +231,12 @@ impl Disk {
         let (from, to) = (self.name(), self.name());
         let which = self.random.below(3);
         if let Some(result) = self.halves(&from).result.take_if(|_| which != 0 && from != to) {
-            self.tell(&from, false, Writer::Unknown);
+            self.tell(&from, false, WriteState::Unknown);
             self.put_result(&to, result.version);
         }
         if let Some(metadata) = self.halves(&from).metadata.take_if(|_| which != 1 && from != to) {
-            self.tell(&from, false, Writer::Unknown);
-            self.put_metadata(&to, metadata, Writer::Done);
+            self.tell(&from, false, WriteState::Unknown);
+            self.put_metadata(&to, metadata, WriteState::Closed);
         }
     }
 
@@ -248,7 +248,7 @@ impl Disk {
             && self.halves(&to).metadata.is_none()
         {
             self.put_result(&to, result.version);
-            self.put_metadata(&to, metadata, Writer::Created);
+            self.put_metadata(&to, metadata, WriteState::Created);
         }
     }
 
@@ -256,7 +256,7 @@ impl Disk {
         let name = self.name();
         let version = self.version();
         self.writers.push(version);
-        self.put_metadata(&name, Metadata::HalfWritten(version), Writer::AtWork);
+        self.put_metadata(&name, Metadata::HalfWritten(version), WriteState::Writing);
     }
 
     /// The writer closes its file, whatever that is called by now.
@@ -269,7 +269,7 @@ impl Disk {
         let metadata = self.metadata();
         let name = self.names.iter().find(|(_, halves)| halves.metadata == Some(writer));
         if let Some(name) = name.map(|(name, _)| name.clone()) {
-            self.put_metadata(&name, metadata, Writer::Done);
+            self.put_metadata(&name, metadata, WriteState::Closed);
         }
         for (_, _, halves) in self.outside.iter_mut().flatten() {
             halves.metadata = halves.metadata.map(|is| if is == writer { metadata } else { is });
@@ -424,13 +424,13 @@ impl Disk {
             halves.metadata = halves.metadata.or(metadata);
             let given_back = result.map(|_| Result { version, changed: now.mono, newer: true });
             halves.result = halves.result.or(given_back);
-            self.tell(&name, true, Writer::Done);
+            self.tell(&name, true, WriteState::Closed);
         }
         touched
     }
 
     /// What a scan finds of a pair that does not read again what has one of `marks`.
-    pub fn attend_listed(&mut self, name: &Name, marks: &Marks) -> Found {
+    pub fn attend_listed(&mut self, name: &Name, marks: &Marks) -> JobResult {
         let is_unchanged = match self.names.get(name) {
             Some(Halves { result: Some(_), metadata: Some(Metadata::Valid(at)), .. }) => {
                 self.can_read(&name.0) && marks.contains(&mark(name, *at))
@@ -438,19 +438,19 @@ impl Disk {
             _ => false,
         };
         if is_unchanged {
-            return Found { key: key(name), outcome: Outcome::Unchanged };
+            return JobResult { key: key(name), outcome: Outcome::Unchanged };
         }
         self.attend(Job { key: key(name), settled: None })
     }
 
     /// What the disk has of a pair now; deletes it if it may go.
-    pub fn attend(&mut self, Job { key, settled }: Job) -> Found {
+    pub fn attend(&mut self, Job { key, settled }: Job) -> JobResult {
         let name = name(&key);
         let outcome = self.outcome(&name, settled);
-        Found { key, outcome }
+        JobResult { key, outcome }
     }
 
-    fn outcome(&mut self, name: &Name, settled: Option<Seen>) -> Outcome {
+    fn outcome(&mut self, name: &Name, settled: Option<FileState>) -> Outcome {
         if !self.can_read(&name.0) || self.random.one_in(80) {
             return Outcome::Failed(failure());
         }
@@ -458,46 +458,46 @@ impl Disk {
             Halves { result: Some(result), metadata: Some(metadata), taken } => {
                 (result, metadata, taken)
             }
-            Halves { result: None, taken: (Some(_), _), .. } => return Outcome::Taken,
+            Halves { result: None, taken: (Some(_), _), .. } => return Outcome::ClaimedElsewhere,
             _ => return Outcome::Incomplete,
         };
         let expires_at = match metadata {
             Metadata::Valid(at) => at,
             Metadata::Broken(version) | Metadata::HalfWritten(version) => {
                 let wait = Duration::from_secs(self.random.below(2) as u64);
-                let metadata = Seen::pretended(version);
+                let metadata = FileState::pretended(version);
                 return Outcome::Broken { metadata, reason: REASON, wait, bytes: 1 };
             }
         };
         if expires_at > self.now.wall {
             let mark = self.random.one_in(2).then(|| mark(name, expires_at));
-            return Outcome::Waiting { expires_at, bytes: None, mark };
+            return Outcome::NotDue { expires_at, bytes: None, mark };
         }
-        let seen = Seen::pretended(result.version);
-        let wait = SETTLING.saturating_sub(self.now.mono - result.changed);
+        let seen = FileState::pretended(result.version);
+        let wait = SETTLE_TIME.saturating_sub(self.now.mono - result.changed);
         if result.newer && !wait.is_zero() && settled != Some(seen) {
             return Outcome::Unsettled { result: seen, wait, expires_at, bytes: 1 };
         }
         if taken.0.is_some() {
-            return Outcome::Taken;
+            return Outcome::ClaimedElsewhere;
         }
         match self.random.below(60) {
             0..3 => return Outcome::Changed,
             3..5 => return Outcome::Failed(failure()),
             5 | 6 => {
                 self.halves(name).taken.0 = self.halves(name).result.take();
-                self.tell(name, false, Writer::Unknown);
-                return Outcome::Stranded(failure());
+                self.tell(name, false, WriteState::Unknown);
+                return Outcome::RestoreFailed(failure());
             }
             7 | 8 => {
                 // Another cleaner was faster.
                 self.delete(name);
-                return Outcome::Taken;
+                return Outcome::ClaimedElsewhere;
             }
             9 => {
                 self.halves(name).result = None;
-                self.tell(name, false, Writer::Unknown);
-                return Outcome::Removed {
+                self.tell(name, false, WriteState::Unknown);
+                return Outcome::Deleted {
                     freed: 1,
                     leftover: Some(failure()),
                     late: TimeDelta::zero(),
@@ -505,12 +505,12 @@ impl Disk {
             }
             _ => self.delete(name),
         }
-        Outcome::Removed { freed: 1, leftover: None, late: TimeDelta::zero() }
+        Outcome::Deleted { freed: 1, leftover: None, late: TimeDelta::zero() }
     }
 
     fn delete(&mut self, name: &Name) {
         let halves = self.halves(name);
         (halves.result, halves.metadata) = (None, None);
-        self.tell(name, false, Writer::Unknown);
+        self.tell(name, false, WriteState::Unknown);
     }
 }

@@ -13,15 +13,15 @@ const LONG: Duration = Duration::from_secs(3600);
 const SHORT: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn activity(deleted: u64) -> Activity {
+fn activity(deleted: u64) -> Tally {
     let duration = Duration::from_micros(500 * deleted);
-    Activity {
+    Tally {
         deleted,
         freed_bytes: 10 * deleted,
         checked: 100,
         errors: 1,
         duration,
-        ..Activity::default()
+        ..Tally::default()
     }
 }
 
@@ -129,7 +129,7 @@ async fn each_sweep_is_a_report_of_its_own_even_an_idle_one() {
     let url = format!("{}/base//", metrics.url.replace("//", "//us%20er:secret@"));
     let reporter = Reporter::start(&url, LONG).unwrap();
     reporter.sweep(activity(10));
-    reporter.sweep(Activity::default());
+    reporter.sweep(Tally::default());
     let bodies = metrics.wait_for(2).await;
     let (head, mut first) = metrics.got.lock().unwrap()[0].clone();
     assert!(head.starts_with("POST /base/track/cleanup HTTP/1.1\r\n"), "{head}");
@@ -151,7 +151,7 @@ async fn each_sweep_is_a_report_of_its_own_even_an_idle_one() {
 async fn what_waits_for_the_interval_is_sent_at_the_end() {
     let metrics = Metrics::start(|_| Some("200 OK")).await;
     let reporter = Reporter::start(&metrics.url, LONG).unwrap();
-    reporter.between(Activity { deleted: 0, errors: 0, ..activity(1) });
+    reporter.between(Tally { deleted: 0, errors: 0, ..activity(1) });
     reporter.between(activity(1));
     metrics.wait_for(1).await;
     reporter.between(activity(2));
@@ -168,7 +168,7 @@ async fn what_waits_for_the_interval_is_sent_at_the_end() {
 async fn an_outage_loses_nothing_and_is_told_once() {
     let (log, _guard) = Log::start();
     let metrics = Metrics::start(|n| match n {
-        0 => Some("302 Found\r\nLocation: /elsewhere"),
+        0 => Some("302 JobResult\r\nLocation: /elsewhere"),
         1 => Some("500 Internal Server Error"),
         2 => None,
         _ => Some("201 Created"),

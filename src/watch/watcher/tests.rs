@@ -8,8 +8,8 @@ use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind, 
 use notify::{Event, EventKind};
 
 use super::*;
-use crate::pair::change::{News, Trigger, Writer};
-use crate::pair::name::Key;
+use crate::pair::change::{Changes, Trigger, WriteState};
+use crate::pair::name::PairKey;
 
 /// What an event of `kind` about `path` below the cache directory is translated to.
 fn news(kind: EventKind, path: &str) -> Vec<Change> {
@@ -28,20 +28,20 @@ fn watch(watcher: &Watcher, rel: &str) {
 }
 
 /// Has `rels` watched.
-fn answers(watcher: &Watcher, rels: &[Arc<Path>]) -> Vec<Result<bool, Refusal>> {
+fn answers(watcher: &Watcher, rels: &[Arc<Path>]) -> Vec<Result<bool, WatchError>> {
     let answers = watcher.begin_watch(rels);
     watcher.finish_watch(rels, answers, &AtomicBool::new(false))
 }
 
-fn pair(dir: &str, stem: &str, appeared: bool, writer: Writer) -> Vec<Change> {
+fn pair(dir: &str, stem: &str, appeared: bool, writer: WriteState) -> Vec<Change> {
     let stem = crate::pair::name::Stem::new(stem.as_bytes());
-    let key = Key { dir: Path::new(dir).into(), stem };
+    let key = PairKey { dir: Path::new(dir).into(), stem };
     vec![Change::Pair(key, Trigger { appeared, writer })]
 }
 
 #[test]
 fn events_become_the_least_news_that_tells_all() {
-    use Writer::{AtWork, Created, Done, Gone, Unknown};
+    use WriteState::{Closed, Created, Gone, Unknown, Writing};
     let close = EventKind::Access(AccessKind::Close(AccessMode::Write));
     let file = EventKind::Create(CreateKind::File);
     let from = EventKind::Modify(ModifyKind::Name(RenameMode::From));
@@ -50,17 +50,17 @@ fn events_become_the_least_news_that_tells_all() {
     let data = EventKind::Modify(ModifyKind::Data(notify::event::DataChange::Any));
     let attributes = EventKind::Modify(ModifyKind::Metadata(notify::event::MetadataKind::Any));
     let removed = EventKind::Remove(RemoveKind::File);
-    let tree = |dir: &str| vec![Change::Tree(Path::new(dir).into())];
+    let tree = |dir: &str| vec![Change::Subtree(Path::new(dir).into())];
     for (kind, path, expected) in [
         (file, "s/a.metadata.json", pair("s", "a", true, Created)),
         (file, "a.metadata.json", pair("", "a", true, Created)),
         (file, "a.result.json.lz4", pair("", "a", true, Unknown)),
         (file, "a.result.json.lz4.tmp", vec![]),
-        (close, "a.metadata.json", pair("", "a", true, Done)),
+        (close, "a.metadata.json", pair("", "a", true, Closed)),
         (close, "a.result.json.lz4", pair("", "a", true, Unknown)),
-        (data, "a.metadata.json", pair("", "a", true, AtWork)),
+        (data, "a.metadata.json", pair("", "a", true, Writing)),
         (data, "a.result.json.lz4", vec![]),
-        (to, "a.metadata.json", pair("", "a", true, Done)),
+        (to, "a.metadata.json", pair("", "a", true, Closed)),
         (to, ".result-cleaner-a.m", vec![]),
         (to, "perhaps-a-directory", tree("perhaps-a-directory")),
         (from, "a.metadata.json", pair("", "a", false, Gone)),
@@ -88,7 +88,7 @@ fn an_overflow_is_noticed_though_it_has_no_path() {
     let overflow = Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan);
     translator.translate(Ok(overflow), &mut |change| news.push(change));
     translator.translate(Err(notify::Error::generic("x")), &mut |change| news.push(change));
-    assert_eq!(news, [Change::Missed, Change::Missed]);
+    assert_eq!(news, [Change::EventsLost, Change::EventsLost]);
 }
 
 #[test]
@@ -105,14 +105,14 @@ fn a_watch_that_was_set_below_what_is_being_renamed_is_set_anew() {
     watch(&watcher, "s/deep");
     fs::rename(root.join("s"), temp.path().join("away")).unwrap();
     fs::rename(&aside, root.join("s")).unwrap();
-    let arrives = |expected: &dyn Fn(News) -> bool| {
+    let arrives = |expected: &dyn Fn(Changes) -> bool| {
         (0..6000).any(|_| {
             thread::sleep(Duration::from_millis(10));
             expected(inbox.take())
         })
     };
     assert!(arrives(&|news| news.trees.contains(Path::new("s"))));
-    watcher.end_stale();
+    watcher.drop_stale();
     watch(&watcher, "s");
     watch(&watcher, "s/deep");
     fs::write(root.join("s/deep/a.metadata.json"), "").unwrap();
@@ -130,7 +130,8 @@ fn of_many_that_are_to_be_watched_each_gets_its_own_answer() {
         fs::create_dir(temp.path().join(name)).unwrap();
     }
     let rels: Vec<Arc<Path>> = names.iter().map(|name| Path::new(name).into()).collect();
-    let expected = [Ok(true), Ok(false), Ok(true), Err(Refusal::LongPath), Ok(false), Ok(true)];
+    let expected =
+        [Ok(true), Ok(false), Ok(true), Err(WatchError::PathTooLong), Ok(false), Ok(true)];
     assert_eq!(answers(&watcher, &rels), expected);
     assert_eq!(answers(&watcher, &rels), expected, "once more");
     assert_eq!(answers(&watcher, &[]), []);

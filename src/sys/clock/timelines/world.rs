@@ -8,9 +8,9 @@ use proptest::prelude::*;
 
 use super::super::*;
 use super::{DAY, EPOCH, Event, HOLD, LATEST, Plan, SECOND, SLOWEST, Timeline, moments};
-use crate::pair::change::{News, Trigger, Writer};
-use crate::pair::name::{Key, Stem};
-use crate::pair::outcome::{Found, Job, Outcome};
+use crate::pair::change::{Changes, Trigger, WriteState};
+use crate::pair::name::{PairKey, Stem};
+use crate::pair::outcome::{Job, JobResult, Outcome};
 use crate::schedule::{Agenda, Source};
 
 const BOOTED: i64 = 100 * SECOND;
@@ -30,7 +30,7 @@ struct Step {
 
 struct Pair {
     expires_at: i64,
-    key: Key,
+    key: PairKey,
     is_there: bool,
     /// Whether it was ever given out.
     is_known: bool,
@@ -68,7 +68,10 @@ impl World {
         let moments = moments(&timeline.events);
         let pair = |(number, plan): (usize, &Plan)| Pair {
             expires_at: plan.moment.get(&moments) + plan.away,
-            key: Key { dir: Path::new("").into(), stem: Stem::new(number.to_string().as_bytes()) },
+            key: PairKey {
+                dir: Path::new("").into(),
+                stem: Stem::new(number.to_string().as_bytes()),
+            },
             is_there: false,
             is_known: false,
             due_since: None,
@@ -119,9 +122,9 @@ impl World {
     fn publish(&mut self, pair: usize) {
         let pair = &mut self.pairs[pair];
         pair.is_there = true;
-        let told = Trigger { appeared: true, writer: Writer::Done };
+        let told = Trigger { appeared: true, writer: WriteState::Closed };
         let pairs = HashMap::from([(pair.key.clone(), told)]);
-        self.agenda.note(News { pairs, ..News::default() });
+        self.agenda.note(Changes { pairs, ..Changes::default() });
         self.wake = self.wake.min(self.mono);
     }
 
@@ -171,7 +174,7 @@ impl World {
             for job in jobs {
                 let outcome = self.attend(&job)?;
                 let now = self.now();
-                self.agenda.settle(Found { key: job.key, outcome }, Source::Job, now);
+                self.agenda.settle(JobResult { key: job.key, outcome }, Source::Job, now);
             }
         }
         let now = self.now();
@@ -201,7 +204,7 @@ impl World {
         let pair = self.pairs.iter_mut().find(|pair| pair.key == job.key).unwrap();
         if now < wall(pair.expires_at) {
             let expires_at = wall(pair.expires_at);
-            return Ok(Outcome::Waiting { expires_at, bytes: None, mark: None });
+            return Ok(Outcome::NotDue { expires_at, bytes: None, mark: None });
         }
         prop_assert!(pair.expires_at <= self.wall, "{} ms early", pair.expires_at - self.wall);
         prop_assert!(pair.expires_at <= high, "{} ms too early", pair.expires_at - high);
@@ -211,7 +214,7 @@ impl World {
         pair.is_there = false;
         self.deleted += 1;
         self.held += u64::from(pair.was_held);
-        Ok(Outcome::Removed { freed: 1, leftover: None, late: TimeDelta::zero() })
+        Ok(Outcome::Deleted { freed: 1, leftover: None, late: TimeDelta::zero() })
     }
 
     /// Nothing that is due is still there after 2 s.
