@@ -1,4 +1,4 @@
-//! Events of the kernel, from the watcher's translation to what the agenda makes of them.
+//! Events of the kernel, from the watcher's translation to what the schedule makes of them.
 //!
 //! The events come in any order, doubled, about names that mean something and names that do not.
 //! Three things have to hold: news is about a path of its event and lies within the root; a pair
@@ -25,7 +25,7 @@ use crate::pair::name::{Half, PairKey};
 use crate::pair::outcome::Summary;
 use crate::pair::outcome::{Failure, Job, JobResult, Outcome};
 use crate::pair::version::{Broken, FileState};
-use crate::schedule::{Agenda, Scope, Source};
+use crate::schedule::{Schedule, Scope, Source};
 use crate::sys::clock::Now;
 use crate::watch::inbox::Inbox;
 use crate::watch::{Translator, Watched};
@@ -47,14 +47,14 @@ struct World<'a> {
     watched: Watched,
     translator: Translator,
     inbox: Inbox,
-    agenda: Agenda,
+    schedule: Schedule,
     now: Now,
     in_flight: Vec<Job>,
     /// Every pair that was ever in the news.
     named: Vec<PairKey>,
     /// Pairs of which there was news in the inbox, and whether something appeared.
     told: HashMap<PairKey, bool>,
-    /// Whether news was lost, as the inbox knows, and as the agenda's owner knows.
+    /// Whether news was lost, as the inbox knows, and as the schedule's owner knows.
     lost: bool,
     missed: bool,
     /// Pairs that have to be looked at, and those that may be.
@@ -84,7 +84,7 @@ impl<'a> World<'a> {
             translator: Translator::new(Path::new(ROOT), watched.clone()),
             watched,
             inbox: Inbox::default(),
-            agenda: Agenda::new(Path::new(ROOT)),
+            schedule: Schedule::new(Path::new(ROOT)),
             now: Now {
                 wall: DateTime::from_timestamp(1_800_000_000, 0).unwrap(),
                 mono: Instant::now(),
@@ -165,7 +165,7 @@ impl<'a> World<'a> {
                 Change::Subtree(_) | Change::Directory(_) | Change::Orphans(_) => {}
                 Change::EventsLost => self.lost = true,
             }
-            self.inbox.put(change);
+            self.inbox.push(change);
         }
     }
 
@@ -265,7 +265,7 @@ impl<'a> World<'a> {
     }
 
     fn deliver(&mut self) {
-        let news = self.inbox.take();
+        let news = self.inbox.drain();
         assert_eq!(news.missed, self.lost);
         self.missed |= std::mem::take(&mut self.lost);
         for (key, appeared) in self.told.drain() {
@@ -276,18 +276,18 @@ impl<'a> World<'a> {
             }
             self.hinted.insert(key);
         }
-        self.agenda.note(news);
+        self.schedule.apply_changes(news);
     }
 
     fn take_jobs(&mut self) {
         // All of them, and sorted, so that the order of a hash map changes nothing.
-        let mut jobs = self.agenda.take_looks(usize::MAX);
-        jobs.extend(self.agenda.take_due(self.now, usize::MAX));
+        let mut jobs = self.schedule.take_inspections(usize::MAX);
+        jobs.extend(self.schedule.take_due(self.now, usize::MAX));
         jobs.sort_by_key(|job| job.key.path(Half::Result));
         for job in jobs {
             assert!(self.named.contains(&job.key), "nobody has told of {:?}", job.key);
             let twice = self.in_flight.iter().any(|other| other.key == job.key);
-            assert!(!twice, "{:?} is in flight", job.key);
+            assert!(!twice, "{:?} is in in_flight_pair", job.key);
             self.owed.remove(&job.key);
             if let Some(at) = self.waiting.get(&job.key) {
                 let early = *at > self.now.wall && !self.hinted.contains(&job.key);
@@ -341,21 +341,21 @@ impl<'a> World<'a> {
                 self.waiting.insert(key.clone(), expires_at);
             }
         }
-        let activity = self.agenda.settle(JobResult { key, outcome }, source, self.now);
+        let activity = self.schedule.complete(JobResult { key, outcome }, source, self.now);
         assert_eq!((activity.deleted, activity.freed_bytes), (deleted, 7 * deleted));
         assert!(u64::from(fails) <= activity.errors && activity.errors <= u64::from(may_fail));
     }
 
     /// Scans what is to be scanned, and finds some of the pairs there.
     fn scan(&mut self) {
-        let trees = self.agenda.take_trees(self.now);
+        let trees = self.schedule.take_trees(self.now);
         let missed = std::mem::take(&mut self.missed);
         if !missed && trees.is_empty() {
             return;
         }
-        let scope = if missed { Scope::Everything } else { Scope::Trees(trees.clone()) };
+        let scope = if missed { Scope::Everything } else { Scope::SubtreeSet(trees.clone()) };
         let covers = |dir: &Path| scope == Scope::Everything || trees.cover(dir);
-        let id = self.agenda.begin_scan(scope.clone());
+        let id = self.schedule.begin_scan(scope.clone());
         for job in &self.in_flight {
             if covers(&job.key.dir) {
                 self.owed.insert(job.key.clone());
@@ -372,7 +372,7 @@ impl<'a> World<'a> {
                 self.settle(key, outcome, Source::Scan(id));
             }
         }
-        let activity = self.agenda.end_scan(id, Summary::default(), self.now);
+        let activity = self.schedule.end_scan(id, Summary::default(), self.now);
         assert_eq!(activity, Default::default());
         self.waiting.retain(|key, _| !covers(&key.dir) || found.contains(key));
     }
@@ -387,14 +387,14 @@ impl<'a> World<'a> {
                 self.settle(job.key, Outcome::Incomplete, Source::Job);
             }
             self.now.mono += Duration::from_secs(600);
-            let rests = self.agenda.next_tree(self.now).is_none()
-                && self.agenda.next_pair(self.now).is_none_or(|at| at > self.now.mono);
+            let rests = self.schedule.next_tree(self.now).is_none()
+                && self.schedule.next_pair(self.now).is_none_or(|at| at > self.now.mono);
             if rests && !self.missed {
                 assert!(self.owed.is_empty(), "never looked at: {:?}", self.owed);
                 let due = self.waiting.values().filter(|at| **at <= self.now.wall).count();
                 assert_eq!(due, 0, "{:?}", self.waiting);
-                assert_eq!(self.agenda.heap_size(), self.waiting.len());
-                assert_eq!(self.agenda.next_expiry(), self.waiting.values().min().copied());
+                assert_eq!(self.schedule.heap_size(), self.waiting.len());
+                assert_eq!(self.schedule.next_expiry(), self.waiting.values().min().copied());
                 return;
             }
         }

@@ -28,7 +28,7 @@ use crate::display::path_field;
 use crate::jobs::context::JobContext;
 use crate::pair::name::{Half, Name, Stem};
 use crate::pair::outcome::Failure;
-use crate::pair::outcome::{OrphanPass, Suspects};
+use crate::pair::outcome::{OrphanCandidates, OrphanPass};
 use crate::pair::version::{FileState, FileTime};
 use crate::remove::{Orphan, prune, remove_orphans};
 
@@ -43,12 +43,12 @@ impl OrphanPass {
 }
 
 /// Removes the litter in the directory `rel` below the cache directory that is old enough, and was
-/// suspected `before`; where the context only looks, counts all of it. At most `limit` suspects are told.
+/// suspected `before`; where the context only looks, counts all of it. At most `limit` candidates are told.
 pub(crate) fn tidy(
     root: &Root,
     context: &JobContext,
     rel: &Arc<Path>,
-    before: &Suspects,
+    before: &OrphanCandidates,
     limit: usize,
 ) -> OrphanPass {
     let mut pass = OrphanPass::default();
@@ -124,7 +124,7 @@ struct Tidying<'a> {
     root: &'a Root,
     context: &'a JobContext,
     dir: Arc<Dir>,
-    before: &'a Suspects,
+    before: &'a OrphanCandidates,
     limit: usize,
 }
 
@@ -157,8 +157,8 @@ impl Tidying<'_> {
             }
         }
         for alone in &judged {
-            if pass.suspects.files.len() < self.limit && !self.was_suspected(alone) {
-                pass.suspects.files.insert(alone.name(), *alone.seen());
+            if pass.candidates.files.len() < self.limit && !self.was_suspected(alone) {
+                pass.candidates.files.insert(alone.name(), *alone.seen());
             }
         }
         if !self.context.deletes() {
@@ -235,12 +235,12 @@ impl Tidying<'_> {
         }
         let suspect = Some((stat.st_ino, times(&stat)));
         if !self.context.deletes() {
-            pass.suspects.directory = suspect;
+            pass.candidates.directory = suspect;
             pass.removed.pruned += 1;
             return Ok(());
         }
         if self.before.directory != suspect {
-            pass.suspects.directory = suspect;
+            pass.candidates.directory = suspect;
             return Ok(());
         }
         match prune(self.root, &self.dir, |stat| unchanged_until(stat) <= now) {

@@ -79,9 +79,9 @@ impl Summary {
         if !is_unrelated(error) {
             return;
         }
-        let rel = if self.owned.len() < MAX_RESCANS { rel } else { &Path::new("").into() };
-        if !self.owned.contains(rel) {
-            self.owned.push(Arc::clone(rel));
+        let rel = if self.recoveries.len() < MAX_RESCANS { rel } else { &Path::new("").into() };
+        if !self.recoveries.contains(rel) {
+            self.recoveries.push(Arc::clone(rel));
         }
     }
 }
@@ -449,7 +449,7 @@ impl Scan<'_> {
         }
         summary.freed += recovery.freed;
         if recovery.owned {
-            summary.owned.push(Arc::clone(&rel));
+            summary.recoveries.push(Arc::clone(&rel));
         }
         for (path, error) in recovery.failed {
             summary.scan_again(&rel, &error);

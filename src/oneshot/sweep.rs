@@ -18,8 +18,8 @@ use crate::jobs::orphans::{self};
 use crate::jobs::pairs::PairProcessor;
 use crate::pair::mark::Marks;
 use crate::pair::name::{Half, PairKey};
+use crate::pair::outcome::OrphanCandidates;
 use crate::pair::outcome::Summary;
-use crate::pair::outcome::Suspects;
 use crate::pair::outcome::{Failure, Job, JobResult, Outcome};
 
 use crate::jobs::scan::Scan;
@@ -268,7 +268,7 @@ fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<Sweep
 struct Litter {
     is_wanted: bool,
     /// Directories with some that is old enough, and what that is.
-    suspects: Vec<(Arc<Path>, Suspects)>,
+    candidates: Vec<(Arc<Path>, OrphanCandidates)>,
     /// What could not be looked at, and why.
     failures: Vec<(PathBuf, Failure)>,
 }
@@ -278,14 +278,15 @@ impl Litter {
     fn find(root: &Root, context: &JobContext, dirs: Vec<Arc<Path>>) -> Self {
         let looking = context.only_looking();
         let is_wanted = context.orphan_ages().any();
-        let mut litter = Self { is_wanted, suspects: Vec::new(), failures: Vec::new() };
+        let mut litter = Self { is_wanted, candidates: Vec::new(), failures: Vec::new() };
         for dir in dirs {
-            let pass = orphans::tidy(root, &looking, &dir, &Suspects::default(), usize::MAX);
-            if pass.suspects.is_empty() {
+            let pass =
+                orphans::tidy(root, &looking, &dir, &OrphanCandidates::default(), usize::MAX);
+            if pass.candidates.is_empty() {
                 litter.failures.extend(pass.failures);
             } else {
                 // What failed is tried again when these are removed.
-                litter.suspects.push((dir, pass.suspects));
+                litter.candidates.push((dir, pass.candidates));
             }
         }
         litter
@@ -294,7 +295,7 @@ impl Litter {
     /// For how long it is to be left alone first: the other half of what stands alone may be about to
     /// arrive.
     fn wait(&self) -> Option<Duration> {
-        (!self.suspects.is_empty()).then_some(SETTLE_TIME)
+        (!self.candidates.is_empty()).then_some(SETTLE_TIME)
     }
 
     /// Removes it, unless the context only looks; `None` where nobody has asked for that.
@@ -303,8 +304,8 @@ impl Litter {
         for (path, failure) in &self.failures {
             sums.error(path, failure);
         }
-        for (dir, suspects) in &self.suspects {
-            let pass = orphans::tidy(root, context, dir, suspects, 0);
+        for (dir, candidates) in &self.candidates {
+            let pass = orphans::tidy(root, context, dir, candidates, 0);
             removed += pass.removed;
             for (path, failure) in pass.failures {
                 sums.error(&path, &failure);

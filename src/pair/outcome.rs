@@ -126,7 +126,7 @@ pub(crate) struct Summary {
     pub astray: bool,
     /// Directories to scan again after a pause: they have claims that could not be taken up yet, or an
     /// error that says nothing of them kept them from being read.
-    pub owned: Vec<Arc<Path>>,
+    pub recoveries: Vec<Arc<Path>>,
     /// Reserved names that could not be dealt with, and why.
     pub stranded: Vec<(PathBuf, io::Error)>,
     /// Directories with something that may be litter, where that is to be removed.
@@ -148,18 +148,18 @@ pub(crate) struct OrphanPass {
     /// When the next of what is left may be old enough.
     pub next: Option<DateTime<Utc>>,
     /// What is old enough, and was not seen to be so before.
-    pub suspects: Suspects,
+    pub candidates: OrphanCandidates,
 }
 
 /// What goes if it is found unchanged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Suspects {
+pub(crate) struct OrphanCandidates {
     pub files: HashMap<Vec<u8>, FileState>,
     /// The directory itself, which is empty: its inode, and when it was changed.
     pub directory: Option<(u64, FileTime)>,
 }
 
-impl Suspects {
+impl OrphanCandidates {
     pub fn extend(&mut self, more: Self) {
         self.files.extend(more.files);
         self.directory = self.directory.or(more.directory);

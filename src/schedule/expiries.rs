@@ -119,7 +119,7 @@ impl<V> Expiries<V> {
     pub fn any_in(&self, scope: &Scope) -> bool {
         match scope {
             Scope::Everything => self.len > 0,
-            Scope::Trees(trees) => trees.covered(&self.sorted).next().is_some(),
+            Scope::SubtreeSet(trees) => trees.covered(&self.sorted).next().is_some(),
         }
     }
 
@@ -127,7 +127,7 @@ impl<V> Expiries<V> {
     pub fn retain_in(&mut self, scope: &Scope, mut keep: impl FnMut(&Path, &V) -> bool) {
         let covered: Vec<Arc<Path>> = match scope {
             Scope::Everything => self.sorted.keys().cloned().collect(),
-            Scope::Trees(trees) => trees.covered(&self.sorted).cloned().collect(),
+            Scope::SubtreeSet(trees) => trees.covered(&self.sorted).cloned().collect(),
         };
         for dir in covered {
             let Some(pairs) = self.dirs.get_mut(&dir) else { continue };
@@ -156,7 +156,7 @@ impl<V> Expiries<V> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schedule::Trees;
+    use crate::schedule::SubtreeSet;
 
     use proptest::prelude::*;
 
@@ -191,9 +191,9 @@ mod tests {
                         prop_assert!(model.values().all(|(due, _)| *due > at(time)));
                     }
                     _ => {
-                        let mut trees = Trees::default();
+                        let mut trees = SubtreeSet::default();
                         if time % 2 == 0 { trees.insert(key.dir) } else { trees.insert_alone(key.dir) }
-                        let scope = if time == 0 { Scope::Everything } else { Scope::Trees(trees) };
+                        let scope = if time == 0 { Scope::Everything } else { Scope::SubtreeSet(trees) };
                         let in_scope = model.keys().any(|key| scope.covers(&key.dir));
                         prop_assert_eq!(expiries.any_in(&scope), in_scope);
                         expiries.retain_in(&scope, |_, value| *value > 0);

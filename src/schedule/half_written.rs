@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::{Past, ScanId, Scope};
+use super::{Attempts, ScanId, Scope};
 use crate::pair::change::WriteState;
 use crate::pair::name::PairKey;
 use crate::pair::version::{Broken, FileState, SETTLE_TIME, Version};
@@ -15,7 +15,7 @@ const MAX_TOLD: usize = 131_072;
 const MAX_WRITERS: usize = 16_384;
 
 #[derive(Debug, Default)]
-pub(super) struct Suspects {
+pub(super) struct HalfWritten {
     /// Pairs whose metadata is being written, as far as events tell: its writer has not closed it.
     writers: HashMap<PairKey, WriteState>,
     /// Broken metadata that was counted, so that each version of a file counts once, whatever its
@@ -25,7 +25,7 @@ pub(super) struct Suspects {
     last_full: ScanId,
 }
 
-impl Suspects {
+impl HalfWritten {
     /// Takes in what an event tells of the writer of a pair's metadata.
     pub fn note_writer(&mut self, key: &PairKey, writer: WriteState) {
         match writer {
@@ -88,12 +88,12 @@ impl Suspects {
 
 /// When it is to be believed that metadata is broken, and not just half written; `None` where its
 /// writer will tell.
-pub(super) fn believed_at(
+pub(super) fn confirm_at(
     metadata: &FileState,
     wait: Duration,
     writer: WriteState,
-    past: Past,
-    pause: Option<(Instant, Past)>,
+    attempts: Attempts,
+    pause: Option<(Instant, Attempts)>,
     now: Now,
 ) -> Option<Instant> {
     let suspect = Some((metadata.version, metadata.ctime));
@@ -102,11 +102,11 @@ pub(super) fn believed_at(
         // What has content without having been written to was complete when it was linked here.
         (WriteState::Created, _) if metadata.version.size == 0 && !metadata.was_linked() => None,
         // It was waited for.
-        _ if past.suspect == suspect => Some(now.mono),
+        _ if attempts.suspect == suspect => Some(now.mono),
         // The next writer may have opened it already, and its events be on their way.
         (WriteState::Closed, _) => Some(now.mono + SETTLE_TIME),
         // It is being waited for.
-        (_, Some((until, past))) if past.suspect == suspect => Some(until),
+        (_, Some((until, attempts))) if attempts.suspect == suspect => Some(until),
         _ => Some(now.mono + wait),
     }
 }

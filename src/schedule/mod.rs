@@ -4,6 +4,7 @@
 //! after a pause wait beside it. What is being attended to is remembered until its outcome is
 //! settled, so that nothing is forgotten, and news of it that comes meanwhile is not lost.
 
+mod backoff;
 mod expiries;
 mod half_written;
 pub(crate) mod orphans;
@@ -20,10 +21,11 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
+use self::backoff::{backoff, changed_pause};
 use self::expiries::Expiries;
-use self::half_written::{Suspects, believed_at};
-use self::scans::Scanning;
-pub(crate) use self::scans::{ScanId, Scope, Trees};
+use self::half_written::{HalfWritten, confirm_at};
+use self::scans::ActiveScan;
+pub(crate) use self::scans::{ScanId, Scope, SubtreeSet};
 use crate::display::path_field;
 use crate::pair::change::{Changes, Trigger, WriteState};
 use crate::pair::mark::{Mark, Marks};
@@ -35,11 +37,6 @@ use crate::pair::version::{Broken, FileState, FileTime, Version};
 use crate::schedule::queue::Queue;
 use crate::sys::clock::Now;
 
-/// How long a pair is left alone at first that changed while it was about to be deleted.
-const CHANGED_PAUSE: Duration = Duration::from_millis(50);
-/// Pauses between attempts grow from the first to the last of these.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LAST_PAUSE: Duration = Duration::from_secs(600);
 /// How often a pair may be found in the hands of another cleaner before that is taken for dead,
 /// and before it is told: some 15 s, since others may keep it from being taken up for as long as they
 /// delete in its directory.
@@ -58,44 +55,44 @@ const BUCKETS: [u64; 7] = [60, 600, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_
 /// Where an outcome comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// A job that [`Agenda::take_looks`] or [`Agenda::take_due`] gave out.
+    /// A job that [`Schedule::take_inspections`] or [`Schedule::take_due`] gave out.
     Job,
     /// A scan, which attends to pairs without being asked for each.
     Scan(ScanId),
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Agenda {
+pub(crate) struct Schedule {
     /// The cache directory, to name files in the log.
     root: PathBuf,
     /// Complete, valid pairs whose time is to come, by `expires_at`.
-    waiting: Expiries<Known>,
+    expiries: Expiries<Entry>,
     /// Pairs to be attended to again after a pause.
-    later: Queue<PairKey, Instant, Past>,
+    retries: Queue<PairKey, Instant, Attempts>,
     /// Pairs of which there is news.
-    looks: HashMap<PairKey, Trigger>,
+    inspections: HashMap<PairKey, Trigger>,
     /// Pairs that are being attended to.
-    in_flight: HashMap<PairKey, Flight>,
+    in_flight: HashMap<PairKey, InFlight>,
     /// Metadata that is broken, or still being written.
-    suspects: Suspects,
+    half_written: HalfWritten,
     /// Directories that could not be read when they were last scanned.
     unreadable: HashSet<Arc<Path>>,
     /// Directories to scan now, and after a pause.
-    trees: HashSet<Arc<Path>>,
+    rescans: HashSet<Arc<Path>>,
     /// Directories to list without those below them.
     lists: HashSet<Arc<Path>>,
-    trees_later: Queue<Arc<Path>, Instant, ()>,
+    rescans_later: Queue<Arc<Path>, Instant, ()>,
     /// How often a directory was scanned in vain: it could not be read, or its claims not be recovered.
     retried: HashMap<Arc<Path>, u32>,
-    scans: Vec<Scanning>,
+    scans: Vec<ActiveScan>,
     last_scan: ScanId,
     /// What was counted as an error since that was last taken.
-    notices: Vec<Notice>,
+    errors: Vec<ErrorNotice>,
 }
 
 /// Something that was counted as an error.
 #[derive(Debug)]
-pub(crate) struct Notice {
+pub(crate) struct ErrorNotice {
     /// Relative to the cache directory.
     pub path: PathBuf,
     pub reason: String,
@@ -103,18 +100,18 @@ pub(crate) struct Notice {
 
 /// What is known of a pair that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Known {
+struct Entry {
     /// The last scan that had begun when it was last seen.
     scan: ScanId,
     mark: Option<Mark>,
 }
 
 // A million of them may wait.
-const _: () = assert!(size_of::<(Stem, DateTime<Utc>, Known)>() <= 48);
+const _: () = assert!(size_of::<(Stem, DateTime<Utc>, Entry)>() <= 48);
 
 /// What earlier attempts at a pair have told.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Past {
+struct Attempts {
     failures: u32,
     /// How often it changed while it was about to be deleted.
     changes: u32,
@@ -125,25 +122,25 @@ struct Past {
 }
 
 #[derive(Debug, Default)]
-struct Flight {
-    past: Past,
+struct InFlight {
+    attempts: Attempts,
     trigger: Trigger,
     /// Changes that came since it was begun.
     news: Option<Trigger>,
 }
 
-impl Agenda {
+impl Schedule {
     /// An empty one for the cache directory `root`.
     pub fn new(root: &Path) -> Self {
         Self { root: root.to_owned(), ..Self::default() }
     }
 
     /// Takes in news.
-    pub fn note(&mut self, news: Changes) {
-        self.trees.extend(news.trees);
+    pub fn apply_changes(&mut self, news: Changes) {
+        self.rescans.extend(news.trees);
         self.lists.extend(news.dirs);
         for (key, trigger) in news.pairs {
-            self.note_pair(key, trigger);
+            self.apply_change(key, trigger);
         }
     }
 
@@ -154,28 +151,28 @@ impl Agenda {
 
     /// How many pairs and directories are to be looked at because of news.
     pub fn backlog(&self) -> usize {
-        self.looks.len() + self.trees.len() + self.lists.len()
+        self.inspections.len() + self.rescans.len() + self.lists.len()
     }
 
     /// What was counted as an error since this was last asked; the first ones, where there were many.
-    pub fn take_notices(&mut self) -> Vec<Notice> {
-        std::mem::take(&mut self.notices)
+    pub fn take_errors(&mut self) -> Vec<ErrorNotice> {
+        std::mem::take(&mut self.errors)
     }
 
-    fn notice(&mut self, path: PathBuf, reason: String) {
-        if self.notices.len() < MAX_ERRORS {
-            self.notices.push(Notice { path, reason });
+    fn report_error(&mut self, path: PathBuf, reason: String) {
+        if self.errors.len() < MAX_ERRORS {
+            self.errors.push(ErrorNotice { path, reason });
         }
     }
 
-    fn note_pair(&mut self, key: PairKey, trigger: Trigger) {
-        self.suspects.note_writer(&key, trigger.writer);
-        if let Some(flight) = self.in_flight.get_mut(&key) {
-            flight.news.get_or_insert_default().merge(trigger);
-        } else if let Some(pending) = self.looks.get_mut(&key) {
+    fn apply_change(&mut self, key: PairKey, trigger: Trigger) {
+        self.half_written.note_writer(&key, trigger.writer);
+        if let Some(in_flight_pair) = self.in_flight.get_mut(&key) {
+            in_flight_pair.news.get_or_insert_default().merge(trigger);
+        } else if let Some(pending) = self.inspections.get_mut(&key) {
             pending.merge(trigger);
         } else if trigger.appeared || self.knows(&key) {
-            self.looks.insert(key, trigger);
+            self.inspections.insert(key, trigger);
         } else {
             // What only vanished, and was not known, is mostly what was deleted here; or a scan has
             // just seen it.
@@ -186,17 +183,17 @@ impl Agenda {
     }
 
     fn knows(&self, key: &PairKey) -> bool {
-        self.waiting.contains(key) || self.later.contains(key)
+        self.expiries.contains(key) || self.retries.contains(key)
     }
 
     /// Gives out pairs of which there is news, at most `limit`. Each has to be settled.
-    pub fn take_looks(&mut self, limit: usize) -> Vec<Job> {
+    pub fn take_inspections(&mut self, limit: usize) -> Vec<Job> {
         let mut jobs = Vec::new();
-        let looks: Vec<PairKey> = self.looks.keys().take(limit).cloned().collect();
+        let looks: Vec<PairKey> = self.inspections.keys().take(limit).cloned().collect();
         for key in looks {
-            let trigger = self.looks.remove(&key).unwrap_or_default();
-            let past = self.unripe_past(&key);
-            jobs.extend(self.begin(key, past, trigger));
+            let trigger = self.inspections.remove(&key).unwrap_or_default();
+            let attempts = self.unripe_attempts(&key);
+            jobs.extend(self.begin(key, attempts, trigger));
         }
         sort_by_directory(&mut jobs);
         jobs
@@ -206,38 +203,38 @@ impl Agenda {
     pub fn take_due(&mut self, now: Now, limit: usize) -> Vec<Job> {
         let mut jobs = Vec::new();
         while jobs.len() < limit
-            && let Some((key, _)) = self.waiting.pop_due(now.wall)
+            && let Some((key, _)) = self.expiries.pop_due(now.wall)
         {
-            jobs.extend(self.begin(key, Past::default(), Trigger::default()));
+            jobs.extend(self.begin(key, Attempts::default(), Trigger::default()));
         }
         while jobs.len() < limit
-            && let Some((key, past)) = self.later.pop_due(now.mono)
+            && let Some((key, attempts)) = self.retries.pop_due(now.mono)
         {
-            jobs.extend(self.begin(key, past, Trigger::default()));
+            jobs.extend(self.begin(key, attempts, Trigger::default()));
         }
         sort_by_directory(&mut jobs);
         jobs
     }
 
     /// What is known of a pair whose pause has not ended: what was to settle has not.
-    fn unripe_past(&self, key: &PairKey) -> Past {
-        let past = self.later.get(key).copied().unwrap_or_default();
-        Past { settled: None, suspect: None, ..past }
+    fn unripe_attempts(&self, key: &PairKey) -> Attempts {
+        let attempts = self.retries.get(key).copied().unwrap_or_default();
+        Attempts { settled: None, suspect: None, ..attempts }
     }
 
-    /// `None` where it is in flight already: whatever comes of that decides.
-    fn begin(&mut self, key: PairKey, past: Past, trigger: Trigger) -> Option<Job> {
+    /// `None` where it is in in_flight_pair already: whatever comes of that decides.
+    fn begin(&mut self, key: PairKey, attempts: Attempts, trigger: Trigger) -> Option<Job> {
         if self.in_flight.contains_key(&key) {
             return None;
         }
-        self.in_flight.insert(key.clone(), Flight { past, trigger, news: None });
-        Some(Job { key, settled: past.settled })
+        self.in_flight.insert(key.clone(), InFlight { attempts, trigger, news: None });
+        Some(Job { key, settled: attempts.settled })
     }
 
     /// Takes in an outcome; what it adds to the figures.
-    pub fn settle(&mut self, found: JobResult, source: Source, now: Now) -> Tally {
+    pub fn complete(&mut self, found: JobResult, source: Source, now: Now) -> Tally {
         let JobResult { key, outcome } = found;
-        let flight = match source {
+        let in_flight_pair = match source {
             Source::Job => self.in_flight.remove(&key).unwrap_or_default(),
             Source::Scan(id) => {
                 if let Some(contested) = self.contested(&key, id, &outcome) {
@@ -251,52 +248,58 @@ impl Agenda {
                     }
                     return figures_alone(&outcome);
                 }
-                Flight { past: self.unripe_past(&key), ..Flight::default() }
+                InFlight { attempts: self.unripe_attempts(&key), ..InFlight::default() }
             }
         };
         for scan in &mut self.scans {
             if source != Source::Scan(scan.id) && scan.scope.covers(&key.dir) {
-                scan.note_touched(&key);
+                scan.note_changed(&key);
             }
         }
-        let activity = self.apply(key.clone(), outcome, &flight, now);
-        if let Some(news) = flight.news {
-            self.note_pair(key, news);
+        let activity = self.apply(key.clone(), outcome, &in_flight_pair, now);
+        if let Some(news) = in_flight_pair.news {
+            self.apply_change(key, news);
         }
         activity
     }
 
     fn contested(&mut self, key: &PairKey, id: ScanId, outcome: &Outcome) -> Option<&mut Trigger> {
-        if let Some(flight) = self.in_flight.get_mut(key) {
-            return Some(flight.news.get_or_insert_default());
+        if let Some(in_flight_pair) = self.in_flight.get_mut(key) {
+            return Some(in_flight_pair.news.get_or_insert_default());
         }
         let scan = self.scans.iter_mut().find(|scan| scan.id == id)?;
         let stays = !matches!(outcome, Outcome::Deleted { .. } | Outcome::Incomplete);
         let has_vanished = scan.vanished.remove(key) && stays;
         (has_vanished || scan.may_be_outdated_on(key))
-            .then(|| self.looks.entry(key.clone()).or_default())
+            .then(|| self.inspections.entry(key.clone()).or_default())
     }
 
-    fn apply(&mut self, key: PairKey, outcome: Outcome, flight: &Flight, now: Now) -> Tally {
-        tracing::trace!(?key, ?outcome, trigger = ?flight.trigger, past = ?flight.past, "settled");
+    fn apply(
+        &mut self,
+        key: PairKey,
+        outcome: Outcome,
+        in_flight_pair: &InFlight,
+        now: Now,
+    ) -> Tally {
+        tracing::trace!(?key, ?outcome, trigger = ?in_flight_pair.trigger, attempts = ?in_flight_pair.attempts, "settled");
         let mut activity = Tally { checked: 1, ..Tally::default() };
         if let Outcome::Unchanged = outcome {
             self.unchanged(key);
             return activity;
         }
-        let past = flight.past;
+        let attempts = in_flight_pair.attempts;
         if !matches!(outcome, Outcome::Broken { .. } | Outcome::Incomplete) {
-            self.suspects.forget_writer(&key);
+            self.half_written.forget_writer(&key);
         }
-        let pause = self.later.remove(&key);
+        let pause = self.retries.remove(&key);
         // A scan may have failed at it meanwhile.
         let known_failures = pause.as_ref().map_or(0, |(_, known)| known.failures);
-        let past = Past { failures: past.failures.max(known_failures), ..past };
+        let attempts = Attempts { failures: attempts.failures.max(known_failures), ..attempts };
         if let Outcome::NotDue { expires_at, mark, .. } = outcome {
-            self.waiting.insert(key, expires_at, Known { scan: self.last_scan, mark });
+            self.expiries.insert(key, expires_at, Entry { scan: self.last_scan, mark });
             return activity;
         }
-        self.waiting.remove(&key);
+        self.expiries.remove(&key);
         match outcome {
             Outcome::NotDue { .. }
             | Outcome::Unchanged
@@ -305,22 +308,23 @@ impl Agenda {
             Outcome::Unsettled { result, wait, .. } => {
                 let until = match pause {
                     // It is being waited for already.
-                    Some((until, Past { settled: Some(then), .. }))
+                    Some((until, Attempts { settled: Some(then), .. }))
                         if result.is_unchanged_since(&then) =>
                     {
                         until
                     }
                     // What was given back because it can't be deleted is no news of its own.
-                    Some((until, Past { failures: 1.., .. })) => until.max(now.mono + wait),
+                    Some((until, Attempts { failures: 1.., .. })) => until.max(now.mono + wait),
                     _ => now.mono + wait,
                 };
-                let past = Past { settled: Some(result), ..past };
-                self.pause(key, until, past);
+                let attempts = Attempts { settled: Some(result), ..attempts };
+                self.pause(key, until, attempts);
             }
             Outcome::Broken { metadata, reason, wait, .. } => {
-                let writer = self.suspects.writer(&key).unwrap_or(flight.trigger.writer);
-                let believed_at = believed_at(&metadata, wait, writer, past, pause, now);
-                let counts = self.broken(key, &metadata, reason, believed_at, past, now);
+                let writer =
+                    self.half_written.writer(&key).unwrap_or(in_flight_pair.trigger.writer);
+                let confirm_at = confirm_at(&metadata, wait, writer, attempts, pause, now);
+                let counts = self.broken(key, &metadata, reason, confirm_at, attempts, now);
                 activity.errors += u64::from(counts);
             }
             Outcome::Deleted { freed, leftover, .. } => {
@@ -334,38 +338,42 @@ impl Agenda {
                 }
             }
             Outcome::Changed => {
-                let until = now.mono + changed_pause(past);
-                let past = Past { changes: past.changes.saturating_add(1), ..past };
-                self.pause(key, until, past);
+                let until = now.mono + changed_pause(attempts.changes);
+                let attempts = Attempts { changes: attempts.changes.saturating_add(1), ..attempts };
+                self.pause(key, until, attempts);
             }
             Outcome::ClaimedElsewhere => {
-                let soon = if past.changes < TAKEN_FOR_AN_INSTANT {
-                    now.mono + changed_pause(past)
+                let soon = if attempts.changes < TAKEN_FOR_AN_INSTANT {
+                    now.mono + changed_pause(attempts.changes)
                 } else {
                     // Its owner may be dead.
                     self.scan_later(&key.dir, now)
                 };
                 // That another one tries to delete what can't be deleted is no reason to.
                 let until = match pause {
-                    Some((until, Past { failures: 1.., .. })) => until.max(soon),
+                    Some((until, Attempts { failures: 1.., .. })) => until.max(soon),
                     _ => soon,
                 };
-                if past.changes == TAKEN_PATIENCE {
+                if attempts.changes == TAKEN_PATIENCE {
                     activity.errors += 1;
                     let path = key.path(Half::Result);
                     tracing::warn!(path = path_field(&self.root.join(&path)), "{STAYS_TAKEN}");
-                    self.notice(path, STAYS_TAKEN.to_owned());
+                    self.report_error(path, STAYS_TAKEN.to_owned());
                 }
-                self.pause(key, until, Past { changes: past.changes.saturating_add(1), ..past });
+                self.pause(
+                    key,
+                    until,
+                    Attempts { changes: attempts.changes.saturating_add(1), ..attempts },
+                );
             }
             Outcome::Failed(failure) => {
                 activity.errors += 1;
-                self.failed(key, &failure, past, now);
+                self.failed(key, &failure, attempts, now);
             }
             Outcome::RestoreFailed(failure) => {
                 activity.errors += 1;
                 self.scan_later(&key.dir, now);
-                self.failed(key, &failure, past, now);
+                self.failed(key, &failure, attempts, now);
             }
         }
         activity
@@ -374,16 +382,16 @@ impl Agenda {
     /// Takes in that a pair is as it was known when the scan began.
     fn unchanged(&mut self, key: PairKey) {
         let scan = self.last_scan;
-        let waits = self.waiting.update(&key, |known| known.scan = scan);
-        if !waits && !self.later.contains(&key) {
+        let waits = self.expiries.update(&key, |known| known.scan = scan);
+        if !waits && !self.retries.contains(&key) {
             let again = Trigger { appeared: true, writer: WriteState::Unknown };
-            self.looks.entry(key).or_default().merge(again);
+            self.inspections.entry(key).or_default().merge(again);
         }
     }
 
     /// The marks of all that waits.
     pub fn marks(&self) -> Marks {
-        self.waiting.values().filter_map(|known| known.mark).collect()
+        self.expiries.values().filter_map(|known| known.mark).collect()
     }
 
     /// Takes in metadata that is broken, and when that is to be believed (`None`: its writer will
@@ -393,26 +401,26 @@ impl Agenda {
         key: PairKey,
         metadata: &FileState,
         reason: Broken,
-        believed_at: Option<Instant>,
-        past: Past,
+        confirm_at: Option<Instant>,
+        attempts: Attempts,
         now: Now,
     ) -> bool {
         let version = metadata.version;
-        if self.suspects.was_told(version, &reason, self.last_scan) {
+        if self.half_written.was_told(version, &reason, self.last_scan) {
             return false;
         }
-        let Some(believed_at) = believed_at else {
+        let Some(confirm_at) = confirm_at else {
             return false;
         };
-        if believed_at > now.mono {
-            let past = Past { suspect: Some((version, metadata.ctime)), ..past };
-            self.pause(key, believed_at, past);
+        if confirm_at > now.mono {
+            let attempts = Attempts { suspect: Some((version, metadata.ctime)), ..attempts };
+            self.pause(key, confirm_at, attempts);
             return false;
         }
         let path = key.path(Half::Metadata);
         tracing::warn!(path = path_field(&self.root.join(&path)), %reason, "{IS_BROKEN}");
-        self.notice(path, format!("{IS_BROKEN}: {reason}"));
-        self.suspects.tell(version, reason, self.last_scan);
+        self.report_error(path, format!("{IS_BROKEN}: {reason}"));
+        self.half_written.tell(version, reason, self.last_scan);
         true
     }
 
@@ -420,31 +428,32 @@ impl Agenda {
     /// read it.
     fn scan_later(&mut self, dir: &Arc<Path>, now: Now) -> Instant {
         let tries = self.retried.entry(Arc::clone(dir)).or_default();
-        let until = now.mono + growing_pause(*tries);
+        let until = now.mono + backoff(*tries);
         *tries = tries.saturating_add(1);
-        self.trees_later.insert(Arc::clone(dir), until, ());
+        self.rescans_later.insert(Arc::clone(dir), until, ());
         until
     }
 
-    fn failed(&mut self, key: PairKey, failure: &Failure, past: Past, now: Now) {
-        let pause = growing_pause(past.failures);
-        if past.failures == 0 {
+    fn failed(&mut self, key: PairKey, failure: &Failure, attempts: Attempts, now: Now) {
+        let pause = backoff(attempts.failures);
+        if attempts.failures == 0 {
             self.warn_of(&key, Half::Result, failure);
         } else {
             self.tell_again(&key, failure, Some(pause));
         }
-        let past = Past { failures: past.failures.saturating_add(1), changes: 0, ..past };
-        self.pause(key, now.mono + pause, past);
+        let attempts =
+            Attempts { failures: attempts.failures.saturating_add(1), changes: 0, ..attempts };
+        self.pause(key, now.mono + pause, attempts);
     }
 
     /// Takes in that a scan has failed at a pair that is to be attended to in any case.
     fn failed_besides(&mut self, key: &PairKey, failure: &Failure, now: Now) {
-        let Some(flight) = self.in_flight.get_mut(key) else {
-            let past = self.unripe_past(key);
-            return self.failed(key.clone(), failure, past, now);
+        let Some(in_flight_pair) = self.in_flight.get_mut(key) else {
+            let attempts = self.unripe_attempts(key);
+            return self.failed(key.clone(), failure, attempts, now);
         };
-        let is_first = flight.past.failures == 0;
-        flight.past.failures = flight.past.failures.saturating_add(1);
+        let is_first = in_flight_pair.attempts.failures == 0;
+        in_flight_pair.attempts.failures = in_flight_pair.attempts.failures.saturating_add(1);
         if is_first {
             self.warn_of(key, Half::Result, failure);
         } else {
@@ -461,54 +470,54 @@ impl Agenda {
             again_in,
             "still failing"
         );
-        self.notice(path, failure.to_string());
+        self.report_error(path, failure.to_string());
     }
 
     fn warn_of(&mut self, key: &PairKey, half: Half, failure: &Failure) {
         let path = key.path(half);
         tracing::warn!(path = path_field(&self.root.join(&path)), "{failure}");
-        self.notice(path, failure.to_string());
+        self.report_error(path, failure.to_string());
     }
 
-    fn pause(&mut self, key: PairKey, until: Instant, past: Past) {
-        self.later.insert(key, until, past);
+    fn pause(&mut self, key: PairKey, until: Instant, attempts: Attempts) {
+        self.retries.insert(key, until, attempts);
     }
 
     /// The directories that are to be scanned now.
-    pub fn take_trees(&mut self, now: Now) -> Trees {
-        while let Some((tree, _)) = self.trees_later.pop_due(now.mono) {
-            self.trees.insert(tree);
+    pub fn take_trees(&mut self, now: Now) -> SubtreeSet {
+        while let Some((tree, _)) = self.rescans_later.pop_due(now.mono) {
+            self.rescans.insert(tree);
         }
         // What lies below another one is scanned with it.
-        let mut trees: Trees = std::mem::take(&mut self.trees).into_iter().collect();
+        let mut trees: SubtreeSet = std::mem::take(&mut self.rescans).into_iter().collect();
         std::mem::take(&mut self.lists).into_iter().for_each(|dir| trees.insert_alone(dir));
         trees
     }
 
     /// A scan begins. What was read before, and is not settled yet, may be outdated by its end.
     pub fn begin_scan(&mut self, scope: Scope) -> ScanId {
-        for key in self.suspects.forget_writers(&scope) {
-            if let Some(trigger) = self.looks.get_mut(&key) {
+        for key in self.half_written.forget_writers(&scope) {
+            if let Some(trigger) = self.inspections.get_mut(&key) {
                 trigger.writer = WriteState::Unknown;
             }
-            if let Some(flight) = self.in_flight.get_mut(&key) {
-                flight.trigger.writer = WriteState::Unknown;
-                flight.news = None;
+            if let Some(in_flight_pair) = self.in_flight.get_mut(&key) {
+                in_flight_pair.trigger.writer = WriteState::Unknown;
+                in_flight_pair.news = None;
             }
         }
-        for (key, flight) in &mut self.in_flight {
+        for (key, in_flight_pair) in &mut self.in_flight {
             if scope.covers(&key.dir) {
                 let again = Trigger { appeared: true, writer: WriteState::Unknown };
-                flight.news.get_or_insert_default().merge(again);
+                in_flight_pair.news.get_or_insert_default().merge(again);
             }
         }
         for scan in &mut self.scans {
-            scan.overtaken.extend(&scope);
+            scan.superseded.extend(&scope);
         }
         self.last_scan += 1;
         let id = self.last_scan;
-        let covers_known = self.waiting.any_in(&scope);
-        self.scans.push(Scanning::new(id, scope, covers_known));
+        let covers_known = self.expiries.any_in(&scope);
+        self.scans.push(ActiveScan::new(id, scope, covers_known));
         id
     }
 
@@ -520,36 +529,36 @@ impl Agenda {
         let Some(at) = self.scans.iter().position(|scan| scan.id == id) else {
             return activity;
         };
-        let Scanning { scope, covers_known, overtaken, .. } = self.scans.swap_remove(at);
+        let ActiveScan { scope, covers_known, superseded, .. } = self.scans.swap_remove(at);
         if scope == Scope::Everything {
-            self.suspects.full_scan_ended(id);
+            self.half_written.full_scan_ended(id);
         }
         let unread: HashSet<Arc<Path>> =
             summary.unreadable.iter().map(|(dir, _)| Arc::clone(dir)).collect();
-        let below_unread: Trees = unread.iter().cloned().collect();
+        let below_unread: SubtreeSet = unread.iter().cloned().collect();
         let gone = |dir: &Path, seen: ScanId| seen < id && !below_unread.cover(dir);
         if covers_known {
-            self.waiting.retain_in(&scope, |dir, known| !gone(dir, known.scan));
+            self.expiries.retain_in(&scope, |dir, known| !gone(dir, known.scan));
         }
         // A scan that began later tells what is so by now.
-        let is_judged = |dir: &Path| scope.covers(dir) && !overtaken.covers(dir);
+        let is_judged = |dir: &Path| scope.covers(dir) && !superseded.covers(dir);
         self.unreadable.retain(|dir| !is_judged(dir) || unread.contains(dir));
         for (dir, error) in summary.unreadable {
             if is_judged(&dir) && self.unreadable.insert(Arc::clone(&dir)) {
                 activity.errors += 1;
                 tracing::warn!(path = path_field(&self.root.join(&dir)), %error, "{IS_UNREAD}");
-                self.notice(dir.to_path_buf(), format!("{IS_UNREAD}: {error}"));
+                self.report_error(dir.to_path_buf(), format!("{IS_UNREAD}: {error}"));
             }
         }
-        self.retried.retain(|dir, _| !scope.covers(dir) || summary.owned.contains(dir));
-        self.trees.extend(summary.new_dirs);
-        for dir in summary.owned {
+        self.retried.retain(|dir, _| !scope.covers(dir) || summary.recoveries.contains(dir));
+        self.rescans.extend(summary.new_dirs);
+        for dir in summary.recoveries {
             self.scan_later(&dir, now);
         }
         for (path, error) in summary.stranded {
             activity.errors += 1;
             tracing::warn!(path = path_field(&self.root.join(&path)), %error, "{IS_STRANDED}");
-            self.notice(path, format!("{IS_STRANDED}: {error}"));
+            self.report_error(path, format!("{IS_STRANDED}: {error}"));
         }
         activity
     }
@@ -561,39 +570,39 @@ impl Agenda {
 
     /// How many complete, valid pairs wait for their time.
     pub fn heap_size(&self) -> usize {
-        self.waiting.len()
+        self.expiries.len()
     }
 
     /// The soonest `expires_at` of these.
     pub fn next_expiry(&self) -> Option<DateTime<Utc>> {
-        self.waiting.next()
+        self.expiries.next()
     }
 
     /// When a pair is to be attended to next, if nothing happens before.
     pub fn next_pair(&self, now: Now) -> Option<Instant> {
-        if !self.looks.is_empty() {
+        if !self.inspections.is_empty() {
             return Some(now.mono);
         }
         let expiry = self.next_expiry().and_then(|at| {
             let left = (at - now.wall).to_std().unwrap_or(Duration::ZERO);
             now.mono.checked_add(left)
         });
-        [expiry, self.later.next()].into_iter().flatten().min()
+        [expiry, self.retries.next()].into_iter().flatten().min()
     }
 
     /// When a directory is to be scanned next, if nothing happens before.
     pub fn next_tree(&self, now: Now) -> Option<Instant> {
-        if !self.trees.is_empty() || !self.lists.is_empty() {
+        if !self.rescans.is_empty() || !self.lists.is_empty() {
             return Some(now.mono);
         }
-        self.trees_later.next()
+        self.rescans_later.next()
     }
 
     /// How many pairs wait, by when they expire.
     /// Each bucket has the end of its span in seconds from now (`None`: later), and its count.
     pub fn buckets(&self, now: DateTime<Utc>) -> Vec<(Option<u64>, u64)> {
         let mut counts = [0; BUCKETS.len() + 1];
-        for at in self.waiting.times() {
+        for at in self.expiries.times() {
             let left = u64::try_from((at - now).num_seconds()).unwrap_or(0);
             counts[BUCKETS.partition_point(|&end| end <= left)] += 1;
         }
@@ -622,13 +631,4 @@ pub(crate) fn figures_alone(outcome: &Outcome) -> Tally {
 /// So that each directory is opened once.
 fn sort_by_directory(jobs: &mut [Job]) {
     jobs.sort_by(|a, b| a.key.dir.as_os_str().cmp(b.key.dir.as_os_str()));
-}
-
-fn changed_pause(past: Past) -> Duration {
-    CHANGED_PAUSE.saturating_mul(2_u32.saturating_pow(past.changes)).min(LAST_PAUSE)
-}
-
-/// How long to pause after so many failures before the last one.
-pub(crate) fn growing_pause(failures: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(failures)).min(LAST_PAUSE)
 }

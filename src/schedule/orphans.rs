@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::pair::outcome::{OrphanPass, Suspects};
-use crate::schedule::growing_pause;
+use super::backoff::backoff;
+use crate::pair::outcome::{OrphanCandidates, OrphanPass};
 use crate::schedule::queue::Queue;
 use crate::sys::clock::Now;
 
@@ -21,22 +21,22 @@ const BATCH: usize = 64;
 const REST: u32 = 19;
 
 /// A directory that is to be looked at, and what earlier looks have told.
-pub(crate) type Due = (Arc<Path>, Past);
+pub(crate) type Due = (Arc<Path>, OrphanAttempts);
 
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Past {
-    pub suspects: Suspects,
+pub(crate) struct OrphanAttempts {
+    pub candidates: OrphanCandidates,
     /// How often it has failed.
     failures: u32,
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Schedule {
-    waiting: Queue<Arc<Path>, DateTime<Utc>, Past>,
+pub(crate) struct OrphanSchedule {
+    waiting: Queue<Arc<Path>, DateTime<Utc>, OrphanAttempts>,
     rest_until: Option<Instant>,
 }
 
-impl Schedule {
+impl OrphanSchedule {
     /// Takes in that something has changed in these directories.
     pub fn note(&mut self, dirs: impl IntoIterator<Item = Arc<Path>>, now: Now) {
         for dir in dirs {
@@ -49,7 +49,7 @@ impl Schedule {
             // What fails keeps its pause: attempts at it cause news, too.
             Some((known, past)) if past.failures > 0 => (known, past),
             Some((known, past)) => (known.min(at), past),
-            None => (at, Past::default()),
+            None => (at, OrphanAttempts::default()),
         };
         self.waiting.insert(dir, at, past);
     }
@@ -76,23 +76,23 @@ impl Schedule {
 
     /// Takes in what became of one; whether it has failed for the first time.
     pub fn settle(&mut self, (dir, past): Due, pass: &mut OrphanPass, now: Now) -> bool {
-        let Past { suspects: known, failures } = past;
-        let mut suspects = std::mem::take(&mut pass.suspects);
+        let OrphanAttempts { candidates: known, failures } = past;
+        let mut candidates = std::mem::take(&mut pass.candidates);
         if pass.removed.pruned > 0 {
             let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
             self.note(parent.map(Arc::from), now);
         }
         if !pass.failures.is_empty() {
-            let pause = TimeDelta::from_std(growing_pause(failures)).unwrap_or(PAUSE);
+            let pause = TimeDelta::from_std(backoff(failures)).unwrap_or(PAUSE);
             // What could not be removed is what was suspected before.
-            suspects.extend(known);
-            let past = Past { suspects, failures: failures.saturating_add(1) };
+            candidates.extend(known);
+            let past = OrphanAttempts { candidates, failures: failures.saturating_add(1) };
             self.waiting.insert(dir, now.wall + pause, past);
             return failures == 0;
         }
-        if !suspects.is_empty() {
+        if !candidates.is_empty() {
             // Whatever news came meanwhile, they have to stay unchanged for as long as this.
-            self.waiting.insert(dir, now.wall + PAUSE, Past { suspects, failures: 0 });
+            self.waiting.insert(dir, now.wall + PAUSE, OrphanAttempts { candidates, failures: 0 });
         } else if let Some(next) = pass.next {
             self.at_the_latest(dir, next.max(now.wall + PAUSE));
         }
@@ -118,12 +118,12 @@ mod tests {
     }
 
     fn due(name: &str, failures: u32) -> Due {
-        (dir(name), Past { failures, ..Past::default() })
+        (dir(name), OrphanAttempts { failures, ..OrphanAttempts::default() })
     }
 
     #[test]
     fn a_directory_is_looked_at_once_for_all_that_happens_in_it() {
-        let (start, mut schedule) = (Instant::now(), Schedule::default());
+        let (start, mut schedule) = (Instant::now(), OrphanSchedule::default());
         for seconds in 0..2 {
             schedule.note([dir("a")], at(seconds, start));
         }
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn what_fails_waits_longer_each_time_whatever_news_comes() {
-        let (start, mut schedule) = (Instant::now(), Schedule::default());
+        let (start, mut schedule) = (Instant::now(), OrphanSchedule::default());
         let failure = Failure::new("x", &std::io::ErrorKind::NotFound.into());
         let mut pass =
             OrphanPass { failures: vec![("a/x".into(), failure)], ..OrphanPass::default() };
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn looking_takes_a_twentieth_of_the_time_at_the_most() {
-        let (start, mut schedule) = (Instant::now(), Schedule::default());
+        let (start, mut schedule) = (Instant::now(), OrphanSchedule::default());
         schedule.note((0..100).map(|number| dir(&number.to_string())), at(0, start));
         assert_eq!(schedule.take_due(at(10, start)).len(), BATCH);
         schedule.ended(Duration::from_secs(1), at(11, start));
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_parent_of_what_was_pruned_may_be_next_but_never_the_cache_directory() {
-        let (start, mut schedule) = (Instant::now(), Schedule::default());
+        let (start, mut schedule) = (Instant::now(), OrphanSchedule::default());
         let mut pass = OrphanPass {
             removed: Litter { pruned: 1, ..Litter::default() },
             ..OrphanPass::default()

@@ -1,4 +1,4 @@
-//! Scans that are under way, as the agenda sees them.
+//! Scans that are under way, as the schedule sees them.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Bound::{Included, Unbounded};
@@ -17,20 +17,20 @@ pub(crate) type ScanId = u32;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Scope {
     Everything,
-    Trees(Trees),
+    SubtreeSet(SubtreeSet),
 }
 
 impl Scope {
     pub fn covers(&self, dir: &Path) -> bool {
         match self {
             Self::Everything => true,
-            Self::Trees(trees) => trees.cover(dir),
+            Self::SubtreeSet(trees) => trees.cover(dir),
         }
     }
 
     pub fn extend(&mut self, other: &Self) {
         match (&mut *self, other) {
-            (Self::Trees(trees), Self::Trees(more)) => {
+            (Self::SubtreeSet(trees), Self::SubtreeSet(more)) => {
                 more.trees.iter().for_each(|tree| trees.insert(Arc::clone(tree)));
                 more.alone.iter().for_each(|dir| trees.insert_alone(Arc::clone(dir)));
             }
@@ -41,13 +41,13 @@ impl Scope {
 
 /// Directories with all that is below them, none of them below another one; and directories alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Trees {
+pub(crate) struct SubtreeSet {
     trees: BTreeSet<Arc<Path>>,
     /// Directories without those below them.
     alone: BTreeSet<Arc<Path>>,
 }
 
-impl Trees {
+impl SubtreeSet {
     pub fn insert(&mut self, tree: Arc<Path>) {
         if self.covers_tree(&tree) {
             return;
@@ -109,7 +109,7 @@ impl Trees {
     }
 }
 
-impl FromIterator<Arc<Path>> for Trees {
+impl FromIterator<Arc<Path>> for SubtreeSet {
     fn from_iter<I: IntoIterator<Item = Arc<Path>>>(trees: I) -> Self {
         trees.into_iter().fold(Self::default(), |mut all, tree| {
             all.insert(tree);
@@ -119,47 +119,47 @@ impl FromIterator<Arc<Path>> for Trees {
 }
 
 #[derive(Debug)]
-pub(super) struct Scanning {
+pub(super) struct ActiveScan {
     pub id: ScanId,
     pub scope: Scope,
     /// Pairs of which others told since it began, and what other scans began to cover since: what
     /// this one read of them may be older.
-    pub touched: HashSet<PairKey>,
+    pub changed_since: HashSet<PairKey>,
     /// Pairs that nobody knew when they vanished, unless this scan has seen them before.
     pub vanished: HashSet<PairKey>,
     /// Whether any pair in its scope was known when it began, so that it may be found to be gone.
     pub covers_known: bool,
-    pub overtaken: Scope,
+    pub superseded: Scope,
 }
 
-impl Scanning {
+impl ActiveScan {
     pub fn new(id: ScanId, scope: Scope, covers_known: bool) -> Self {
-        let overtaken = Scope::Trees(Trees::default());
-        let (touched, vanished) = (HashSet::new(), HashSet::new());
-        Self { id, scope, touched, vanished, covers_known, overtaken }
+        let superseded = Scope::SubtreeSet(SubtreeSet::default());
+        let (changed_since, vanished) = (HashSet::new(), HashSet::new());
+        Self { id, scope, changed_since, vanished, covers_known, superseded }
     }
 
     /// Takes in that others have told of a pair since this scan began.
-    pub fn note_touched(&mut self, key: &PairKey) {
-        Self::note(&mut self.touched, &mut self.overtaken, key);
+    pub fn note_changed(&mut self, key: &PairKey) {
+        Self::note(&mut self.changed_since, &mut self.superseded, key);
     }
 
     /// Takes in that a pair that nobody knew has vanished.
     pub fn note_vanished(&mut self, key: &PairKey) {
-        Self::note(&mut self.vanished, &mut self.overtaken, key);
+        Self::note(&mut self.vanished, &mut self.superseded, key);
     }
 
     /// Where there are too many to name them, all of their directories may be outdated.
-    fn note(pairs: &mut HashSet<PairKey>, overtaken: &mut Scope, key: &PairKey) {
+    fn note(pairs: &mut HashSet<PairKey>, superseded: &mut Scope, key: &PairKey) {
         if pairs.len() < MAX_NOTED {
             pairs.insert(key.clone());
-        } else if let Scope::Trees(trees) = overtaken {
+        } else if let Scope::SubtreeSet(trees) = superseded {
             trees.insert_alone(Arc::clone(&key.dir));
         }
     }
 
     pub fn may_be_outdated_on(&self, key: &PairKey) -> bool {
-        self.touched.contains(key) || self.overtaken.covers(&key.dir)
+        self.changed_since.contains(key) || self.superseded.covers(&key.dir)
     }
 }
 
@@ -177,7 +177,7 @@ mod tests {
         ) {
             let relative = |path: &str| -> Arc<Path> { Path::new(path.trim_start_matches('/')).into() };
             let trees: Vec<Arc<Path>> = trees.iter().map(|tree| relative(tree)).collect();
-            let all: Trees = trees.iter().cloned().collect();
+            let all: SubtreeSet = trees.iter().cloned().collect();
             let dir = relative(&dir);
             let expected = dir.ancestors().any(|above| trees.iter().any(|tree| **tree == *above));
             prop_assert_eq!(all.cover(&dir), expected, "{:?} {:?}", trees, dir);

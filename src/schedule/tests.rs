@@ -1,4 +1,4 @@
-//! The agenda against a polling oracle: random operations on a pretended disk, with events that are
+//! The schedule against a polling oracle: random operations on a pretended disk, with events that are
 //! dropped, doubled and reordered, with work that is read at one time and settled at another, that
 //! fails, and that is taken out of one's hands, and with restarts.
 //!
@@ -15,7 +15,7 @@ use crate::trial::{extent, figure, seed};
 
 struct World {
     disk: Disk,
-    agenda: Agenda,
+    schedule: Schedule,
     /// Changes was lost, so that a sweep is to begin.
     missed: bool,
     /// Jobs that were not begun, and outcomes that were not settled.
@@ -23,7 +23,7 @@ struct World {
     outcomes: Vec<JobResult>,
     scans: Vec<Pass>,
     deleted: u64,
-    /// What the agenda has counted since it began, and what of that were failures.
+    /// What the schedule has counted since it began, and what of that were failures.
     errors: u64,
     failures: u64,
     /// Pairs that were found in the hands of another cleaner, which may be counted.
@@ -48,7 +48,7 @@ impl World {
     fn new(seed: u64) -> Self {
         Self {
             disk: Disk::new(seed),
-            agenda: Agenda::default(),
+            schedule: Schedule::default(),
             missed: true,
             jobs: Vec::new(),
             outcomes: Vec::new(),
@@ -97,15 +97,15 @@ impl World {
                 Some(Change::EventsLost) => self.missed = true,
                 None => {}
             }
-            self.agenda.note(news);
+            self.schedule.apply_changes(news);
         }
     }
 
     fn take_jobs(&mut self) {
         if self.jobs.len() < 8 {
             let limit = 1 + self.disk.random.below(16);
-            let mut jobs = self.agenda.take_looks(limit);
-            jobs.extend(self.agenda.take_due(self.disk.now, limit));
+            let mut jobs = self.schedule.take_inspections(limit);
+            jobs.extend(self.schedule.take_due(self.disk.now, limit));
             jobs.sort_by_key(|job| name(&job.key));
             self.jobs.extend(jobs);
         }
@@ -136,15 +136,15 @@ impl World {
             Outcome::Broken { metadata, .. } => drop(self.broken_seen.insert(metadata.version.ino)),
             _ => {}
         }
-        let activity = self.agenda.settle(found, source, self.disk.now);
+        let activity = self.schedule.complete(found, source, self.disk.now);
         self.deleted += activity.deleted;
         self.errors += activity.errors;
     }
 
     fn begin_scans(&mut self, sweep: bool) {
-        let trees = self.agenda.take_trees(self.disk.now);
+        let trees = self.schedule.take_trees(self.disk.now);
         if !trees.is_empty() {
-            self.begin_scan(Scope::Trees(trees));
+            self.begin_scan(Scope::SubtreeSet(trees));
         }
         let sweeping = self.scans.iter().any(|scan| scan.scope == Scope::Everything);
         if (sweep || self.missed) && !sweeping {
@@ -155,8 +155,8 @@ impl World {
 
     fn begin_scan(&mut self, scope: Scope) {
         let (to_read, summary) = self.disk.list(&scope);
-        let marks = self.agenda.marks();
-        let id = self.agenda.begin_scan(scope.clone());
+        let marks = self.schedule.marks();
+        let id = self.schedule.begin_scan(scope.clone());
         let read = Vec::new();
         self.scans.push(Pass { id, scope, marks, to_read, read, summary, has_recovered: false });
     }
@@ -188,7 +188,7 @@ impl World {
             let Pass { id, summary, .. } = self.scans.swap_remove(at);
             let (stranded, unreadable) = (summary.stranded.len(), summary.unreadable.len());
             let deleted = summary.finished;
-            let activity = self.agenda.end_scan(id, summary, self.disk.now);
+            let activity = self.schedule.end_scan(id, summary, self.disk.now);
             let errors = activity.errors;
             assert_eq!(activity, Tally { deleted, errors, ..Tally::default() });
             // A directory that can't be read counts once.
@@ -223,9 +223,9 @@ impl World {
                 && self.scans.is_empty()
                 && !self.missed
                 && !self.disk.needs_sweep
-                && self.agenda.next_pair(now).is_none_or(|at| at > now.mono)
-                && self.agenda.later.len() == 0
-                && self.agenda.next_tree(now).is_none();
+                && self.schedule.next_pair(now).is_none_or(|at| at > now.mono)
+                && self.schedule.retries.len() == 0
+                && self.schedule.next_tree(now).is_none();
             if at_rest {
                 return;
             }
@@ -245,7 +245,8 @@ impl World {
                 }
                 Some(Metadata::Broken(version)) => {
                     let seen = crate::pair::version::FileState::pretended(version).version;
-                    let told = self.agenda.suspects.was_told(seen, &REASON, self.agenda.last_scan);
+                    let told =
+                        self.schedule.half_written.was_told(seen, &REASON, self.schedule.last_scan);
                     assert!(told, "{name:?} was not told");
                     self.broken_at_rest.insert(version);
                 }
@@ -254,12 +255,12 @@ impl World {
             }
         }
         let heap: BTreeMap<Name, DateTime<Utc>> =
-            self.agenda.waiting.iter().map(|(key, at)| (name(&key), at)).collect();
+            self.schedule.expiries.iter().map(|(key, at)| (name(&key), at)).collect();
         assert_eq!(heap, expected);
-        assert_eq!(self.agenda.next_expiry(), expected.values().min().copied());
-        assert!(self.agenda.in_flight.is_empty() && self.agenda.looks.is_empty());
-        assert!(self.agenda.retried.is_empty());
-        assert_eq!(self.agenda.unreadable, HashSet::new());
+        assert_eq!(self.schedule.next_expiry(), expected.values().min().copied());
+        assert!(self.schedule.in_flight.is_empty() && self.schedule.inspections.is_empty());
+        assert!(self.schedule.retried.is_empty());
+        assert_eq!(self.schedule.unreadable, HashSet::new());
         let counted = self.errors - self.failures;
         let (least, most) = (self.broken_at_rest.len() as u64, self.broken_seen.len() as u64);
         assert!(counted >= least, "{counted} of {least} broken versions were counted");

@@ -13,7 +13,7 @@ use crate::pair::change::{Change, Changes};
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
     news: Mutex<Changes>,
-    arrived: Notify,
+    arrivals: Notify,
     /// Whether to be told where there may be litter.
     pub wants_litter: bool,
     /// What is told of the cleaner's own deletions, which is no news.
@@ -29,7 +29,7 @@ impl Inbox {
         Self { wants_litter, ..Self::default() }
     }
 
-    pub fn put(&self, change: Change) {
+    pub fn push(&self, change: Change) {
         let first = {
             let mut news = self.lock();
             let first = news.is_empty();
@@ -37,11 +37,11 @@ impl Inbox {
             first
         };
         if first {
-            self.arrived.notify_one();
+            self.arrivals.notify_one();
         }
     }
 
-    pub fn take(&self) -> Changes {
+    pub fn drain(&self) -> Changes {
         std::mem::take(&mut *self.lock())
     }
 
@@ -54,9 +54,9 @@ impl Inbox {
         self.lock().is_empty()
     }
 
-    /// Returns once news has arrived since it was last taken.
-    pub async fn arrived(&self) {
-        self.arrived.notified().await;
+    /// Returns once news has notified since it was last taken.
+    pub async fn notified(&self) {
+        self.arrivals.notified().await;
     }
 
     fn lock(&self) -> MutexGuard<'_, Changes> {
@@ -85,27 +85,27 @@ mod tests {
             (true, WriteState::Writing),
             (false, WriteState::Unknown),
         ] {
-            inbox.put(Change::Pair(key(1), Trigger { appeared, writer }));
+            inbox.push(Change::Pair(key(1), Trigger { appeared, writer }));
         }
-        let news = inbox.take();
+        let news = inbox.drain();
         assert_eq!(news.pairs[&key(1)], Trigger { appeared: true, writer: WriteState::Writing });
-        assert!(inbox.take().is_empty());
+        assert!(inbox.drain().is_empty());
     }
 
     #[test]
     fn what_does_not_fit_is_remembered_by_directory_and_at_last_as_missed() {
         let inbox = Inbox::default();
         for number in 0..=MAX_PENDING {
-            inbox.put(Change::Pair(key(number), Trigger::default()));
+            inbox.push(Change::Pair(key(number), Trigger::default()));
         }
-        inbox.put(Change::Pair(key(0), Trigger::default()));
+        inbox.push(Change::Pair(key(0), Trigger::default()));
         let dir = Arc::clone(&key(0).dir);
-        let news = inbox.take();
+        let news = inbox.drain();
         assert_eq!((news.pairs.len(), news.dirs, news.missed), (MAX_PENDING, [dir].into(), false));
         for number in 0..=MAX_PENDING {
-            inbox.put(Change::Subtree(Path::new(&number.to_string()).into()));
+            inbox.push(Change::Subtree(Path::new(&number.to_string()).into()));
         }
-        let news = inbox.take();
+        let news = inbox.drain();
         assert_eq!((news.trees.len(), news.missed), (MAX_PENDING, true));
     }
 }

@@ -113,11 +113,11 @@ impl Handler {
         let mut lost = false;
         self.translator.translate(event, &mut |change| {
             lost |= change == Change::EventsLost;
-            inbox.put(change);
+            inbox.push(change);
         });
         if self.translator.is_about_to_be_deaf() && !self.load.overrun.load(Ordering::Relaxed) {
             // What it does not read in time counts as lost.
-            inbox.put(Change::EventsLost);
+            inbox.push(Change::EventsLost);
             lost = true;
         }
         if lost {

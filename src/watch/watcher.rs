@@ -156,7 +156,7 @@ impl Watcher {
                 match &answer {
                     Ok(true) => {
                         if self.watched.confirm(&rels[place]) {
-                            self.inbox.put(Change::Subtree(Arc::clone(&rels[place])));
+                            self.inbox.push(Change::Subtree(Arc::clone(&rels[place])));
                         }
                     }
                     Ok(false) => self.watched.forget(&rels[place]),
@@ -190,7 +190,7 @@ impl Watcher {
         }
         // Nothing can be asked of this reader any more: it has to be replaced.
         self.load.overrun.store(true, Ordering::Relaxed);
-        self.inbox.put(Change::EventsLost);
+        self.inbox.push(Change::EventsLost);
         None
     }
 

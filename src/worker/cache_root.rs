@@ -13,9 +13,9 @@ use crate::watch::inbox::Inbox;
 
 /// What stands where the cache directory should be.
 #[derive(Debug)]
-pub(crate) enum Place {
+pub(crate) enum CacheRoot {
     /// What stood there before; nothing is known before the first look.
-    Same,
+    Unknown,
     /// No directory.
     Absent,
     /// A directory that can't be read.
@@ -24,7 +24,7 @@ pub(crate) enum Place {
     Open(Arc<Open>),
 }
 
-impl Place {
+impl CacheRoot {
     /// Which directory it is.
     pub fn id(&self) -> Option<&RootId> {
         match self {
@@ -39,9 +39,9 @@ impl Place {
     }
 
     /// Whether nothing has changed since `before`.
-    pub fn is_as_before(&self, before: &Self) -> bool {
+    pub fn is_unchanged_since(&self, before: &Self) -> bool {
         match self {
-            Self::Same => true,
+            Self::Unknown => true,
             Self::Absent => matches!(before, Self::Absent),
             Self::Unreadable { .. } => matches!(before, Self::Unreadable { .. }),
             Self::Open(_) => false,
@@ -52,8 +52,8 @@ impl Place {
     /// sweep where the kernel does not tell of changes.
     pub fn announce(&self, before: &Self, path: &Path, every: Duration) {
         match (self, before) {
-            (Self::Same, _) => {}
-            (Self::Absent, Self::Same) => tracing::info!(
+            (Self::Unknown, _) => {}
+            (Self::Absent, Self::Unknown) => tracing::info!(
                 path = path_field(path),
                 "the cache directory does not exist yet; it is picked up when it appears"
             ),
@@ -101,19 +101,19 @@ impl Open {
 }
 
 /// Looks at `path` again, where the directory `known` stood before, and opens what stands there.
-pub(crate) fn probe(path: &Path, known: Option<&Open>, inbox: &Arc<Inbox>) -> Place {
+pub(crate) fn probe(path: &Path, known: Option<&Open>, inbox: &Arc<Inbox>) -> CacheRoot {
     let id = match look_at(path) {
         Standing::Directory(id) => id,
-        Standing::Absent | Standing::NotADirectory => return Place::Absent,
-        Standing::Unreadable(error) => return Place::Unreadable { reason: error.to_string() },
+        Standing::Absent | Standing::NotADirectory => return CacheRoot::Absent,
+        Standing::Unreadable(error) => return CacheRoot::Unreadable { reason: error.to_string() },
     };
     let known = known.filter(|known| known.root.id == id);
     if known.is_some_and(|known| known.watcher.is_ok()) {
-        return Place::Same;
+        return CacheRoot::Unknown;
     }
     let watcher = Watcher::start(&id.path, Arc::clone(inbox));
     if known.is_some() && watcher.is_err() {
-        return Place::Same;
+        return CacheRoot::Unknown;
     }
     let open = || -> std::io::Result<Open> {
         let root = Root::open(id)?;
@@ -121,8 +121,8 @@ pub(crate) fn probe(path: &Path, known: Option<&Open>, inbox: &Arc<Inbox>) -> Pl
         Ok(Open { root, watcher, gives_events })
     };
     match open() {
-        Ok(open) => Place::Open(Arc::new(open)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Place::Absent,
-        Err(error) => Place::Unreadable { reason: error.to_string() },
+        Ok(open) => CacheRoot::Open(Arc::new(open)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => CacheRoot::Absent,
+        Err(error) => CacheRoot::Unreadable { reason: error.to_string() },
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{MAX_NEWS_PAUSE, NEWS_PAUSE, Run, Worker};
+use super::{ActiveSweep, MAX_NEWS_PAUSE, NEWS_PAUSE, Worker};
 use crate::display::path_field;
 use crate::pair::change::WatchError;
 use crate::pair::name::Half;
@@ -11,102 +11,103 @@ use crate::pair::outcome::OrphanPass;
 use crate::pair::outcome::Summary;
 use crate::pair::tally::Tally;
 use crate::schedule::orphans::Due;
-use crate::schedule::{Notice, ScanId, Source};
+use crate::schedule::{ErrorNotice, ScanId, Source};
 use crate::sys::clock::Now;
 use crate::telemetry::reports::Reports;
-use crate::worker::executor::{Epoch, Event};
+use crate::worker::executor::{Completion, Generation};
 
 impl<R: Reports> Worker<R> {
-    pub(super) fn take_in(&mut self, event: Event) -> Result<(), String> {
+    pub(super) fn complete(&mut self, event: Completion) -> Result<(), String> {
         match event {
-            Event::Attended { epoch, found, took, holds } => {
-                self.crew.attended(holds);
-                self.jobs_done(found, epoch, took);
+            Completion::Jobs { generation, found, took, holds } => {
+                self.executor.attended(holds);
+                self.complete_jobs(found, generation, took);
             }
-            Event::Finished { epoch, found, took } => {
-                self.crew.finished();
-                self.jobs_done(found, epoch, took);
+            Completion::Claims { generation, found, took } => {
+                self.executor.finished();
+                self.complete_jobs(found, generation, took);
             }
-            Event::Scanned { epoch, id, found } => {
-                let activity = Tally { checked: 0, ..self.settle(found, epoch, Source::Scan(id)) };
+            Completion::ScanBatch { generation, id, found } => {
+                let activity =
+                    Tally { checked: 0, ..self.settle(found, generation, Source::Scan(id)) };
                 self.accounts.count(activity, self.clock.now());
-                match self.run_of(epoch, id) {
+                match self.run_of(generation, id) {
                     Some(run) => run.activity += activity,
                     // Its scan is of no interest any more, but what it did is.
                     None => self.accounts.between(activity),
                 }
             }
-            Event::ScanEnded { epoch, id, summary, took } => {
-                self.scan_ended(epoch, id, summary, took);
+            Completion::ScanEnded { generation, id, summary, took } => {
+                self.scan_ended(generation, id, summary, took);
             }
-            Event::OrphanPass { epoch, pass, took } => {
+            Completion::Orphans { generation, pass, took } => {
                 self.tidying = false;
-                self.pass(epoch, pass, took);
+                self.pass(generation, pass, took);
             }
-            Event::Probed(place) => self.probed(place),
-            Event::Died(message) => return Err(message),
+            Completion::RootProbed(cache_root) => self.probed(cache_root),
+            Completion::Panicked(message) => return Err(message),
         }
         Ok(())
     }
 
-    fn jobs_done(&mut self, found: Vec<JobResult>, epoch: Epoch, took: Duration) {
-        let activity = Tally { duration: took, ..self.settle(found, epoch, Source::Job) };
+    fn complete_jobs(&mut self, found: Vec<JobResult>, generation: Generation, took: Duration) {
+        let activity = Tally { duration: took, ..self.settle(found, generation, Source::Job) };
         self.accounts.count(activity, self.clock.now());
         self.accounts.between(activity);
     }
 
-    fn settle(&mut self, found: Vec<JobResult>, epoch: Epoch, source: Source) -> Tally {
+    fn settle(&mut self, found: Vec<JobResult>, generation: Generation, source: Source) -> Tally {
         let now = self.clock.now();
         let mut activity = Tally::default();
         for found in found {
             let result = || self.root().join(found.key.path(Half::Result));
             self.accounts.found(&found.outcome, result);
-            activity += if epoch == self.crew.epoch() {
-                self.agenda.settle(found, source, now)
+            activity += if generation == self.executor.generation() {
+                self.schedule.complete(found, source, now)
             } else {
                 crate::schedule::figures_alone(&found.outcome)
             };
         }
-        self.tell_notices(now);
+        self.report_errors(now);
         activity
     }
 
     /// Tells of the errors that were counted.
-    fn tell_notices(&mut self, now: Now) {
-        for Notice { path, reason } in self.agenda.take_notices() {
+    fn report_errors(&mut self, now: Now) {
+        for ErrorNotice { path, reason } in self.schedule.take_errors() {
             self.accounts.error(&self.root().join(path), reason, now);
         }
     }
 
-    fn run_of(&mut self, epoch: Epoch, id: ScanId) -> Option<&mut Run> {
-        let current = epoch == self.crew.epoch();
+    fn run_of(&mut self, generation: Generation, id: ScanId) -> Option<&mut ActiveSweep> {
+        let current = generation == self.executor.generation();
         [&mut self.full, &mut self.trees].into_iter().flatten().find(|run| current && run.id == id)
     }
 
     pub(super) fn scan_ended(
         &mut self,
-        epoch: Epoch,
+        generation: Generation,
         id: ScanId,
         mut summary: Summary,
         took: Duration,
     ) {
-        let cancelled = epoch != self.crew.epoch() || self.crew.is_cancelled();
+        let cancelled = generation != self.executor.generation() || self.executor.is_cancelled();
         let results = summary.results;
         let refused = summary.refused.take();
         let astray = summary.astray;
         let worked = took.saturating_sub(summary.waited);
         let now = self.clock.now();
-        if epoch == self.crew.epoch() {
-            self.litter.note(std::mem::take(&mut summary.litter), now);
+        if generation == self.executor.generation() {
+            self.orphans.note(std::mem::take(&mut summary.litter), now);
         }
         let end = if cancelled {
             Tally { deleted: summary.finished, freed_bytes: summary.freed, ..Tally::default() }
         } else {
-            self.agenda.end_scan(id, summary, now)
+            self.schedule.end_scan(id, summary, now)
         };
-        self.tell_notices(now);
+        self.report_errors(now);
         self.accounts.count(end, now);
-        if epoch != self.crew.epoch() {
+        if generation != self.executor.generation() {
             return self.accounts.between(end);
         }
         let full = self.full.take_if(|run| run.id == id);
@@ -116,7 +117,7 @@ impl<R: Reports> Worker<R> {
         run.activity.checked = results;
         run.activity.duration = took;
         if astray {
-            self.lost_track();
+            self.on_events_lost();
         }
         if !is_full {
             self.next_trees = Instant::now() + took.clamp(NEWS_PAUSE, MAX_NEWS_PAUSE);
@@ -154,7 +155,7 @@ impl<R: Reports> Worker<R> {
     fn refused_by(&mut self, refused: Option<(u64, WatchError)>) {
         match refused {
             Some((count, refusal)) if self.refused.as_ref() < Some(&refusal) => {
-                self.crew.tell_refused(self.root(), count, self.fallback_interval, &refusal);
+                self.executor.tell_refused(self.root(), count, self.fallback_interval, &refusal);
                 self.refused = Some(refusal);
             }
             None if self.refused.is_some() => {
@@ -166,17 +167,17 @@ impl<R: Reports> Worker<R> {
         self.sweeps.at_the_latest(Instant::now(), self.sweep_interval());
     }
 
-    fn pass(&mut self, epoch: Epoch, pass: Vec<(Due, OrphanPass)>, took: Duration) {
+    fn pass(&mut self, generation: Generation, pass: Vec<(Due, OrphanPass)>, took: Duration) {
         let now = self.clock.now();
-        self.litter.ended(took, now);
+        self.orphans.ended(took, now);
         let mut activity = Tally { duration: took, ..Tally::default() };
         for (due, mut pass) in pass {
             activity.litter += pass.removed;
             activity.errors += pass.failures.len() as u64;
-            if epoch != self.crew.epoch() {
+            if generation != self.executor.generation() {
                 continue;
             }
-            let is_first = self.litter.settle(due, &mut pass, now);
+            let is_first = self.orphans.settle(due, &mut pass, now);
             for (path, failure) in &pass.failures {
                 let path = self.root().join(path);
                 if is_first {

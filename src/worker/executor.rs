@@ -20,11 +20,11 @@ use crate::pair::outcome::OrphanPass;
 use crate::pair::outcome::Summary;
 use crate::pair::outcome::{Job, JobResult};
 use crate::schedule::orphans::Due;
-use crate::schedule::{ScanId, Trees};
+use crate::schedule::{ScanId, SubtreeSet};
 use crate::sys::runtime::panic_message;
 use crate::watch::inbox::Inbox;
 use crate::watch::limits::{count_directories, tell_refused};
-use crate::worker::cache_root::{Open, Place, probe};
+use crate::worker::cache_root::{CacheRoot, Open, probe};
 
 /// How many pairs of one kind are attended to in one batch, and how many are not worth sharing out,
 /// nor a nuisance to other programs.
@@ -37,40 +37,40 @@ const HOLDING: usize = 16;
 /// How many files of one directory are suspected at once to be litter.
 const MAX_CANDIDATES: usize = 4096;
 /// How many events wait for the worker; a thread that has more to tell waits.
-pub(crate) const EVENTS: usize = 64;
+pub(crate) const MAX_COMPLETIONS: usize = 64;
 
 /// What the threads tell the worker.
 #[derive(Debug)]
-pub(crate) enum Event {
+pub(crate) enum Completion {
     /// A batch of jobs is done, but for what it `holds`, if anything.
-    Attended { epoch: Epoch, found: Vec<JobResult>, took: Duration, holds: bool },
+    Jobs { generation: Generation, found: Vec<JobResult>, took: Duration, holds: bool },
     /// What a batch of jobs held is done, too.
-    Finished { epoch: Epoch, found: Vec<JobResult>, took: Duration },
+    Claims { generation: Generation, found: Vec<JobResult>, took: Duration },
     /// A scan has found this so far.
-    Scanned { epoch: Epoch, id: ScanId, found: Vec<JobResult> },
+    ScanBatch { generation: Generation, id: ScanId, found: Vec<JobResult> },
     /// A scan has told all that it found.
-    ScanEnded { epoch: Epoch, id: ScanId, summary: Summary, took: Duration },
+    ScanEnded { generation: Generation, id: ScanId, summary: Summary, took: Duration },
     /// So much was done about the litter in some directories.
-    OrphanPass { epoch: Epoch, pass: Vec<(Due, OrphanPass)>, took: Duration },
+    Orphans { generation: Generation, pass: Vec<(Due, OrphanPass)>, took: Duration },
     /// This stands where the cache directory should be, by now or as it was asked for.
-    Probed(Place),
+    RootProbed(CacheRoot),
     /// A thread panicked.
-    Died(String),
+    Panicked(String),
 }
 
-/// Numbers the cache directories that have stood in the place, so that what was found in an
+/// Numbers the cache directories that have stood in the cache_root, so that what was found in an
 /// earlier one is told apart.
-pub(crate) type Epoch = u64;
+pub(crate) type Generation = u64;
 
 /// The threads of one worker. Dropping it ends what they do.
-pub(crate) struct Crew {
+pub(crate) struct Executor {
     context: JobContext,
-    events: mpsc::Sender<Event>,
-    epoch: Epoch,
+    events: mpsc::Sender<Completion>,
+    generation: Generation,
     batches: usize,
     holding: usize,
     probing: Arc<Probing>,
-    /// Ends the scans and jobs of this epoch.
+    /// Ends the scans and jobs of this generation.
     cancel: Arc<AtomicBool>,
 }
 
@@ -83,23 +83,24 @@ struct Probing {
     awaited: AtomicBool,
 }
 
-impl Drop for Crew {
+impl Drop for Executor {
     fn drop(&mut self) {
         self.cancel();
     }
 }
 
-impl Crew {
-    /// A crew, and where it tells what happens.
-    pub fn new(context: JobContext) -> (Self, mpsc::Receiver<Event>) {
-        let (events, receiver) = mpsc::channel(EVENTS);
+impl Executor {
+    /// A executor, and where it tells what happens.
+    pub fn new(context: JobContext) -> (Self, mpsc::Receiver<Completion>) {
+        let (events, receiver) = mpsc::channel(MAX_COMPLETIONS);
         let (probing, cancel) = (Arc::default(), Arc::default());
-        let crew = Self { context, events, epoch: 0, batches: 0, holding: 0, probing, cancel };
-        (crew, receiver)
+        let executor =
+            Self { context, events, generation: 0, batches: 0, holding: 0, probing, cancel };
+        (executor, receiver)
     }
 
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
+    pub fn generation(&self) -> Generation {
+        self.generation
     }
 
     /// Ends what is under way as soon as may be.
@@ -111,27 +112,27 @@ impl Crew {
         self.cancel.load(Ordering::Relaxed)
     }
 
-    /// Another cache directory stands in the place.
-    pub fn next_epoch(&mut self) {
+    /// Another cache directory stands in the cache_root.
+    pub fn next_generation(&mut self) {
         self.cancel();
         self.cancel = Arc::default();
-        self.epoch += 1;
+        self.generation += 1;
     }
 
     /// How many more batches of jobs can be begun.
-    pub fn room(&self) -> usize {
+    pub fn free_slots(&self) -> usize {
         (BATCHES - self.batches).min(HOLDING.saturating_sub(self.holding))
     }
 
     /// Whether jobs are under way.
-    pub fn is_attending(&self) -> bool {
+    pub fn is_working(&self) -> bool {
         self.batches + self.holding > 0
     }
 
     /// Attends to a batch of jobs.
     pub fn attend(&mut self, open: &Arc<Open>, jobs: Vec<Job>) {
         self.batches += 1;
-        let (context, open, epoch) = (self.context.clone(), Arc::clone(open), self.epoch);
+        let (context, open, generation) = (self.context.clone(), Arc::clone(open), self.generation);
         let cancel = Arc::clone(&self.cancel);
         let events = self.events.clone();
         self.on_thread(move || {
@@ -141,39 +142,43 @@ impl Crew {
                     PairProcessor::new(&context, &open.root).watched_by(open.watcher.as_ref().ok());
                 processor.attend_all(&jobs, &cancel);
                 let (found, holds) = (processor.take_found(), processor.holds());
-                let attended = Event::Attended { epoch, found, took: start.elapsed(), holds };
+                let attended = Completion::Jobs { generation, found, took: start.elapsed(), holds };
                 let Some(until) = processor.next() else { return attended };
                 // Where nobody listens any more, what is held has to be finished all the same.
                 let _ = events.blocking_send(attended);
                 thread::sleep(until.saturating_duration_since(Instant::now()));
                 let start = Instant::now();
                 processor.finish();
-                Event::Finished { epoch, found: processor.take_found(), took: start.elapsed() }
+                Completion::Claims {
+                    generation,
+                    found: processor.take_found(),
+                    took: start.elapsed(),
+                }
             })
         });
     }
 
-    /// Takes note of [`Event::Attended`].
+    /// Takes note of [`Completion::Jobs`].
     pub fn attended(&mut self, holds: bool) {
         self.batches -= 1;
         self.holding += usize::from(holds);
     }
 
-    /// Takes note of [`Event::Finished`].
+    /// Takes note of [`Completion::Claims`].
     pub fn finished(&mut self) {
         self.holding -= 1;
     }
 
     /// Scans what `trees` names; what has one of `marks` is not read again.
-    pub fn scan(&mut self, open: &Arc<Open>, id: ScanId, trees: &Trees, marks: Marks) {
+    pub fn scan(&mut self, open: &Arc<Open>, id: ScanId, trees: &SubtreeSet, marks: Marks) {
         let below = trees.trees().cloned().collect::<Vec<_>>();
         let alone = trees.alone().cloned().collect::<Vec<_>>();
-        let (context, open, epoch) = (self.context.clone(), Arc::clone(open), self.epoch);
+        let (context, open, generation) = (self.context.clone(), Arc::clone(open), self.generation);
         let (events, cancel) = (self.events.clone(), Arc::clone(&self.cancel));
         self.on_thread(move || {
             let start = Instant::now();
             let found = |found| {
-                if events.blocking_send(Event::Scanned { epoch, id, found }).is_err() {
+                if events.blocking_send(Completion::ScanBatch { generation, id, found }).is_err() {
                     cancel.store(true, Ordering::Relaxed);
                 }
             };
@@ -186,13 +191,13 @@ impl Crew {
                 found: &found,
             };
             let summary = context.run(&open.root, true, || scan.run(&below, &alone));
-            Event::ScanEnded { epoch, id, summary, took: start.elapsed() }
+            Completion::ScanEnded { generation, id, summary, took: start.elapsed() }
         });
     }
 
     /// Removes litter.
     pub fn tidy(&mut self, open: &Arc<Open>, due: Vec<Due>) {
-        let (context, open, epoch) = (self.context.clone(), Arc::clone(open), self.epoch);
+        let (context, open, generation) = (self.context.clone(), Arc::clone(open), self.generation);
         let cancel = Arc::clone(&self.cancel);
         self.on_thread(move || {
             let start = Instant::now();
@@ -204,20 +209,20 @@ impl Crew {
                         &open.root,
                         &context,
                         &due.0,
-                        &due.1.suspects,
+                        &due.1.candidates,
                         MAX_CANDIDATES,
                     );
                     (due, pass)
                 })
             };
             let pass = context.run(&open.root, true, || due.into_iter().map_while(tidy).collect());
-            Event::OrphanPass { epoch, pass, took: start.elapsed() }
+            Completion::Orphans { generation, pass, took: start.elapsed() }
         });
     }
 
     /// Looks at what stands at `path`, where `known` stood before, unless that is under way; with
     /// `rewatch`, even the same directory is opened anew.
-    pub fn probe(&mut self, path: &Path, known: &Place, inbox: &Arc<Inbox>, rewatch: bool) {
+    pub fn probe(&mut self, path: &Path, known: &CacheRoot, inbox: &Arc<Inbox>, rewatch: bool) {
         if self.is_probing() {
             // What is wanted of it is another look than the one that is under way.
             if rewatch {
@@ -228,18 +233,18 @@ impl Crew {
         self.probing.is_under_way.store(true, Ordering::Relaxed);
         let (path, inbox): (PathBuf, _) = (path.to_owned(), Arc::clone(inbox));
         let known = match known {
-            Place::Open(open) if !rewatch => Some(Arc::clone(open)),
+            CacheRoot::Open(open) if !rewatch => Some(Arc::clone(open)),
             _ => None,
         };
         let probing = Arc::clone(&self.probing);
         self.on_thread(move || {
-            let place = probe(&path, known.as_deref(), &inbox);
+            let cache_root = probe(&path, known.as_deref(), &inbox);
             let is_awaited = probing.awaited.swap(false, Ordering::Relaxed);
-            if matches!(place, Place::Same) && !is_awaited {
+            if matches!(cache_root, CacheRoot::Unknown) && !is_awaited {
                 probing.is_under_way.store(false, Ordering::Relaxed);
                 return None;
             }
-            Some(Event::Probed(place))
+            Some(Completion::RootProbed(cache_root))
         });
     }
 
@@ -267,17 +272,19 @@ impl Crew {
         self.probing.is_under_way.load(Ordering::Relaxed)
     }
 
-    /// Takes note of [`Event::Probed`].
+    /// Takes note of [`Completion::RootProbed`].
     pub fn probed(&self) {
         self.probing.is_under_way.store(false, Ordering::Relaxed);
     }
 
     /// Runs blocking work on a thread for it, and has its outcome told, if there is one.
-    fn on_thread<E: Into<Option<Event>>>(&self, work: impl FnOnce() -> E + Send + 'static) {
+    fn on_thread<E: Into<Option<Completion>>>(&self, work: impl FnOnce() -> E + Send + 'static) {
         let events = self.events.clone();
         tokio::task::spawn_blocking(move || {
-            let event = catch_unwind(AssertUnwindSafe(work))
-                .map_or_else(|panic| Some(Event::Died(panic_message(panic.as_ref()))), Into::into);
+            let event = catch_unwind(AssertUnwindSafe(work)).map_or_else(
+                |panic| Some(Completion::Panicked(panic_message(panic.as_ref()))),
+                Into::into,
+            );
             if let Some(event) = event {
                 // Without a worker nobody wants to know.
                 let _ = events.blocking_send(event);

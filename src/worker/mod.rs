@@ -1,9 +1,9 @@
 //! The one actor that owns the state: it takes in news and outcomes, gives out work, and is the
-//! only one to change the [`Agenda`].
+//! only one to change the [`Schedule`].
 //!
 //! ```text
 //! events ──► inbox ─┐                              ┌─► jobs and scans, on blocking threads ─┐
-//! requests ─────────┼─► worker (owns the agenda) ──┤                                        │
+//! requests ─────────┼─► worker (owns the schedule) ──┤                                        │
 //! the clock ────────┘             ▲                └─► stats, reports                       │
 //!                                 └───────────────────── outcomes ──────────────────────────┘
 //! ```
@@ -30,9 +30,9 @@ use crate::pair::change::WatchError;
 use crate::pair::mark::Marks;
 use crate::pair::outcome::Job;
 use crate::pair::tally::Tally;
-use crate::schedule::orphans::Schedule;
+use crate::schedule::orphans::OrphanSchedule;
 use crate::schedule::sweeps::Sweeps;
-use crate::schedule::{Agenda, ScanId, Scope, Trees};
+use crate::schedule::{ScanId, Schedule, Scope, SubtreeSet};
 use crate::sys::clock::{Clock, Now, TICK};
 use crate::sys::timer::Timer;
 use crate::telemetry::recorder::{Accounts, Views};
@@ -40,8 +40,8 @@ use crate::telemetry::reports::Reports;
 use crate::telemetry::stats::{ExpiryBucket, SweepReport, WatchState};
 use crate::watch::floods::FloodReport;
 use crate::watch::inbox::Inbox;
-use crate::worker::cache_root::{Open, Place};
-use crate::worker::executor::{BATCH, Crew, EVENTS, Event, batches};
+use crate::worker::cache_root::{CacheRoot, Open};
+use crate::worker::executor::{BATCH, Completion, Executor, MAX_COMPLETIONS, batches};
 
 /// How many pairs that are due are taken at once, to be sorted by directory.
 const MAX_DUE: usize = 16_384;
@@ -74,28 +74,28 @@ pub(crate) enum Request {
 }
 
 pub(crate) struct Worker<R> {
-    /// The cache directory as it was given, and where that is from any working directory.
-    given: PathBuf,
+    /// The cache directory as it was configured_path, and where that is from any working directory.
+    configured_path: PathBuf,
     path: PathBuf,
     check_interval: Duration,
     fallback_interval: Duration,
-    crew: Crew,
+    executor: Executor,
     clock: Arc<Clock>,
     accounts: Accounts<R>,
     inbox: Arc<Inbox>,
-    agenda: Agenda,
-    /// What the agenda gave out as due, and no thread was free for.
+    schedule: Schedule,
+    /// What the schedule gave out as due, and no thread was free for.
     due: VecDeque<Vec<Job>>,
-    place: Place,
-    full: Option<Run>,
-    trees: Option<Run>,
-    litter: Schedule,
+    cache_root: CacheRoot,
+    full: Option<ActiveSweep>,
+    trees: Option<ActiveSweep>,
+    orphans: OrphanSchedule,
     tidying: bool,
     sweeps: Sweeps<SweepAnswer>,
     /// Why some directories are not watched, as it was told.
     refused: Option<WatchError>,
     /// Whether news was lost, so that watches may be missing of which notify thinks otherwise.
-    blind: bool,
+    watches_lost: bool,
     /// Whether the watcher is a new one, which no sweep has used yet.
     is_rewatched: bool,
     /// When to take in news again, and when to scan directories again.
@@ -108,7 +108,7 @@ pub(crate) struct Worker<R> {
 }
 
 /// A scan that is under way.
-struct Run {
+struct ActiveSweep {
     id: ScanId,
     activity: Tally,
     waiters: Vec<SweepAnswer>,
@@ -117,40 +117,40 @@ struct Run {
 }
 
 impl<R: Reports> Worker<R> {
-    /// A worker for the cache directory at `path`, which was given as `given`, and what others may see
+    /// A worker for the cache directory at `path`, which was configured_path as `configured_path`, and what others may see
     /// of it.
     pub fn new(
         config: &Config,
-        given: PathBuf,
+        configured_path: PathBuf,
         path: PathBuf,
         reports: R,
-    ) -> (Self, mpsc::Receiver<Event>, Views) {
+    ) -> (Self, mpsc::Receiver<Completion>, Views) {
         let clock = Arc::new(Clock::default());
-        let accounts = Accounts::new(config.check_interval, given.clone(), reports);
+        let accounts = Accounts::new(config.check_interval, configured_path.clone(), reports);
         let views = accounts.views();
         let inbox = Arc::new(Inbox::new(Ages::of(config).any()));
         let context =
             JobContext::deleting(Arc::clone(&clock), config).paced_by(&inbox.backpressure);
-        let (crew, events) = Crew::new(context);
+        let (executor, events) = Executor::new(context);
         let worker = Self {
-            given,
+            configured_path,
             path,
             check_interval: config.check_interval,
             fallback_interval: config.fallback_interval,
-            crew,
+            executor,
             clock,
             accounts,
             inbox,
-            agenda: Agenda::default(),
+            schedule: Schedule::default(),
             due: VecDeque::new(),
-            place: Place::Same,
+            cache_root: CacheRoot::Unknown,
             full: None,
             trees: None,
-            litter: Schedule::default(),
+            orphans: OrphanSchedule::default(),
             tidying: false,
             sweeps: Sweeps::new(Instant::now()),
             refused: None,
-            blind: false,
+            watches_lost: false,
             is_rewatched: false,
             next_news: Instant::now(),
             next_trees: Instant::now(),
@@ -166,7 +166,7 @@ impl<R: Reports> Worker<R> {
     /// The message of a panic on one of the threads that work for it.
     pub async fn run(
         mut self,
-        mut events: mpsc::Receiver<Event>,
+        mut events: mpsc::Receiver<Completion>,
         mut requests: mpsc::UnboundedReceiver<Request>,
     ) -> Result<(R, Instant), String>
     where
@@ -180,8 +180,8 @@ impl<R: Reports> Worker<R> {
                 next_tick = Instant::now() + TICK;
             }
             // Requests must not keep events from being taken in, nor events what is due.
-            for event in std::iter::from_fn(|| events.try_recv().ok()).take(EVENTS) {
-                self.take_in(event)?;
+            for event in std::iter::from_fn(|| events.try_recv().ok()).take(MAX_COMPLETIONS) {
+                self.complete(event)?;
             }
             self.take_news();
             self.start_work();
@@ -194,12 +194,12 @@ impl<R: Reports> Worker<R> {
                     None => break,
                 },
                 event = events.recv() => {
-                    // The crew holds a sender, so that there always is an event.
+                    // The executor holds a sender, so that there always is an event.
                     let Some(event) = event else { break };
-                    self.take_in(event)?;
+                    self.complete(event)?;
                 }
                 // Also amid a pause: else nobody would wake up when it ends.
-                () = self.inbox.arrived(), if self.can_work() => {}
+                () = self.inbox.notified(), if self.can_work() => {}
                 () = timer.until(wake) => {}
             }
         }
@@ -210,16 +210,16 @@ impl<R: Reports> Worker<R> {
     }
 
     /// Lets what is under way end, so that its figures are counted.
-    async fn wind_up(&mut self, events: &mut mpsc::Receiver<Event>) -> Result<(), String> {
-        self.crew.cancel();
+    async fn wind_up(&mut self, events: &mut mpsc::Receiver<Completion>) -> Result<(), String> {
+        self.executor.cancel();
         let deadline = tokio::time::Instant::now() + STOP_PATIENCE;
-        while self.crew.is_attending()
+        while self.executor.is_working()
             || self.full.is_some()
             || self.trees.is_some()
             || self.tidying
         {
             match timeout_at(deadline, events.recv()).await {
-                Ok(Some(event)) => self.take_in(event)?,
+                Ok(Some(event)) => self.complete(event)?,
                 Ok(None) | Err(_) => {
                     tracing::info!("what is under way does not end in time, and is not counted");
                     break;
@@ -240,11 +240,11 @@ impl<R: Reports> Worker<R> {
                 step.num_hours()
             );
         }
-        self.crew.probe(&self.path, &self.place, &self.inbox, false);
+        self.executor.probe(&self.path, &self.cache_root, &self.inbox, false);
     }
 
     fn can_work(&self) -> bool {
-        matches!(self.place, Place::Open(_))
+        matches!(self.cache_root, CacheRoot::Open(_))
     }
 
     /// Whether news is taken in now, and not after a pause.
@@ -255,20 +255,20 @@ impl<R: Reports> Worker<R> {
     fn take_news(&mut self) {
         if self.can_work() {
             if self.inbox.take_events_lost() {
-                self.lost_track();
+                self.on_events_lost();
             }
             self.follow_floods();
         }
-        if self.takes_news() && self.agenda.backlog() < MAX_BACKLOG {
-            let mut news = self.inbox.take();
+        if self.takes_news() && self.schedule.backlog() < MAX_BACKLOG {
+            let mut news = self.inbox.drain();
             if !news.is_empty() {
                 self.next_news = Instant::now() + NEWS_PAUSE;
             }
-            self.litter.note(std::mem::take(&mut news.litter), self.clock.now());
+            self.orphans.note(std::mem::take(&mut news.litter), self.clock.now());
             if news.missed {
-                self.lost_track();
+                self.on_events_lost();
             }
-            self.agenda.note(news);
+            self.schedule.apply_changes(news);
         }
     }
 
@@ -291,33 +291,37 @@ impl<R: Reports> Worker<R> {
         if Instant::now() >= self.next_flood_list {
             self.next_flood_list = Instant::now() + FLOOD_LIST_INTERVAL;
             for dir in self.inbox.floods.all() {
-                self.agenda.list(dir);
+                self.schedule.list(dir);
             }
         }
     }
 
     /// Something has changed of which no news will come.
-    fn lost_track(&mut self) {
-        self.blind = true;
+    fn on_events_lost(&mut self) {
+        self.watches_lost = true;
         self.sweeps.something_was_missed();
     }
 
     fn start_work(&mut self) {
-        let Place::Open(open) = &self.place else {
+        let CacheRoot::Open(open) = &self.cache_root else {
             return self.answer_without_sweep();
         };
         let open = Arc::clone(open);
         let now = self.clock.now();
-        while self.crew.room() > 0 {
+        while self.executor.free_slots() > 0 {
             let jobs = self.next_batch(now);
             if jobs.is_empty() {
                 break;
             }
-            self.crew.attend(&open, jobs);
+            self.executor.attend(&open, jobs);
         }
-        if self.full.is_none() && self.sweeps.is_due(now.mono) && self.blind && !self.is_rewatched {
+        if self.full.is_none()
+            && self.sweeps.is_due(now.mono)
+            && self.watches_lost
+            && !self.is_rewatched
+        {
             // First new watches: the sweep sets them.
-            self.crew.probe(&self.path, &self.place, &self.inbox, true);
+            self.executor.probe(&self.path, &self.cache_root, &self.inbox, true);
         } else if self.full.is_none() && self.sweeps.is_due(now.mono) {
             // Whatever is lost from now on, this sweep goes first: else a flood would put it off for ever.
             self.is_rewatched = false;
@@ -325,27 +329,27 @@ impl<R: Reports> Worker<R> {
             self.full = Some(self.begin_scan(&open, Scope::Everything, waiters));
         }
         if !self.tidying {
-            let due = self.litter.take_due(now);
+            let due = self.orphans.take_due(now);
             if !due.is_empty() {
                 self.tidying = true;
-                self.crew.tidy(&open, due);
+                self.executor.tidy(&open, due);
             }
         }
         if self.trees.is_none() && Instant::now() >= self.next_trees {
-            let trees = self.agenda.take_trees(now);
+            let trees = self.schedule.take_trees(now);
             if !trees.is_empty() {
-                self.trees = Some(self.begin_scan(&open, Scope::Trees(trees), Vec::new()));
+                self.trees = Some(self.begin_scan(&open, Scope::SubtreeSet(trees), Vec::new()));
             }
         }
     }
 
     /// Answers those who wait for a sweep where nothing stands that could be swept.
     fn answer_without_sweep(&mut self) {
-        let unreadable = match &self.place {
-            Place::Absent => None,
-            Place::Unreadable { reason } => Some(reason.clone()),
+        let unreadable = match &self.cache_root {
+            CacheRoot::Absent => None,
+            CacheRoot::Unreadable { reason } => Some(reason.clone()),
             // What stands there is about to be known.
-            Place::Same | Place::Open(_) => return,
+            CacheRoot::Unknown | CacheRoot::Open(_) => return,
         };
         for waiter in self.sweeps.take_waiters() {
             let answer = unreadable.clone().map_or(Ok(SweepReport::default()), |reason| {
@@ -359,30 +363,35 @@ impl<R: Reports> Worker<R> {
 
     /// What news there is, and some of what is due. A flood of the one does not hold up the other.
     fn next_batch(&mut self, now: Now) -> Vec<Job> {
-        let mut batch = self.agenda.take_looks(BATCH);
+        let mut batch = self.schedule.take_inspections(BATCH);
         if self.due.is_empty() {
-            self.due = batches(self.agenda.take_due(now, MAX_DUE), self.crew.room());
+            self.due = batches(self.schedule.take_due(now, MAX_DUE), self.executor.free_slots());
         }
         batch.extend(self.due.pop_front().unwrap_or_default());
         batch
     }
 
-    fn begin_scan(&mut self, open: &Arc<Open>, scope: Scope, waiters: Vec<SweepAnswer>) -> Run {
+    fn begin_scan(
+        &mut self,
+        open: &Arc<Open>,
+        scope: Scope,
+        waiters: Vec<SweepAnswer>,
+    ) -> ActiveSweep {
         let trees = match &scope {
-            Scope::Everything => Trees::from_iter([Path::new("").into()]),
-            Scope::Trees(trees) => trees.clone(),
+            Scope::Everything => SubtreeSet::from_iter([Path::new("").into()]),
+            Scope::SubtreeSet(trees) => trees.clone(),
         };
         let marks = match &scope {
-            Scope::Everything => self.agenda.marks(),
-            Scope::Trees(_) => Marks::default(),
+            Scope::Everything => self.schedule.marks(),
+            Scope::SubtreeSet(_) => Marks::default(),
         };
-        let id = self.agenda.begin_scan(scope);
-        self.crew.scan(open, id, &trees, marks);
-        Run { id, activity: Tally::default(), waiters, refused_meanwhile: false }
+        let id = self.schedule.begin_scan(scope);
+        self.executor.scan(open, id, &trees, marks);
+        ActiveSweep { id, activity: Tally::default(), waiters, refused_meanwhile: false }
     }
 
     fn sweep_interval(&self) -> Duration {
-        if let Place::Open(open) = &self.place
+        if let CacheRoot::Open(open) = &self.cache_root
             && let Err(WatchError::Flooded) = &open.watcher
         {
             return self.check_interval.min(FLOOD_SWEEP_INTERVAL);
@@ -396,16 +405,16 @@ impl<R: Reports> Worker<R> {
     }
 
     fn watch_state(&self) -> WatchState {
-        match &self.place {
-            Place::Same | Place::Absent => WatchState::Absent,
-            Place::Unreadable { .. } => WatchState::Degraded,
-            Place::Open(open) if !open.gives_events => WatchState::Polling,
-            Place::Open(open)
+        match &self.cache_root {
+            CacheRoot::Unknown | CacheRoot::Absent => WatchState::Absent,
+            CacheRoot::Unreadable { .. } => WatchState::Degraded,
+            CacheRoot::Open(open) if !open.gives_events => WatchState::Polling,
+            CacheRoot::Open(open)
                 if open.watcher.is_err() || self.refused.is_some() || self.is_flooded() =>
             {
                 WatchState::Degraded
             }
-            Place::Open(_) => WatchState::Active,
+            CacheRoot::Open(_) => WatchState::Active,
         }
     }
 
@@ -415,34 +424,34 @@ impl<R: Reports> Worker<R> {
     }
 
     /// Takes in what stands where the cache directory should be.
-    fn probed(&mut self, place: Place) {
-        self.crew.probed();
-        if place.is_as_before(&self.place) {
+    fn probed(&mut self, cache_root: CacheRoot) {
+        self.executor.probed();
+        if cache_root.is_unchanged_since(&self.cache_root) {
             return;
         }
-        let is_same = place.id().is_some() && place.id() == self.place.id();
-        if !is_same || place.is_watched() != self.place.is_watched() {
+        let is_same = cache_root.id().is_some() && cache_root.id() == self.cache_root.id();
+        if !is_same || cache_root.is_watched() != self.cache_root.is_watched() {
             let every = self.check_interval.min(self.fallback_interval);
-            place.announce(&self.place, &self.path, every);
+            cache_root.announce(&self.cache_root, &self.path, every);
         }
         if is_same {
             // The same directory with new watches, which a sweep has to set that begins from now on.
-            let before = std::mem::replace(&mut self.place, place);
-            if let Place::Open(open) = before
+            let before = std::mem::replace(&mut self.cache_root, cache_root);
+            if let CacheRoot::Open(open) = before
                 && let Ok(watcher) = &open.watcher
             {
                 watcher.retire();
             }
             // Whatever was lost is made up for by that sweep.
             self.inbox.take_events_lost();
-            self.blind = false;
+            self.watches_lost = false;
             self.is_rewatched = true;
             self.sweeps.something_was_missed();
             return self.sweeps.at_the_latest(Instant::now(), Duration::ZERO);
         }
         // A scan may have told so before.
-        let is_told = self.agenda.could_not_read(Path::new(""));
-        if let Place::Unreadable { reason } = &place
+        let is_told = self.schedule.could_not_read(Path::new(""));
+        if let CacheRoot::Unreadable { reason } = &cache_root
             && !is_told
         {
             let (now, activity) = (self.clock.now(), Tally { errors: 1, ..Tally::default() });
@@ -450,21 +459,21 @@ impl<R: Reports> Worker<R> {
             self.accounts.between(activity);
             self.accounts.error(&self.path, reason.clone(), now);
         }
-        self.begin_anew(place);
+        self.start_over(cache_root);
         self.sweeps.at_the_latest(Instant::now(), Duration::ZERO);
     }
 
     /// Forgets what is known, since this stands there from now on.
-    fn begin_anew(&mut self, place: Place) {
-        self.crew.next_epoch();
-        self.place = place;
-        self.agenda = Agenda::new(self.root());
+    fn start_over(&mut self, cache_root: CacheRoot) {
+        self.executor.next_generation();
+        self.cache_root = cache_root;
+        self.schedule = Schedule::new(self.root());
         self.due.clear();
-        self.litter = Schedule::default();
+        self.orphans = OrphanSchedule::default();
         self.refused = None;
-        (self.blind, self.is_rewatched) = (false, false);
+        (self.watches_lost, self.is_rewatched) = (false, false);
         self.inbox.floods.clear();
-        let _ = self.inbox.take();
+        let _ = self.inbox.drain();
         for run in [self.full.take(), self.trees.take()].into_iter().flatten() {
             self.accounts.between(run.activity);
             // The sweep that was asked for is made of what stands there now.
@@ -474,7 +483,7 @@ impl<R: Reports> Worker<R> {
 
     /// Where the cache directory is, or is expected.
     fn root(&self) -> &Path {
-        self.place.id().map_or(&self.path, |id| &id.path)
+        self.cache_root.id().map_or(&self.path, |id| &id.path)
     }
 
     fn answer(&mut self, request: Request) {
@@ -486,7 +495,7 @@ impl<R: Reports> Worker<R> {
             Request::Buckets(waiter) => {
                 let start = Instant::now();
                 if self.buckets.as_ref().is_none_or(|(until, _)| start >= *until) {
-                    let counted = self.agenda.buckets(self.clock.wall()).into_iter();
+                    let counted = self.schedule.buckets(self.clock.wall()).into_iter();
                     let counted = counted
                         .map(|(within_seconds, count)| ExpiryBucket { within_seconds, count })
                         .collect();
@@ -506,23 +515,23 @@ impl<R: Reports> Worker<R> {
             return far;
         }
         // What can't be begun before something ends is not waited for here.
-        let pair = self.agenda.next_pair(now).filter(|_| self.crew.room() > 0);
-        let tree = self.agenda.next_tree(now).filter(|_| self.trees.is_none());
+        let pair = self.schedule.next_pair(now).filter(|_| self.executor.free_slots() > 0);
+        let tree = self.schedule.next_tree(now).filter(|_| self.trees.is_none());
         let tree = tree.map(|at| at.max(self.next_trees));
         let news = (self.next_news > now.mono && !self.inbox.is_empty()).then_some(self.next_news);
         let flood = self.is_flooded().then_some(self.next_flood_list);
-        let can_sweep = self.full.is_none() && !(self.blind && self.crew.is_probing());
+        let can_sweep = self.full.is_none() && !(self.watches_lost && self.executor.is_probing());
         let sweep = can_sweep.then(|| self.sweeps.next());
-        let litter = self.litter.next(now).filter(|_| !self.tidying);
+        let litter = self.orphans.next(now).filter(|_| !self.tidying);
         [pair, tree, news, flood, litter, sweep].into_iter().flatten().fold(far, Instant::min)
     }
 
     fn publish(&self) {
         let watch = self.watch_state();
-        let resolved = self.place.id().map_or(&self.given, |id| &id.path);
+        let resolved = self.cache_root.id().map_or(&self.configured_path, |id| &id.path);
         self.accounts.publish(|stats| {
-            stats.heap_size = self.agenda.heap_size() as u64;
-            stats.next_expiry = self.agenda.next_expiry();
+            stats.heap_size = self.schedule.heap_size() as u64;
+            stats.next_expiry = self.schedule.next_expiry();
             stats.watch = watch;
             if stats.cache_directory != *resolved {
                 stats.cache_directory.clone_from(resolved);

@@ -18,7 +18,7 @@ impl Reports for Unreported {
     fn between(&self, _: Tally) {}
 }
 
-fn worker(dir: &Path) -> (Worker<Unreported>, mpsc::Receiver<Event>, SharedStats) {
+fn worker(dir: &Path) -> (Worker<Unreported>, mpsc::Receiver<Completion>, SharedStats) {
     let (worker, events, views) =
         Worker::new(&Config::new(dir), dir.to_owned(), dir.to_owned(), Unreported);
     (worker, events, views.stats)
@@ -27,13 +27,13 @@ fn worker(dir: &Path) -> (Worker<Unreported>, mpsc::Receiver<Event>, SharedStats
 /// One that works on `dir`, where a full sweep with the number 1 is under way.
 fn sweeping(dir: &Path) -> Worker<Unreported> {
     let (mut worker, ..) = worker(dir);
-    worker.place = probe(dir, None, &worker.inbox);
+    worker.cache_root = probe(dir, None, &worker.inbox);
     worker.full = Some(run(1));
     worker
 }
 
-fn run(id: ScanId) -> Run {
-    Run { id, activity: Tally::default(), waiters: Vec::new(), refused_meanwhile: false }
+fn run(id: ScanId) -> ActiveSweep {
+    ActiveSweep { id, activity: Tally::default(), waiters: Vec::new(), refused_meanwhile: false }
 }
 
 /// Makes a cache directory in `temp` with the live pair `a`, and another name of its metadata outside:
@@ -70,13 +70,13 @@ async fn changes_that_do_not_fit_are_made_up_for_by_listings_and_sweeps() {
     // The worker shares the only thread with this, so that it can't take anything meanwhile.
     for number in 0..=MAX_PENDING {
         let stem = Stem::new(number.to_string().as_bytes());
-        inbox.put(Change::Pair(PairKey { dir: Path::new("").into(), stem }, Trigger::default()));
+        inbox.push(Change::Pair(PairKey { dir: Path::new("").into(), stem }, Trigger::default()));
     }
     until("the pair is deleted", || stats.get().total_deleted == 1).await;
     assert_eq!(stats.get().total_cleanups, 1, "listing its directory was enough");
 
     for number in 0..=MAX_PENDING {
-        inbox.put(Change::Subtree(Path::new(&number.to_string()).into()));
+        inbox.push(Change::Subtree(Path::new(&number.to_string()).into()));
     }
     until("a sweep was made", || stats.get().total_cleanups == 2).await;
     drop(requests);
@@ -103,11 +103,11 @@ async fn a_change_that_comes_amid_the_pause_after_another_one_does_not_wait_for_
         // The kernel reports nothing of what is written under another name.
         let expires_at = 8_000_000_000 + i64::from(round);
         fs::write(&elsewhere, format!(r#"{{"expires_at": {expires_at}}}"#)).unwrap();
-        inbox.put(change(b"unknown"));
+        inbox.push(change(b"unknown"));
         while !inbox.is_empty() {
             tokio::task::yield_now().await;
         }
-        inbox.put(change(b"a"));
+        inbox.push(change(b"a"));
         let next = || stats.get().next_expiry.map(|at| at.timestamp());
         until("the change is known", || next() == Some(expires_at)).await;
     }
@@ -138,11 +138,14 @@ fn a_directory_that_is_refused_amid_a_sweep_which_has_passed_it_is_not_forgotten
 fn watches_that_can_be_set_again_amid_a_sweep_without_them_are_set_by_another() {
     let temp = tempfile::tempdir().unwrap();
     let mut worker = sweeping(temp.path());
-    let Place::Open(open) = std::mem::replace(&mut worker.place, Place::Same) else { panic!() };
+    let CacheRoot::Open(open) = std::mem::replace(&mut worker.cache_root, CacheRoot::Unknown)
+    else {
+        panic!()
+    };
     let mut open = Arc::into_inner(open).unwrap();
     open.watcher = Err(WatchError::TooManyInstances);
     let open = Arc::new(open);
-    worker.place = Place::Open(Arc::clone(&open));
+    worker.cache_root = CacheRoot::Open(Arc::clone(&open));
     assert_eq!(worker.watch_state(), WatchState::Degraded);
     worker.probed(probe(temp.path(), Some(&open), &worker.inbox));
     assert_eq!(worker.watch_state(), WatchState::Active);

@@ -54,12 +54,12 @@ impl Cache {
 
     /// Looks at a directory twice.
     fn tidy(&self, dir: &str, age: Duration) -> OrphanPass {
-        let first = self.look(dir, age, &Suspects::default());
+        let first = self.look(dir, age, &OrphanCandidates::default());
         assert_eq!(first.removed, Litter::default(), "nothing goes at the first look");
-        self.look(dir, age, &first.suspects)
+        self.look(dir, age, &first.candidates)
     }
 
-    fn look(&self, dir: &str, age: Duration, before: &Suspects) -> OrphanPass {
+    fn look(&self, dir: &str, age: Duration, before: &OrphanCandidates) -> OrphanPass {
         let mut config = Config::new("x");
         (config.remove_orphans, config.prune_empty_dirs) = (Some(age), Some(age));
         let context = JobContext::deleting(Arc::new(Clock::default()), &config);
@@ -135,8 +135,8 @@ fn what_has_changed_since_it_was_suspected_is_a_suspect_anew() {
     let cache = Cache::with(&[("a.result.json.lz4", "x"), ("b.result.json.lz4", "x")]);
     fs::create_dir(cache.path("empty")).unwrap();
     let age = some_age();
-    let first = cache.look("", age, &Suspects::default()).suspects;
-    let directory = cache.look("empty", age, &Suspects::default()).suspects;
+    let first = cache.look("", age, &OrphanCandidates::default()).candidates;
+    let directory = cache.look("empty", age, &OrphanCandidates::default()).candidates;
     // Both look old, as where the clock of the file system is behind.
     cache.write("a.result.json.lz4", "y");
     cache.write("c.result.json.lz4", "x");
@@ -146,9 +146,9 @@ fn what_has_changed_since_it_was_suspected_is_a_suspect_anew() {
     let second = cache.look("", age, &first);
     assert_eq!(second.removed.orphans, 1);
     assert!(!cache.path("b.result.json.lz4").exists());
-    assert_eq!(second.suspects.files.len(), 2);
+    assert_eq!(second.candidates.files.len(), 2);
     assert!(second.next.is_some());
-    assert_eq!(cache.look("", age, &second.suspects).removed.orphans, 2);
+    assert_eq!(cache.look("", age, &second.candidates).removed.orphans, 2);
     assert_eq!(cache.look("empty", age, &directory).removed.pruned, 0);
 }
 

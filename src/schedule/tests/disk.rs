@@ -56,11 +56,11 @@ pub(super) struct Disk {
     pub random: Random,
     pub now: Now,
     pub names: BTreeMap<Name, Halves>,
-    /// Trees that were moved out of the cache directory.
+    /// SubtreeSet that were moved out of the cache directory.
     outside: Vec<Vec<(PathBuf, u8, Halves)>>,
     unreadable: BTreeSet<String>,
     /// Directories in which another cleaner is at work.
-    owned: BTreeSet<String>,
+    recoveries: BTreeSet<String>,
     /// Files that are being written.
     writers: Vec<u64>,
     versions: u64,
@@ -102,7 +102,7 @@ impl Disk {
             names: BTreeMap::new(),
             outside: Vec::new(),
             unreadable: BTreeSet::new(),
-            owned: BTreeSet::new(),
+            recoveries: BTreeSet::new(),
             writers: Vec::new(),
             versions: 0,
             events: Vec::new(),
@@ -339,8 +339,8 @@ impl Disk {
     /// Another cleaner begins to work in a directory, or ends.
     fn change_owner(&mut self) {
         let (dir, _) = self.name();
-        if !self.owned.remove(&dir) {
-            self.owned.insert(dir);
+        if !self.recoveries.remove(&dir) {
+            self.recoveries.insert(dir);
         }
     }
 
@@ -355,7 +355,7 @@ impl Disk {
         while !self.writers.is_empty() {
             self.end_writing();
         }
-        self.owned.clear();
+        self.recoveries.clear();
         for dir in std::mem::take(&mut self.unreadable) {
             self.tell_of_tree(&dir);
         }
@@ -392,18 +392,18 @@ impl Disk {
         (names.cloned().collect(), Summary { unreadable, ..Summary::default() })
     }
 
-    /// Takes up what lies under reserved names where a scan has been; the pairs that this touched.
+    /// Takes up what lies under reserved names where a scan has been; the pairs that this changed_since.
     pub fn recover(&mut self, scope: &Scope, summary: &mut Summary) -> Vec<Name> {
-        let mut touched = Vec::new();
+        let mut changed_since = Vec::new();
         for name in self.names.keys().cloned().collect::<Vec<_>>() {
             let halves = self.names[&name];
             let dir: std::sync::Arc<Path> = Path::new(&name.0).into();
             if halves.taken == (None, None) || !scope.covers(&dir) || !self.can_read(&name.0) {
                 continue;
             }
-            if self.owned.contains(&name.0) {
-                if !summary.owned.contains(&dir) {
-                    summary.owned.push(dir);
+            if self.recoveries.contains(&name.0) {
+                if !summary.recoveries.contains(&dir) {
+                    summary.recoveries.push(dir);
                 }
                 continue;
             }
@@ -412,7 +412,7 @@ impl Disk {
                 self.needs_sweep = true;
                 continue;
             }
-            touched.push(name.clone());
+            changed_since.push(name.clone());
             let (version, now) = (self.version(), self.now);
             let halves = self.halves(&name);
             let (result, metadata) = std::mem::take(&mut halves.taken);
@@ -426,7 +426,7 @@ impl Disk {
             halves.result = halves.result.or(given_back);
             self.tell(&name, true, WriteState::Closed);
         }
-        touched
+        changed_since
     }
 
     /// What a scan finds of a pair that does not read again what has one of `marks`.

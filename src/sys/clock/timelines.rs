@@ -1,4 +1,4 @@
-//! The worker's clock and agenda in generated timelines: the wall clock is set by ±1 s to ±10
+//! The worker's clock and schedule in generated timelines: the wall clock is set by ±1 s to ±10
 //! years, once, several times in a row, and back and forth; the machine falls asleep; all on
 //! clocks that only this file moves.
 //!

@@ -108,7 +108,7 @@ fn a_watch_that_was_set_below_what_is_being_renamed_is_set_anew() {
     let arrives = |expected: &dyn Fn(Changes) -> bool| {
         (0..6000).any(|_| {
             thread::sleep(Duration::from_millis(10));
-            expected(inbox.take())
+            expected(inbox.drain())
         })
     };
     assert!(arrives(&|news| news.trees.contains(Path::new("s"))));
@@ -143,7 +143,7 @@ fn of_many_that_are_to_be_watched_each_gets_its_own_answer() {
     }
     let mut news = std::collections::HashSet::new();
     while news.len() < 3 {
-        news.extend(inbox.take().pairs.into_keys().map(|key| key.dir));
+        news.extend(inbox.drain().pairs.into_keys().map(|key| key.dir));
         thread::sleep(Duration::from_millis(1));
     }
 }

@@ -11,7 +11,7 @@ use super::{DAY, EPOCH, Event, HOLD, LATEST, Plan, SECOND, SLOWEST, Timeline, mo
 use crate::pair::change::{Changes, Trigger, WriteState};
 use crate::pair::name::{PairKey, Stem};
 use crate::pair::outcome::{Job, JobResult, Outcome};
-use crate::schedule::{Agenda, Source};
+use crate::schedule::{Schedule, Source};
 
 const BOOTED: i64 = 100 * SECOND;
 /// Steps that are closer may be seen as one: the pause between two looks, and a slow wake-up.
@@ -49,7 +49,7 @@ pub(super) struct World {
     pairs: Vec<Pair>,
     // The worker.
     steps: Steps,
-    agenda: Agenda,
+    schedule: Schedule,
     slow: (i64, i64),
     next_tick: i64,
     wake: i64,
@@ -85,7 +85,7 @@ impl World {
             history: Vec::new(),
             pairs: timeline.plans.iter().enumerate().map(pair).collect(),
             steps: Steps::default(),
-            agenda: Agenda::default(),
+            schedule: Schedule::default(),
             slow: timeline.slow,
             next_tick: 0,
             wake: 0,
@@ -124,7 +124,7 @@ impl World {
         pair.is_there = true;
         let told = Trigger { appeared: true, writer: WriteState::Closed };
         let pairs = HashMap::from([(pair.key.clone(), told)]);
-        self.agenda.note(Changes { pairs, ..Changes::default() });
+        self.schedule.apply_changes(Changes { pairs, ..Changes::default() });
         self.wake = self.wake.min(self.mono);
     }
 
@@ -174,12 +174,12 @@ impl World {
             for job in jobs {
                 let outcome = self.attend(&job)?;
                 let now = self.now();
-                self.agenda.settle(JobResult { key: job.key, outcome }, Source::Job, now);
+                self.schedule.complete(JobResult { key: job.key, outcome }, Source::Job, now);
             }
         }
         let now = self.now();
-        let mut jobs = self.agenda.take_looks(256);
-        jobs.extend(self.agenda.take_due(now, 256));
+        let mut jobs = self.schedule.take_inspections(256);
+        jobs.extend(self.schedule.take_due(now, 256));
         for pair in self.pairs.iter_mut().filter(|pair| jobs.iter().any(|job| job.key == pair.key))
         {
             // The first job is to look at what was published.
@@ -192,7 +192,7 @@ impl World {
         }
         // Timers are a millisecond late rather than early.
         let since_start = |at: Instant| (at - self.start).as_micros().div_ceil(1000) as i64;
-        let next = self.agenda.next_pair(now).map_or(i64::MAX, since_start);
+        let next = self.schedule.next_pair(now).map_or(i64::MAX, since_start);
         self.wake = next.min(self.next_tick).min(self.mono + TICK.as_millis() as i64);
         self.check()
     }
