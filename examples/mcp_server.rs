@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 const RESULT: &str = ".result.json.lz4";
 const METADATA: &str = ".metadata.json";
-const LONGEST_TTL: f64 = 10.0 * 365.0 * 86_400.0;
+const MAX_TTL: f64 = 10.0 * 365.0 * 86_400.0;
 
 /// Where each result lies, by its id.
 #[derive(Clone, Default)]
@@ -129,8 +129,8 @@ impl Server {
     /// Publishes both files, the result first: until its metadata is there, it stays.
     fn store(&self, arguments: StoreArguments) -> io::Result<Stored> {
         let StoreArguments { result, result_type, ttl_seconds, query_context } = arguments;
-        if !(0.0..=LONGEST_TTL).contains(&ttl_seconds) {
-            return Err(io::Error::other(format!("ttl_seconds must be from 0 to {LONGEST_TTL}")));
+        if !(0.0..=MAX_TTL).contains(&ttl_seconds) {
+            return Err(io::Error::other(format!("ttl_seconds must be from 0 to {MAX_TTL}")));
         }
         let original = serde_json::to_vec(&result)?;
         let compressed = compress(&original)?;

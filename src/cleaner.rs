@@ -7,12 +7,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
-use crate::disk::root::{Standing, look_at};
+use crate::disk::root::{Located, locate};
 use crate::error::Error;
 use crate::sys::clock::now_utc;
 use crate::sys::runtime::{self, panic_message};
 use crate::telemetry::events::Events;
-use crate::telemetry::recorder::Views;
+use crate::telemetry::recorder::Readers;
 use crate::telemetry::stats::{Recent, Stats, SweepReport};
 use crate::worker::{Request, Worker};
 
@@ -40,7 +40,7 @@ const STOP_TIME: Duration = Duration::from_millis(650);
 pub struct Cleaner {
     /// Closing it stops the worker.
     requests: mpsc::UnboundedSender<Request>,
-    views: Arc<Views>,
+    readers: Arc<Readers>,
     /// `None` once it was seen to have ended by itself.
     task: Option<JoinHandle<Result<(), Error>>>,
 }
@@ -64,12 +64,12 @@ impl Cleaner {
         let absolute = std::path::absolute(&path)
             .map_err(|source| Error::Unreadable { path: path.clone(), source })?;
         let looked_at = absolute.clone();
-        let standing = runtime.spawn_blocking(move || look_at(&looked_at)).await;
-        if let Ok(Standing::NotADirectory) = standing {
+        let standing = runtime.spawn_blocking(move || locate(&looked_at)).await;
+        if let Ok(Located::NotADirectory) = standing {
             return Err(Error::NotADirectory { path });
         }
         let reporter = start_reporter(&config)?;
-        let (worker, events, views) = Worker::new(&config, path, absolute, reporter);
+        let (worker, events, readers) = Worker::new(&config, path, absolute, reporter);
         let (requests, asked) = mpsc::unbounded_channel();
         let task = runtime.spawn(async move {
             let run = worker.run(events, asked).await;
@@ -80,7 +80,7 @@ impl Cleaner {
             finish(reporter, STOP_TIME.saturating_sub(asked_to_stop.elapsed())).await;
             Ok(())
         });
-        Ok(Self { requests, views: Arc::new(views), task: Some(task) })
+        Ok(Self { requests, readers: Arc::new(readers), task: Some(task) })
     }
 
     /// The state at this moment. Never waits for the file system.
@@ -92,7 +92,7 @@ impl Cleaner {
     /// Something to read the stats by from elsewhere, which does not keep the cleaner running.
     #[must_use]
     pub fn observer(&self) -> Observer {
-        Observer { views: Arc::clone(&self.views), requests: self.requests.downgrade() }
+        Observer { readers: Arc::clone(&self.readers), requests: self.requests.downgrade() }
     }
 
     /// What the cleaner does from now on, one by one.
@@ -120,7 +120,7 @@ impl Cleaner {
     /// ```
     #[must_use]
     pub fn subscribe(&self) -> Events {
-        self.views.subscriptions.subscribe()
+        self.readers.subscriptions.subscribe()
     }
 
     /// Makes a full sweep now, after the one that may be under way; what it did. Where the cache
@@ -195,7 +195,7 @@ async fn join(task: &mut JoinHandle<Result<(), Error>>) -> Result<(), Error> {
 /// ```
 #[derive(Debug, Clone)]
 pub struct Observer {
-    views: Arc<Views>,
+    readers: Arc<Readers>,
     requests: mpsc::WeakUnboundedSender<Request>,
 }
 
@@ -203,7 +203,7 @@ impl Observer {
     /// The state at this moment. Never waits for the file system.
     #[must_use]
     pub fn get_stats(&self) -> Stats {
-        self.views.stats.get()
+        self.readers.stats.get()
     }
 
     /// Returns true as soon as the cleaner takes in requests, false once it has ended: one that
@@ -217,7 +217,7 @@ impl Observer {
     /// What happened lately.
     #[must_use]
     pub fn recent(&self) -> Recent {
-        self.views.diary.read(now_utc())
+        self.readers.history.read(now_utc())
     }
 
     /// The state, how many pairs expire when, and what happened lately. To count takes the worker some
@@ -240,7 +240,7 @@ impl crate::server::StatsSource for Observer {
     }
 
     fn metrics(&self) -> Result<String, String> {
-        self.views.telemetry.render(&self.get_stats(), &self.recent())
+        self.readers.telemetry.render(&self.get_stats(), &self.recent())
     }
 
     fn alive(&self) -> bool {

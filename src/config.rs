@@ -13,7 +13,7 @@ pub const DEFAULT_CACHE_DIR: &str = "~/.omnimemory/cached_results";
 pub const DEFAULT_METRICS_URL: &str = "http://localhost:8003";
 
 /// How old orphans and empty directories have to be at least to be removed.
-pub const LEAST_AGE: Duration = Duration::from_secs(3600);
+pub const MIN_ORPHAN_AGE: Duration = Duration::from_secs(3600);
 
 /// Is told of each result that was removed, so that an application can drop what refers to it.
 ///
@@ -155,8 +155,8 @@ impl Config {
             ("report_interval", self.report_interval, millisecond),
             ("fallback_interval", self.fallback_interval, millisecond),
             ("max_disk_time", self.max_disk_time.unwrap_or(millisecond), millisecond),
-            ("remove_orphans", self.remove_orphans.unwrap_or(LEAST_AGE), LEAST_AGE),
-            ("prune_empty_dirs", self.prune_empty_dirs.unwrap_or(LEAST_AGE), LEAST_AGE),
+            ("remove_orphans", self.remove_orphans.unwrap_or(MIN_ORPHAN_AGE), MIN_ORPHAN_AGE),
+            ("prune_empty_dirs", self.prune_empty_dirs.unwrap_or(MIN_ORPHAN_AGE), MIN_ORPHAN_AGE),
         ];
         for (setting, value, minimum) in least {
             if value < minimum {
@@ -167,7 +167,7 @@ impl Config {
     }
 }
 
-/// How old [litter](crate::jobs::orphans) has to be to be removed; `None` where it stays.
+/// How old [orphans](crate::jobs::orphans) has to be to be removed; `None` where it stays.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Ages {
     pub orphans: Option<Duration>,
@@ -262,9 +262,10 @@ mod tests {
         assert!(config.validate().unwrap_err().to_string().contains("max_disk_time"));
         config.max_disk_time = Some(Duration::from_millis(1));
         config.validate().unwrap();
-        config.remove_orphans = Some(LEAST_AGE - Duration::from_nanos(1));
+        config.remove_orphans = Some(MIN_ORPHAN_AGE - Duration::from_nanos(1));
         assert!(config.validate().unwrap_err().to_string().contains("remove_orphans"));
-        (config.remove_orphans, config.prune_empty_dirs) = (Some(LEAST_AGE), Some(LEAST_AGE));
+        (config.remove_orphans, config.prune_empty_dirs) =
+            (Some(MIN_ORPHAN_AGE), Some(MIN_ORPHAN_AGE));
         config.validate().unwrap();
         config.fallback_interval = Duration::ZERO;
         assert!(config.validate().is_err());

@@ -96,7 +96,7 @@ mod worker;
 
 pub use cleaner::{Cleaner, Observer};
 pub use config::{
-    Config, DEFAULT_CACHE_DIR, DEFAULT_METRICS_URL, LEAST_AGE, ResultStore, expand_home,
+    Config, DEFAULT_CACHE_DIR, DEFAULT_METRICS_URL, MIN_ORPHAN_AGE, ResultStore, expand_home,
 };
 pub use display::display_path;
 pub use error::Error;
@@ -109,6 +109,6 @@ pub use telemetry::events::{Event, Events};
 #[cfg(feature = "report")]
 pub use telemetry::http_client::fetch_stats;
 pub use telemetry::stats::{
-    ExpiryBucket, FreedSpan, LastSweep, LitterReport, Recent, RecentError, Stats, SweepReport,
+    ExpiryBucket, FreedSpan, LastSweep, OrphanReport, Recent, RecentError, Stats, SweepReport,
     WatchState,
 };

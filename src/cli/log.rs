@@ -18,7 +18,7 @@ use super::progress::ProgressLine;
 use super::{exclusive, output, switch};
 
 /// How many lines wait for a reader; later ones are dropped.
-const MOST_LINES: usize = 10_000;
+const MAX_LINES: usize = 10_000;
 /// How long the last lines may take to be read.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -81,7 +81,7 @@ impl LogArgs {
     /// Starts the log of a service, which never waits for whoever reads it.
     pub fn start(&self) -> ServiceLog {
         let (writer, guard) = NonBlockingBuilder::default()
-            .buffered_lines_limit(MOST_LINES)
+            .buffered_lines_limit(MAX_LINES)
             .thread_name("log")
             .finish(stderr());
         start(self.level, self.format, writer.clone());

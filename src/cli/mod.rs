@@ -21,7 +21,7 @@ use clap::builder::FalseyValueParser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Parser, Subcommand};
-use result_cleaner::{Config, DEFAULT_CACHE_DIR, Error, LEAST_AGE};
+use result_cleaner::{Config, DEFAULT_CACHE_DIR, Error, MIN_ORPHAN_AGE};
 
 /// Why a command failed: one line for the person who called it.
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -92,7 +92,7 @@ impl OptIns {
 
 fn age(text: &str) -> Result<Duration, String> {
     let age = duration(text)?;
-    if age < LEAST_AGE {
+    if age < MIN_ORPHAN_AGE {
         return Err(
             "it must be at least 1h: what is younger may still be about to be completed".to_owned()
         );

@@ -58,7 +58,7 @@ pub(crate) fn execute(args: SweepArgs) -> Result<(), Failure> {
             report.errors,
             took.as_secs_f64(),
         )?;
-        let Some(litter) = report.litter else { return Ok(()) };
+        let Some(litter) = report.orphans else { return Ok(()) };
         writeln!(
             out,
             "{} {} orphans, {} {}, and {} empty directories",

@@ -31,7 +31,7 @@ const LOOKUPS: u32 = 100;
 
 /// What stands where the cache directory should be.
 #[derive(Debug)]
-pub(crate) enum Standing {
+pub(crate) enum Located {
     /// A directory that can be read.
     Directory(RootId),
     /// Nothing.
@@ -52,7 +52,7 @@ pub(crate) struct RootId {
 }
 
 /// Looks at what stands at `path`, which may be a symbolic link.
-pub(crate) fn look_at(path: &Path) -> Standing {
+pub(crate) fn locate(path: &Path) -> Located {
     let identity = || -> io::Result<Option<RootId>> {
         let resolved = std::fs::canonicalize(path)?;
         let seen = stat(&resolved)?;
@@ -63,12 +63,12 @@ pub(crate) fn look_at(path: &Path) -> Standing {
         Ok(Some(RootId { path: resolved, dev: seen.st_dev, ino: seen.st_ino }))
     };
     match identity() {
-        Ok(Some(id)) => Standing::Directory(id),
-        Ok(None) => Standing::NotADirectory,
+        Ok(Some(id)) => Located::Directory(id),
+        Ok(None) => Located::NotADirectory,
         Err(error) => match error.kind() {
-            io::ErrorKind::NotFound => Standing::Absent,
-            io::ErrorKind::NotADirectory => Standing::NotADirectory,
-            _ => Standing::Unreadable(error),
+            io::ErrorKind::NotFound => Located::Absent,
+            io::ErrorKind::NotADirectory => Located::NotADirectory,
+            _ => Located::Unreadable(error),
         },
     }
 }
@@ -90,15 +90,15 @@ impl Root {
     /// [`Error::NotADirectory`] and [`Error::Unreadable`].
     pub fn at(path: &Path) -> Result<Option<Self>, Error> {
         let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
-        match look_at(path) {
-            Standing::Directory(id) => match Self::open(id) {
+        match locate(path) {
+            Located::Directory(id) => match Self::open(id) {
                 Ok(root) => Ok(Some(root)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(unreadable(error)),
             },
-            Standing::Absent => Ok(None),
-            Standing::NotADirectory => Err(Error::NotADirectory { path: path.to_owned() }),
-            Standing::Unreadable(error) => Err(unreadable(error)),
+            Located::Absent => Ok(None),
+            Located::NotADirectory => Err(Error::NotADirectory { path: path.to_owned() }),
+            Located::Unreadable(error) => Err(unreadable(error)),
         }
     }
 
@@ -189,7 +189,7 @@ impl Root {
         Ok(fd)
     }
 
-    /// The same lookup, one component at a time: a rename elsewhere disturbs none of these steps.
+    /// The same lookup, one component at a time: a rename elsewhere disturbs none of these jumps.
     fn step_by_step(&self, mut fd: OwnedFd, piece: &Path) -> io::Result<OwnedFd> {
         for name in piece {
             fd = open_step(&fd, Path::new(name))?;
@@ -348,7 +348,7 @@ mod tests {
         std::fs::create_dir(temp.path().join("outside")).unwrap();
         symlink("../outside", temp.path().join("cache/link")).unwrap();
         symlink("b", temp.path().join("cache/a/inner")).unwrap();
-        let Standing::Directory(id) = look_at(&temp.path().join("cache")) else { panic!() };
+        let Located::Directory(id) = locate(&temp.path().join("cache")) else { panic!() };
         let root = Root::open(id).unwrap();
         for (path, allowed) in [
             ("", true),
@@ -371,7 +371,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let cache = temp.path().join("cache");
         std::fs::create_dir_all(cache.join("a/b")).unwrap();
-        let Standing::Directory(id) = look_at(&cache) else { panic!() };
+        let Located::Directory(id) = locate(&cache) else { panic!() };
         let root = Root::open(id).unwrap();
         let dir = root.open_dir(&Path::new("a/b").into()).unwrap();
         let answers = |dir| (root.still_contains(dir).unwrap(), root.path_leads_to(dir).unwrap());
@@ -416,16 +416,16 @@ mod tests {
     fn a_replaced_directory_is_another_one() {
         let temp = tempfile::tempdir().unwrap();
         let cache = temp.path().join("cache");
-        assert!(matches!(look_at(&cache), Standing::Absent));
+        assert!(matches!(locate(&cache), Located::Absent));
         std::fs::create_dir(&cache).unwrap();
-        let Standing::Directory(first) = look_at(&cache) else { panic!() };
+        let Located::Directory(first) = locate(&cache) else { panic!() };
         std::fs::rename(&cache, temp.path().join("old")).unwrap();
         std::fs::create_dir(&cache).unwrap();
-        let Standing::Directory(second) = look_at(&cache) else { panic!() };
+        let Located::Directory(second) = locate(&cache) else { panic!() };
         assert_ne!(first, second);
         assert_eq!(Root::open(first).unwrap_err().kind(), io::ErrorKind::NotFound);
         std::fs::remove_dir(&cache).unwrap();
         std::fs::write(&cache, "").unwrap();
-        assert!(matches!(look_at(&cache), Standing::NotADirectory));
+        assert!(matches!(locate(&cache), Located::NotADirectory));
     }
 }

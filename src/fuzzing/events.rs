@@ -341,9 +341,9 @@ impl<'a> World<'a> {
                 self.waiting.insert(key.clone(), expires_at);
             }
         }
-        let activity = self.schedule.complete(JobResult { key, outcome }, source, self.now);
-        assert_eq!((activity.deleted, activity.freed_bytes), (deleted, 7 * deleted));
-        assert!(u64::from(fails) <= activity.errors && activity.errors <= u64::from(may_fail));
+        let tally = self.schedule.complete(JobResult { key, outcome }, source, self.now);
+        assert_eq!((tally.deleted, tally.freed_bytes), (deleted, 7 * deleted));
+        assert!(u64::from(fails) <= tally.errors && tally.errors <= u64::from(may_fail));
     }
 
     /// Scans what is to be scanned, and finds some of the pairs there.
@@ -372,8 +372,8 @@ impl<'a> World<'a> {
                 self.settle(key, outcome, Source::Scan(id));
             }
         }
-        let activity = self.schedule.end_scan(id, Summary::default(), self.now);
-        assert_eq!(activity, Default::default());
+        let tally = self.schedule.end_scan(id, Summary::default(), self.now);
+        assert_eq!(tally, Default::default());
         self.waiting.retain(|key, _| !covers(&key.dir) || found.contains(key));
     }
 

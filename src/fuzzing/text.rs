@@ -24,7 +24,7 @@ pub fn expires_at(bytes: &[u8]) {
         1 => String::from_utf8_lossy(input.rest()).into_owned(),
         _ => text(&mut input, day),
     };
-    let found = parse(&text, &Steps(&zone));
+    let found = parse(&text, &ClockJumps(&zone));
     if let Err(reason) = &found {
         assert_is_one_line(&reason.to_string());
     }
@@ -124,9 +124,9 @@ fn civil(day: i64) -> (i64, i64, i64) {
 
 /// Local time by a list of offsets. Only the direction from UTC is defined.
 #[derive(Clone)]
-struct Steps<'a>(&'a Zone);
+struct ClockJumps<'a>(&'a Zone);
 
-impl TimeZone for Steps<'_> {
+impl TimeZone for ClockJumps<'_> {
     type Offset = FixedOffset;
 
     fn from_offset(_: &FixedOffset) -> Self {

@@ -129,7 +129,7 @@ impl JobContext {
         &self.backpressure
     }
 
-    /// How old litter has to be to be removed, if at all.
+    /// How old orphans has to be to be removed, if at all.
     pub fn orphan_ages(&self) -> Ages {
         self.orphan_ages
     }
@@ -175,12 +175,12 @@ pub(crate) fn result_path(root: &Root, rel: &Path, stem: &Stem) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::root::{Standing, look_at};
+    use crate::disk::root::{Located, locate};
 
     #[test]
     fn only_the_thread_of_bulky_work_gives_way() {
         let temp = tempfile::tempdir().unwrap();
-        let Standing::Directory(id) = look_at(temp.path()) else { panic!() };
+        let Located::Directory(id) = locate(temp.path()) else { panic!() };
         let root = Root::open(id).unwrap();
         let context = JobContext::deleting(Arc::new(Clock::default()), &Config::new("x"));
         let nice = || getpriority_process(None).unwrap();

@@ -42,7 +42,7 @@ impl OrphanPass {
     }
 }
 
-/// Removes the litter in the directory `rel` below the cache directory that is old enough, and was
+/// Removes the orphans in the directory `rel` below the cache directory that is old enough, and was
 /// suspected `before`; where the context only looks, counts all of it. At most `limit` candidates are told.
 pub(crate) fn tidy(
     root: &Root,
@@ -67,14 +67,14 @@ pub(crate) fn tidy(
     };
     match tidy() {
         Err(error) if !is_not_ours(&error) => {
-            pass.fail(rel.to_path_buf(), "look for litter in it", &error);
+            pass.fail(rel.to_path_buf(), "look for orphans in it", &error);
         }
         _ => {}
     }
     pass
 }
 
-/// What there is in a directory, as far as it tells what is litter.
+/// What there is in a directory, as far as it tells what is orphans.
 #[derive(Debug, Default)]
 struct Contents {
     is_empty: bool,

@@ -411,7 +411,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
-    use crate::disk::root::{Standing, look_at};
+    use crate::disk::root::{Located, locate};
     use crate::sys::clock::Clock;
     use crate::watch::inbox::Inbox;
 
@@ -426,7 +426,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             fs::write(dir.path().join("a.result.json.lz4"), "result").unwrap();
             fs::write(dir.path().join("a.metadata.json"), metadata(expires_at)).unwrap();
-            let Standing::Directory(id) = look_at(dir.path()) else { panic!() };
+            let Located::Directory(id) = locate(dir.path()) else { panic!() };
             let context = JobContext::deleting(Arc::new(Clock::default()), &Config::new("x"));
             Self { dir, context, root: Root::open(id).unwrap() }
         }

@@ -336,7 +336,7 @@ impl Scan<'_> {
             let pairs = metadata.iter().filter(|stem| results.contains(*stem)).count();
             let has_orphans = pairs < metadata.len().max(results.len());
             if is_empty || has_leftovers || has_orphans {
-                summary.litter.push(Arc::clone(&dir.rel));
+                summary.orphans.push(Arc::clone(&dir.rel));
             }
         }
         let mut pairs = metadata.into_iter().map(|stem| {

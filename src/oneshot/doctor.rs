@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::disk::filesystem::silent_file_system;
-use crate::disk::root::{Dir, Root, Standing, look_at};
+use crate::disk::root::{Dir, Located, Root, locate};
 use crate::display::display_path;
 use crate::error::Error;
 use crate::pair::change::WatchError;
@@ -138,8 +138,8 @@ fn check_directory(cache_dir: &Path, checks: &mut Vec<Check>) -> Option<(Root, D
         let remedy = if is_out_of_files(error) { MORE_FILES } else { READABLE };
         Check::wrong(CHECK, format!("{shown} can't be read: {error}"), remedy)
     };
-    let (check, opened) = match look_at(cache_dir) {
-        Standing::Directory(id) => {
+    let (check, opened) = match locate(cache_dir) {
+        Located::Directory(id) => {
             let resolved = display_path(&id.path);
             let open = || {
                 let root = Root::open(id)?;
@@ -151,17 +151,17 @@ fn check_directory(cache_dir: &Path, checks: &mut Vec<Check>) -> Option<(Root, D
                 Err(error) => (unreadable(&error), None),
             }
         }
-        Standing::Absent => {
+        Located::Absent => {
             let remedy = format!(
                 "none is needed, the service picks it up when it appears; or `mkdir -p {shown}`"
             );
             (Check::warning(CHECK, format!("{shown} does not exist yet"), remedy), None)
         }
-        Standing::NotADirectory => {
+        Located::NotADirectory => {
             let remedy = "name the directory that holds the cached results";
             (Check::wrong(CHECK, format!("{shown} is no directory"), remedy), None)
         }
-        Standing::Unreadable(error) => (unreadable(&error), None),
+        Located::Unreadable(error) => (unreadable(&error), None),
     };
     checks.push(check);
     opened

@@ -25,7 +25,7 @@ use crate::pair::outcome::{Job, JobResult, Outcome};
 use crate::sys::clock::Clock;
 
 /// The longest name that file systems take, in bytes.
-const LONGEST_NAME: usize = 255;
+const MAX_NAME: usize = 255;
 
 /// Why a result goes or stays, as far as it can be told now; [`explain`] makes one.
 #[derive(Debug, Clone, PartialEq)]
@@ -321,7 +321,7 @@ impl Explaining {
         match outcome {
             Outcome::NotDue { .. } | Outcome::Unchanged => (Fate::Waits, words::WAITS.to_owned()),
             Outcome::Due { .. } => match obstacle(dir, stem) {
-                None if stem.claim(Half::Result).len() > LONGEST_NAME => {
+                None if stem.claim(Half::Result).len() > MAX_NAME => {
                     (Fate::Due, format!("{} {}", words::GOES, words::LONG_NAME))
                 }
                 None => (Fate::Due, words::GOES.to_owned()),

@@ -27,7 +27,7 @@ use crate::pair::tally::{self, Tally};
 use crate::pair::version::{FileState, FileTime, SETTLE_TIME, Version};
 use crate::sys::clock::Clock;
 use crate::sys::runtime::joined;
-use crate::telemetry::stats::{LitterReport, SweepReport};
+use crate::telemetry::stats::{OrphanReport, SweepReport};
 
 /// Deletes what has expired now, without a running service.
 ///
@@ -129,10 +129,10 @@ impl Progress {
         self.freed_bytes.load(Ordering::Relaxed)
     }
 
-    fn set(&self, activity: &Tally, checked: usize) {
+    fn set(&self, tally: &Tally, checked: usize) {
         self.checked.fetch_add(checked as u64, Ordering::Relaxed);
-        self.deleted.store(activity.deleted, Ordering::Relaxed);
-        self.freed_bytes.store(activity.freed_bytes, Ordering::Relaxed);
+        self.deleted.store(tally.deleted, Ordering::Relaxed);
+        self.freed_bytes.store(tally.freed_bytes, Ordering::Relaxed);
     }
 }
 
@@ -220,12 +220,12 @@ fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<Sweep
         let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
         let checked = found.len();
         found.into_iter().for_each(|found| sums.add(found, None));
-        progress.set(&sums.activity, checked);
+        progress.set(&sums.tally, checked);
     })?;
     let mut sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
-    sums.activity.checked = summary.results;
-    sums.activity.deleted += summary.finished;
-    sums.activity.freed_bytes += summary.freed;
+    sums.tally.checked = summary.results;
+    sums.tally.deleted += summary.finished;
+    sums.tally.freed_bytes += summary.freed;
     for (path, error) in summary.unreadable {
         sums.error(&path, &format_args!("can't read the directory: {error}"));
     }
@@ -233,11 +233,11 @@ fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<Sweep
         sums.error(&path, &format_args!("can't take up what a killed cleaner has left: {error}"));
     }
     let doubts = std::mem::take(&mut sums.doubts);
-    let litter = Litter::find(root, context, summary.litter);
+    let orphans = Orphans::find(root, context, summary.orphans);
     if let Some(wait) = doubts
         .iter()
         .map(|doubt| doubt.wait)
-        .chain(litter.wait().filter(|_| context.deletes()))
+        .chain(orphans.wait().filter(|_| context.deletes()))
         .max()
     {
         thread::sleep(wait);
@@ -259,13 +259,13 @@ fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<Sweep
         let again = about.get(&found.key).copied();
         sums.add(found, again);
     }
-    let removed = litter.remove(root, context, &mut sums);
-    sums.activity.duration = start.elapsed();
-    Ok(SweepReport { litter: removed, ..SweepReport::from(sums.activity) })
+    let removed = orphans.remove(root, context, &mut sums);
+    sums.tally.duration = start.elapsed();
+    Ok(SweepReport { orphans: removed, ..SweepReport::from(sums.tally) })
 }
 
-/// The litter that a scan came upon.
-struct Litter {
+/// The orphans that a scan came upon.
+struct Orphans {
     is_wanted: bool,
     /// Directories with some that is old enough, and what that is.
     candidates: Vec<(Arc<Path>, OrphanCandidates)>,
@@ -273,23 +273,23 @@ struct Litter {
     failures: Vec<(PathBuf, Failure)>,
 }
 
-impl Litter {
-    /// Looks at what in `dirs` may be litter.
+impl Orphans {
+    /// Looks at what in `dirs` may be orphans.
     fn find(root: &Root, context: &JobContext, dirs: Vec<Arc<Path>>) -> Self {
         let looking = context.only_looking();
         let is_wanted = context.orphan_ages().any();
-        let mut litter = Self { is_wanted, candidates: Vec::new(), failures: Vec::new() };
+        let mut orphans = Self { is_wanted, candidates: Vec::new(), failures: Vec::new() };
         for dir in dirs {
             let pass =
                 orphans::tidy(root, &looking, &dir, &OrphanCandidates::default(), usize::MAX);
             if pass.candidates.is_empty() {
-                litter.failures.extend(pass.failures);
+                orphans.failures.extend(pass.failures);
             } else {
                 // What failed is tried again when these are removed.
-                litter.candidates.push((dir, pass.candidates));
+                orphans.candidates.push((dir, pass.candidates));
             }
         }
-        litter
+        orphans
     }
 
     /// For how long it is to be left alone first: the other half of what stands alone may be about to
@@ -299,8 +299,8 @@ impl Litter {
     }
 
     /// Removes it, unless the context only looks; `None` where nobody has asked for that.
-    fn remove(&self, root: &Root, context: &JobContext, sums: &mut Sums) -> Option<LitterReport> {
-        let mut removed = tally::Litter::default();
+    fn remove(&self, root: &Root, context: &JobContext, sums: &mut Sums) -> Option<OrphanReport> {
+        let mut removed = tally::OrphanTally::default();
         for (path, failure) in &self.failures {
             sums.error(path, failure);
         }
@@ -311,7 +311,7 @@ impl Litter {
                 sums.error(&path, &failure);
             }
         }
-        self.is_wanted.then(|| LitterReport::from(removed))
+        self.is_wanted.then(|| OrphanReport::from(removed))
     }
 }
 
@@ -320,7 +320,7 @@ impl Litter {
 struct Sums {
     /// The cache directory, to name files in the log.
     root: PathBuf,
-    activity: Tally,
+    tally: Tally,
     doubts: Vec<Doubt>,
 }
 
@@ -348,12 +348,12 @@ impl Sums {
             | Outcome::Changed
             | Outcome::ClaimedElsewhere => {}
             Outcome::Due { bytes, .. } => {
-                self.activity.deleted += 1;
-                self.activity.freed_bytes += bytes;
+                self.tally.deleted += 1;
+                self.tally.freed_bytes += bytes;
             }
             Outcome::Deleted { freed, leftover, .. } => {
-                self.activity.deleted += 1;
-                self.activity.freed_bytes += freed;
+                self.tally.deleted += 1;
+                self.tally.freed_bytes += freed;
                 if let Some(failure) = leftover {
                     self.failure(&key, Half::Metadata, failure);
                 }
@@ -387,7 +387,7 @@ impl Sums {
     }
 
     fn error(&mut self, path: &Path, reason: &dyn std::fmt::Display) {
-        self.activity.errors += 1;
+        self.tally.errors += 1;
         tracing::warn!(path = path_field(&self.root.join(path)), "{reason}");
     }
 }

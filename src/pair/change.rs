@@ -1,4 +1,4 @@
-//! The one vocabulary of news.
+//! The one vocabulary of changes.
 //!
 //! Changes is a hint to look again at a name; what is there is told by the disk alone. That is why it
 //! can be merged, doubled and reordered without harm.
@@ -39,7 +39,7 @@ pub(crate) struct Trigger {
 }
 
 impl Trigger {
-    /// Adds later news.
+    /// Adds later changes.
     pub fn merge(&mut self, later: Self) {
         self.appeared |= later.appeared;
         if later.writer != WriteState::Unknown {
@@ -48,7 +48,7 @@ impl Trigger {
     }
 }
 
-/// One piece of news.
+/// One piece of changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
     /// Look at this pair again.
@@ -57,7 +57,7 @@ pub(crate) enum Change {
     Subtree(Arc<Path>),
     /// List this directory again, but not those below it that are known.
     Directory(Arc<Path>),
-    /// There may be litter in this directory.
+    /// There may be orphans in this directory.
     Orphans(Arc<Path>),
     /// Some news was lost: look at everything again.
     EventsLost,
@@ -69,7 +69,7 @@ pub(crate) struct Changes {
     pub pairs: HashMap<PairKey, Trigger>,
     pub trees: HashSet<Arc<Path>>,
     pub dirs: HashSet<Arc<Path>>,
-    pub litter: HashSet<Arc<Path>>,
+    pub orphans: HashSet<Arc<Path>>,
     pub missed: bool,
 }
 
@@ -91,8 +91,8 @@ impl Changes {
             Change::Subtree(dir) if self.trees.len() < MAX_PENDING => {
                 self.trees.insert(dir);
             }
-            Change::Orphans(dir) if self.litter.len() < MAX_PENDING => {
-                self.litter.insert(dir);
+            Change::Orphans(dir) if self.orphans.len() < MAX_PENDING => {
+                self.orphans.insert(dir);
             }
             Change::Directory(_) | Change::Subtree(_) | Change::Orphans(_) | Change::EventsLost => {
                 self.missed = true;
@@ -104,7 +104,7 @@ impl Changes {
         self.pairs.is_empty()
             && self.trees.is_empty()
             && self.dirs.is_empty()
-            && self.litter.is_empty()
+            && self.orphans.is_empty()
             && !self.missed
     }
 }

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use super::change::WatchError;
 use super::mark::Mark;
 use super::name::PairKey;
-use super::tally::Litter;
+use super::tally::OrphanTally;
 use super::version::{Broken, FileState, FileTime};
 
 /// What was found of a pair, and what became of it.
@@ -129,8 +129,8 @@ pub(crate) struct Summary {
     pub recoveries: Vec<Arc<Path>>,
     /// Reserved names that could not be dealt with, and why.
     pub stranded: Vec<(PathBuf, io::Error)>,
-    /// Directories with something that may be litter, where that is to be removed.
-    pub litter: Vec<Arc<Path>>,
+    /// Directories with something that may be orphans, where that is to be removed.
+    pub orphans: Vec<Arc<Path>>,
     /// Directories to scan next: nobody knew them, and only the directory above was to be listed; or they
     /// were elsewhere when their watch was to be set.
     pub new_dirs: Vec<Arc<Path>>,
@@ -138,11 +138,11 @@ pub(crate) struct Summary {
     pub waited: Duration,
 }
 
-/// What became of the litter in one directory.
+/// What became of the orphans in one directory.
 #[derive(Debug, Default)]
 pub(crate) struct OrphanPass {
     /// What was removed, or would be.
-    pub removed: Litter,
+    pub removed: OrphanTally,
     /// What could not be removed, relative to the cache directory, and why.
     pub failures: Vec<(PathBuf, Failure)>,
     /// When the next of what is left may be old enough.

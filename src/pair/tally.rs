@@ -10,18 +10,18 @@ pub(crate) struct Tally {
     pub checked: u64,
     pub errors: u64,
     pub duration: Duration,
-    pub litter: Litter,
+    pub orphans: OrphanTally,
 }
 
-/// Figures of litter that was removed.
+/// Figures of orphans that was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Litter {
+pub(crate) struct OrphanTally {
     pub orphans: u64,
     pub orphan_bytes: u64,
     pub pruned: u64,
 }
 
-impl std::ops::AddAssign for Litter {
+impl std::ops::AddAssign for OrphanTally {
     fn add_assign(&mut self, more: Self) {
         self.orphans += more.orphans;
         self.orphan_bytes += more.orphan_bytes;
@@ -44,6 +44,6 @@ impl std::ops::AddAssign for Tally {
         self.checked += more.checked;
         self.errors += more.errors;
         self.duration += more.duration;
-        self.litter += more.litter;
+        self.orphans += more.orphans;
     }
 }

@@ -108,7 +108,7 @@ impl Pair {
     }
 
     /// Whether the result may belong to metadata that is still to come. File systems keep times
-    /// in steps of some milliseconds, so that equal ones tell nothing.
+    /// in jumps of some milliseconds, so that equal ones tell nothing.
     pub fn may_be_half_published(&self) -> bool {
         self.result.ctime >= self.metadata.ctime
     }

@@ -24,7 +24,7 @@ use crate::pair::version::FileState;
 /// How many files are held at once.
 const AT_ONCE: usize = 64;
 
-/// A file that was judged to be litter.
+/// A file that was judged to be orphans.
 #[derive(Debug)]
 pub(crate) enum Orphan {
     /// A half without the other one.

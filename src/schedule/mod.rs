@@ -69,7 +69,7 @@ pub(crate) struct Schedule {
     expiries: Expiries<Entry>,
     /// Pairs to be attended to again after a pause.
     retries: Queue<PairKey, Instant, Attempts>,
-    /// Pairs of which there is news.
+    /// Pairs of which there is changes.
     inspections: HashMap<PairKey, Trigger>,
     /// Pairs that are being attended to.
     in_flight: HashMap<PairKey, InFlight>,
@@ -126,7 +126,7 @@ struct InFlight {
     attempts: Attempts,
     trigger: Trigger,
     /// Changes that came since it was begun.
-    news: Option<Trigger>,
+    changes: Option<Trigger>,
 }
 
 impl Schedule {
@@ -135,11 +135,11 @@ impl Schedule {
         Self { root: root.to_owned(), ..Self::default() }
     }
 
-    /// Takes in news.
-    pub fn apply_changes(&mut self, news: Changes) {
-        self.rescans.extend(news.trees);
-        self.lists.extend(news.dirs);
-        for (key, trigger) in news.pairs {
+    /// Takes in changes.
+    pub fn apply_changes(&mut self, changes: Changes) {
+        self.rescans.extend(changes.trees);
+        self.lists.extend(changes.dirs);
+        for (key, trigger) in changes.pairs {
             self.apply_change(key, trigger);
         }
     }
@@ -149,7 +149,7 @@ impl Schedule {
         self.lists.insert(dir);
     }
 
-    /// How many pairs and directories are to be looked at because of news.
+    /// How many pairs and directories are to be looked at because of changes.
     pub fn backlog(&self) -> usize {
         self.inspections.len() + self.rescans.len() + self.lists.len()
     }
@@ -168,7 +168,7 @@ impl Schedule {
     fn apply_change(&mut self, key: PairKey, trigger: Trigger) {
         self.half_written.note_writer(&key, trigger.writer);
         if let Some(in_flight_pair) = self.in_flight.get_mut(&key) {
-            in_flight_pair.news.get_or_insert_default().merge(trigger);
+            in_flight_pair.changes.get_or_insert_default().merge(trigger);
         } else if let Some(pending) = self.inspections.get_mut(&key) {
             pending.merge(trigger);
         } else if trigger.appeared || self.knows(&key) {
@@ -186,7 +186,7 @@ impl Schedule {
         self.expiries.contains(key) || self.retries.contains(key)
     }
 
-    /// Gives out pairs of which there is news, at most `limit`. Each has to be settled.
+    /// Gives out pairs of which there is changes, at most `limit`. Each has to be settled.
     pub fn take_inspections(&mut self, limit: usize) -> Vec<Job> {
         let mut jobs = Vec::new();
         let looks: Vec<PairKey> = self.inspections.keys().take(limit).cloned().collect();
@@ -227,7 +227,7 @@ impl Schedule {
         if self.in_flight.contains_key(&key) {
             return None;
         }
-        self.in_flight.insert(key.clone(), InFlight { attempts, trigger, news: None });
+        self.in_flight.insert(key.clone(), InFlight { attempts, trigger, changes: None });
         Some(Job { key, settled: attempts.settled })
     }
 
@@ -256,16 +256,16 @@ impl Schedule {
                 scan.note_changed(&key);
             }
         }
-        let activity = self.apply(key.clone(), outcome, &in_flight_pair, now);
-        if let Some(news) = in_flight_pair.news {
-            self.apply_change(key, news);
+        let tally = self.apply(key.clone(), outcome, &in_flight_pair, now);
+        if let Some(changes) = in_flight_pair.changes {
+            self.apply_change(key, changes);
         }
-        activity
+        tally
     }
 
     fn contested(&mut self, key: &PairKey, id: ScanId, outcome: &Outcome) -> Option<&mut Trigger> {
         if let Some(in_flight_pair) = self.in_flight.get_mut(key) {
-            return Some(in_flight_pair.news.get_or_insert_default());
+            return Some(in_flight_pair.changes.get_or_insert_default());
         }
         let scan = self.scans.iter_mut().find(|scan| scan.id == id)?;
         let stays = !matches!(outcome, Outcome::Deleted { .. } | Outcome::Incomplete);
@@ -282,10 +282,10 @@ impl Schedule {
         now: Now,
     ) -> Tally {
         tracing::trace!(?key, ?outcome, trigger = ?in_flight_pair.trigger, attempts = ?in_flight_pair.attempts, "settled");
-        let mut activity = Tally { checked: 1, ..Tally::default() };
+        let mut tally = Tally { checked: 1, ..Tally::default() };
         if let Outcome::Unchanged = outcome {
             self.unchanged(key);
-            return activity;
+            return tally;
         }
         let attempts = in_flight_pair.attempts;
         if !matches!(outcome, Outcome::Broken { .. } | Outcome::Incomplete) {
@@ -297,7 +297,7 @@ impl Schedule {
         let attempts = Attempts { failures: attempts.failures.max(known_failures), ..attempts };
         if let Outcome::NotDue { expires_at, mark, .. } = outcome {
             self.expiries.insert(key, expires_at, Entry { scan: self.last_scan, mark });
-            return activity;
+            return tally;
         }
         self.expiries.remove(&key);
         match outcome {
@@ -325,13 +325,13 @@ impl Schedule {
                     self.half_written.writer(&key).unwrap_or(in_flight_pair.trigger.writer);
                 let confirm_at = confirm_at(&metadata, wait, writer, attempts, pause, now);
                 let counts = self.broken(key, &metadata, reason, confirm_at, attempts, now);
-                activity.errors += u64::from(counts);
+                tally.errors += u64::from(counts);
             }
             Outcome::Deleted { freed, leftover, .. } => {
-                activity.deleted += 1;
-                activity.freed_bytes += freed;
+                tally.deleted += 1;
+                tally.freed_bytes += freed;
                 if let Some(failure) = leftover {
-                    activity.errors += 1;
+                    tally.errors += 1;
                     self.warn_of(&key, Half::Metadata, &failure);
                     // It may have kept its reserved name.
                     self.scan_later(&key.dir, now);
@@ -355,7 +355,7 @@ impl Schedule {
                     _ => soon,
                 };
                 if attempts.changes == TAKEN_PATIENCE {
-                    activity.errors += 1;
+                    tally.errors += 1;
                     let path = key.path(Half::Result);
                     tracing::warn!(path = path_field(&self.root.join(&path)), "{STAYS_TAKEN}");
                     self.report_error(path, STAYS_TAKEN.to_owned());
@@ -367,16 +367,16 @@ impl Schedule {
                 );
             }
             Outcome::Failed(failure) => {
-                activity.errors += 1;
+                tally.errors += 1;
                 self.failed(key, &failure, attempts, now);
             }
             Outcome::RestoreFailed(failure) => {
-                activity.errors += 1;
+                tally.errors += 1;
                 self.scan_later(&key.dir, now);
                 self.failed(key, &failure, attempts, now);
             }
         }
-        activity
+        tally
     }
 
     /// Takes in that a pair is as it was known when the scan began.
@@ -502,13 +502,13 @@ impl Schedule {
             }
             if let Some(in_flight_pair) = self.in_flight.get_mut(&key) {
                 in_flight_pair.trigger.writer = WriteState::Unknown;
-                in_flight_pair.news = None;
+                in_flight_pair.changes = None;
             }
         }
         for (key, in_flight_pair) in &mut self.in_flight {
             if scope.covers(&key.dir) {
                 let again = Trigger { appeared: true, writer: WriteState::Unknown };
-                in_flight_pair.news.get_or_insert_default().merge(again);
+                in_flight_pair.changes.get_or_insert_default().merge(again);
             }
         }
         for scan in &mut self.scans {
@@ -524,10 +524,10 @@ impl Schedule {
     /// A scan was completed, and all that it found is settled: what it should have seen and did
     /// not is gone. What that adds to the figures.
     pub fn end_scan(&mut self, id: ScanId, summary: Summary, now: Now) -> Tally {
-        let mut activity =
+        let mut tally =
             Tally { deleted: summary.finished, freed_bytes: summary.freed, ..Tally::default() };
         let Some(at) = self.scans.iter().position(|scan| scan.id == id) else {
-            return activity;
+            return tally;
         };
         let ActiveScan { scope, covers_known, superseded, .. } = self.scans.swap_remove(at);
         if scope == Scope::Everything {
@@ -545,7 +545,7 @@ impl Schedule {
         self.unreadable.retain(|dir| !is_judged(dir) || unread.contains(dir));
         for (dir, error) in summary.unreadable {
             if is_judged(&dir) && self.unreadable.insert(Arc::clone(&dir)) {
-                activity.errors += 1;
+                tally.errors += 1;
                 tracing::warn!(path = path_field(&self.root.join(&dir)), %error, "{IS_UNREAD}");
                 self.report_error(dir.to_path_buf(), format!("{IS_UNREAD}: {error}"));
             }
@@ -556,11 +556,11 @@ impl Schedule {
             self.scan_later(&dir, now);
         }
         for (path, error) in summary.stranded {
-            activity.errors += 1;
+            tally.errors += 1;
             tracing::warn!(path = path_field(&self.root.join(&path)), %error, "{IS_STRANDED}");
             self.report_error(path, format!("{IS_STRANDED}: {error}"));
         }
-        activity
+        tally
     }
 
     /// Whether the directory `dir` could not be read when it was last scanned.

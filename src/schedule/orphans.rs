@@ -1,4 +1,4 @@
-//! Which directories to look at for litter, and when. Pure.
+//! Which directories to look at for orphans, and when. Pure.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ impl OrphanSchedule {
 
     fn at_the_latest(&mut self, dir: Arc<Path>, at: DateTime<Utc>) {
         let (at, past) = match self.waiting.remove(&dir) {
-            // What fails keeps its pause: attempts at it cause news, too.
+            // What fails keeps its pause: attempts at it cause changes, too.
             Some((known, past)) if past.failures > 0 => (known, past),
             Some((known, past)) => (known.min(at), past),
             None => (at, OrphanAttempts::default()),
@@ -104,7 +104,7 @@ impl OrphanSchedule {
 mod tests {
     use super::*;
     use crate::pair::outcome::Failure;
-    use crate::pair::tally::Litter;
+    use crate::pair::tally::OrphanTally;
 
     fn at(seconds: u64, start: Instant) -> Now {
         Now {
@@ -167,7 +167,7 @@ mod tests {
     fn the_parent_of_what_was_pruned_may_be_next_but_never_the_cache_directory() {
         let (start, mut schedule) = (Instant::now(), OrphanSchedule::default());
         let mut pass = OrphanPass {
-            removed: Litter { pruned: 1, ..Litter::default() },
+            removed: OrphanTally { pruned: 1, ..OrphanTally::default() },
             ..OrphanPass::default()
         };
         schedule.settle(due("a/b", 0), &mut pass, at(0, start));

@@ -88,16 +88,16 @@ impl World {
 
     fn deliver_events(&mut self) {
         for _ in 0..self.disk.random.below(self.disk.events.len() + 1) {
-            let mut news = Changes::default();
+            let mut changes = Changes::default();
             match self.disk.next_event() {
-                Some(Change::Pair(key, trigger)) => drop(news.pairs.insert(key, trigger)),
-                Some(Change::Subtree(tree)) => drop(news.trees.insert(tree)),
-                Some(Change::Directory(dir)) => drop(news.dirs.insert(dir)),
+                Some(Change::Pair(key, trigger)) => drop(changes.pairs.insert(key, trigger)),
+                Some(Change::Subtree(tree)) => drop(changes.trees.insert(tree)),
+                Some(Change::Directory(dir)) => drop(changes.dirs.insert(dir)),
                 Some(Change::Orphans(_)) => unreachable!("nobody asked for it"),
                 Some(Change::EventsLost) => self.missed = true,
                 None => {}
             }
-            self.schedule.apply_changes(news);
+            self.schedule.apply_changes(changes);
         }
     }
 
@@ -136,9 +136,9 @@ impl World {
             Outcome::Broken { metadata, .. } => drop(self.broken_seen.insert(metadata.version.ino)),
             _ => {}
         }
-        let activity = self.schedule.complete(found, source, self.disk.now);
-        self.deleted += activity.deleted;
-        self.errors += activity.errors;
+        let tally = self.schedule.complete(found, source, self.disk.now);
+        self.deleted += tally.deleted;
+        self.errors += tally.errors;
     }
 
     fn begin_scans(&mut self, sweep: bool) {
@@ -188,9 +188,9 @@ impl World {
             let Pass { id, summary, .. } = self.scans.swap_remove(at);
             let (stranded, unreadable) = (summary.stranded.len(), summary.unreadable.len());
             let deleted = summary.finished;
-            let activity = self.schedule.end_scan(id, summary, self.disk.now);
-            let errors = activity.errors;
-            assert_eq!(activity, Tally { deleted, errors, ..Tally::default() });
+            let tally = self.schedule.end_scan(id, summary, self.disk.now);
+            let errors = tally.errors;
+            assert_eq!(tally, Tally { deleted, errors, ..Tally::default() });
             // A directory that can't be read counts once.
             assert!((stranded as u64..=(stranded + unreadable) as u64).contains(&errors));
             self.errors += errors;

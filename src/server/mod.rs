@@ -29,7 +29,7 @@ use crate::sys::descriptors::share_of_open_files;
 use crate::telemetry::stats::Stats;
 
 /// The most connections at a time; one more, and the oldest is closed.
-const MOST_CONNECTIONS: usize = 128;
+const MAX_CONNECTIONS: usize = 128;
 /// One in this many of the descriptors that the process may have open is for connections. The others are
 /// for the cleaner's own work, which a crowd of clients must not stop.
 const SHARE_OF_CONNECTIONS: u64 = 8;
@@ -40,7 +40,7 @@ const CONNECTION_LIFE: Duration = Duration::from_secs(60);
 /// How long a connection that is to end may take for the answer that is on its way.
 const GRACE: Duration = Duration::from_millis(400);
 /// How much of what a client sends is held in memory.
-const MOST_BUFFERED: usize = 64 * 1024;
+const MAX_BUFFERED: usize = 64 * 1024;
 /// The pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// That this happens is logged at most so often.
@@ -114,7 +114,7 @@ pub async fn serve(
     allow_hosts: Vec<String>,
     shutdown: impl Future<Output = ()>,
 ) {
-    let most = share_of_open_files(SHARE_OF_CONNECTIONS, MOST_CONNECTIONS);
+    let most = share_of_open_files(SHARE_OF_CONNECTIONS, MAX_CONNECTIONS);
     serve_at_most(most, listener, source, allow_hosts, shutdown).await;
 }
 
@@ -190,7 +190,7 @@ async fn serve_connection(stream: TcpStream, site: Arc<Site>, mut closing: watch
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(MOST_BUFFERED)
+            .max_buf_size(MAX_BUFFERED)
             // A client that has said all may close its side and still wants the answer.
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service)
@@ -264,7 +264,7 @@ mod tests {
 
     impl Server {
         async fn start() -> Self {
-            Self::with_at_most(MOST_CONNECTIONS).await
+            Self::with_at_most(MAX_CONNECTIONS).await
         }
 
         async fn with_at_most(most: usize) -> Self {
@@ -376,15 +376,15 @@ mod tests {
 
     #[tokio::test]
     async fn no_more_connections_are_open_at_once_than_there_is_room_for() {
-        const MOST: usize = 4;
-        let server = Server::with_at_most(MOST).await;
+        const MAX_CONNECTIONS: usize = 4;
+        let server = Server::with_at_most(MAX_CONNECTIONS).await;
         let mut half_open = Vec::new();
-        for _ in 0..3 * MOST {
+        for _ in 0..3 * MAX_CONNECTIONS {
             half_open.push(server.connect().await);
         }
         // Those that came first are closed long before they have lasted for their time.
         let start = Instant::now();
-        for stream in &mut half_open[..2 * MOST] {
+        for stream in &mut half_open[..2 * MAX_CONNECTIONS] {
             let end = timeout(PATIENCE, stream.read(&mut [0])).await.unwrap();
             assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
         }
@@ -394,7 +394,7 @@ mod tests {
                 read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
             };
             let open = half_open.iter().filter(|stream| is_open(stream)).count();
-            assert!((1..=MOST).contains(&open), "{open} are open");
+            assert!((1..=MAX_CONNECTIONS).contains(&open), "{open} are open");
         }
         let request = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
         assert_eq!(server.status(request).await, 200);

@@ -19,7 +19,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the rest of a request is waited for before it is answered anyway.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How much of the rest is taken off the client's hands, in bytes.
-const MOST_BODY: usize = 64 * 1024;
+const MAX_BODY: usize = 64 * 1024;
 
 const PAGE: &str = include_str!("page.html");
 /// It loads nothing, asks only where it came from, and runs nothing but the script that is in it: the
@@ -129,7 +129,7 @@ fn bare_name(host: &str) -> &str {
 async fn discard(body: Incoming) {
     let mut body = pin!(body);
     let mut taken = 0;
-    while taken < MOST_BODY
+    while taken < MAX_BODY
         && let Some(Ok(frame)) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await
     {
         taken += frame.data_ref().map_or(0, |data| data.len());

@@ -2,7 +2,7 @@
 //!
 //! `expires_at` is wall-clock time, which can jump; pauses are monotonic time, which can't. A
 //! wall clock that jumps far ahead may be wrong, and what it makes due can't be brought back, so
-//! such a jump takes effect only after [`STEP_HOLD`].
+//! such a jump takes effect only after [`JUMP_HOLD`].
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,9 +13,9 @@ use rustix::time::{ClockId, clock_gettime};
 /// How long the wall clock is read again at the latest while something waits for it.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
 /// A jump ahead by more than this is held back for a while.
-const STEP_LIMIT: TimeDelta = TimeDelta::days(1);
+const JUMP_LIMIT: TimeDelta = TimeDelta::days(1);
 /// How long it is held back.
-const STEP_HOLD: TimeDelta = TimeDelta::seconds(60);
+const JUMP_HOLD: TimeDelta = TimeDelta::seconds(60);
 
 /// One moment.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +29,7 @@ pub(crate) struct Now {
 /// The clock of one cleaner.
 #[derive(Debug, Default)]
 pub(crate) struct Clock {
-    steps: Mutex<Steps>,
+    jumps: Mutex<ClockJumps>,
 }
 
 impl Clock {
@@ -39,16 +39,16 @@ impl Clock {
 
     /// The wall clock's time, without a jump that is being held back.
     pub fn wall(&self) -> DateTime<Utc> {
-        self.steps().settle(Utc::now(), since_boot())
+        self.jumps().settle(Utc::now(), since_boot())
     }
 
     /// Looks for a jump since the last call; the jump, if it is one to be held back.
     pub fn tick(&self) -> Option<TimeDelta> {
-        self.steps().observe(Utc::now(), since_boot())
+        self.jumps().observe(Utc::now(), since_boot())
     }
 
-    fn steps(&self) -> std::sync::MutexGuard<'_, Steps> {
-        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    fn jumps(&self) -> std::sync::MutexGuard<'_, ClockJumps> {
+        self.jumps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -70,19 +70,19 @@ pub(crate) fn thread_time() -> Duration {
 
 /// Tells a jump of the wall clock from time that passed.
 #[derive(Debug, Default)]
-struct Steps {
+struct ClockJumps {
     last: Option<(DateTime<Utc>, TimeDelta)>,
     /// How far the clock jumped, and until when since boot that is held back, for each jump; the
     /// newest last.
     held: Vec<(TimeDelta, TimeDelta)>,
 }
 
-impl Steps {
+impl ClockJumps {
     fn observe(&mut self, wall: DateTime<Utc>, boot: TimeDelta) -> Option<TimeDelta> {
         let (last_wall, last_boot) = self.last.replace((wall, boot))?;
         let step = (wall - last_wall) - (boot - last_boot);
-        if step > STEP_LIMIT {
-            self.held.push((step, boot + STEP_HOLD));
+        if step > JUMP_LIMIT {
+            self.held.push((step, boot + JUMP_HOLD));
             return Some(step);
         }
         // Where the clock was set back, it takes back the newest jumps first.
@@ -104,7 +104,7 @@ impl Steps {
         let unseen = self.last.map_or(TimeDelta::zero(), |(last_wall, last_boot)| {
             (wall - last_wall) - (boot - last_boot)
         });
-        let unseen = if unseen > STEP_LIMIT { unseen } else { TimeDelta::zero() };
+        let unseen = if unseen > JUMP_LIMIT { unseen } else { TimeDelta::zero() };
         let held = self.held.iter().fold(unseen, |sum, (held, _)| sum + *held);
         wall.checked_sub_signed(held).unwrap_or(wall)
     }
@@ -129,55 +129,55 @@ mod tests {
 
     #[test]
     fn a_jump_ahead_is_held_back_for_a_minute() {
-        let mut steps = Steps::default();
-        assert_eq!(steps.observe(at(0), boot(0)), None);
-        assert_eq!(steps.settle(at(1) + DAYS_40, boot(1)), at(1), "noticed before any tick");
-        assert_eq!(steps.observe(at(1) + DAYS_40, boot(1)), Some(DAYS_40));
-        assert_eq!(steps.observe(at(2) + DAYS_40, boot(2)), None, "told once");
-        assert_eq!(steps.settle(at(60) + DAYS_40, boot(60)), at(60));
-        assert_eq!(steps.settle(at(61) + DAYS_40, boot(61)), at(61) + DAYS_40);
+        let mut jumps = ClockJumps::default();
+        assert_eq!(jumps.observe(at(0), boot(0)), None);
+        assert_eq!(jumps.settle(at(1) + DAYS_40, boot(1)), at(1), "noticed before any tick");
+        assert_eq!(jumps.observe(at(1) + DAYS_40, boot(1)), Some(DAYS_40));
+        assert_eq!(jumps.observe(at(2) + DAYS_40, boot(2)), None, "told once");
+        assert_eq!(jumps.settle(at(60) + DAYS_40, boot(60)), at(60));
+        assert_eq!(jumps.settle(at(61) + DAYS_40, boot(61)), at(61) + DAYS_40);
     }
 
     #[test]
     fn a_jump_that_is_taken_back_leaves_nothing_held() {
-        let mut steps = Steps::default();
-        steps.observe(at(0), boot(0));
-        steps.observe(at(1) + DAYS_40, boot(1));
-        steps.observe(at(2), boot(2));
-        assert_eq!(steps.settle(at(3), boot(3)), at(3));
+        let mut jumps = ClockJumps::default();
+        jumps.observe(at(0), boot(0));
+        jumps.observe(at(1) + DAYS_40, boot(1));
+        jumps.observe(at(2), boot(2));
+        assert_eq!(jumps.settle(at(3), boot(3)), at(3));
     }
 
     #[test]
     fn a_jump_amid_the_minute_of_another_one_has_a_minute_of_its_own() {
-        let mut steps = Steps::default();
-        steps.observe(at(0), boot(0));
-        steps.observe(at(1) + DAYS_40, boot(1));
-        assert_eq!(steps.observe(at(50) + DAYS_40 * 2, boot(50)), Some(DAYS_40));
-        assert_eq!(steps.settle(at(60) + DAYS_40 * 2, boot(60)), at(60));
-        assert_eq!(steps.settle(at(61) + DAYS_40 * 2, boot(61)), at(61) + DAYS_40);
-        assert_eq!(steps.settle(at(110) + DAYS_40 * 2, boot(110)), at(110) + DAYS_40 * 2);
+        let mut jumps = ClockJumps::default();
+        jumps.observe(at(0), boot(0));
+        jumps.observe(at(1) + DAYS_40, boot(1));
+        assert_eq!(jumps.observe(at(50) + DAYS_40 * 2, boot(50)), Some(DAYS_40));
+        assert_eq!(jumps.settle(at(60) + DAYS_40 * 2, boot(60)), at(60));
+        assert_eq!(jumps.settle(at(61) + DAYS_40 * 2, boot(61)), at(61) + DAYS_40);
+        assert_eq!(jumps.settle(at(110) + DAYS_40 * 2, boot(110)), at(110) + DAYS_40 * 2);
     }
 
     #[test]
     fn what_is_due_without_a_jump_is_due_when_a_part_of_it_is_taken_back() {
         let hours_30 = TimeDelta::hours(30);
-        let mut steps = Steps::default();
-        steps.observe(at(0), boot(0));
-        steps.observe(at(1) + hours_30, boot(1));
-        steps.observe(at(2) + hours_30 / 2, boot(2));
-        assert_eq!(steps.settle(at(3) + hours_30 / 2, boot(3)), at(3));
+        let mut jumps = ClockJumps::default();
+        jumps.observe(at(0), boot(0));
+        jumps.observe(at(1) + hours_30, boot(1));
+        jumps.observe(at(2) + hours_30 / 2, boot(2));
+        assert_eq!(jumps.settle(at(3) + hours_30 / 2, boot(3)), at(3));
     }
 
     #[test]
     fn sleep_and_small_jumps_are_believed_at_once() {
-        let mut steps = Steps::default();
-        steps.observe(at(0), boot(0));
+        let mut jumps = ClockJumps::default();
+        jumps.observe(at(0), boot(0));
         // A suspended machine: both clocks went on.
-        assert_eq!(steps.observe(at(1_000_000), boot(1_000_000)), None);
-        assert_eq!(steps.settle(at(1_000_000), boot(1_000_000)), at(1_000_000));
-        assert_eq!(steps.observe(at(1_000_000 + 3600), boot(1_000_001)), None);
-        assert_eq!(steps.settle(at(1_003_600), boot(1_000_001)), at(1_003_600));
-        assert_eq!(steps.observe(at(0), boot(1_000_002)), None);
-        assert_eq!(steps.settle(at(0), boot(1_000_002)), at(0));
+        assert_eq!(jumps.observe(at(1_000_000), boot(1_000_000)), None);
+        assert_eq!(jumps.settle(at(1_000_000), boot(1_000_000)), at(1_000_000));
+        assert_eq!(jumps.observe(at(1_000_000 + 3600), boot(1_000_001)), None);
+        assert_eq!(jumps.settle(at(1_003_600), boot(1_000_001)), at(1_003_600));
+        assert_eq!(jumps.observe(at(0), boot(1_000_002)), None);
+        assert_eq!(jumps.settle(at(0), boot(1_000_002)), at(0));
     }
 }

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 use crate::telemetry::stats::SweepReport;
 
 /// How many events wait for a subscriber; later ones displace the oldest.
-const MOST_WAITING: usize = 4096;
+const MAX_WAITING: usize = 4096;
 
 /// What has happened in a cleaner, for those who [subscribe](crate::Cleaner::subscribe) to it.
 ///
@@ -22,10 +22,10 @@ const MOST_WAITING: usize = 4096;
 /// let tell = |event: Event| match event {
 ///     Event::Deleted { result, late, .. } => println!("{} went {late:?} late", result.display()),
 ///     Event::Skipped { path, reason } => println!("{} stays: {reason}", path.display()),
-///     Event::Missed(count) => println!("{count} events were missed: ask get_stats()"),
+///     Event::Lagged(count) => println!("{count} events were missed: ask get_stats()"),
 ///     _ => {}
 /// };
-/// # tell(Event::Missed(1));
+/// # tell(Event::Lagged(1));
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -50,14 +50,14 @@ pub enum Event {
     /// A full sweep was completed.
     SweepDone(SweepReport),
     /// So many events were dropped, because they were not taken in time.
-    Missed(u64),
+    Lagged(u64),
 }
 
 /// What a cleaner does from now on, as a [`Stream`]; [`Cleaner::subscribe`](crate::Cleaner::subscribe)
 /// makes one, and shows how to read it. It ends with the cleaner.
 ///
 /// Nobody waits for whoever reads it: of more than 4,096 events that wait, the oldest are dropped, and
-/// their number is told by [`Event::Missed`].
+/// their number is told by [`Event::Lagged`].
 #[derive(Debug)]
 pub struct Events(BroadcastStream<Event>);
 
@@ -74,7 +74,7 @@ impl Stream for Events {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
         pin!(&mut self.0).poll_next(cx).map(|next| {
             next.map(|event| {
-                event.unwrap_or_else(|BroadcastStreamRecvError::Lagged(count)| Event::Missed(count))
+                event.unwrap_or_else(|BroadcastStreamRecvError::Lagged(count)| Event::Lagged(count))
             })
         })
     }
@@ -82,11 +82,11 @@ impl Stream for Events {
 
 /// Where the worker tells what happens.
 #[derive(Debug)]
-pub(crate) struct Teller(broadcast::Sender<Event>);
+pub(crate) struct EventSender(broadcast::Sender<Event>);
 
-impl Teller {
+impl EventSender {
     pub fn new() -> Self {
-        Self(broadcast::channel(MOST_WAITING).0)
+        Self(broadcast::channel(MAX_WAITING).0)
     }
 
     pub fn subscriptions(&self) -> Subscriptions {
@@ -125,11 +125,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_reader_is_told_how_much_it_has_missed() {
-        let teller = Teller::new();
+        let teller = EventSender::new();
         let mut events = teller.subscriptions().subscribe();
-        let total = MOST_WAITING as u64 + 10;
+        let total = MAX_WAITING as u64 + 10;
         (0..total).for_each(|number| teller.tell(|| sweep(number)));
-        assert_eq!(events.next().await, Some(Event::Missed(10)));
+        assert_eq!(events.next().await, Some(Event::Lagged(10)));
         for number in 10..total {
             assert_eq!(events.next().await, Some(sweep(number)));
         }
@@ -139,7 +139,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_comes_too_late_is_told_so() {
-        let teller = Teller::new();
+        let teller = EventSender::new();
         teller.tell(|| unreachable!("nobody wants to know"));
         let subscriptions = teller.subscriptions();
         drop(teller);

@@ -9,14 +9,14 @@ use crate::pair::tally::Tally;
 use crate::telemetry::stats::{FreedSpan, LastSweep, Recent, RecentError, SweepReport};
 
 /// How many errors are remembered.
-const MOST_ERRORS: usize = 20;
+const MAX_ERRORS: usize = 20;
 /// What was freed is added up for so long, and remembered for a day.
 const SPAN: TimeDelta = TimeDelta::minutes(10);
-const MOST_SPANS: usize = 144;
+const MAX_SPANS: usize = 144;
 
 /// What one writes down, and any number read.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Diary(Arc<Mutex<Entries>>);
+pub(crate) struct History(Arc<Mutex<Entries>>);
 
 #[derive(Debug, Default)]
 struct Entries {
@@ -25,21 +25,21 @@ struct Entries {
     freed: VecDeque<FreedSpan>,
 }
 
-impl Diary {
+impl History {
     pub fn sweep(&self, report: SweepReport, ended_at: DateTime<Utc>) {
         self.lock().last_sweep = Some(LastSweep { ended_at, report });
     }
 
     pub fn error(&self, path: String, reason: String, at: DateTime<Utc>) {
         let mut entries = self.lock();
-        entries.errors.truncate(MOST_ERRORS - 1);
+        entries.errors.truncate(MAX_ERRORS - 1);
         entries.errors.push_front(RecentError { at, path, reason });
     }
 
     /// Takes in what was freed up to `now`.
-    pub fn freed(&self, activity: &Tally, now: DateTime<Utc>) {
-        let freed_bytes = activity.freed_bytes + activity.litter.orphan_bytes;
-        if activity.deleted == 0 && freed_bytes == 0 {
+    pub fn freed(&self, tally: &Tally, now: DateTime<Utc>) {
+        let freed_bytes = tally.freed_bytes + tally.orphans.orphan_bytes;
+        if tally.deleted == 0 && freed_bytes == 0 {
             return;
         }
         let since = now.duration_trunc(SPAN).unwrap_or(now);
@@ -47,18 +47,14 @@ impl Diary {
         match entries.freed.back_mut() {
             // Also where the clock was set back.
             Some(last) if last.since >= since => {
-                last.deleted += activity.deleted;
+                last.deleted += tally.deleted;
                 last.freed_bytes += freed_bytes;
             }
             _ => {
-                if entries.freed.len() >= MOST_SPANS {
+                if entries.freed.len() >= MAX_SPANS {
                     entries.freed.pop_front();
                 }
-                entries.freed.push_back(FreedSpan {
-                    since,
-                    deleted: activity.deleted,
-                    freed_bytes,
-                });
+                entries.freed.push_back(FreedSpan { since, deleted: tally.deleted, freed_bytes });
             }
         }
     }
@@ -88,31 +84,31 @@ mod tests {
 
     #[test]
     fn what_is_freed_is_added_up_by_ten_minutes_and_forgotten_after_a_day() {
-        let diary = Diary::default();
+        let history = History::default();
         let one = Tally { deleted: 1, freed_bytes: 10, ..Tally::default() };
         for seconds in [0, 599, 600, 550, 7200] {
-            diary.freed(&one, at(seconds));
+            history.freed(&one, at(seconds));
         }
-        diary.freed(&Tally { checked: 5, ..Tally::default() }, at(9000));
+        history.freed(&Tally { checked: 5, ..Tally::default() }, at(9000));
         let told = |now| {
-            let spans = diary.read(now).freed.into_iter();
+            let spans = history.read(now).freed.into_iter();
             spans.map(|span| (span.since, span.deleted, span.freed_bytes)).collect::<Vec<_>>()
         };
         assert_eq!(told(at(7200)), [(at(0), 2, 20), (at(600), 2, 20), (at(7200), 1, 10)]);
         assert_eq!(told(at(86_400 + 600)), [(at(7200), 1, 10)]);
         for span in 0..1000 {
-            diary.freed(&one, at(span * 600));
+            history.freed(&one, at(span * 600));
         }
-        assert!(diary.lock().freed.len() <= MOST_SPANS);
+        assert!(history.lock().freed.len() <= MAX_SPANS);
     }
 
     #[test]
     fn the_last_errors_are_told_newest_first() {
-        let diary = Diary::default();
+        let history = History::default();
         for number in 0..30 {
-            diary.error(number.to_string(), "x".to_owned(), at(number));
+            history.error(number.to_string(), "x".to_owned(), at(number));
         }
-        let errors = diary.read(at(30)).errors;
+        let errors = history.read(at(30)).errors;
         let paths: Vec<_> = errors.iter().map(|error| error.path.clone()).collect();
         assert_eq!(paths, (10..30).rev().map(|number: i32| number.to_string()).collect::<Vec<_>>());
     }

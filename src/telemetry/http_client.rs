@@ -18,7 +18,7 @@ use crate::telemetry::stats::Stats;
 const STATS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long what a running cleaner tells may be, in bytes: some hundred times what it is.
-const MOST_STATS: usize = 4 << 20;
+const MAX_STATS: usize = 4 << 20;
 
 /// The stats of a cleaner that serves them at the base address `url` (`run --listen`).
 ///
@@ -30,7 +30,7 @@ pub async fn fetch_stats(url: &str) -> Result<Stats, Error> {
         .map_err(|reason| Error::Address { url: redacted(url), reason })?;
     let answer = service.send(|client| client.get(service.endpoint("/stats"))).await;
     let answer = answer.map_err(|reason| no_answer(service.address.clone(), reason))?;
-    let body = read_at_most(answer, MOST_STATS).await;
+    let body = read_at_most(answer, MAX_STATS).await;
     let body = body.map_err(|reason| no_answer(service.address.clone(), reason))?;
     serde_json::from_slice(&body).map_err(|error| {
         // What is quoted of the answer may be anything.

@@ -29,11 +29,11 @@ use crate::telemetry::stats::SweepReport;
 /// How long a report may take, from the connection to the status of the answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest pause between two attempts while the service is away.
-const LONGEST_RETRY: Duration = Duration::from_secs(10);
+const MAX_RETRY: Duration = Duration::from_secs(10);
 /// The least pause after a failed attempt, however short the interval is.
 const SHORTEST_RETRY: Duration = Duration::from_millis(100);
 /// So many sweeps wait for reports of their own; more share the last of these.
-const MOST_SWEEPS: usize = 64;
+const MAX_SWEEPS: usize = 64;
 /// Stands in for intervals that would overflow the clock.
 const A_YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -72,14 +72,14 @@ impl Reporter {
     }
 
     /// Reports a completed full sweep: by itself, as soon as no other report is on its way.
-    pub(crate) fn sweep(&self, activity: Tally) {
-        self.shared.lock().add_sweep(activity);
+    pub(crate) fn sweep(&self, tally: Tally) {
+        self.shared.lock().add_sweep(tally);
         self.shared.news.notify_one();
     }
 
     /// Reports work that was done between sweeps, together with more of it.
-    pub(crate) fn between(&self, activity: Tally) {
-        if self.shared.lock().add_between(activity) {
+    pub(crate) fn between(&self, tally: Tally) {
+        if self.shared.lock().add_between(tally) {
             self.shared.news.notify_one();
         }
     }
@@ -141,7 +141,7 @@ impl Waiting {
     }
 
     fn add_sweep(&mut self, sweep: Tally) {
-        let full = self.sweeps.len() >= MOST_SWEEPS;
+        let full = self.sweeps.len() >= MAX_SWEEPS;
         match self.sweeps.back_mut() {
             Some(last) if full => *last += sweep,
             _ => self.sweeps.push_back(sweep),
@@ -149,9 +149,9 @@ impl Waiting {
     }
 
     /// Whether this is the first that is worth a report.
-    fn add_between(&mut self, activity: Tally) -> bool {
+    fn add_between(&mut self, tally: Tally) -> bool {
         let was_idle = self.between.is_idle();
-        self.between += activity;
+        self.between += tally;
         was_idle && !self.between.is_idle()
     }
 
@@ -199,10 +199,10 @@ impl Waiting {
     }
 
     /// Takes back what was sent at `sent` and known at `now` not to have been delivered.
-    fn failed(&mut self, activity: Tally, sent: Instant, now: Instant) {
-        let pause = self.report_interval.min(LONGEST_RETRY);
+    fn failed(&mut self, tally: Tally, sent: Instant, now: Instant) {
+        let pause = self.report_interval.min(MAX_RETRY);
         let retry_at = (sent + pause).max(now + SHORTEST_RETRY);
-        self.undelivered = Some((activity, retry_at));
+        self.undelivered = Some((tally, retry_at));
     }
 }
 
@@ -212,8 +212,8 @@ async fn deliver_all(shared: Arc<Shared>, service: Service, mut ended: oneshot::
     let mut outage: Option<Instant> = None;
     loop {
         let step = shared.lock().step(Instant::now());
-        let activity = match step {
-            Step::Send(activity) => activity,
+        let tally = match step {
+            Step::Send(tally) => tally,
             Step::Wait(until) => {
                 let time = async {
                     match until {
@@ -234,7 +234,7 @@ async fn deliver_all(shared: Arc<Shared>, service: Service, mut ended: oneshot::
         };
 
         let sent = Instant::now();
-        let mut attempt = pin!(deliver(&service, activity));
+        let mut attempt = pin!(deliver(&service, tally));
         tokio::select! {
             outcome = &mut attempt => match outcome {
                 Ok(()) => {
@@ -247,7 +247,7 @@ async fn deliver_all(shared: Arc<Shared>, service: Service, mut ended: oneshot::
                     }
                 }
                 Err(reason) => {
-                    shared.lock().failed(activity, sent, Instant::now());
+                    shared.lock().failed(tally, sent, Instant::now());
                     if outage.is_none() {
                         outage = Some(sent);
                         tracing::warn!(
@@ -271,7 +271,7 @@ async fn deliver_all(shared: Arc<Shared>, service: Service, mut ended: oneshot::
                     Err(_) => Some(NO_TIME.to_owned()),
                 };
                 if reason.is_some() {
-                    shared.lock().failed(activity, sent, Instant::now());
+                    shared.lock().failed(tally, sent, Instant::now());
                 }
                 return last_attempt(&shared, &service, deadline, reason).await;
             }
@@ -289,18 +289,18 @@ async fn last_attempt(
     deadline: Instant,
     reason: Option<String>,
 ) {
-    let Some(activity) = shared.lock().take_all() else {
+    let Some(tally) = shared.lock().take_all() else {
         return;
     };
     let outcome = match reason {
         Some(reason) if Instant::now() >= deadline => Err(reason),
-        _ => timeout_at(deadline, deliver(service, activity))
+        _ => timeout_at(deadline, deliver(service, tally))
             .await
             .unwrap_or_else(|_| Err(NO_TIME.to_owned())),
     };
     if let Err(reason) = outcome {
         let SweepReport { deleted_count, freed_bytes, checked_count, errors, duration_ms, .. } =
-            SweepReport::from(activity);
+            SweepReport::from(tally);
         tracing::warn!(
             "metrics service {} did not take the last report ({reason}); it has not heard of \
              deleted_count={deleted_count} freed_bytes={freed_bytes} checked_count={checked_count} \
@@ -311,9 +311,9 @@ async fn last_attempt(
 }
 
 /// Sends one report. An error is the reason why it must be taken as not delivered.
-async fn deliver(service: &Service, activity: Tally) -> Result<(), String> {
+async fn deliver(service: &Service, tally: Tally) -> Result<(), String> {
     let timestamp = chrono::Local::now().format("%Y-%m-%dT%H:%M:%S").to_string();
-    let body = Body { figures: SweepReport::from(activity), timestamp };
+    let body = Body { figures: SweepReport::from(tally), timestamp };
     let endpoint = service.endpoint("/track/cleanup");
     service.deliver(|client| client.post(endpoint).json(&body)).await
 }

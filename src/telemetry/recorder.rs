@@ -9,8 +9,8 @@ use crate::display::path_field;
 use crate::pair::outcome::Outcome;
 use crate::pair::tally::Tally;
 use crate::sys::clock::Now;
-use crate::telemetry::events::{Event, Subscriptions, Teller};
-use crate::telemetry::history::Diary;
+use crate::telemetry::events::{Event, EventSender, Subscriptions};
+use crate::telemetry::history::History;
 #[cfg(feature = "server")]
 use crate::telemetry::prometheus::Telemetry;
 use crate::telemetry::reports::Reports;
@@ -18,46 +18,46 @@ use crate::telemetry::stats::{SharedStats, Stats, SweepReport};
 
 /// What others may look at.
 #[derive(Debug)]
-pub(crate) struct Views {
+pub(crate) struct Readers {
     pub stats: SharedStats,
-    pub diary: Diary,
+    pub history: History,
     #[cfg(feature = "server")]
     pub telemetry: Telemetry,
     pub subscriptions: Subscriptions,
 }
 
-pub(crate) struct Accounts<R> {
+pub(crate) struct Recorder<R> {
     stats: SharedStats,
     reports: R,
-    diary: Diary,
+    history: History,
     #[cfg(feature = "server")]
     telemetry: Telemetry,
-    teller: Teller,
+    teller: EventSender,
 }
 
-impl<R> Drop for Accounts<R> {
+impl<R> Drop for Recorder<R> {
     /// However the worker ends, the stats say so.
     fn drop(&mut self) {
         self.stats.update(|stats| stats.running = false);
     }
 }
 
-impl<R: Reports> Accounts<R> {
+impl<R: Reports> Recorder<R> {
     pub fn new(check_interval: Duration, cache_dir: PathBuf, reports: R) -> Self {
         Self {
             stats: SharedStats::new(check_interval, cache_dir),
             reports,
-            diary: Diary::default(),
+            history: History::default(),
             #[cfg(feature = "server")]
             telemetry: Telemetry::new(),
-            teller: Teller::new(),
+            teller: EventSender::new(),
         }
     }
 
-    pub fn views(&self) -> Views {
-        Views {
+    pub fn readers(&self) -> Readers {
+        Readers {
             stats: self.stats.clone(),
-            diary: self.diary.clone(),
+            history: self.history.clone(),
             #[cfg(feature = "server")]
             telemetry: self.telemetry.clone(),
             subscriptions: self.teller.subscriptions(),
@@ -78,14 +78,14 @@ impl<R: Reports> Accounts<R> {
     }
 
     /// Adds figures to the totals.
-    pub fn count(&self, activity: Tally, now: Now) {
-        self.stats.count(activity);
-        self.diary.freed(&activity, now.wall);
+    pub fn count(&self, tally: Tally, now: Now) {
+        self.stats.count(tally);
+        self.history.freed(&tally, now.wall);
     }
 
     /// Reports what was done between full sweeps.
-    pub fn between(&self, activity: Tally) {
-        self.reports.between(activity);
+    pub fn between(&self, tally: Tally) {
+        self.reports.between(tally);
     }
 
     /// Tells of what was found of the pair with this result, if that is worth it.
@@ -106,19 +106,19 @@ impl<R: Reports> Accounts<R> {
 
     /// Tells of what was counted as an error.
     pub fn error(&self, path: &Path, reason: String, now: Now) {
-        self.diary.error(path_field(path), reason.clone(), now.wall);
+        self.history.error(path_field(path), reason.clone(), now.wall);
         self.teller.tell(|| Event::Skipped { path: path.to_owned(), reason });
     }
 
     /// Takes in that a full sweep was completed.
-    pub fn swept(&self, activity: Tally, now: Now) -> SweepReport {
+    pub fn swept(&self, tally: Tally, now: Now) -> SweepReport {
         self.publish(|stats| stats.total_cleanups += 1);
-        let report = SweepReport::from(activity);
-        self.diary.sweep(report, now.wall);
+        let report = SweepReport::from(tally);
+        self.history.sweep(report, now.wall);
         #[cfg(feature = "server")]
         self.telemetry.swept(report.duration_ms);
         self.teller.tell(|| Event::SweepDone(report));
-        self.reports.sweep(activity);
+        self.reports.sweep(tally);
         report
     }
 }

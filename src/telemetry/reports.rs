@@ -4,8 +4,8 @@ use crate::pair::tally::Tally;
 
 /// Where the worker tells of what was done.
 pub(crate) trait Reports: Send {
-    fn sweep(&self, activity: Tally);
-    fn between(&self, activity: Tally);
+    fn sweep(&self, tally: Tally);
+    fn between(&self, tally: Tally);
 }
 
 /// Without an HTTP client, nobody is told.
@@ -21,15 +21,15 @@ impl Reports for Nobody {
 
 #[cfg(feature = "report")]
 impl Reports for Option<crate::telemetry::metrics_service::Reporter> {
-    fn sweep(&self, activity: Tally) {
+    fn sweep(&self, tally: Tally) {
         if let Some(reporter) = self {
-            reporter.sweep(activity);
+            reporter.sweep(tally);
         }
     }
 
-    fn between(&self, activity: Tally) {
+    fn between(&self, tally: Tally) {
         if let Some(reporter) = self {
-            reporter.between(activity);
+            reporter.between(tally);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::pair::tally::{Litter, Tally};
+use crate::pair::tally::{OrphanTally, Tally};
 
 /// How the cleaner learns of changes.
 ///
@@ -172,13 +172,13 @@ pub struct SweepReport {
     /// What was removed besides, where [`Config`](crate::Config) asks for it and the sweep is made
     /// without a service; its keys stand beside the others.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub litter: Option<LitterReport>,
+    pub orphans: Option<OrphanReport>,
 }
 
 /// What was removed besides expired pairs, because the configuration asks for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct LitterReport {
+pub struct OrphanReport {
     /// Results without metadata, expired metadata without a result, and what writers had left.
     pub orphans_removed: u64,
     /// `st_size` of these files, in bytes.
@@ -187,8 +187,8 @@ pub struct LitterReport {
     pub directories_pruned: u64,
 }
 
-impl From<Litter> for LitterReport {
-    fn from(removed: Litter) -> Self {
+impl From<OrphanTally> for OrphanReport {
+    fn from(removed: OrphanTally) -> Self {
         Self {
             orphans_removed: removed.orphans,
             orphan_bytes_freed: removed.orphan_bytes,
@@ -205,7 +205,7 @@ impl From<Tally> for SweepReport {
             checked_count: done.checked,
             errors: done.errors,
             duration_ms: done.duration.as_secs_f64() * 1000.0,
-            litter: None,
+            orphans: None,
         }
     }
 }
@@ -245,15 +245,15 @@ impl SharedStats {
     }
 
     /// Adds to the totals.
-    pub fn count(&self, activity: Tally) {
+    pub fn count(&self, tally: Tally) {
         self.update(|stats| {
-            stats.total_deleted += activity.deleted;
-            stats.total_freed_bytes += activity.freed_bytes;
+            stats.total_deleted += tally.deleted;
+            stats.total_freed_bytes += tally.freed_bytes;
             stats.total_freed_mb = mib(stats.total_freed_bytes);
-            stats.total_errors += activity.errors;
-            stats.total_orphans_removed += activity.litter.orphans;
-            stats.total_orphan_bytes_freed += activity.litter.orphan_bytes;
-            stats.total_directories_pruned += activity.litter.pruned;
+            stats.total_errors += tally.errors;
+            stats.total_orphans_removed += tally.orphans.orphans;
+            stats.total_orphan_bytes_freed += tally.orphans.orphan_bytes;
+            stats.total_directories_pruned += tally.orphans.pruned;
         });
     }
 

@@ -9,14 +9,14 @@ use super::backpressure::Backpressure;
 use super::floods::Floods;
 use crate::pair::change::{Change, Changes};
 
-/// Where producers leave news, and the worker takes it.
+/// Where producers leave changes, and the worker takes it.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
-    news: Mutex<Changes>,
+    changes: Mutex<Changes>,
     arrivals: Notify,
-    /// Whether to be told where there may be litter.
-    pub wants_litter: bool,
-    /// What is told of the cleaner's own deletions, which is no news.
+    /// Whether to be told where there may be orphans.
+    pub wants_orphans: bool,
+    /// What is told of the cleaner's own deletions, which is no changes.
     pub backpressure: Arc<Backpressure>,
     /// The directories whose events can't be kept up with.
     pub floods: Floods,
@@ -25,15 +25,15 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    pub fn new(wants_litter: bool) -> Self {
-        Self { wants_litter, ..Self::default() }
+    pub fn new(wants_orphans: bool) -> Self {
+        Self { wants_orphans, ..Self::default() }
     }
 
     pub fn push(&self, change: Change) {
         let first = {
-            let mut news = self.lock();
-            let first = news.is_empty();
-            news.add(change);
+            let mut changes = self.lock();
+            let first = changes.is_empty();
+            changes.add(change);
             first
         };
         if first {
@@ -60,7 +60,7 @@ impl Inbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, Changes> {
-        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -87,8 +87,8 @@ mod tests {
         ] {
             inbox.push(Change::Pair(key(1), Trigger { appeared, writer }));
         }
-        let news = inbox.drain();
-        assert_eq!(news.pairs[&key(1)], Trigger { appeared: true, writer: WriteState::Writing });
+        let changes = inbox.drain();
+        assert_eq!(changes.pairs[&key(1)], Trigger { appeared: true, writer: WriteState::Writing });
         assert!(inbox.drain().is_empty());
     }
 
@@ -100,12 +100,15 @@ mod tests {
         }
         inbox.push(Change::Pair(key(0), Trigger::default()));
         let dir = Arc::clone(&key(0).dir);
-        let news = inbox.drain();
-        assert_eq!((news.pairs.len(), news.dirs, news.missed), (MAX_PENDING, [dir].into(), false));
+        let changes = inbox.drain();
+        assert_eq!(
+            (changes.pairs.len(), changes.dirs, changes.missed),
+            (MAX_PENDING, [dir].into(), false)
+        );
         for number in 0..=MAX_PENDING {
             inbox.push(Change::Subtree(Path::new(&number.to_string()).into()));
         }
-        let news = inbox.drain();
-        assert_eq!((news.trees.len(), news.missed), (MAX_PENDING, true));
+        let changes = inbox.drain();
+        assert_eq!((changes.trees.len(), changes.missed), (MAX_PENDING, true));
     }
 }

@@ -66,7 +66,7 @@ pub(super) struct Handler {
     inbox: Arc<Inbox>,
     translator: Translator,
     rates: Rates,
-    gathering: Gathering,
+    gathering: ReadBatching,
     load: Arc<Load>,
     lingers_until: Instant,
     /// Whether the flooded directories were named since the reader was overrun.
@@ -87,7 +87,7 @@ impl Handler {
             inbox,
             translator,
             rates: Rates::new(now),
-            gathering: Gathering::new(now),
+            gathering: ReadBatching::new(now),
             load,
             lingers_until: now,
             has_named_floods: false,
@@ -155,14 +155,14 @@ impl notify::EventHandler for Handler {
 
 /// Lets events gather while there are many of them. Each one that meets its reader asleep costs the
 /// program that caused it a wake-up, which takes longer than to unlink a file.
-struct Gathering {
+struct ReadBatching {
     /// When the last event came.
     last: Instant,
     /// When the reader last woke up.
     woken: Instant,
 }
 
-impl Gathering {
+impl ReadBatching {
     fn new(now: Instant) -> Self {
         Self { last: now, woken: now }
     }

@@ -29,14 +29,14 @@ pub(crate) struct Translator {
     /// How many directories were removed since the reader was last done with all events.
     removed: usize,
     /// Whether to report where there may be orphans.
-    pub(super) tells_litter: bool,
+    pub(super) reports_orphans: bool,
     pub(super) backpressure: Arc<Backpressure>,
 }
 
 impl Translator {
     pub fn new(root: &Path, watched: Watched) -> Self {
         let (root, backpressure) = (root.to_owned(), Arc::default());
-        Self { root, watched, dir: None, removed: 0, tells_litter: false, backpressure }
+        Self { root, watched, dir: None, removed: 0, reports_orphans: false, backpressure }
     }
 
     /// Hands the changes that `event` stands for to `put`.
@@ -93,7 +93,7 @@ impl Translator {
     ) {
         use WriteState::{Closed, Created, Unknown, Writing};
         let name = rel.file_name().unwrap_or_default().as_bytes();
-        if self.tells_litter && !Name::is_reserved(name) {
+        if self.reports_orphans && !Name::is_reserved(name) {
             put(Change::Orphans(self.shared(parent(rel))));
         }
         let is_half = Name::is_half(name);

@@ -80,7 +80,7 @@ impl Watcher {
         let watched = Watched::default();
         let load = Arc::new(Load::default());
         let mut translator = Translator::new(root, watched.clone());
-        translator.tells_litter = inbox.wants_litter;
+        translator.reports_orphans = inbox.wants_orphans;
         translator.backpressure = Arc::clone(&inbox.backpressure);
         let handler = Handler::new(translator, Arc::clone(&inbox), Arc::clone(&load), place);
         let notify = start(handler)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::disk::filesystem::gives_events;
-use crate::disk::root::{Root, RootId, Standing, look_at};
+use crate::disk::root::{Located, Root, RootId, locate};
 use crate::display::path_field;
 use crate::pair::change::WatchError;
 use crate::watch::Watcher;
@@ -102,10 +102,10 @@ impl Open {
 
 /// Looks at `path` again, where the directory `known` stood before, and opens what stands there.
 pub(crate) fn probe(path: &Path, known: Option<&Open>, inbox: &Arc<Inbox>) -> CacheRoot {
-    let id = match look_at(path) {
-        Standing::Directory(id) => id,
-        Standing::Absent | Standing::NotADirectory => return CacheRoot::Absent,
-        Standing::Unreadable(error) => return CacheRoot::Unreadable { reason: error.to_string() },
+    let id = match locate(path) {
+        Located::Directory(id) => id,
+        Located::Absent | Located::NotADirectory => return CacheRoot::Absent,
+        Located::Unreadable(error) => return CacheRoot::Unreadable { reason: error.to_string() },
     };
     let known = known.filter(|known| known.root.id == id);
     if known.is_some_and(|known| known.watcher.is_ok()) {

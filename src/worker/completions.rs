@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{ActiveSweep, MAX_NEWS_PAUSE, NEWS_PAUSE, Worker};
+use super::{ActiveSweep, MAX_CHANGES_PAUSE, MIN_CHANGES_PAUSE, Worker};
 use crate::display::path_field;
 use crate::pair::change::WatchError;
 use crate::pair::name::Half;
@@ -28,13 +28,13 @@ impl<R: Reports> Worker<R> {
                 self.complete_jobs(found, generation, took);
             }
             Completion::ScanBatch { generation, id, found } => {
-                let activity =
+                let tally =
                     Tally { checked: 0, ..self.settle(found, generation, Source::Scan(id)) };
-                self.accounts.count(activity, self.clock.now());
+                self.recorder.count(tally, self.clock.now());
                 match self.run_of(generation, id) {
-                    Some(run) => run.activity += activity,
+                    Some(run) => run.tally += tally,
                     // Its scan is of no interest any more, but what it did is.
-                    None => self.accounts.between(activity),
+                    None => self.recorder.between(tally),
                 }
             }
             Completion::ScanEnded { generation, id, summary, took } => {
@@ -51,31 +51,31 @@ impl<R: Reports> Worker<R> {
     }
 
     fn complete_jobs(&mut self, found: Vec<JobResult>, generation: Generation, took: Duration) {
-        let activity = Tally { duration: took, ..self.settle(found, generation, Source::Job) };
-        self.accounts.count(activity, self.clock.now());
-        self.accounts.between(activity);
+        let tally = Tally { duration: took, ..self.settle(found, generation, Source::Job) };
+        self.recorder.count(tally, self.clock.now());
+        self.recorder.between(tally);
     }
 
     fn settle(&mut self, found: Vec<JobResult>, generation: Generation, source: Source) -> Tally {
         let now = self.clock.now();
-        let mut activity = Tally::default();
+        let mut tally = Tally::default();
         for found in found {
             let result = || self.root().join(found.key.path(Half::Result));
-            self.accounts.found(&found.outcome, result);
-            activity += if generation == self.executor.generation() {
+            self.recorder.found(&found.outcome, result);
+            tally += if generation == self.executor.generation() {
                 self.schedule.complete(found, source, now)
             } else {
                 crate::schedule::figures_alone(&found.outcome)
             };
         }
         self.report_errors(now);
-        activity
+        tally
     }
 
     /// Tells of the errors that were counted.
     fn report_errors(&mut self, now: Now) {
         for ErrorNotice { path, reason } in self.schedule.take_errors() {
-            self.accounts.error(&self.root().join(path), reason, now);
+            self.recorder.error(&self.root().join(path), reason, now);
         }
     }
 
@@ -98,7 +98,7 @@ impl<R: Reports> Worker<R> {
         let worked = took.saturating_sub(summary.waited);
         let now = self.clock.now();
         if generation == self.executor.generation() {
-            self.orphans.note(std::mem::take(&mut summary.litter), now);
+            self.orphans.note(std::mem::take(&mut summary.orphans), now);
         }
         let end = if cancelled {
             Tally { deleted: summary.finished, freed_bytes: summary.freed, ..Tally::default() }
@@ -106,26 +106,26 @@ impl<R: Reports> Worker<R> {
             self.schedule.end_scan(id, summary, now)
         };
         self.report_errors(now);
-        self.accounts.count(end, now);
+        self.recorder.count(end, now);
         if generation != self.executor.generation() {
-            return self.accounts.between(end);
+            return self.recorder.between(end);
         }
         let full = self.full.take_if(|run| run.id == id);
         let is_full = full.is_some();
         let Some(mut run) = full.or_else(|| self.trees.take_if(|run| run.id == id)) else { return };
-        run.activity += end;
-        run.activity.checked = results;
-        run.activity.duration = took;
+        run.tally += end;
+        run.tally.checked = results;
+        run.tally.duration = took;
         if astray {
             self.on_events_lost();
         }
         if !is_full {
-            self.next_trees = Instant::now() + took.clamp(NEWS_PAUSE, MAX_NEWS_PAUSE);
+            self.next_trees = Instant::now() + took.clamp(MIN_CHANGES_PAUSE, MAX_CHANGES_PAUSE);
             // A flooded directory may be so large that it can't be listed every second.
             self.next_flood_list = self.next_flood_list.max(Instant::now() + worked);
         }
         if cancelled || !is_full {
-            self.accounts.between(run.activity);
+            self.recorder.between(run.tally);
             if let Some(refused) = refused.filter(|_| !cancelled) {
                 if let Some(full) = &mut self.full {
                     full.refused_meanwhile = true;
@@ -138,7 +138,7 @@ impl<R: Reports> Worker<R> {
             self.refused_by(refused);
         }
         self.sweeps.ended(now.mono, worked, self.sweep_interval());
-        let report = self.accounts.swept(run.activity, now);
+        let report = self.recorder.swept(run.tally, now);
         tracing::info!(
             deleted = report.deleted_count,
             freed_bytes = report.freed_bytes,
@@ -170,10 +170,10 @@ impl<R: Reports> Worker<R> {
     fn pass(&mut self, generation: Generation, pass: Vec<(Due, OrphanPass)>, took: Duration) {
         let now = self.clock.now();
         self.orphans.ended(took, now);
-        let mut activity = Tally { duration: took, ..Tally::default() };
+        let mut tally = Tally { duration: took, ..Tally::default() };
         for (due, mut pass) in pass {
-            activity.litter += pass.removed;
-            activity.errors += pass.failures.len() as u64;
+            tally.orphans += pass.removed;
+            tally.errors += pass.failures.len() as u64;
             if generation != self.executor.generation() {
                 continue;
             }
@@ -185,10 +185,10 @@ impl<R: Reports> Worker<R> {
                 } else {
                     tracing::debug!(path = path_field(&path), reason = %failure, "still failing");
                 }
-                self.accounts.error(&path, failure.to_string(), now);
+                self.recorder.error(&path, failure.to_string(), now);
             }
         }
-        self.accounts.count(activity, now);
-        self.accounts.between(activity);
+        self.recorder.count(tally, now);
+        self.recorder.between(tally);
     }
 }

@@ -34,7 +34,7 @@ const SMALL_BATCH: usize = 64;
 const BATCHES: usize = 2;
 /// How many batches may still hold something.
 const HOLDING: usize = 16;
-/// How many files of one directory are suspected at once to be litter.
+/// How many files of one directory are suspected at once to be orphans.
 const MAX_CANDIDATES: usize = 4096;
 /// How many events wait for the worker; a thread that has more to tell waits.
 pub(crate) const MAX_COMPLETIONS: usize = 64;
@@ -50,7 +50,7 @@ pub(crate) enum Completion {
     ScanBatch { generation: Generation, id: ScanId, found: Vec<JobResult> },
     /// A scan has told all that it found.
     ScanEnded { generation: Generation, id: ScanId, summary: Summary, took: Duration },
-    /// So much was done about the litter in some directories.
+    /// So much was done about the orphans in some directories.
     Orphans { generation: Generation, pass: Vec<(Due, OrphanPass)>, took: Duration },
     /// This stands where the cache directory should be, by now or as it was asked for.
     RootProbed(CacheRoot),
@@ -195,7 +195,7 @@ impl Executor {
         });
     }
 
-    /// Removes litter.
+    /// Removes orphans.
     pub fn tidy(&mut self, open: &Arc<Open>, due: Vec<Due>) {
         let (context, open, generation) = (self.context.clone(), Arc::clone(open), self.generation);
         let cancel = Arc::clone(&self.cancel);

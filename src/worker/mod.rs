@@ -1,4 +1,4 @@
-//! The one actor that owns the state: it takes in news and outcomes, gives out work, and is the
+//! The one actor that owns the state: it takes in changes and outcomes, gives out work, and is the
 //! only one to change the [`Schedule`].
 //!
 //! ```text
@@ -35,7 +35,7 @@ use crate::schedule::sweeps::Sweeps;
 use crate::schedule::{ScanId, Schedule, Scope, SubtreeSet};
 use crate::sys::clock::{Clock, Now, TICK};
 use crate::sys::timer::Timer;
-use crate::telemetry::recorder::{Accounts, Views};
+use crate::telemetry::recorder::{Readers, Recorder};
 use crate::telemetry::reports::Reports;
 use crate::telemetry::stats::{ExpiryBucket, SweepReport, WatchState};
 use crate::watch::floods::FloodReport;
@@ -47,9 +47,9 @@ use crate::worker::executor::{BATCH, Completion, Executor, MAX_COMPLETIONS, batc
 const MAX_DUE: usize = 16_384;
 /// How long changes gather, and directories to scan, where there are many: at least, and at the most, as
 /// long as the work on those before took.
-const NEWS_PAUSE: Duration = Duration::from_millis(1);
-const MAX_NEWS_PAUSE: Duration = Duration::from_millis(20);
-/// How many pairs and directories with news may wait before further news is left where it is, in an
+const MIN_CHANGES_PAUSE: Duration = Duration::from_millis(1);
+const MAX_CHANGES_PAUSE: Duration = Duration::from_millis(20);
+/// How many pairs and directories with changes may wait before further changes is left where it is, in an
 /// inbox that merges it.
 const MAX_BACKLOG: usize = 65_536;
 /// How often a directory whose events can't be kept up with is listed instead.
@@ -81,7 +81,7 @@ pub(crate) struct Worker<R> {
     fallback_interval: Duration,
     executor: Executor,
     clock: Arc<Clock>,
-    accounts: Accounts<R>,
+    recorder: Recorder<R>,
     inbox: Arc<Inbox>,
     schedule: Schedule,
     /// What the schedule gave out as due, and no thread was free for.
@@ -94,11 +94,11 @@ pub(crate) struct Worker<R> {
     sweeps: Sweeps<SweepAnswer>,
     /// Why some directories are not watched, as it was told.
     refused: Option<WatchError>,
-    /// Whether news was lost, so that watches may be missing of which notify thinks otherwise.
+    /// Whether changes was lost, so that watches may be missing of which notify thinks otherwise.
     watches_lost: bool,
     /// Whether the watcher is a new one, which no sweep has used yet.
     is_rewatched: bool,
-    /// When to take in news again, and when to scan directories again.
+    /// When to take in changes again, and when to scan directories again.
     next_news: Instant,
     next_trees: Instant,
     /// When to list the flooded directories again.
@@ -110,7 +110,7 @@ pub(crate) struct Worker<R> {
 /// A scan that is under way.
 struct ActiveSweep {
     id: ScanId,
-    activity: Tally,
+    tally: Tally,
     waiters: Vec<SweepAnswer>,
     /// Whether a directory was refused to another scan meanwhile, which this one may have passed.
     refused_meanwhile: bool,
@@ -124,10 +124,10 @@ impl<R: Reports> Worker<R> {
         configured_path: PathBuf,
         path: PathBuf,
         reports: R,
-    ) -> (Self, mpsc::Receiver<Completion>, Views) {
+    ) -> (Self, mpsc::Receiver<Completion>, Readers) {
         let clock = Arc::new(Clock::default());
-        let accounts = Accounts::new(config.check_interval, configured_path.clone(), reports);
-        let views = accounts.views();
+        let recorder = Recorder::new(config.check_interval, configured_path.clone(), reports);
+        let readers = recorder.readers();
         let inbox = Arc::new(Inbox::new(Ages::of(config).any()));
         let context =
             JobContext::deleting(Arc::clone(&clock), config).paced_by(&inbox.backpressure);
@@ -139,7 +139,7 @@ impl<R: Reports> Worker<R> {
             fallback_interval: config.fallback_interval,
             executor,
             clock,
-            accounts,
+            recorder,
             inbox,
             schedule: Schedule::default(),
             due: VecDeque::new(),
@@ -157,7 +157,7 @@ impl<R: Reports> Worker<R> {
             next_flood_list: Instant::now(),
             buckets: None,
         };
-        (worker, events, views)
+        (worker, events, readers)
     }
 
     /// Works until `requests` is closed; where to report, and when it was closed.
@@ -206,7 +206,7 @@ impl<R: Reports> Worker<R> {
         let asked_to_stop = Instant::now();
         self.wind_up(&mut events).await?;
         self.publish();
-        Ok((self.accounts.take_reports(), asked_to_stop))
+        Ok((self.recorder.take_reports(), asked_to_stop))
     }
 
     /// Lets what is under way end, so that its figures are counted.
@@ -227,7 +227,7 @@ impl<R: Reports> Worker<R> {
             }
         }
         for run in [self.full.take(), self.trees.take()].into_iter().flatten() {
-            self.accounts.between(run.activity);
+            self.recorder.between(run.tally);
         }
         Ok(())
     }
@@ -247,7 +247,7 @@ impl<R: Reports> Worker<R> {
         matches!(self.cache_root, CacheRoot::Open(_))
     }
 
-    /// Whether news is taken in now, and not after a pause.
+    /// Whether changes is taken in now, and not after a pause.
     fn takes_news(&self) -> bool {
         self.can_work() && Instant::now() >= self.next_news
     }
@@ -260,15 +260,15 @@ impl<R: Reports> Worker<R> {
             self.follow_floods();
         }
         if self.takes_news() && self.schedule.backlog() < MAX_BACKLOG {
-            let mut news = self.inbox.drain();
-            if !news.is_empty() {
-                self.next_news = Instant::now() + NEWS_PAUSE;
+            let mut changes = self.inbox.drain();
+            if !changes.is_empty() {
+                self.next_news = Instant::now() + MIN_CHANGES_PAUSE;
             }
-            self.orphans.note(std::mem::take(&mut news.litter), self.clock.now());
-            if news.missed {
+            self.orphans.note(std::mem::take(&mut changes.orphans), self.clock.now());
+            if changes.missed {
                 self.on_events_lost();
             }
-            self.schedule.apply_changes(news);
+            self.schedule.apply_changes(changes);
         }
     }
 
@@ -296,7 +296,7 @@ impl<R: Reports> Worker<R> {
         }
     }
 
-    /// Something has changed of which no news will come.
+    /// Something has changed of which no changes will come.
     fn on_events_lost(&mut self) {
         self.watches_lost = true;
         self.sweeps.something_was_missed();
@@ -361,7 +361,7 @@ impl<R: Reports> Worker<R> {
         }
     }
 
-    /// What news there is, and some of what is due. A flood of the one does not hold up the other.
+    /// What changes there is, and some of what is due. A flood of the one does not hold up the other.
     fn next_batch(&mut self, now: Now) -> Vec<Job> {
         let mut batch = self.schedule.take_inspections(BATCH);
         if self.due.is_empty() {
@@ -387,7 +387,7 @@ impl<R: Reports> Worker<R> {
         };
         let id = self.schedule.begin_scan(scope);
         self.executor.scan(open, id, &trees, marks);
-        ActiveSweep { id, activity: Tally::default(), waiters, refused_meanwhile: false }
+        ActiveSweep { id, tally: Tally::default(), waiters, refused_meanwhile: false }
     }
 
     fn sweep_interval(&self) -> Duration {
@@ -454,10 +454,10 @@ impl<R: Reports> Worker<R> {
         if let CacheRoot::Unreadable { reason } = &cache_root
             && !is_told
         {
-            let (now, activity) = (self.clock.now(), Tally { errors: 1, ..Tally::default() });
-            self.accounts.count(activity, now);
-            self.accounts.between(activity);
-            self.accounts.error(&self.path, reason.clone(), now);
+            let (now, tally) = (self.clock.now(), Tally { errors: 1, ..Tally::default() });
+            self.recorder.count(tally, now);
+            self.recorder.between(tally);
+            self.recorder.error(&self.path, reason.clone(), now);
         }
         self.start_over(cache_root);
         self.sweeps.at_the_latest(Instant::now(), Duration::ZERO);
@@ -475,7 +475,7 @@ impl<R: Reports> Worker<R> {
         self.inbox.floods.clear();
         let _ = self.inbox.drain();
         for run in [self.full.take(), self.trees.take()].into_iter().flatten() {
-            self.accounts.between(run.activity);
+            self.recorder.between(run.tally);
             // The sweep that was asked for is made of what stands there now.
             self.sweeps.ask(run.waiters);
         }
@@ -518,18 +518,19 @@ impl<R: Reports> Worker<R> {
         let pair = self.schedule.next_pair(now).filter(|_| self.executor.free_slots() > 0);
         let tree = self.schedule.next_tree(now).filter(|_| self.trees.is_none());
         let tree = tree.map(|at| at.max(self.next_trees));
-        let news = (self.next_news > now.mono && !self.inbox.is_empty()).then_some(self.next_news);
+        let changes =
+            (self.next_news > now.mono && !self.inbox.is_empty()).then_some(self.next_news);
         let flood = self.is_flooded().then_some(self.next_flood_list);
         let can_sweep = self.full.is_none() && !(self.watches_lost && self.executor.is_probing());
         let sweep = can_sweep.then(|| self.sweeps.next());
-        let litter = self.orphans.next(now).filter(|_| !self.tidying);
-        [pair, tree, news, flood, litter, sweep].into_iter().flatten().fold(far, Instant::min)
+        let orphans = self.orphans.next(now).filter(|_| !self.tidying);
+        [pair, tree, changes, flood, orphans, sweep].into_iter().flatten().fold(far, Instant::min)
     }
 
     fn publish(&self) {
         let watch = self.watch_state();
         let resolved = self.cache_root.id().map_or(&self.configured_path, |id| &id.path);
-        self.accounts.publish(|stats| {
+        self.recorder.publish(|stats| {
             stats.heap_size = self.schedule.heap_size() as u64;
             stats.next_expiry = self.schedule.next_expiry();
             stats.watch = watch;

@@ -19,9 +19,9 @@ impl Reports for Unreported {
 }
 
 fn worker(dir: &Path) -> (Worker<Unreported>, mpsc::Receiver<Completion>, SharedStats) {
-    let (worker, events, views) =
+    let (worker, events, readers) =
         Worker::new(&Config::new(dir), dir.to_owned(), dir.to_owned(), Unreported);
-    (worker, events, views.stats)
+    (worker, events, readers.stats)
 }
 
 /// One that works on `dir`, where a full sweep with the number 1 is under way.
@@ -33,7 +33,7 @@ fn sweeping(dir: &Path) -> Worker<Unreported> {
 }
 
 fn run(id: ScanId) -> ActiveSweep {
-    ActiveSweep { id, activity: Tally::default(), waiters: Vec::new(), refused_meanwhile: false }
+    ActiveSweep { id, tally: Tally::default(), waiters: Vec::new(), refused_meanwhile: false }
 }
 
 /// Makes a cache directory in `temp` with the live pair `a`, and another name of its metadata outside:
@@ -169,18 +169,18 @@ async fn orphans_and_empty_directories_go_while_the_service_runs_and_nothing_els
     write("before/a.result.json.lz4", "found by the first scan");
     write("live/b.metadata.json", r#"{"expires_at": 8000000000}"#);
     let path = temp.path().to_owned();
-    let (worker, events, views) = Worker::new(&config, path.clone(), path, Unreported);
+    let (worker, events, readers) = Worker::new(&config, path.clone(), path, Unreported);
     let (requests, asked) = mpsc::unbounded_channel();
     let task = tokio::spawn(worker.run(events, asked));
-    until("the first scan has ended", || views.stats.get().total_cleanups == 1).await;
+    until("the first scan has ended", || readers.stats.get().total_cleanups == 1).await;
     write("after/c.result.json.lz4", "told by the kernel");
     write("after/d.metadata.json.tmp", "{");
     write("pair/e.metadata.json", r#"{"expires_at": 1}"#);
     write("pair/e.result.json.lz4", "expired");
     write("live/b.result.json.lz4", "live");
     until("all is gone", || ["before", "after", "pair"].into_iter().all(gone)).await;
-    until("that is counted", || views.stats.get().total_directories_pruned == 3).await;
-    let stats = views.stats.get();
+    until("that is counted", || readers.stats.get().total_directories_pruned == 3).await;
+    let stats = readers.stats.get();
     assert_eq!((stats.total_deleted, stats.total_orphans_removed), (1, 3));
     assert_eq!(stats.total_orphan_bytes_freed, 23 + 18 + 1);
     assert_eq!((stats.heap_size, stats.total_cleanups, stats.total_errors), (1, 1, 0));

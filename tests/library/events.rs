@@ -35,7 +35,7 @@ async fn deletions_and_sweeps_are_told_with_their_figures() {
     let size = 23 + format!(r#"{{"expires_at": {at}}}"#).len() as u64;
     let deleted = |event| match event {
         Event::Deleted { result, freed_bytes, late } => Some((result, freed_bytes, late)),
-        Event::Skipped { .. } | Event::Missed(_) => panic!("{event:?}"),
+        Event::Skipped { .. } | Event::Lagged(_) => panic!("{event:?}"),
         _ => None,
     };
     let (result, freed_bytes, late) = next(&mut events, deleted).await;
@@ -92,7 +92,7 @@ async fn nobody_waits_for_a_subscriber_that_does_not_read() {
         assert!(tokio::time::Instant::now() < deadline, "{:?}", cleaner.get_stats());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let Some(Event::Missed(missed)) = events.next().await else { panic!("nothing was missed") };
+    let Some(Event::Lagged(missed)) = events.next().await else { panic!("nothing was missed") };
     let mut told = 0;
     cleaner.stop().await.unwrap();
     while let Some(event) = events.next().await {

@@ -17,7 +17,7 @@ const HOUR: f64 = 3600.0;
 /// Long expired.
 const LONG_AGO: f64 = 1.5;
 /// How often is tried to come in time, where the time is the second that a half-published pair has.
-const MOST_ATTEMPTS: u32 = 20;
+const MAX_ATTEMPTS: u32 = 20;
 
 fn wait_until_gone(pair: &Pair) {
     wait_until("the pair is gone", || pair.is_gone());
@@ -113,7 +113,7 @@ fn a_result_that_goes_on_changing_begins_its_second_anew() {
             assert_a_second_passed_since(changed);
             break;
         }
-        if attempt == MOST_ATTEMPTS {
+        if attempt == MAX_ATTEMPTS {
             return eprintln!("left out: the machine is too busy");
         }
     }
@@ -155,7 +155,7 @@ fn a_result_that_kept_an_old_mtime_is_as_new_as_its_name() {
         }
         let _ = fs::remove_dir_all(pair.result.parent().unwrap());
         service.wait_for_stat("heap_size", 0);
-        if attempt == MOST_ATTEMPTS {
+        if attempt == MAX_ATTEMPTS {
             return eprintln!("left out: the machine is too busy");
         }
     }

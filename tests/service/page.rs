@@ -169,7 +169,7 @@ fn asks_nobody_but_the_service_and_complains_of_nothing() {
 }
 
 /// The smallest contrast of any text with what lies behind it, and whose it is.
-const LEAST_CONTRAST: &str = "(() => {
+const MIN_CONTRAST: &str = "(() => {
     const luminance = color => {
         const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map(part => part / 255)
             .map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
@@ -222,7 +222,7 @@ fn fits_narrow_and_wide_screens_and_is_legible_in_both_schemes() {
             let parts = background.as_str().unwrap().split(|c: char| !c.is_ascii_digit());
             let parts: Vec<u32> = parts.filter_map(|part| part.parse().ok()).collect();
             luminance.push(parts[..3].iter().sum::<u32>() / 3);
-            let least = browser.evaluate(LEAST_CONTRAST);
+            let least = browser.evaluate(MIN_CONTRAST);
             assert!(least[0].as_f64().unwrap() >= 4.5, "{scheme}: {least}");
             for width in [360, 1280] {
                 browser.resize(width, 720);

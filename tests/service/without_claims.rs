@@ -15,7 +15,7 @@ use crate::common::{
 use rustix::process::{Signal, kill_process};
 
 /// `.result.json.lz4` has 16 bytes.
-const LONGEST: usize = 255 - 16;
+const MAX_NAME: usize = 255 - 16;
 
 /// Pairs that expired, that expire soon, that are renewed or published anew in time, and that stay.
 struct Pairs {
@@ -31,7 +31,7 @@ struct Pairs {
 impl Pairs {
     /// Pairs whose stems are as long as may be.
     fn long(cache: &CacheDir, seconds: f64) -> Self {
-        Self::new(cache, seconds, |number| vec![b'0' + number; LONGEST])
+        Self::new(cache, seconds, |number| vec![b'0' + number; MAX_NAME])
     }
 
     fn short(cache: &CacheDir, seconds: f64) -> Self {
@@ -93,10 +93,10 @@ fn names_of_255_bytes() {
 #[test]
 fn names_of_every_length_up_to_255_bytes() {
     let cache = CacheDir::new();
-    for length in (1..20).chain(225..=LONGEST) {
+    for length in (1..20).chain(225..=MAX_NAME) {
         let _ = pair_of_bytes(cache.path(), &vec![b'x'; length]).write(1.5);
     }
-    let count = 19 + LONGEST - 224;
+    let count = 19 + MAX_NAME - 224;
     let output = succeed(&["sweep", "--json", text(cache.path())]);
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["deleted_count"], count);
@@ -141,7 +141,7 @@ fn a_file_system_that_can_not_rename_without_replacing() {
 #[test]
 fn a_reserved_name_of_255_bytes_is_taken_up() {
     let cache = CacheDir::new();
-    let stem = vec![b'x'; LONGEST - 2];
+    let stem = vec![b'x'; MAX_NAME - 2];
     let pair = pair_of_bytes(cache.path(), &stem).write(4e9);
     let claim = [b".result-cleaner-".as_slice(), &stem, b".r"].concat();
     assert_eq!(claim.len(), 255);

@@ -19,7 +19,7 @@ use scene::{Hostile, memory, with_own_mounts};
 use serde_json::Value;
 
 /// How much more memory a service may take.
-const MOST_MEMORY: u64 = 20 * 1024;
+const MAX_MEMORY: u64 = 20 * 1024;
 
 fn all_inputs() -> Vec<Input> {
     [links::inputs(), content::inputs(), names::inputs()].into_iter().flatten().collect()
@@ -169,7 +169,7 @@ fn arrival() {
     assert_eq!(service.count("total_cleanups"), 1, "a sweep was needed");
     let more = memory(&service, "VmHWM").saturating_sub(before);
     figure("memory up by", format!("{more} KiB"));
-    assert!(more < MOST_MEMORY, "memory is up by {more} KiB");
+    assert!(more < MAX_MEMORY, "memory is up by {more} KiB");
     assert_counted(&hostile, service);
 }
 

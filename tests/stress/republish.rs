@@ -27,7 +27,7 @@ const NEAR: f64 = 0.003;
 const FAR: f64 = 8e9;
 /// A writer that was interrupted for longer between the two halves of a pair, so that its result
 /// may count as abandoned, proves nothing.
-const LONGEST_PAUSE: Duration = Duration::from_millis(900);
+const MAX_PAUSE: Duration = Duration::from_millis(900);
 
 /// Opening a file in order to truncate it is not one step: the name is looked up, then the file is
 /// emptied. A file that a cleaner took in between, and held and deleted while its writer was held
@@ -309,7 +309,7 @@ impl Trial {
         if last.is_empty() {
             return;
         }
-        if last.iter().any(|publication| publication.pause() > LONGEST_PAUSE) {
+        if last.iter().any(|publication| publication.pause() > MAX_PAUSE) {
             tally.excluded += 1;
             return;
         }

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use super::*;
 use crate::config::Config;
-use crate::disk::root::{Standing, look_at};
-use crate::pair::tally::Litter;
+use crate::disk::root::{Located, locate};
+use crate::pair::tally::OrphanTally;
 use crate::remove::recover;
 use crate::sys::clock::Clock;
 
@@ -22,7 +22,7 @@ struct Cache {
 impl Cache {
     fn with(files: &[(&str, &str)]) -> Self {
         let temp = tempfile::tempdir().unwrap();
-        let Standing::Directory(id) = look_at(temp.path()) else { panic!() };
+        let Located::Directory(id) = locate(temp.path()) else { panic!() };
         let cache = Self { temp, root: Root::open(id).unwrap() };
         for (name, content) in files {
             cache.write(name, content);
@@ -55,7 +55,7 @@ impl Cache {
     /// Looks at a directory twice.
     fn tidy(&self, dir: &str, age: Duration) -> OrphanPass {
         let first = self.look(dir, age, &OrphanCandidates::default());
-        assert_eq!(first.removed, Litter::default(), "nothing goes at the first look");
+        assert_eq!(first.removed, OrphanTally::default(), "nothing goes at the first look");
         self.look(dir, age, &first.candidates)
     }
 
@@ -88,7 +88,7 @@ fn stem(name: &str) -> Stem {
 
 #[test]
 fn what_is_old_and_stands_alone_goes_and_nothing_else_does() {
-    let litter = [
+    let orphans = [
         ("alone.result.json.lz4", "12345"),
         ("expired.metadata.json", EXPIRED),
         ("left.result.json.lz4.tmp", "12"),
@@ -106,23 +106,23 @@ fn what_is_old_and_stands_alone_goes_and_nothing_else_does() {
         ("a.result.json.lz4.bak", "x"),
         ("below/alone.result.json.lz4", "another directory"),
     ];
-    let cache = Cache::with(&[&litter[..], &stays[..]].concat());
+    let cache = Cache::with(&[&orphans[..], &stays[..]].concat());
     fs::create_dir(cache.path("half.metadata.json")).unwrap();
     cache.write("half.result.json.lz4", "x");
     symlink("gone", cache.path("link.result.json.lz4")).unwrap();
     symlink("gone", cache.path("linked.metadata.json")).unwrap();
     cache.write("linked.result.json.lz4", "x");
     let before = cache.files();
-    assert_eq!(cache.tidy("", Duration::from_secs(3600)).removed, Litter::default());
+    assert_eq!(cache.tidy("", Duration::from_secs(3600)).removed, OrphanTally::default());
     assert_eq!(cache.files(), before);
 
     let age = some_age();
     // Its metadata is being written.
     cache.write("written.metadata.json.tmp", "{");
-    let size = litter.iter().map(|(_, content)| content.len() as u64).sum();
+    let size = orphans.iter().map(|(_, content)| content.len() as u64).sum();
     let pass = cache.tidy("", age);
-    assert_eq!(pass.removed, Litter { orphans: 4, orphan_bytes: size, pruned: 0 });
-    let gone = |name: &String| !litter.iter().any(|(litter, _)| litter == name);
+    assert_eq!(pass.removed, OrphanTally { orphans: 4, orphan_bytes: size, pruned: 0 });
+    let gone = |name: &String| !orphans.iter().any(|(orphans, _)| orphans == name);
     let mut left: Vec<_> = before.into_iter().filter(gone).collect();
     left.push("written.metadata.json.tmp".to_owned());
     left.sort();

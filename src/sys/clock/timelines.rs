@@ -5,7 +5,7 @@
 //! The rule that is checked. An *offset* is how far the wall clock is ahead of the time since boot;
 //! only setting the clock changes it. Setting it back, or forward by a day at the most, is believed
 //! at once. Setting it forward by more makes nothing due before the clock has been seen that far
-//! ahead for 60 s. So what decides is the lowest offset of the last 60 s (each raised by those steps
+//! ahead for 60 s. So what decides is the lowest offset of the last 60 s (each raised by those jumps
 //! forward since then that were believed). A pair that is due by it
 //! - is not deleted early: not before the wall clock has reached its `expires_at`, nor before the
 //!   deciding time has; and
@@ -13,7 +13,7 @@
 //!   what became due in it is gone 2 s after waking.
 //!
 //! The clocks are looked at once a second. A step is seen by the next look, and what the clock did
-//! between two looks is one step to the cleaner; so the rule leaves open whether steps that follow
+//! between two looks is one step to the cleaner; so the rule leaves open whether jumps that follow
 //! each other so quickly count each or together.
 
 mod world;

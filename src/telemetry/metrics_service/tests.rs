@@ -13,7 +13,7 @@ const LONG: Duration = Duration::from_secs(3600);
 const SHORT: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn activity(deleted: u64) -> Tally {
+fn tally(deleted: u64) -> Tally {
     let duration = Duration::from_micros(500 * deleted);
     Tally {
         deleted,
@@ -128,7 +128,7 @@ async fn each_sweep_is_a_report_of_its_own_even_an_idle_one() {
     let metrics = Metrics::start(|_| Some("204 No Content")).await;
     let url = format!("{}/base//", metrics.url.replace("//", "//us%20er:secret@"));
     let reporter = Reporter::start(&url, LONG).unwrap();
-    reporter.sweep(activity(10));
+    reporter.sweep(tally(10));
     reporter.sweep(Tally::default());
     let bodies = metrics.wait_for(2).await;
     let (head, mut first) = metrics.got.lock().unwrap()[0].clone();
@@ -151,11 +151,11 @@ async fn each_sweep_is_a_report_of_its_own_even_an_idle_one() {
 async fn what_waits_for_the_interval_is_sent_at_the_end() {
     let metrics = Metrics::start(|_| Some("200 OK")).await;
     let reporter = Reporter::start(&metrics.url, LONG).unwrap();
-    reporter.between(Tally { deleted: 0, errors: 0, ..activity(1) });
-    reporter.between(activity(1));
+    reporter.between(Tally { deleted: 0, errors: 0, ..tally(1) });
+    reporter.between(tally(1));
     metrics.wait_for(1).await;
-    reporter.between(activity(2));
-    reporter.sweep(activity(4));
+    reporter.between(tally(2));
+    reporter.sweep(tally(4));
     let bodies = metrics.wait_for(2).await;
     assert_eq!((&bodies[0]["deleted_count"], &bodies[1]["deleted_count"]), (&1.into(), &4.into()));
     assert_eq!(bodies[0]["checked_count"], 200);
@@ -176,8 +176,8 @@ async fn an_outage_loses_nothing_and_is_told_once() {
     .await;
     let reporter = Reporter::start_with(&metrics.url, SHORT, 100 * SHORT).unwrap();
     for n in 1..=9 {
-        reporter.sweep(activity(n));
-        reporter.between(activity(100 * n));
+        reporter.sweep(tally(n));
+        reporter.between(tally(100 * n));
     }
     until(|| log.lines("INFO").len() == 1).await;
     let bodies = metrics.bodies();
@@ -199,9 +199,9 @@ async fn what_nobody_takes_is_logged_at_the_end_without_the_password() {
     let (log, _guard) = Log::start();
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let reporter = Reporter::start(&format!("http://user:secret@{closed}"), LONG).unwrap();
-    reporter.sweep(activity(2));
+    reporter.sweep(tally(2));
     until(|| log.lines("WARN").len() == 1).await;
-    reporter.between(activity(1));
+    reporter.between(tally(1));
     reporter.finish(FINISH).await;
     let warnings = log.lines("WARN");
     assert_eq!(warnings.len(), 2, "{warnings:?}");
@@ -218,16 +218,16 @@ async fn a_hanging_attempt_does_not_keep_the_end_waiting() {
     let (log, _guard) = Log::start();
     let metrics = Metrics::start(|n| (n > 0).then_some("200 OK")).await;
     let reporter = Reporter::start_with(&metrics.url, LONG, LONG).unwrap();
-    reporter.sweep(activity(1));
+    reporter.sweep(tally(1));
     metrics.wait_for(1).await;
-    reporter.sweep(activity(2));
+    reporter.sweep(tally(2));
     tokio::time::timeout(PATIENCE, reporter.finish(FINISH)).await.unwrap();
     let bodies = metrics.wait_for(2).await;
     assert_eq!(bodies[1]["deleted_count"], 3, "nothing else was sent while the first hung");
 
     let silent = Metrics::start(|_| None).await;
     let reporter = Reporter::start_with(&silent.url, LONG, LONG).unwrap();
-    reporter.sweep(activity(1));
+    reporter.sweep(tally(1));
     silent.wait_for(1).await;
     tokio::time::timeout(PATIENCE, reporter.finish(FINISH)).await.unwrap();
     assert_eq!(silent.bodies().len(), 1, "it could have been taken: no reason to repeat it");
@@ -241,7 +241,7 @@ async fn dropping_the_reporter_ends_its_task() {
     for busy in [false, true] {
         let reporter = Reporter::start(&metrics.url, LONG).unwrap();
         if busy {
-            reporter.sweep(activity(1));
+            reporter.sweep(tally(1));
             metrics.wait_for(1).await;
         }
         let shared = Arc::downgrade(&reporter.shared);
@@ -267,20 +267,20 @@ fn retries_come_at_the_interval_within_bounds_and_memory_is_bounded() {
     let start = Instant::now();
     let late = start + Duration::from_secs(5);
     for (interval, retry) in [
-        (Duration::MAX, start + LONGEST_RETRY),
+        (Duration::MAX, start + MAX_RETRY),
         (Duration::from_secs(7), start + Duration::from_secs(7)),
         (Duration::from_millis(1), late + SHORTEST_RETRY),
     ] {
         let mut waiting = Waiting::new(interval);
-        waiting.add_sweep(activity(1));
-        assert_eq!(waiting.step(start), Step::Send(activity(1)));
-        waiting.failed(activity(1), start, late);
+        waiting.add_sweep(tally(1));
+        assert_eq!(waiting.step(start), Step::Send(tally(1)));
+        waiting.failed(tally(1), start, late);
         assert_eq!(waiting.step(late), Step::Wait(Some(retry)));
         for _ in 0..10_000 {
-            waiting.add_sweep(activity(1));
-            waiting.add_between(activity(1));
+            waiting.add_sweep(tally(1));
+            waiting.add_between(tally(1));
         }
-        assert!(waiting.sweeps.len() <= MOST_SWEEPS);
+        assert!(waiting.sweeps.len() <= MAX_SWEEPS);
         let Step::Send(all) = waiting.step(retry) else { panic!("not due at {retry:?}") };
         assert_eq!((all.deleted, all.errors), (20_001, 20_001));
         assert_eq!(waiting.step(retry), Step::Wait(None), "idle again");

@@ -1,4 +1,4 @@
-//! How events become news, and which of them arrive.
+//! How events become changes, and which of them arrive.
 
 use std::fs;
 use std::thread;
@@ -12,14 +12,14 @@ use crate::pair::change::{Changes, Trigger, WriteState};
 use crate::pair::name::PairKey;
 
 /// What an event of `kind` about `path` below the cache directory is translated to.
-fn news(kind: EventKind, path: &str) -> Vec<Change> {
+fn changes(kind: EventKind, path: &str) -> Vec<Change> {
     let watched = Watched::default();
     watched.insert(&Path::new("session").into());
     let mut translator = Translator::new(Path::new("/cache"), watched);
-    let mut news = Vec::new();
+    let mut changes = Vec::new();
     let event = Event::new(kind).add_path(Path::new("/cache").join(path));
-    translator.translate(Ok(event), &mut |change| news.push(change));
-    news
+    translator.translate(Ok(event), &mut |change| changes.push(change));
+    changes
 }
 
 #[track_caller]
@@ -77,18 +77,18 @@ fn events_become_the_least_news_that_tells_all() {
         (EventKind::Create(CreateKind::Folder), "new", tree("new")),
         (EventKind::Remove(RemoveKind::Folder), "session", tree("session")),
     ] {
-        assert_eq!(news(kind, path), expected, "{kind:?} {path}");
+        assert_eq!(changes(kind, path), expected, "{kind:?} {path}");
     }
 }
 
 #[test]
 fn an_overflow_is_noticed_though_it_has_no_path() {
     let mut translator = Translator::new(Path::new("/cache"), Watched::default());
-    let mut news = Vec::new();
+    let mut changes = Vec::new();
     let overflow = Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan);
-    translator.translate(Ok(overflow), &mut |change| news.push(change));
-    translator.translate(Err(notify::Error::generic("x")), &mut |change| news.push(change));
-    assert_eq!(news, [Change::EventsLost, Change::EventsLost]);
+    translator.translate(Ok(overflow), &mut |change| changes.push(change));
+    translator.translate(Err(notify::Error::generic("x")), &mut |change| changes.push(change));
+    assert_eq!(changes, [Change::EventsLost, Change::EventsLost]);
 }
 
 #[test]
@@ -111,12 +111,12 @@ fn a_watch_that_was_set_below_what_is_being_renamed_is_set_anew() {
             expected(inbox.drain())
         })
     };
-    assert!(arrives(&|news| news.trees.contains(Path::new("s"))));
+    assert!(arrives(&|changes| changes.trees.contains(Path::new("s"))));
     watcher.drop_stale();
     watch(&watcher, "s");
     watch(&watcher, "s/deep");
     fs::write(root.join("s/deep/a.metadata.json"), "").unwrap();
-    assert!(arrives(&|news| !news.pairs.is_empty()), "it is not watched");
+    assert!(arrives(&|changes| !changes.pairs.is_empty()), "it is not watched");
 }
 
 #[test]
@@ -141,9 +141,9 @@ fn of_many_that_are_to_be_watched_each_gets_its_own_answer() {
     for name in ["a", "b", "c"] {
         fs::write(temp.path().join(name).join("x.metadata.json"), "").unwrap();
     }
-    let mut news = std::collections::HashSet::new();
-    while news.len() < 3 {
-        news.extend(inbox.drain().pairs.into_keys().map(|key| key.dir));
+    let mut changes = std::collections::HashSet::new();
+    while changes.len() < 3 {
+        changes.extend(inbox.drain().pairs.into_keys().map(|key| key.dir));
         thread::sleep(Duration::from_millis(1));
     }
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::inputs::{one_deeper, write_at};
 use super::scene::{descriptors, memory, wait_until_calm};
-use super::{MOST_MEMORY, assert_lines};
+use super::{MAX_MEMORY, assert_lines};
 use crate::common::{
     CacheDir, Service, extent, figure, free_address, has_strace, now, result_cleaner, stderr,
     stdout, succeed, text, wait_for_later_pair, wait_until,
@@ -84,7 +84,7 @@ fn a_pair_on_the_last_of_very_many_levels_goes_on_time_and_its_tree_costs_little
 
     let more = memory(&service, "VmHWM").saturating_sub(before.0);
     figure(&format!("memory up by a tree of {levels} levels"), format!("{more} KiB"));
-    assert!(more < MOST_MEMORY, "memory is up by {more} KiB");
+    assert!(more < MAX_MEMORY, "memory is up by {more} KiB");
     drop(chain);
     service.wait_for_stat("watch", "active");
     wait_until("no descriptor is kept", || descriptors(&service) <= before.1);

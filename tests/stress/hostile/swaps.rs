@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::inputs::{LONG_AGO, expired, live, write_at};
 use super::scene::{descriptors, entries, memory, wait_until_calm};
-use super::{MOST_MEMORY, assert_lines};
+use super::{MAX_MEMORY, assert_lines};
 use crate::common::{
     CacheDir, Pair, Service, extent, figure, now, stdout, succeed, text, wait_until,
 };
@@ -192,7 +192,7 @@ fn what_is_swapped_while_it_is_cleaned_leads_to_nothing_outside() {
     let deleted = service.count("total_deleted");
     let more = memory(&service, "VmHWM").saturating_sub(had);
     figure("memory up by the swaps", format!("{more} KiB"));
-    assert!(more < MOST_MEMORY, "memory is up by {more} KiB");
+    assert!(more < MAX_MEMORY, "memory is up by {more} KiB");
     wait_until("no descriptor is kept", || descriptors(&service) <= held);
     wait_until_calm(&service);
     figure(
@@ -263,7 +263,7 @@ fn metadata_that_changes_while_it_is_read_is_waited_for_and_costs_no_more() {
     assert!(outgrows.is_whole() && flickers.is_whole());
     let more = memory(&service, "VmHWM").saturating_sub(had);
     figure("memory up by what grows", format!("{more} KiB"));
-    assert!(more < MOST_MEMORY, "memory is up by {more} KiB");
+    assert!(more < MAX_MEMORY, "memory is up by {more} KiB");
     wait_until_calm(&service);
     // Its writer may have been held up for so long that it had to be taken for broken.
     let logged = || 1 + service.lines_with("flickers.metadata.json") as u64;

@@ -14,7 +14,7 @@ use crate::pair::outcome::{Job, JobResult, Outcome};
 use crate::schedule::{Schedule, Source};
 
 const BOOTED: i64 = 100 * SECOND;
-/// Steps that are closer may be seen as one: the pause between two looks, and a slow wake-up.
+/// ClockJumps that are closer may be seen as one: the pause between two looks, and a slow wake-up.
 const APART: i64 = SECOND + SLOWEST;
 
 /// The clock was set.
@@ -48,7 +48,7 @@ pub(super) struct World {
     history: Vec<Step>,
     pairs: Vec<Pair>,
     // The worker.
-    steps: Steps,
+    jumps: ClockJumps,
     schedule: Schedule,
     slow: (i64, i64),
     next_tick: i64,
@@ -84,7 +84,7 @@ impl World {
             start: Instant::now(),
             history: Vec::new(),
             pairs: timeline.plans.iter().enumerate().map(pair).collect(),
-            steps: Steps::default(),
+            jumps: ClockJumps::default(),
             schedule: Schedule::default(),
             slow: timeline.slow,
             next_tick: 0,
@@ -162,7 +162,7 @@ impl World {
     /// What the worker does when something wakes it; and its threads.
     fn round(&mut self) -> Result<(), TestCaseError> {
         if self.mono >= self.next_tick {
-            self.steps.observe(wall(self.wall), TimeDelta::milliseconds(self.boot));
+            self.jumps.observe(wall(self.wall), TimeDelta::milliseconds(self.boot));
             self.next_tick = self.mono + TICK.as_millis() as i64;
             for step in self.history.iter_mut().filter(|step| step.seen.is_none()) {
                 prop_assert!(self.mono - step.mono < APART, "it looked too late");
@@ -245,7 +245,7 @@ impl World {
     }
 
     /// The time that decides. `held_from` says since when a step is held, if it is; `believed`, which
-    /// steps forward are believed of those that were close to each other, besides small ones that
+    /// jumps forward are believed of those that were close to each other, besides small ones that
     /// stand alone.
     fn deciding_time(
         &self,
@@ -275,7 +275,7 @@ impl World {
     }
 
     fn now(&mut self) -> Now {
-        let settled = self.steps.settle(wall(self.wall), TimeDelta::milliseconds(self.boot));
+        let settled = self.jumps.settle(wall(self.wall), TimeDelta::milliseconds(self.boot));
         let mono = self.start + Duration::from_millis(self.mono as u64);
         Now { wall: settled, mono }
     }
