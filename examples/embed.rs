@@ -2,6 +2,17 @@
 //!
 //! `cargo run --example embed [DIR]` — until Ctrl-C.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "an example is as short as may be, and prints what it does"
+)]
+
 use std::path::Path;
 use std::time::Duration;
 

@@ -4,6 +4,17 @@
 //! `cargo run --example pictures`, on Linux with chromium, faketime, script and unshare. The service is
 //! a real one with a demo cache, whose clock runs through a day in three minutes, if the machine has little else to do.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "an example is as short as may be, and prints what it does"
+)]
+
 #[allow(dead_code, reason = "it is for tests, too")]
 #[path = "../tests/common/chromium.rs"]
 mod chromium;

@@ -175,12 +175,12 @@ pub(crate) struct Ages {
 }
 
 impl Ages {
-    pub fn of(config: &Config) -> Self {
+    pub(crate) fn of(config: &Config) -> Self {
         Self { orphans: config.remove_orphans, empty_dirs: config.prune_empty_dirs }
     }
 
     /// Whether any is to be removed.
-    pub fn any(&self) -> bool {
+    pub(crate) fn any(&self) -> bool {
         self.orphans.is_some() || self.empty_dirs.is_some()
     }
 }

@@ -62,9 +62,16 @@
 //! - A program that keeps an exclusive lock (`flock`) on a directory keeps what is in it from being
 //!   deleted.
 
-#![forbid(unsafe_code)]
-#![warn(missing_docs, missing_debug_implementations)]
-#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::disallowed_methods,
+        clippy::print_stderr,
+        clippy::print_stdout,
+        unreachable_pub,
+        reason = "tests make and remove files, print figures, and share helpers"
+    )
+)]
 
 /// The examples in the README are tested like those here.
 #[cfg(doctest)]

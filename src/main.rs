@@ -1,8 +1,5 @@
 //! The command line; see `result-cleaner --help`.
 
-#![forbid(unsafe_code)]
-#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
-
 use std::io::Write;
 use std::process::ExitCode;
 

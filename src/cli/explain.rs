@@ -40,7 +40,7 @@ pub(crate) fn execute(args: ExplainArgs) -> Result<(), Failure> {
         }
         Ok(explanations)
     })?;
-    let now = Utc::now();
+    let now = output::now();
     output::print(|out| {
         for (number, explanation) in explanations.iter().enumerate() {
             if args.json {

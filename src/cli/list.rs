@@ -30,7 +30,7 @@ pub(crate) fn execute(args: ListArgs) -> Result<(), Failure> {
     log::start_quietly();
     let config = args.directory.config();
     let pairs = block_on(async { Ok(list(&config).await?) })?;
-    let now = Utc::now();
+    let now = output::now();
     output::print(|out| {
         if args.json {
             for pair in &pairs {

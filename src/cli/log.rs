@@ -79,7 +79,7 @@ impl FromArgMatches for LogArgs {
 
 impl LogArgs {
     /// Starts the log of a service, which never waits for whoever reads it.
-    pub fn start(&self) -> ServiceLog {
+    pub(super) fn start(&self) -> ServiceLog {
         let (writer, guard) = NonBlockingBuilder::default()
             .buffered_lines_limit(MAX_LINES)
             .thread_name("log")
@@ -97,13 +97,13 @@ pub(crate) struct ServiceLog {
 
 impl ServiceLog {
     /// Writes a line as it is.
-    pub fn line(&mut self, line: &str) {
+    pub(super) fn line(&mut self, line: &str) {
         // Where it can't be written, nobody can be told.
         let _ = self.writer.write_all(format!("{line}\n").as_bytes());
     }
 
     /// Writes what waits, for as long as somebody reads it.
-    pub fn finish(self) {
+    pub(super) fn finish(self) {
         let (written, is_written) = mpsc::channel();
         let write = move || {
             drop(self.guard);

@@ -30,6 +30,15 @@ pub(crate) fn has_colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && !is_forbidden && !is_dumb
 }
 
+/// The time by which what is shown is old or due.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it only decides how results are shown, and there is no cleaner whose clock could be asked"
+)]
+pub(crate) fn now() -> DateTime<Utc> {
+    Utc::now()
+}
+
 /// One line of JSON. JSON itself has control characters from U+007F on as they are; some of them
 /// change a terminal's state.
 pub(crate) fn json(value: &impl Serialize) -> serde_json::Result<String> {

@@ -17,14 +17,18 @@ const REDRAW: Duration = Duration::from_millis(100);
 pub(crate) struct ProgressLine(ProgressBar);
 
 impl ProgressLine {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
         let style = ProgressStyle::with_template("{spinner} {msg}");
         Self(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner())))
     }
 
     /// Shows `progress` while `work` goes on, if that takes a while.
-    pub async fn show_while<T>(&self, progress: Arc<Progress>, work: impl Future<Output = T>) -> T {
+    pub(super) async fn show_while<T>(
+        &self,
+        progress: Arc<Progress>,
+        work: impl Future<Output = T>,
+    ) -> T {
         let mut work = std::pin::pin!(work);
         let mut pause = PATIENCE;
         loop {

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
 use clap::Args;
 use result_cleaner::{Cleaner, Stats, server};
 use tokio::signal::unix::{SignalKind, signal};
@@ -135,7 +134,7 @@ fn log_last(stats: &Stats, format: LogFormat, log: &mut ServiceLog) {
         // Nested, which the log's own formatter can't do.
         LogFormat::Json if tracing::enabled!(tracing::Level::INFO) => {
             let line = serde_json::json!({
-                "timestamp": output::rfc3339(Utc::now()),
+                "timestamp": output::rfc3339(output::now()),
                 "level": "INFO",
                 "message": "stopped",
                 "stats": stats,

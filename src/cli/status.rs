@@ -54,7 +54,7 @@ async fn show(args: StatusArgs) -> Result<(), Failure> {
     loop {
         let text = match fetch_stats(&args.url).await {
             Ok(stats) if args.json => output::json(&stats)? + "\n",
-            Ok(stats) => draw(&stats, Utc::now())?,
+            Ok(stats) => draw(&stats, output::now())?,
             // It may be about to be started again.
             Err(error @ Error::NoAnswer { .. }) if redraws && has_answered => {
                 format!("{}\n", style(error).red())

@@ -88,7 +88,7 @@ impl Root {
     ///
     /// # Errors
     /// [`Error::NotADirectory`] and [`Error::Unreadable`].
-    pub fn at(path: &Path) -> Result<Option<Self>, Error> {
+    pub(crate) fn at(path: &Path) -> Result<Option<Self>, Error> {
         let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
         match locate(path) {
             Located::Directory(id) => match Self::open(id) {
@@ -106,7 +106,7 @@ impl Root {
     ///
     /// # Errors
     /// Those of the system; `NotFound` also where another directory stands there by now.
-    pub fn open(id: RootId) -> io::Result<Self> {
+    pub(crate) fn open(id: RootId) -> io::Result<Self> {
         let fd = open(&id.path, DIR_FLAGS, Mode::empty())?;
         let seen = fstat(&fd)?;
         if (seen.st_dev, seen.st_ino) != (id.dev, id.ino) {
@@ -117,7 +117,7 @@ impl Root {
     }
 
     /// The resolved path of the cache directory.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.id.path
     }
 
@@ -126,7 +126,7 @@ impl Root {
     /// # Errors
     /// Those of the system: `ELOOP` or `ENOTDIR` where the path leads over a symbolic link, `EXDEV`
     /// where it leads into a mount point.
-    pub fn open_dir(&self, rel: &Arc<Path>) -> io::Result<Dir> {
+    pub(crate) fn open_dir(&self, rel: &Arc<Path>) -> io::Result<Dir> {
         let path = if rel.as_os_str().is_empty() { Path::new(".") } else { rel };
         let fd = match open_beneath(&self.fd, path) {
             // Older kernels, containers whose filter does not know the call, long paths, and renames
@@ -150,7 +150,7 @@ impl Root {
     ///
     /// # Errors
     /// Those that say nothing of where it is, such as too many open files.
-    pub fn still_contains(&self, dir: &Dir) -> io::Result<bool> {
+    pub(crate) fn still_contains(&self, dir: &Dir) -> io::Result<bool> {
         if dir.rel.as_os_str().is_empty() {
             return Ok(true);
         }
@@ -165,7 +165,7 @@ impl Root {
     ///
     /// # Errors
     /// Those that say nothing of where the path leads.
-    pub fn path_leads_to(&self, dir: &Dir) -> io::Result<bool> {
+    pub(crate) fn path_leads_to(&self, dir: &Dir) -> io::Result<bool> {
         let path = self.id.path.join(&dir.rel);
         match retry_on_intr(|| lstat(&path)).map_err(io::Error::from) {
             Ok(there) => Ok(dir.is(&there)),
@@ -289,11 +289,11 @@ pub(crate) enum Lock {
 
 impl Dir {
     /// Whether this is the directory of which `stat` tells.
-    pub fn is(&self, stat: &Stat) -> bool {
+    pub(crate) fn is(&self, stat: &Stat) -> bool {
         (stat.st_dev, stat.st_ino) == self.identity
     }
 
-    pub fn lock(&self) -> Lock {
+    pub(crate) fn lock(&self) -> Lock {
         match self.lock.load(Ordering::Relaxed) {
             lock if lock == Lock::Shared as u8 => Lock::Shared,
             lock if lock == Lock::HeldByOthers as u8 => Lock::HeldByOthers,
@@ -301,7 +301,7 @@ impl Dir {
         }
     }
 
-    pub fn note_lock(&self, lock: Lock) {
+    pub(crate) fn note_lock(&self, lock: Lock) {
         self.lock.store(lock as u8, Ordering::Relaxed);
     }
 }

@@ -1,6 +1,15 @@
 //! What the fuzzers in `tests/fuzz` drive: bytes in, a panic where something is wrong. No part of
 //! the library: it is there only for them and for the tests that replay the corpus they have left.
 
+#![allow(
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a fuzzer ends where something unexpected happens"
+)]
+
 mod events;
 #[cfg(test)]
 mod tests;

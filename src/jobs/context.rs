@@ -44,7 +44,7 @@ pub(crate) struct JobContext {
 
 impl JobContext {
     /// One that deletes what may go.
-    pub fn deleting(clock: Arc<Clock>, config: &Config) -> Self {
+    pub(crate) fn deleting(clock: Arc<Clock>, config: &Config) -> Self {
         let store = config.result_store.clone();
         Self {
             clock,
@@ -60,24 +60,24 @@ impl JobContext {
     }
 
     /// One that only looks.
-    pub fn looking(clock: Arc<Clock>, config: &Config) -> Self {
+    pub(crate) fn looking(clock: Arc<Clock>, config: &Config) -> Self {
         Self::deleting(clock, config).only_looking()
     }
 
     /// This one, but that it only looks.
-    pub fn only_looking(&self) -> Self {
+    pub(crate) fn only_looking(&self) -> Self {
         Self { deletes: false, store: None, confined: false, ..self.clone() }
     }
 
     /// One that only looks, but at each file.
-    pub fn listing(clock: Arc<Clock>, config: &Config) -> Self {
+    pub(crate) fn listing(clock: Arc<Clock>, config: &Config) -> Self {
         let orphan_ages = Ages::default();
         Self { reports_sizes: true, orphan_ages, ..Self::looking(clock, config) }
     }
 
     /// Runs work in `root` that may delete: on a confined thread where that is wanted, and on one that
     /// gives way to other programs where it is `low_priority`.
-    pub fn run<T: Send>(
+    pub(crate) fn run<T: Send>(
         &self,
         root: &Root,
         low_priority: bool,
@@ -105,46 +105,46 @@ impl JobContext {
     }
 
     /// Whether it deletes, or only looks.
-    pub fn deletes(&self) -> bool {
+    pub(crate) fn deletes(&self) -> bool {
         self.deletes
     }
 
     /// Whether it tells the sizes also of what waits.
-    pub fn reports_sizes(&self) -> bool {
+    pub(crate) fn reports_sizes(&self) -> bool {
         self.reports_sizes
     }
 
     /// The time that is spent on files.
-    pub fn throttle(&self) -> &Throttle {
+    pub(crate) fn throttle(&self) -> &Throttle {
         &self.throttle
     }
 
     /// Waits for what is told to these before more is deleted.
-    pub fn paced_by(self, backpressure: &Arc<Backpressure>) -> Self {
+    pub(crate) fn paced_by(self, backpressure: &Arc<Backpressure>) -> Self {
         Self { backpressure: Arc::clone(backpressure), ..self }
     }
 
     /// What the kernel tells of deletions.
-    pub fn backpressure(&self) -> &Backpressure {
+    pub(crate) fn backpressure(&self) -> &Backpressure {
         &self.backpressure
     }
 
     /// How old orphans has to be to be removed, if at all.
-    pub fn orphan_ages(&self) -> Ages {
+    pub(crate) fn orphan_ages(&self) -> Ages {
         self.orphan_ages
     }
 
     /// Takes note of a pair that was moved out of the cache directory while it was being deleted.
-    pub fn note_moved_away(&self, dir: &Arc<Dir>, stem: &Stem) {
+    pub(crate) fn note_moved_away(&self, dir: &Arc<Dir>, stem: &Stem) {
         self.moved_away().push((Arc::clone(dir), stem.clone()));
     }
 
-    pub fn clock(&self) -> &Clock {
+    pub(crate) fn clock(&self) -> &Clock {
         &self.clock
     }
 
     /// Tells the result store, if there is one, that a result was removed.
-    pub fn report_removed(&self, root: &Root, rel: &Path, stem: &Stem) {
+    pub(crate) fn report_removed(&self, root: &Root, rel: &Path, stem: &Stem) {
         if let Some(store) = &self.store {
             let path = result_path(root, rel, stem);
             if catch_unwind(AssertUnwindSafe(|| store.removed(&path))).is_err() {

@@ -129,12 +129,13 @@ struct Tidying<'a> {
 }
 
 impl Tidying<'_> {
-    fn remove_orphans(
+    /// The orphans that are old enough. Those that were not suspected before are candidates from now on.
+    fn old_orphans(
         &self,
         contents: &Contents,
         age: Duration,
         pass: &mut OrphanPass,
-    ) -> io::Result<()> {
+    ) -> io::Result<Vec<Orphan>> {
         let mut judged = Vec::new();
         for (half, stem) in &contents.tmp {
             if contents.claimed.contains(stem) {
@@ -161,6 +162,16 @@ impl Tidying<'_> {
                 pass.candidates.files.insert(alone.name(), *alone.seen());
             }
         }
+        Ok(judged)
+    }
+
+    fn remove_orphans(
+        &self,
+        contents: &Contents,
+        age: Duration,
+        pass: &mut OrphanPass,
+    ) -> io::Result<()> {
+        let mut judged = self.old_orphans(contents, age, pass)?;
         if !self.context.deletes() {
             pass.removed.orphans += judged.len() as u64;
             pass.removed.orphan_bytes +=

@@ -64,7 +64,7 @@ pub(crate) enum Hint {
 }
 
 impl<'a> PairProcessor<'a> {
-    pub fn new(context: &'a JobContext, root: &'a Root) -> Self {
+    pub(crate) fn new(context: &'a JobContext, root: &'a Root) -> Self {
         Self {
             context,
             root,
@@ -82,20 +82,20 @@ impl<'a> PairProcessor<'a> {
     }
 
     /// Deletes no faster than `watcher` reports the events of that.
-    pub fn watched_by(mut self, watcher: Option<&'a Watcher>) -> Self {
+    pub(crate) fn watched_by(mut self, watcher: Option<&'a Watcher>) -> Self {
         self.watcher = watcher;
         self
     }
 
     /// Does not read again what has one of these marks, if it is listed.
-    pub fn with_marks(mut self, marks: &'a Marks) -> Self {
+    pub(crate) fn with_marks(mut self, marks: &'a Marks) -> Self {
         self.marks = Some(marks).filter(|marks| !marks.is_empty());
         self
     }
 
     /// Attends to jobs of any directories, opening each directory once for those that follow each
     /// other, until `cancel` is set.
-    pub fn attend_all(&mut self, jobs: &[Job], cancel: &AtomicBool) {
+    pub(crate) fn attend_all(&mut self, jobs: &[Job], cancel: &AtomicBool) {
         for group in jobs.chunk_by(|a, b| a.key.dir == b.key.dir) {
             let dir = self.root.open_dir(&group[0].key.dir).map(Arc::new);
             for Job { key, settled } in group {
@@ -119,7 +119,7 @@ impl<'a> PairProcessor<'a> {
     }
 
     /// Attends to one pair.
-    pub fn attend(&mut self, dir: &Arc<Dir>, stem: &Stem, hint: Hint) {
+    pub(crate) fn attend(&mut self, dir: &Arc<Dir>, stem: &Stem, hint: Hint) {
         self.finish_due();
         self.buffers.shrink();
         let _spending = self.context.throttle().spend();
@@ -135,7 +135,7 @@ impl<'a> PairProcessor<'a> {
 
     /// Where the kernel's events are far behind, waits for them; where the time for files is used up,
     /// for more, with nothing held.
-    pub fn rest(&mut self, cancel: &AtomicBool) {
+    pub(crate) fn rest(&mut self, cancel: &AtomicBool) {
         let (throttle, backpressure) = (self.context.throttle(), self.context.backpressure());
         backpressure.wait(cancel, || self.finish_due());
         if throttle.is_used_up() {
@@ -145,22 +145,22 @@ impl<'a> PairProcessor<'a> {
     }
 
     /// When the next of what is held is to be finished.
-    pub fn next(&self) -> Option<Instant> {
+    pub(crate) fn next(&self) -> Option<Instant> {
         self.held.front().map(|(held, _)| held.until())
     }
 
     /// Whether the outcome of anything is still to come.
-    pub fn holds(&self) -> bool {
+    pub(crate) fn holds(&self) -> bool {
         !self.held.is_empty()
     }
 
     /// What was found since this was last asked.
-    pub fn take_found(&mut self) -> Vec<JobResult> {
+    pub(crate) fn take_found(&mut self) -> Vec<JobResult> {
         std::mem::take(&mut self.found)
     }
 
     /// Finishes what was held for long enough; waits where too much is held.
-    pub fn finish_due(&mut self) {
+    pub(crate) fn finish_due(&mut self) {
         while let Some(until) = self.next() {
             let too_much = self.held.len() >= MAX_CLAIMED || self.held_dirs >= self.max_held_dirs;
             if !too_much && until > Instant::now() {
@@ -171,7 +171,7 @@ impl<'a> PairProcessor<'a> {
     }
 
     /// Finishes all that is held.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         while self.holds() {
             self.finish_next();
         }

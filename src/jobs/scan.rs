@@ -138,7 +138,7 @@ struct Batch {
 impl Scan<'_> {
     /// Scans the directories `trees`, relative to the cache directory, and all below them; and lists
     /// the directories `dirs` without those below them that are known.
-    pub fn run(&self, trees: &[Arc<Path>], dirs: &[Arc<Path>]) -> Summary {
+    pub(crate) fn run(&self, trees: &[Arc<Path>], dirs: &[Arc<Path>]) -> Summary {
         if let Some(watcher) = self.watcher {
             watcher.drop_stale();
             if trees.iter().any(|tree| tree.as_os_str().is_empty()) {

@@ -33,7 +33,7 @@ struct Left {
 
 impl Throttle {
     /// At most `a_second` of it in each second.
-    pub fn new(a_second: Option<Duration>) -> Self {
+    pub(crate) fn new(a_second: Option<Duration>) -> Self {
         let bound = |share: f64| {
             let left = Left { seconds: share * AT_ONCE, at: Instant::now() };
             Bound { share, left: Mutex::new(left) }
@@ -41,22 +41,22 @@ impl Throttle {
         Self { bound: a_second.map(|time| bound(time.as_secs_f64())) }
     }
 
-    pub fn is_bounded(&self) -> bool {
+    pub(crate) fn is_bounded(&self) -> bool {
         self.bound.is_some()
     }
 
     /// Counts the time until what this returns is dropped.
-    pub fn spend(&self) -> Spending<'_> {
+    pub(crate) fn spend(&self) -> Spending<'_> {
         Spending(self.bound.as_ref().map(|bound| (bound, Instant::now())))
     }
 
     /// Whether nothing is left for the moment.
-    pub fn is_used_up(&self) -> bool {
+    pub(crate) fn is_used_up(&self) -> bool {
         self.bound.as_ref().is_some_and(|bound| !bound.until_more(Instant::now()).is_zero())
     }
 
     /// Waits until there is some, or `cancel` is set.
-    pub fn rest(&self, cancel: &AtomicBool) {
+    pub(crate) fn rest(&self, cancel: &AtomicBool) {
         let Some(bound) = &self.bound else { return };
         loop {
             let wait = bound.until_more(Instant::now());

@@ -290,6 +290,11 @@ impl Explaining {
             }
             [Kind::File, Kind::File] => draft.add(true, metadata),
         }
+        self.explain_expiry(draft, root, dir, stem)
+    }
+
+    /// Why a pair of which both halves are there goes or is kept.
+    fn explain_expiry(&self, mut draft: Draft, root: &Root, dir: &Dir, stem: &Stem) -> Explanation {
         let expires_at = match read_metadata(dir, &stem.name(Half::Metadata), &mut Vec::new()) {
             Ok(Some(Metadata { expires_at: Ok(at), .. })) => at,
             Ok(Some(Metadata { expires_at: Err(reason), .. })) => {

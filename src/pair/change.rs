@@ -40,7 +40,7 @@ pub(crate) struct Trigger {
 
 impl Trigger {
     /// Adds later changes.
-    pub fn merge(&mut self, later: Self) {
+    pub(crate) fn merge(&mut self, later: Self) {
         self.appeared |= later.appeared;
         if later.writer != WriteState::Unknown {
             self.writer = later.writer;
@@ -74,7 +74,7 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    pub fn add(&mut self, change: Change) {
+    pub(crate) fn add(&mut self, change: Change) {
         match change {
             Change::Pair(key, trigger) => {
                 if let Some(pending) = self.pairs.get_mut(&key) {
@@ -100,7 +100,7 @@ impl Changes {
         }
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.pairs.is_empty()
             && self.trees.is_empty()
             && self.dirs.is_empty()

@@ -17,7 +17,7 @@ use chrono::{TimeZone, Utc};
 /// Why a value is not a valid `expires_at`. Displayed as one line that says what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
-pub enum InvalidExpiry {
+pub(crate) enum InvalidExpiry {
     /// `null`.
     #[error("expires_at is null; {WANTED}")]
     Null,

@@ -30,19 +30,19 @@ use super::version::FileState;
 pub(crate) struct Mark(NonZeroU32, u32);
 
 impl Mark {
-    pub fn of(dir: &Path, stem: &Stem, metadata: &FileState) -> Self {
+    pub(crate) fn of(dir: &Path, stem: &Stem, metadata: &FileState) -> Self {
         let mut hasher = DefaultHasher::new();
         (dir.as_os_str(), stem, metadata.version, metadata.ctime).hash(&mut hasher);
         Self::of_hash(hasher.finish())
     }
 
-    pub fn of_hash(hash: u64) -> Self {
+    pub(crate) fn of_hash(hash: u64) -> Self {
         let high = NonZeroU32::new((hash >> 32) as u32).unwrap_or(NonZeroU32::MIN);
         Self(high, hash as u32)
     }
 
     /// A mark for metadata that was read at `now`, if it is old enough for one.
-    pub fn of_settled(
+    pub(crate) fn of_settled(
         ctime_reliable_after: Option<Duration>,
         dir: &Path,
         stem: &Stem,

@@ -14,7 +14,7 @@ pub(crate) const MAX_METADATA_BYTES: u64 = 1024 * 1024;
 /// Why metadata does not say when its result expires. Displayed as one line.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
-pub enum InvalidMetadata {
+pub(crate) enum InvalidMetadata {
     /// There is nothing in it.
     #[error("the file is empty")]
     Empty,

@@ -30,7 +30,7 @@ pub(crate) enum Half {
 }
 
 impl Half {
-    pub fn other(self) -> Self {
+    pub(crate) fn other(self) -> Self {
         match self {
             Self::Result => Self::Metadata,
             Self::Metadata => Self::Result,
@@ -72,7 +72,7 @@ pub(crate) enum Name {
 }
 
 impl Name {
-    pub fn of(name: &[u8]) -> Self {
+    pub(crate) fn of(name: &[u8]) -> Self {
         let halves = [Half::Metadata, Half::Result];
         let half_of = |name: &[u8]| {
             let stem = |half: Half| Some((half, Stem::new(name.strip_suffix(half.suffix())?)));
@@ -105,17 +105,17 @@ impl Name {
     }
 
     /// Whether `name` is that of a half. Allocates nothing.
-    pub fn is_half(name: &[u8]) -> bool {
+    pub(crate) fn is_half(name: &[u8]) -> bool {
         name.ends_with(METADATA_SUFFIX) || name.ends_with(RESULT_SUFFIX)
     }
 
     /// Whether `name` is reserved for cleaners. Allocates nothing for other names.
-    pub fn is_reserved(name: &[u8]) -> bool {
+    pub(crate) fn is_reserved(name: &[u8]) -> bool {
         name.starts_with(RESERVED_PREFIX) && Self::of(name).is_claim()
     }
 
     /// Whether it is reserved for cleaners.
-    pub fn is_claim(&self) -> bool {
+    pub(crate) fn is_claim(&self) -> bool {
         use Name::{Claim, OrphanClaim, ProbeFile, TmpClaim};
         matches!(self, Claim(..) | TmpClaim(..) | OrphanClaim(..) | ProbeFile)
     }
@@ -131,11 +131,11 @@ pub(crate) enum Stem {
 }
 
 impl Stem {
-    pub fn new(stem: &[u8]) -> Self {
+    pub(crate) fn new(stem: &[u8]) -> Self {
         parse_uuid(stem).map_or_else(|| Self::Bytes(stem.into()), Self::Uuid)
     }
 
-    pub fn bytes(&self) -> Cow<'_, [u8]> {
+    pub(crate) fn bytes(&self) -> Cow<'_, [u8]> {
         match self {
             Self::Uuid(uuid) => Cow::Owned(format_uuid(uuid).to_vec()),
             Self::Bytes(bytes) => Cow::Borrowed(bytes),
@@ -143,27 +143,27 @@ impl Stem {
     }
 
     /// The name of a half of this pair.
-    pub fn name(&self, half: Half) -> Vec<u8> {
+    pub(crate) fn name(&self, half: Half) -> Vec<u8> {
         self.between(b"", half.suffix())
     }
 
     /// The name that a half of this pair bears while a cleaner, whichever it is, has taken it.
-    pub fn claim(&self, half: Half) -> Vec<u8> {
+    pub(crate) fn claim(&self, half: Half) -> Vec<u8> {
         self.between(RESERVED_PREFIX, half.claim_suffix())
     }
 
     /// What a writer calls a half of this pair until it is complete.
-    pub fn tmp_name(&self, half: Half) -> Vec<u8> {
+    pub(crate) fn tmp_name(&self, half: Half) -> Vec<u8> {
         [&self.name(half), TMP_SUFFIX].concat()
     }
 
     /// The name that bears while a cleaner has taken it.
-    pub fn tmp_claim(&self, half: Half) -> Vec<u8> {
+    pub(crate) fn tmp_claim(&self, half: Half) -> Vec<u8> {
         [&self.claim(half), RESERVED_TMP_SUFFIX].concat()
     }
 
     /// The name that a half of this pair bears while a cleaner has taken it because it stands alone.
-    pub fn orphan_claim(&self, half: Half) -> Vec<u8> {
+    pub(crate) fn orphan_claim(&self, half: Half) -> Vec<u8> {
         [&self.claim(half), RESERVED_ORPHAN_SUFFIX].concat()
     }
 
@@ -212,7 +212,7 @@ impl Hash for PairKey {
 
 impl PairKey {
     /// The path of a half, relative to the cache directory.
-    pub fn path(&self, half: Half) -> PathBuf {
+    pub(crate) fn path(&self, half: Half) -> PathBuf {
         self.dir.join(OsStr::from_bytes(&self.stem.name(half)))
     }
 }

@@ -46,7 +46,7 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// Why what is due waits all the same, if that is all that is in its way.
-    pub fn delay(&self) -> Option<&'static str> {
+    pub(crate) fn delay(&self) -> Option<&'static str> {
         Some(match self {
             Self::Unsettled { .. } => {
                 "its result is newer than its metadata, and may be half published: it is looked at \
@@ -68,7 +68,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    pub fn new(doing: &'static str, error: &io::Error) -> Self {
+    pub(crate) fn new(doing: &'static str, error: &io::Error) -> Self {
         Self { doing, errno: error.raw_os_error() }
     }
 }
@@ -160,12 +160,12 @@ pub(crate) struct OrphanCandidates {
 }
 
 impl OrphanCandidates {
-    pub fn extend(&mut self, more: Self) {
+    pub(crate) fn extend(&mut self, more: Self) {
         self.files.extend(more.files);
         self.directory = self.directory.or(more.directory);
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.files.is_empty() && self.directory.is_none()
     }
 }

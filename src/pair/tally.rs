@@ -32,7 +32,7 @@ impl std::ops::AddAssign for OrphanTally {
 impl Tally {
     /// Whether there is nothing in it that anybody needs to hear of.
     #[cfg(feature = "report")]
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.deleted == 0 && self.freed_bytes == 0 && self.errors == 0
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct FileState {
 
 impl FileState {
     /// `None` for what is no regular file.
-    pub fn of(stat: &Stat) -> Option<Self> {
+    pub(crate) fn of(stat: &Stat) -> Option<Self> {
         FileType::from_raw_mode(stat.st_mode).is_file().then(|| Self {
             version: Version {
                 ino: stat.st_ino,
@@ -59,13 +59,13 @@ impl FileState {
 
     /// Whether nothing has happened to it since it was seen as `then`. Making or removing another
     /// of its names changes its ctime, which tells nothing.
-    pub fn is_unchanged_since(&self, then: &Self) -> bool {
+    pub(crate) fn is_unchanged_since(&self, then: &Self) -> bool {
         self.version == then.version && (self.ctime == then.ctime || then.linked)
     }
 
     /// Whether it may have been complete when this name was made: it has others, or it had, since
     /// linking and unlinking change the ctime alone.
-    pub fn was_linked(&self) -> bool {
+    pub(crate) fn was_linked(&self) -> bool {
         self.linked || self.ctime != self.version.mtime
     }
 
@@ -73,12 +73,12 @@ impl FileState {
     ///
     /// A change that lies in the future says nothing of how long ago it was; it is waited for as
     /// if it were made now.
-    pub fn settles_in(&self, now: DateTime<Utc>) -> Duration {
+    pub(crate) fn settles_in(&self, now: DateTime<Utc>) -> Duration {
         self.age(now).map_or(SETTLE_TIME, |age| SETTLE_TIME.saturating_sub(age))
     }
 
     /// How long ago it was changed; `None` where that lies in the future.
-    pub fn age(&self, now: DateTime<Utc>) -> Option<Duration> {
+    pub(crate) fn age(&self, now: DateTime<Utc>) -> Option<Duration> {
         let changed = DateTime::from_timestamp(self.ctime.0, self.ctime.1)?;
         (now - changed).to_std().ok()
     }
@@ -103,13 +103,13 @@ pub(crate) struct Pair {
 
 impl Pair {
     /// The size of both files.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.result.version.size + self.metadata.version.size
     }
 
     /// Whether the result may belong to metadata that is still to come. File systems keep times
     /// in jumps of some milliseconds, so that equal ones tell nothing.
-    pub fn may_be_half_published(&self) -> bool {
+    pub(crate) fn may_be_half_published(&self) -> bool {
         self.result.ctime >= self.metadata.ctime
     }
 }

@@ -3,6 +3,8 @@
 //! A question about a name has three answers: yes, no, and an error that says nothing of the file. Whoever
 //! asks gives back what is claimed on such an error: taken for a no, it could cost a live file.
 
+#![expect(clippy::disallowed_methods, reason = "the one place that renames and unlinks")]
+
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -29,33 +31,33 @@ pub(super) struct Claim<'a> {
 }
 
 impl<'a> Claim<'a> {
-    pub fn new(dir: &'a Dir, stem: &Stem, half: Half) -> Self {
+    pub(super) fn new(dir: &'a Dir, stem: &Stem, half: Half) -> Self {
         Self { dir, own: stem.name(half), reserved: stem.claim(half) }
     }
 
     /// The same of what a writer has left of a half.
-    pub fn of_tmp(dir: &'a Dir, stem: &Stem, half: Half) -> Self {
+    pub(super) fn of_tmp(dir: &'a Dir, stem: &Stem, half: Half) -> Self {
         Self { dir, own: stem.tmp_name(half), reserved: stem.tmp_claim(half) }
     }
 
     /// The same of a half that stands alone.
-    pub fn of_orphan(dir: &'a Dir, stem: &Stem, half: Half) -> Self {
+    pub(super) fn of_orphan(dir: &'a Dir, stem: &Stem, half: Half) -> Self {
         Self { dir, own: stem.name(half), reserved: stem.orphan_claim(half) }
     }
 
-    pub fn acquire(&self) -> rustix::io::Result<()> {
+    pub(super) fn acquire(&self) -> rustix::io::Result<()> {
         rename(self.dir, &self.own, &self.reserved)
     }
 
     /// Whether what was taken is the file that was judged, unchanged. (Its ctime tells nothing:
     /// the renaming changed it.)
-    pub fn holds(&self, judged: &FileState) -> io::Result<bool> {
+    pub(super) fn holds(&self, judged: &FileState) -> io::Result<bool> {
         self.is_at(&self.reserved, judged)
     }
 
     /// Whether something bears the reserved name that is no stat_file file: no cleaner has put it
     /// there, and no recovery will take it away.
-    pub fn is_blocked(&self) -> io::Result<bool> {
+    pub(super) fn is_blocked(&self) -> io::Result<bool> {
         match stat(self.dir, &self.reserved) {
             Ok(stat) => Ok(FileState::of(&stat).is_none()),
             // Whoever had it there has taken it away meanwhile.
@@ -65,12 +67,12 @@ impl<'a> Claim<'a> {
     }
 
     /// Removes the file under its own name, without a claim.
-    pub fn unlink_unclaimed(&self) -> rustix::io::Result<()> {
+    pub(super) fn unlink_unclaimed(&self) -> rustix::io::Result<()> {
         unlink(self.dir, &self.own)
     }
 
     /// Whether the file under its own name is the one that was judged, unchanged.
-    pub fn name_holds(&self, judged: &FileState) -> io::Result<bool> {
+    pub(super) fn name_holds(&self, judged: &FileState) -> io::Result<bool> {
         self.is_at(&self.own, judged)
     }
 
@@ -79,12 +81,12 @@ impl<'a> Claim<'a> {
     }
 
     /// Whether a file stands under the name that this one would get back.
-    pub fn name_reused(&self) -> io::Result<bool> {
+    pub(super) fn name_reused(&self) -> io::Result<bool> {
         Ok(stat_file(self.dir, &self.own)?.is_some())
     }
 
     /// Whether nothing at all stands there.
-    pub fn name_free(&self) -> io::Result<bool> {
+    pub(super) fn name_free(&self) -> io::Result<bool> {
         match stat(self.dir, &self.own) {
             Ok(_) => Ok(false),
             Err(Errno::NOENT) => Ok(true),
@@ -92,17 +94,17 @@ impl<'a> Claim<'a> {
         }
     }
 
-    pub fn unlink(&self) -> rustix::io::Result<()> {
+    pub(super) fn unlink(&self) -> rustix::io::Result<()> {
         unlink(self.dir, &self.reserved)
     }
 
     /// Gives the file its name back if that is free.
-    pub fn restore(&self) -> rustix::io::Result<()> {
+    pub(super) fn restore(&self) -> rustix::io::Result<()> {
         rename(self.dir, &self.reserved, &self.own)
     }
 
     /// Gives the file its name back, or drops it if that was published anew meanwhile.
-    pub fn restore_or_discard(&self) -> rustix::io::Result<()> {
+    pub(super) fn restore_or_discard(&self) -> rustix::io::Result<()> {
         match self.restore() {
             Err(Errno::EXIST) => self.unlink(),
             // A recovery was faster.

@@ -35,7 +35,7 @@ pub(crate) enum Orphan {
 
 impl Orphan {
     /// The file's name.
-    pub fn name(&self) -> Vec<u8> {
+    pub(crate) fn name(&self) -> Vec<u8> {
         match self {
             Self::Half(half, stem, _) => stem.name(*half),
             Self::Tmp(half, stem, _) => stem.tmp_name(*half),
@@ -43,13 +43,13 @@ impl Orphan {
     }
 
     /// The pair that it is of.
-    pub fn stem(&self) -> &Stem {
+    pub(crate) fn stem(&self) -> &Stem {
         match self {
             Self::Half(_, stem, _) | Self::Tmp(_, stem, _) => stem,
         }
     }
 
-    pub fn seen(&self) -> &FileState {
+    pub(crate) fn seen(&self) -> &FileState {
         match self {
             Self::Half(_, _, seen) | Self::Tmp(_, _, seen) => seen,
         }

@@ -69,7 +69,7 @@ pub(crate) struct Buffers {
 
 impl Buffers {
     /// Gives back what unusually large metadata took.
-    pub fn shrink(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         const ENOUGH: usize = 64 * 1024;
         for buffer in [&mut self.judged, &mut self.again] {
             buffer.truncate(ENOUGH);
@@ -183,12 +183,12 @@ pub(crate) struct ClaimedPair {
 
 impl ClaimedPair {
     /// When it has been held for long enough.
-    pub fn until(&self) -> Instant {
+    pub(crate) fn until(&self) -> Instant {
         self.since + CLAIM_HOLD_TIME
     }
 
     /// Unlinks both halves, if nothing has happened to them meanwhile.
-    pub fn finish(self, wall: &dyn Fn() -> DateTime<Utc>, buffers: &mut Buffers) -> Removal {
+    pub(crate) fn finish(self, wall: &dyn Fn() -> DateTime<Utc>, buffers: &mut Buffers) -> Removal {
         let Self { dir, stem, pair, .. } = &self;
         let result = Claim::new(dir, stem, Half::Result);
         let metadata = Claim::new(dir, stem, Half::Metadata);

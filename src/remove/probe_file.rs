@@ -25,7 +25,7 @@ impl<'a> ProbeFile<'a> {
     ///
     /// # Errors
     /// Those of the system.
-    pub fn make(dir: &'a Dir, name: &str) -> io::Result<Self> {
+    pub(crate) fn make(dir: &'a Dir, name: &str) -> io::Result<Self> {
         // While this is held, nobody takes it for one that was left behind.
         lock_shared(dir)?;
         let flags =
@@ -40,7 +40,7 @@ impl<'a> ProbeFile<'a> {
     ///
     /// # Errors
     /// Those of the system.
-    pub fn claim(&mut self) -> io::Result<()> {
+    pub(crate) fn claim(&mut self) -> io::Result<()> {
         let claimed = [&self.name[..], b"-claimed"].concat();
         rename(self.dir, &self.name, &claimed)?;
         self.name = claimed;

@@ -33,7 +33,7 @@ impl<V> Default for Expiries<V> {
 
 impl<V> Expiries<V> {
     /// Has a pair wait until `at`, whatever it waited for before.
-    pub fn insert(&mut self, key: PairKey, at: DateTime<Utc>, value: V) {
+    pub(super) fn insert(&mut self, key: PairKey, at: DateTime<Utc>, value: V) {
         let PairKey { dir, stem } = key;
         let Some(pairs) = self.dirs.get_mut(&dir) else {
             let mut pairs = Queue::default();
@@ -55,7 +55,7 @@ impl<V> Expiries<V> {
     }
 
     /// Takes out a pair; whether it waited.
-    pub fn remove(&mut self, key: &PairKey) -> bool {
+    pub(super) fn remove(&mut self, key: &PairKey) -> bool {
         let Some(pairs) = self.dirs.get_mut(&key.dir) else { return false };
         let before = pairs.next();
         let removed = pairs.remove(&key.stem).is_some();
@@ -67,7 +67,7 @@ impl<V> Expiries<V> {
     }
 
     /// Takes out the soonest if its time has come.
-    pub fn pop_due(&mut self, now: DateTime<Utc>) -> Option<(PairKey, V)> {
+    pub(super) fn pop_due(&mut self, now: DateTime<Utc>) -> Option<(PairKey, V)> {
         let (dir, _) = self.soonest.peek()?;
         let dir = Arc::clone(dir);
         let pairs = self.dirs.get_mut(&dir)?;
@@ -79,25 +79,25 @@ impl<V> Expiries<V> {
     }
 
     /// Changes the value of a pair, if it waits, and not its time; whether it waits.
-    pub fn update(&mut self, key: &PairKey, change: impl FnOnce(&mut V)) -> bool {
+    pub(super) fn update(&mut self, key: &PairKey, change: impl FnOnce(&mut V)) -> bool {
         self.dirs.get_mut(&key.dir).is_some_and(|pairs| pairs.update(&key.stem, change))
     }
 
-    pub fn contains(&self, key: &PairKey) -> bool {
+    pub(super) fn contains(&self, key: &PairKey) -> bool {
         self.dirs.get(&key.dir).is_some_and(|pairs| pairs.contains(&key.stem))
     }
 
     /// When the soonest is due.
-    pub fn next(&self) -> Option<DateTime<Utc>> {
+    pub(super) fn next(&self) -> Option<DateTime<Utc>> {
         self.soonest.next()
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
     }
 
     /// When each pair is due, in no order.
-    pub fn times(&self) -> impl Iterator<Item = DateTime<Utc>> {
+    pub(super) fn times(&self) -> impl Iterator<Item = DateTime<Utc>> {
         self.dirs.values().flat_map(|pairs| pairs.iter().map(|(_, at)| at))
     }
 
@@ -111,12 +111,12 @@ impl<V> Expiries<V> {
     }
 
     /// The values, in no order.
-    pub fn values(&self) -> impl Iterator<Item = &V> {
+    pub(super) fn values(&self) -> impl Iterator<Item = &V> {
         self.dirs.values().flat_map(Queue::values)
     }
 
     /// Whether a pair waits in one of the directories in `scope`.
-    pub fn any_in(&self, scope: &Scope) -> bool {
+    pub(super) fn any_in(&self, scope: &Scope) -> bool {
         match scope {
             Scope::Everything => self.len > 0,
             Scope::SubtreeSet(trees) => trees.covered(&self.sorted).next().is_some(),
@@ -124,7 +124,7 @@ impl<V> Expiries<V> {
     }
 
     /// Drops the pairs of the directories in `scope` that `keep` does not say of.
-    pub fn retain_in(&mut self, scope: &Scope, mut keep: impl FnMut(&Path, &V) -> bool) {
+    pub(super) fn retain_in(&mut self, scope: &Scope, mut keep: impl FnMut(&Path, &V) -> bool) {
         let covered: Vec<Arc<Path>> = match scope {
             Scope::Everything => self.sorted.keys().cloned().collect(),
             Scope::SubtreeSet(trees) => trees.covered(&self.sorted).cloned().collect(),

@@ -27,7 +27,7 @@ pub(super) struct HalfWritten {
 
 impl HalfWritten {
     /// Takes in what an event tells of the writer of a pair's metadata.
-    pub fn note_writer(&mut self, key: &PairKey, writer: WriteState) {
+    pub(super) fn note_writer(&mut self, key: &PairKey, writer: WriteState) {
         match writer {
             WriteState::Unknown => {}
             WriteState::Created | WriteState::Writing => {
@@ -41,22 +41,22 @@ impl HalfWritten {
         }
     }
 
-    pub fn forget_writer(&mut self, key: &PairKey) {
+    pub(super) fn forget_writer(&mut self, key: &PairKey) {
         self.writers.remove(key);
     }
 
     /// Forgets the writers of all that a scan sees for itself: where an event was lost, or a
     /// directory was moved away with what is being written in it, one would write for ever.
-    pub fn forget_writers(&mut self, scope: &Scope) -> impl Iterator<Item = PairKey> {
+    pub(super) fn forget_writers(&mut self, scope: &Scope) -> impl Iterator<Item = PairKey> {
         self.writers.extract_if(|key, _| scope.covers(&key.dir)).map(|(key, _)| key)
     }
 
-    pub fn writer(&self, key: &PairKey) -> Option<WriteState> {
+    pub(super) fn writer(&self, key: &PairKey) -> Option<WriteState> {
         self.writers.get(key).copied()
     }
 
     /// Whether this version of a file, broken for this reason, was counted before.
-    pub fn was_told(&mut self, version: Version, reason: &Broken, scan: ScanId) -> bool {
+    pub(super) fn was_told(&mut self, version: Version, reason: &Broken, scan: ScanId) -> bool {
         let told = self.told.get_mut(&(version, reason.clone()));
         told.is_some_and(|seen| {
             *seen = scan;
@@ -65,7 +65,7 @@ impl HalfWritten {
     }
 
     /// Remembers that it is counted now.
-    pub fn tell(&mut self, version: Version, reason: Broken, scan: ScanId) {
+    pub(super) fn tell(&mut self, version: Version, reason: Broken, scan: ScanId) {
         if self.told.len() >= MAX_TOLD {
             let last_full = self.last_full;
             self.told.retain(|_, seen| *seen >= last_full);
@@ -81,7 +81,7 @@ impl HalfWritten {
         self.told.insert((version, reason), scan);
     }
 
-    pub fn full_scan_ended(&mut self, id: ScanId) {
+    pub(super) fn full_scan_ended(&mut self, id: ScanId) {
         self.last_full = id;
     }
 }

@@ -37,15 +37,16 @@ use crate::pair::version::{Broken, FileState, FileTime, Version};
 use crate::schedule::queue::Queue;
 use crate::sys::clock::Now;
 
-/// How often a pair may be found in the hands of another cleaner before that is taken for dead,
-/// and before it is told: some 15 s, since others may keep it from being taken up for as long as they
-/// delete in its directory.
-const TAKEN_FOR_AN_INSTANT: u32 = 2;
-const TAKEN_PATIENCE: u32 = 7;
+/// How often a pair may be found claimed by another cleaner before its directory is scanned, which recovers
+/// the claims of the dead.
+const CLAIMS_BEFORE_RECOVERY: u32 = 2;
+/// How often before that is an error: some 15 s, because others that delete in the directory can keep a
+/// recovery waiting.
+const CLAIMS_BEFORE_ERROR: u32 = 7;
 const IS_UNREAD: &str = "can't read a directory, so its results stay";
 const IS_STRANDED: &str = "can't take up what a killed cleaner has left";
 const IS_BROKEN: &str = "the metadata is broken, so its result stays";
-const STAYS_TAKEN: &str =
+const NAME_IN_USE: &str =
     "can't delete it: something bears the reserved name, and does not go away";
 /// How many errors are told of one by one, of those that are counted at once.
 const MAX_ERRORS: usize = 1024;
@@ -131,12 +132,12 @@ struct InFlight {
 
 impl Schedule {
     /// An empty one for the cache directory `root`.
-    pub fn new(root: &Path) -> Self {
+    pub(crate) fn new(root: &Path) -> Self {
         Self { root: root.to_owned(), ..Self::default() }
     }
 
     /// Takes in changes.
-    pub fn apply_changes(&mut self, changes: Changes) {
+    pub(crate) fn apply_changes(&mut self, changes: Changes) {
         self.rescans.extend(changes.trees);
         self.lists.extend(changes.dirs);
         for (key, trigger) in changes.pairs {
@@ -145,17 +146,17 @@ impl Schedule {
     }
 
     /// Has the directory `dir` listed again, but not those below it that are known.
-    pub fn list(&mut self, dir: Arc<Path>) {
+    pub(crate) fn list(&mut self, dir: Arc<Path>) {
         self.lists.insert(dir);
     }
 
     /// How many pairs and directories are to be looked at because of changes.
-    pub fn backlog(&self) -> usize {
+    pub(crate) fn backlog(&self) -> usize {
         self.inspections.len() + self.rescans.len() + self.lists.len()
     }
 
     /// What was counted as an error since this was last asked; the first ones, where there were many.
-    pub fn take_errors(&mut self) -> Vec<ErrorNotice> {
+    pub(crate) fn take_errors(&mut self) -> Vec<ErrorNotice> {
         std::mem::take(&mut self.errors)
     }
 
@@ -187,7 +188,7 @@ impl Schedule {
     }
 
     /// Gives out pairs of which there is changes, at most `limit`. Each has to be settled.
-    pub fn take_inspections(&mut self, limit: usize) -> Vec<Job> {
+    pub(crate) fn take_inspections(&mut self, limit: usize) -> Vec<Job> {
         let mut jobs = Vec::new();
         let looks: Vec<PairKey> = self.inspections.keys().take(limit).cloned().collect();
         for key in looks {
@@ -200,7 +201,7 @@ impl Schedule {
     }
 
     /// Gives out pairs whose time has come, at most `limit`. Each has to be settled.
-    pub fn take_due(&mut self, now: Now, limit: usize) -> Vec<Job> {
+    pub(crate) fn take_due(&mut self, now: Now, limit: usize) -> Vec<Job> {
         let mut jobs = Vec::new();
         while jobs.len() < limit
             && let Some((key, _)) = self.expiries.pop_due(now.wall)
@@ -232,7 +233,7 @@ impl Schedule {
     }
 
     /// Takes in an outcome; what it adds to the figures.
-    pub fn complete(&mut self, found: JobResult, source: Source, now: Now) -> Tally {
+    pub(crate) fn complete(&mut self, found: JobResult, source: Source, now: Now) -> Tally {
         let JobResult { key, outcome } = found;
         let in_flight_pair = match source {
             Source::Job => self.in_flight.remove(&key).unwrap_or_default(),
@@ -287,13 +288,13 @@ impl Schedule {
             self.unchanged(key);
             return tally;
         }
-        let attempts = in_flight_pair.attempts;
         if !matches!(outcome, Outcome::Broken { .. } | Outcome::Incomplete) {
             self.half_written.forget_writer(&key);
         }
         let pause = self.retries.remove(&key);
         // A scan may have failed at it meanwhile.
         let known_failures = pause.as_ref().map_or(0, |(_, known)| known.failures);
+        let attempts = in_flight_pair.attempts;
         let attempts = Attempts { failures: attempts.failures.max(known_failures), ..attempts };
         if let Outcome::NotDue { expires_at, mark, .. } = outcome {
             self.expiries.insert(key, expires_at, Entry { scan: self.last_scan, mark });
@@ -306,19 +307,7 @@ impl Schedule {
             | Outcome::Due { .. }
             | Outcome::Incomplete => {}
             Outcome::Unsettled { result, wait, .. } => {
-                let until = match pause {
-                    // It is being waited for already.
-                    Some((until, Attempts { settled: Some(then), .. }))
-                        if result.is_unchanged_since(&then) =>
-                    {
-                        until
-                    }
-                    // What was given back because it can't be deleted is no news of its own.
-                    Some((until, Attempts { failures: 1.., .. })) => until.max(now.mono + wait),
-                    _ => now.mono + wait,
-                };
-                let attempts = Attempts { settled: Some(result), ..attempts };
-                self.pause(key, until, attempts);
+                self.unsettled(key, result, wait, attempts, pause, now);
             }
             Outcome::Broken { metadata, reason, wait, .. } => {
                 let writer =
@@ -338,45 +327,77 @@ impl Schedule {
                 }
             }
             Outcome::Changed => {
-                let until = now.mono + changed_pause(attempts.changes);
-                let attempts = Attempts { changes: attempts.changes.saturating_add(1), ..attempts };
-                self.pause(key, until, attempts);
+                let (changes, until) =
+                    (attempts.changes, now.mono + changed_pause(attempts.changes));
+                self.pause(key, until, Attempts { changes: changes.saturating_add(1), ..attempts });
             }
             Outcome::ClaimedElsewhere => {
-                let soon = if attempts.changes < TAKEN_FOR_AN_INSTANT {
-                    now.mono + changed_pause(attempts.changes)
-                } else {
-                    // Its owner may be dead.
-                    self.scan_later(&key.dir, now)
-                };
-                // That another one tries to delete what can't be deleted is no reason to.
-                let until = match pause {
-                    Some((until, Attempts { failures: 1.., .. })) => until.max(soon),
-                    _ => soon,
-                };
-                if attempts.changes == TAKEN_PATIENCE {
-                    tally.errors += 1;
-                    let path = key.path(Half::Result);
-                    tracing::warn!(path = path_field(&self.root.join(&path)), "{STAYS_TAKEN}");
-                    self.report_error(path, STAYS_TAKEN.to_owned());
+                tally.errors += u64::from(self.claimed_elsewhere(key, attempts, pause, now));
+            }
+            Outcome::Failed(ref failure) | Outcome::RestoreFailed(ref failure) => {
+                tally.errors += 1;
+                if let Outcome::RestoreFailed(_) = outcome {
+                    self.scan_later(&key.dir, now);
                 }
-                self.pause(
-                    key,
-                    until,
-                    Attempts { changes: attempts.changes.saturating_add(1), ..attempts },
-                );
-            }
-            Outcome::Failed(failure) => {
-                tally.errors += 1;
-                self.failed(key, &failure, attempts, now);
-            }
-            Outcome::RestoreFailed(failure) => {
-                tally.errors += 1;
-                self.scan_later(&key.dir, now);
-                self.failed(key, &failure, attempts, now);
+                self.failed(key, failure, attempts, now);
             }
         }
         tally
+    }
+
+    /// Waits until the result of a due pair has settled.
+    fn unsettled(
+        &mut self,
+        key: PairKey,
+        result: FileState,
+        wait: Duration,
+        attempts: Attempts,
+        pause: Option<(Instant, Attempts)>,
+        now: Now,
+    ) {
+        let until = match pause {
+            // It is being waited for already.
+            Some((until, Attempts { settled: Some(then), .. }))
+                if result.is_unchanged_since(&then) =>
+            {
+                until
+            }
+            // A result that was restored because it can't be deleted is no new result.
+            Some((until, Attempts { failures: 1.., .. })) => until.max(now.mono + wait),
+            _ => now.mono + wait,
+        };
+        self.pause(key, until, Attempts { settled: Some(result), ..attempts });
+    }
+
+    /// Waits until the other cleaner has deleted or restored a pair; true where the pair has been claimed for
+    /// so long that this counts as an error.
+    fn claimed_elsewhere(
+        &mut self,
+        key: PairKey,
+        attempts: Attempts,
+        pause: Option<(Instant, Attempts)>,
+        now: Now,
+    ) -> bool {
+        let soon = if attempts.changes < CLAIMS_BEFORE_RECOVERY {
+            now.mono + changed_pause(attempts.changes)
+        } else {
+            // The owner of the claim may be dead.
+            self.scan_later(&key.dir, now)
+        };
+        // Another cleaner's attempt at a pair that can't be deleted is no reason for one here.
+        let until = match pause {
+            Some((until, Attempts { failures: 1.., .. })) => until.max(soon),
+            _ => soon,
+        };
+        let is_error = attempts.changes == CLAIMS_BEFORE_ERROR;
+        if is_error {
+            let path = key.path(Half::Result);
+            tracing::warn!(path = path_field(&self.root.join(&path)), "{NAME_IN_USE}");
+            self.report_error(path, NAME_IN_USE.to_owned());
+        }
+        let changes = attempts.changes.saturating_add(1);
+        self.pause(key, until, Attempts { changes, ..attempts });
+        is_error
     }
 
     /// Takes in that a pair is as it was known when the scan began.
@@ -390,7 +411,7 @@ impl Schedule {
     }
 
     /// The marks of all that waits.
-    pub fn marks(&self) -> Marks {
+    pub(crate) fn marks(&self) -> Marks {
         self.expiries.values().filter_map(|known| known.mark).collect()
     }
 
@@ -484,7 +505,7 @@ impl Schedule {
     }
 
     /// The directories that are to be scanned now.
-    pub fn take_trees(&mut self, now: Now) -> SubtreeSet {
+    pub(crate) fn take_trees(&mut self, now: Now) -> SubtreeSet {
         while let Some((tree, _)) = self.rescans_later.pop_due(now.mono) {
             self.rescans.insert(tree);
         }
@@ -495,7 +516,7 @@ impl Schedule {
     }
 
     /// A scan begins. What was read before, and is not settled yet, may be outdated by its end.
-    pub fn begin_scan(&mut self, scope: Scope) -> ScanId {
+    pub(crate) fn begin_scan(&mut self, scope: Scope) -> ScanId {
         for key in self.half_written.forget_writers(&scope) {
             if let Some(trigger) = self.inspections.get_mut(&key) {
                 trigger.writer = WriteState::Unknown;
@@ -523,7 +544,7 @@ impl Schedule {
 
     /// A scan was completed, and all that it found is settled: what it should have seen and did
     /// not is gone. What that adds to the figures.
-    pub fn end_scan(&mut self, id: ScanId, summary: Summary, now: Now) -> Tally {
+    pub(crate) fn end_scan(&mut self, id: ScanId, summary: Summary, now: Now) -> Tally {
         let mut tally =
             Tally { deleted: summary.finished, freed_bytes: summary.freed, ..Tally::default() };
         let Some(at) = self.scans.iter().position(|scan| scan.id == id) else {
@@ -564,22 +585,22 @@ impl Schedule {
     }
 
     /// Whether the directory `dir` could not be read when it was last scanned.
-    pub fn could_not_read(&self, dir: &Path) -> bool {
+    pub(crate) fn could_not_read(&self, dir: &Path) -> bool {
         self.unreadable.contains(dir)
     }
 
     /// How many complete, valid pairs wait for their time.
-    pub fn heap_size(&self) -> usize {
+    pub(crate) fn heap_size(&self) -> usize {
         self.expiries.len()
     }
 
     /// The soonest `expires_at` of these.
-    pub fn next_expiry(&self) -> Option<DateTime<Utc>> {
+    pub(crate) fn next_expiry(&self) -> Option<DateTime<Utc>> {
         self.expiries.next()
     }
 
     /// When a pair is to be attended to next, if nothing happens before.
-    pub fn next_pair(&self, now: Now) -> Option<Instant> {
+    pub(crate) fn next_pair(&self, now: Now) -> Option<Instant> {
         if !self.inspections.is_empty() {
             return Some(now.mono);
         }
@@ -591,7 +612,7 @@ impl Schedule {
     }
 
     /// When a directory is to be scanned next, if nothing happens before.
-    pub fn next_tree(&self, now: Now) -> Option<Instant> {
+    pub(crate) fn next_tree(&self, now: Now) -> Option<Instant> {
         if !self.rescans.is_empty() || !self.lists.is_empty() {
             return Some(now.mono);
         }
@@ -600,7 +621,7 @@ impl Schedule {
 
     /// How many pairs wait, by when they expire.
     /// Each bucket has the end of its span in seconds from now (`None`: later), and its count.
-    pub fn buckets(&self, now: DateTime<Utc>) -> Vec<(Option<u64>, u64)> {
+    pub(crate) fn buckets(&self, now: DateTime<Utc>) -> Vec<(Option<u64>, u64)> {
         let mut counts = [0; BUCKETS.len() + 1];
         for at in self.expiries.times() {
             let left = u64::try_from((at - now).num_seconds()).unwrap_or(0);

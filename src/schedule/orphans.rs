@@ -38,7 +38,7 @@ pub(crate) struct OrphanSchedule {
 
 impl OrphanSchedule {
     /// Takes in that something has changed in these directories.
-    pub fn note(&mut self, dirs: impl IntoIterator<Item = Arc<Path>>, now: Now) {
+    pub(crate) fn note(&mut self, dirs: impl IntoIterator<Item = Arc<Path>>, now: Now) {
         for dir in dirs {
             self.at_the_latest(dir, now.wall + PAUSE);
         }
@@ -55,7 +55,7 @@ impl OrphanSchedule {
     }
 
     /// Some of the directories whose time has come.
-    pub fn take_due(&mut self, now: Now) -> Vec<Due> {
+    pub(crate) fn take_due(&mut self, now: Now) -> Vec<Due> {
         if self.rest_until.is_some_and(|until| now.mono < until) {
             return Vec::new();
         }
@@ -63,19 +63,19 @@ impl OrphanSchedule {
     }
 
     /// When that is to be asked again, if nothing happens before.
-    pub fn next(&self, now: Now) -> Option<Instant> {
+    pub(crate) fn next(&self, now: Now) -> Option<Instant> {
         let left = (self.waiting.next()? - now.wall).to_std().unwrap_or(Duration::ZERO);
         let next = now.mono.checked_add(left)?;
         Some(self.rest_until.map_or(next, |until| next.max(until)))
     }
 
     /// Looking at some has ended, and took so long.
-    pub fn ended(&mut self, took: Duration, now: Now) {
+    pub(crate) fn ended(&mut self, took: Duration, now: Now) {
         self.rest_until = now.mono.checked_add(took.saturating_mul(REST));
     }
 
     /// Takes in what became of one; whether it has failed for the first time.
-    pub fn settle(&mut self, (dir, past): Due, pass: &mut OrphanPass, now: Now) -> bool {
+    pub(crate) fn settle(&mut self, (dir, past): Due, pass: &mut OrphanPass, now: Now) -> bool {
         let OrphanAttempts { candidates: known, failures } = past;
         let mut candidates = std::mem::take(&mut pass.candidates);
         if pass.removed.pruned > 0 {

@@ -44,58 +44,58 @@ impl<K: Hash + Eq, T: Ord, V> Default for Queue<K, T, V> {
 
 impl<K: Hash + Eq, T: Ord + Copy, V> Queue<K, T, V> {
     /// Has `key` wait until `at`, whatever it waited for before.
-    pub fn insert(&mut self, key: K, at: T, value: V) {
+    pub(crate) fn insert(&mut self, key: K, at: T, value: V) {
         self.0.push(key, Entry { at, value });
     }
 
-    pub fn remove(&mut self, key: &K) -> Option<(T, V)> {
+    pub(crate) fn remove(&mut self, key: &K) -> Option<(T, V)> {
         self.0.remove(key).map(|(_, entry)| (entry.at, entry.value))
     }
 
-    pub fn get(&self, key: &K) -> Option<&V> {
+    pub(crate) fn get(&self, key: &K) -> Option<&V> {
         self.0.get_priority(key).map(|entry| &entry.value)
     }
 
     /// Changes the value of `key`, if it waits, and not its time; whether it waits.
-    pub fn update(&mut self, key: &K, change: impl FnOnce(&mut V)) -> bool {
+    pub(crate) fn update(&mut self, key: &K, change: impl FnOnce(&mut V)) -> bool {
         self.0.change_priority_by(key, |entry| change(&mut entry.value))
     }
 
     /// The values, in no order.
-    pub fn values(&self) -> impl Iterator<Item = &V> {
+    pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
         self.0.iter().map(|(_, entry)| &entry.value)
     }
 
-    pub fn contains(&self, key: &K) -> bool {
+    pub(crate) fn contains(&self, key: &K) -> bool {
         self.0.contains(key)
     }
 
     /// Takes out the soonest if its time has come.
-    pub fn pop_due(&mut self, now: T) -> Option<(K, V)> {
+    pub(crate) fn pop_due(&mut self, now: T) -> Option<(K, V)> {
         self.0.pop_if(|_, entry| entry.at <= now).map(|(key, entry)| (key, entry.value))
     }
 
     /// The soonest, and when it is due.
-    pub fn peek(&self) -> Option<(&K, T)> {
+    pub(crate) fn peek(&self) -> Option<(&K, T)> {
         self.0.peek().map(|(key, entry)| (key, entry.at))
     }
 
     /// When the soonest is due.
-    pub fn next(&self) -> Option<T> {
+    pub(crate) fn next(&self) -> Option<T> {
         self.peek().map(|(_, at)| at)
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
 
     /// What waits, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = (&K, T)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, T)> {
         self.0.iter().map(|(key, entry)| (key, entry.at))
     }
 
     /// Keeps what `keep` says of.
-    pub fn retain(&mut self, mut keep: impl FnMut(&K, &V) -> bool) {
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&K, &V) -> bool) {
         self.0.retain(|key, entry| keep(key, &entry.value));
     }
 }

@@ -21,14 +21,14 @@ pub(crate) enum Scope {
 }
 
 impl Scope {
-    pub fn covers(&self, dir: &Path) -> bool {
+    pub(crate) fn covers(&self, dir: &Path) -> bool {
         match self {
             Self::Everything => true,
             Self::SubtreeSet(trees) => trees.cover(dir),
         }
     }
 
-    pub fn extend(&mut self, other: &Self) {
+    pub(crate) fn extend(&mut self, other: &Self) {
         match (&mut *self, other) {
             (Self::SubtreeSet(trees), Self::SubtreeSet(more)) => {
                 more.trees.iter().for_each(|tree| trees.insert(Arc::clone(tree)));
@@ -48,7 +48,7 @@ pub(crate) struct SubtreeSet {
 }
 
 impl SubtreeSet {
-    pub fn insert(&mut self, tree: Arc<Path>) {
+    pub(crate) fn insert(&mut self, tree: Arc<Path>) {
         if self.covers_tree(&tree) {
             return;
         }
@@ -59,14 +59,14 @@ impl SubtreeSet {
     }
 
     /// Adds the directory `dir` without those below it.
-    pub fn insert_alone(&mut self, dir: Arc<Path>) {
+    pub(crate) fn insert_alone(&mut self, dir: Arc<Path>) {
         if !self.covers_tree(&dir) {
             self.alone.insert(dir);
         }
     }
 
     /// Whether `dir` is one of them, or below one of the trees.
-    pub fn cover(&self, dir: &Path) -> bool {
+    pub(crate) fn cover(&self, dir: &Path) -> bool {
         self.alone.contains(dir) || self.covers_tree(dir)
     }
 
@@ -83,21 +83,21 @@ impl SubtreeSet {
     }
 
     /// The directories to scan with all that is below them.
-    pub fn trees(&self) -> impl Iterator<Item = &Arc<Path>> {
+    pub(crate) fn trees(&self) -> impl Iterator<Item = &Arc<Path>> {
         self.trees.iter()
     }
 
     /// The directories to list alone.
-    pub fn alone(&self) -> impl Iterator<Item = &Arc<Path>> {
+    pub(crate) fn alone(&self) -> impl Iterator<Item = &Arc<Path>> {
         self.alone.iter().filter(|dir| !self.covers_tree(dir))
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.trees.is_empty() && self.alone.is_empty()
     }
 
     /// Those of the sorted `known` that are covered.
-    pub fn covered<'a, V>(
+    pub(crate) fn covered<'a, V>(
         &'a self,
         known: &'a BTreeMap<Arc<Path>, V>,
     ) -> impl Iterator<Item = &'a Arc<Path>> {
@@ -133,19 +133,19 @@ pub(super) struct ActiveScan {
 }
 
 impl ActiveScan {
-    pub fn new(id: ScanId, scope: Scope, covers_known: bool) -> Self {
+    pub(super) fn new(id: ScanId, scope: Scope, covers_known: bool) -> Self {
         let superseded = Scope::SubtreeSet(SubtreeSet::default());
         let (changed_since, vanished) = (HashSet::new(), HashSet::new());
         Self { id, scope, changed_since, vanished, covers_known, superseded }
     }
 
     /// Takes in that others have told of a pair since this scan began.
-    pub fn note_changed(&mut self, key: &PairKey) {
+    pub(super) fn note_changed(&mut self, key: &PairKey) {
         Self::note(&mut self.changed_since, &mut self.superseded, key);
     }
 
     /// Takes in that a pair that nobody knew has vanished.
-    pub fn note_vanished(&mut self, key: &PairKey) {
+    pub(super) fn note_vanished(&mut self, key: &PairKey) {
         Self::note(&mut self.vanished, &mut self.superseded, key);
     }
 
@@ -158,7 +158,7 @@ impl ActiveScan {
         }
     }
 
-    pub fn may_be_outdated_on(&self, key: &PairKey) -> bool {
+    pub(super) fn may_be_outdated_on(&self, key: &PairKey) -> bool {
         self.changed_since.contains(key) || self.superseded.covers(&key.dir)
     }
 }

@@ -19,49 +19,49 @@ pub(crate) struct Sweeps<W> {
 
 impl<W> Sweeps<W> {
     /// The first is due at once.
-    pub fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self { next: now, not_before: now, missed: false, waiters: Vec::new() }
     }
 
-    pub fn is_due(&self, now: Instant) -> bool {
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
         !self.waiters.is_empty() || self.next() <= now
     }
 
     /// When the next one is due, if nobody asks for one before.
-    pub fn next(&self) -> Instant {
+    pub(crate) fn next(&self) -> Instant {
         if self.missed { self.next.min(self.not_before) } else { self.next }
     }
 
     /// Some news was lost, so that a sweep has to make up for it soon.
-    pub fn something_was_missed(&mut self) {
+    pub(crate) fn something_was_missed(&mut self) {
         self.missed = true;
     }
 
     /// Somebody wants a sweep that begins from now on.
-    pub fn ask(&mut self, waiters: impl IntoIterator<Item = W>) {
+    pub(crate) fn ask(&mut self, waiters: impl IntoIterator<Item = W>) {
         self.waiters.extend(waiters);
     }
 
     /// Those who wait, where there is nothing that could be swept.
-    pub fn take_waiters(&mut self) -> Vec<W> {
+    pub(crate) fn take_waiters(&mut self) -> Vec<W> {
         std::mem::take(&mut self.waiters)
     }
 
     /// One begins; those who are to be told of it.
-    pub fn begin(&mut self) -> Vec<W> {
+    pub(crate) fn begin(&mut self) -> Vec<W> {
         self.missed = false;
         self.take_waiters()
     }
 
     /// One that has `worked` for so long, waiting aside, has ended; the next is to begin after
     /// `interval`.
-    pub fn ended(&mut self, now: Instant, worked: Duration, interval: Duration) {
+    pub(crate) fn ended(&mut self, now: Instant, worked: Duration, interval: Duration) {
         self.not_before = after(now, worked.max(MIN_PAUSE));
         self.next = after(now, interval);
     }
 
     /// The next is to begin after `interval`, or before if that was planned.
-    pub fn at_the_latest(&mut self, now: Instant, interval: Duration) {
+    pub(crate) fn at_the_latest(&mut self, now: Instant, interval: Duration) {
         self.next = self.next.min(after(now, interval));
     }
 }

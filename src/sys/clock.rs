@@ -4,6 +4,8 @@
 //! wall clock that jumps far ahead may be wrong, and what it makes due can't be brought back, so
 //! such a jump takes effect only after [`JUMP_HOLD`].
 
+#![expect(clippy::disallowed_methods, reason = "the one place that reads clocks")]
+
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,17 +35,17 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    pub fn now(&self) -> Now {
+    pub(crate) fn now(&self) -> Now {
         Now { wall: self.wall(), mono: Instant::now() }
     }
 
     /// The wall clock's time, without a jump that is being held back.
-    pub fn wall(&self) -> DateTime<Utc> {
+    pub(crate) fn wall(&self) -> DateTime<Utc> {
         self.jumps().settle(Utc::now(), since_boot())
     }
 
     /// Looks for a jump since the last call; the jump, if it is one to be held back.
-    pub fn tick(&self) -> Option<TimeDelta> {
+    pub(crate) fn tick(&self) -> Option<TimeDelta> {
         self.jumps().observe(Utc::now(), since_boot())
     }
 

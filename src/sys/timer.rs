@@ -22,7 +22,7 @@ pub(crate) struct Timer(Option<AsyncFd<OwnedFd>>);
 
 impl Timer {
     /// One for the current runtime, which has to have tokio's timers.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         if !has_io() {
             return Self(None);
         }
@@ -34,7 +34,7 @@ impl Timer {
     }
 
     /// Waits until `at`.
-    pub async fn until(&self, at: Instant) {
+    pub(crate) async fn until(&self, at: Instant) {
         let left = at.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return tokio::task::yield_now().await;

@@ -85,16 +85,16 @@ impl Stream for Events {
 pub(crate) struct EventSender(broadcast::Sender<Event>);
 
 impl EventSender {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(broadcast::channel(MAX_WAITING).0)
     }
 
-    pub fn subscriptions(&self) -> Subscriptions {
+    pub(crate) fn subscriptions(&self) -> Subscriptions {
         Subscriptions(self.0.downgrade())
     }
 
     /// Tells those who want to know, if anybody does.
-    pub fn tell(&self, event: impl FnOnce() -> Event) {
+    pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
         if self.0.receiver_count() > 0 {
             // They may just have gone.
             let _ = self.0.send(event());
@@ -107,7 +107,7 @@ impl EventSender {
 pub(crate) struct Subscriptions(broadcast::WeakSender<Event>);
 
 impl Subscriptions {
-    pub fn subscribe(&self) -> Events {
+    pub(crate) fn subscribe(&self) -> Events {
         // Where the worker has ended, a stream that has, too.
         let receiver =
             self.0.upgrade().map_or_else(|| broadcast::channel(1).1, |sender| sender.subscribe());

@@ -26,18 +26,18 @@ struct Entries {
 }
 
 impl History {
-    pub fn sweep(&self, report: SweepReport, ended_at: DateTime<Utc>) {
+    pub(crate) fn sweep(&self, report: SweepReport, ended_at: DateTime<Utc>) {
         self.lock().last_sweep = Some(LastSweep { ended_at, report });
     }
 
-    pub fn error(&self, path: String, reason: String, at: DateTime<Utc>) {
+    pub(crate) fn error(&self, path: String, reason: String, at: DateTime<Utc>) {
         let mut entries = self.lock();
         entries.errors.truncate(MAX_ERRORS - 1);
         entries.errors.push_front(RecentError { at, path, reason });
     }
 
     /// Takes in what was freed up to `now`.
-    pub fn freed(&self, tally: &Tally, now: DateTime<Utc>) {
+    pub(crate) fn freed(&self, tally: &Tally, now: DateTime<Utc>) {
         let freed_bytes = tally.freed_bytes + tally.orphans.orphan_bytes;
         if tally.deleted == 0 && freed_bytes == 0 {
             return;
@@ -59,7 +59,7 @@ impl History {
         }
     }
 
-    pub fn read(&self, now: DateTime<Utc>) -> Recent {
+    pub(crate) fn read(&self, now: DateTime<Utc>) -> Recent {
         let entries = self.lock();
         let first = now - TimeDelta::days(1);
         Recent {

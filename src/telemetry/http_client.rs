@@ -63,7 +63,7 @@ impl Service {
     ///
     /// # Errors
     /// What is wrong with the address, and what to do.
-    pub fn new(given: &str, timeout: Duration) -> Result<Self, String> {
+    pub(crate) fn new(given: &str, timeout: Duration) -> Result<Self, String> {
         let base = parse(given)?;
 
         let loopback = is_loopback(&base);
@@ -100,14 +100,14 @@ impl Service {
     }
 
     /// The address of `path` below the base address.
-    pub fn endpoint(&self, path: &str) -> Url {
+    pub(crate) fn endpoint(&self, path: &str) -> Url {
         let mut endpoint = self.base.clone();
         endpoint.set_path(&format!("{}{path}", self.base.path().trim_end_matches('/')));
         endpoint
     }
 
     /// Sends a request; the answer if it is a success, else why there is none. The body is not read.
-    pub async fn send(
+    pub(crate) async fn send(
         &self,
         request: impl FnOnce(&Client) -> RequestBuilder,
     ) -> Result<Response, String> {
@@ -118,7 +118,7 @@ impl Service {
     ///
     /// # Errors
     /// Why nothing does.
-    pub async fn is_reachable(&self) -> Result<(), String> {
+    pub(crate) async fn is_reachable(&self) -> Result<(), String> {
         match self.client.get(self.base.clone()).send().await {
             Ok(answer) if answer.status().is_server_error() => {
                 Err(format!("HTTP {}", answer.status()))
@@ -132,7 +132,7 @@ impl Service {
     ///
     /// It has a thread and a runtime of its own: hyper takes in what precedes an answer without a
     /// pause, for as long as it comes, which would hold up all else that waits in this runtime.
-    pub async fn deliver(
+    pub(crate) async fn deliver(
         &self,
         request: impl FnOnce(&Client) -> RequestBuilder,
     ) -> Result<(), String> {

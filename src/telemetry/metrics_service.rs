@@ -206,10 +206,41 @@ impl Waiting {
     }
 }
 
+/// Since when the metrics service takes no reports, if it does not.
+#[derive(Debug, Default)]
+struct Outage(Option<Instant>);
+
+impl Outage {
+    /// Logs the outcome of the attempt that began at `sent`: the first failure and the recovery of an outage for
+    /// everybody.
+    fn note(&mut self, service: &Service, sent: Instant, outcome: Result<(), String>) {
+        let address = &service.address;
+        match (outcome, self.0) {
+            (Ok(()), None) => {}
+            (Ok(()), Some(since)) => {
+                self.0 = None;
+                tracing::info!(
+                    "metrics service {address} is back after {} s, and has got all figures that waited",
+                    since.elapsed().as_secs()
+                );
+            }
+            (Err(reason), None) => {
+                self.0 = Some(sent);
+                tracing::warn!(
+                    "metrics service {address} takes no reports: {reason}; cleaning goes on, and nothing is lost: \
+                     the figures are kept and sent again until they are delivered"
+                );
+            }
+            (Err(reason), Some(_)) => {
+                tracing::debug!("metrics service {address} still takes no reports: {reason}");
+            }
+        }
+    }
+}
+
 /// The task behind a [`Reporter`].
 async fn deliver_all(shared: Arc<Shared>, service: Service, mut ended: oneshot::Receiver<Instant>) {
-    // Since when the service is away.
-    let mut outage: Option<Instant> = None;
+    let mut outage = Outage::default();
     loop {
         let step = shared.lock().step(Instant::now());
         let tally = match step {
@@ -236,30 +267,12 @@ async fn deliver_all(shared: Arc<Shared>, service: Service, mut ended: oneshot::
         let sent = Instant::now();
         let mut attempt = pin!(deliver(&service, tally));
         tokio::select! {
-            outcome = &mut attempt => match outcome {
-                Ok(()) => {
-                    if let Some(since) = outage.take() {
-                        tracing::info!(
-                            "metrics service {} is back after {} s, and has got all figures that waited",
-                            service.address,
-                            since.elapsed().as_secs()
-                        );
-                    }
-                }
-                Err(reason) => {
+            outcome = &mut attempt => {
+                if outcome.is_err() {
                     shared.lock().failed(tally, sent, Instant::now());
-                    if outage.is_none() {
-                        outage = Some(sent);
-                        tracing::warn!(
-                            "metrics service {} takes no reports: {reason}; cleaning goes on, and nothing is lost: \
-                             the figures are kept and sent again until they are delivered",
-                            service.address
-                        );
-                    } else {
-                        tracing::debug!("metrics service {} still takes no reports: {reason}", service.address);
-                    }
                 }
-            },
+                outage.note(&service, sent, outcome);
+            }
             end = &mut ended => {
                 let Ok(deadline) = end else { return };
                 // Whatever hangs must leave the rest some time; if there is no rest, it has it all.

@@ -26,7 +26,7 @@ pub(crate) struct Telemetry {
 }
 
 impl Telemetry {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let histogram = |name, help, buckets: &[f64]| {
             Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())).ok()
         };
@@ -45,14 +45,14 @@ impl Telemetry {
     }
 
     /// A result was deleted so long after its expiry.
-    pub fn deleted(&self, late: TimeDelta) {
+    pub(crate) fn deleted(&self, late: TimeDelta) {
         if let Some(lateness) = &self.lateness {
             lateness.observe(late.as_seconds_f64());
         }
     }
 
     /// A full sweep has ended that took so many milliseconds.
-    pub fn swept(&self, duration_ms: f64) {
+    pub(crate) fn swept(&self, duration_ms: f64) {
         if let Some(durations) = &self.sweep_duration {
             durations.observe(duration_ms / 1000.0);
         }
@@ -62,7 +62,7 @@ impl Telemetry {
     ///
     /// # Errors
     /// Those of the encoder, in words.
-    pub fn render(&self, stats: &Stats, recent: &Recent) -> Result<String, String> {
+    pub(crate) fn render(&self, stats: &Stats, recent: &Recent) -> Result<String, String> {
         self.encode(stats, recent).map_err(|error| error.to_string())
     }
 

@@ -43,7 +43,7 @@ impl<R> Drop for Recorder<R> {
 }
 
 impl<R: Reports> Recorder<R> {
-    pub fn new(check_interval: Duration, cache_dir: PathBuf, reports: R) -> Self {
+    pub(crate) fn new(check_interval: Duration, cache_dir: PathBuf, reports: R) -> Self {
         Self {
             stats: SharedStats::new(check_interval, cache_dir),
             reports,
@@ -54,7 +54,7 @@ impl<R: Reports> Recorder<R> {
         }
     }
 
-    pub fn readers(&self) -> Readers {
+    pub(crate) fn readers(&self) -> Readers {
         Readers {
             stats: self.stats.clone(),
             history: self.history.clone(),
@@ -65,7 +65,7 @@ impl<R: Reports> Recorder<R> {
     }
 
     /// Takes out where to report.
-    pub fn take_reports(&mut self) -> R
+    pub(crate) fn take_reports(&mut self) -> R
     where
         R: Default,
     {
@@ -73,23 +73,23 @@ impl<R: Reports> Recorder<R> {
     }
 
     /// Changes what the stats say of the present.
-    pub fn publish(&self, change: impl FnOnce(&mut Stats)) {
+    pub(crate) fn publish(&self, change: impl FnOnce(&mut Stats)) {
         self.stats.update(change);
     }
 
     /// Adds figures to the totals.
-    pub fn count(&self, tally: Tally, now: Now) {
+    pub(crate) fn count(&self, tally: Tally, now: Now) {
         self.stats.count(tally);
         self.history.freed(&tally, now.wall);
     }
 
     /// Reports what was done between full sweeps.
-    pub fn between(&self, tally: Tally) {
+    pub(crate) fn between(&self, tally: Tally) {
         self.reports.between(tally);
     }
 
     /// Tells of what was found of the pair with this result, if that is worth it.
-    pub fn found(&self, outcome: &Outcome, result: impl FnOnce() -> PathBuf) {
+    pub(crate) fn found(&self, outcome: &Outcome, result: impl FnOnce() -> PathBuf) {
         if let Outcome::Deleted { freed, late, .. } = outcome {
             let late = (*late).max(TimeDelta::zero());
             #[cfg(feature = "server")]
@@ -105,13 +105,13 @@ impl<R: Reports> Recorder<R> {
     }
 
     /// Tells of what was counted as an error.
-    pub fn error(&self, path: &Path, reason: String, now: Now) {
+    pub(crate) fn error(&self, path: &Path, reason: String, now: Now) {
         self.history.error(path_field(path), reason.clone(), now.wall);
         self.teller.tell(|| Event::Skipped { path: path.to_owned(), reason });
     }
 
     /// Takes in that a full sweep was completed.
-    pub fn swept(&self, tally: Tally, now: Now) -> SweepReport {
+    pub(crate) fn swept(&self, tally: Tally, now: Now) -> SweepReport {
         self.publish(|stats| stats.total_cleanups += 1);
         let report = SweepReport::from(tally);
         self.history.sweep(report, now.wall);

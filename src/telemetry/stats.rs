@@ -215,7 +215,7 @@ impl From<Tally> for SweepReport {
 pub(crate) struct SharedStats(Arc<Mutex<Stats>>);
 
 impl SharedStats {
-    pub fn new(check_interval: Duration, cache_directory: PathBuf) -> Self {
+    pub(crate) fn new(check_interval: Duration, cache_directory: PathBuf) -> Self {
         Self(Arc::new(Mutex::new(Stats {
             running: true,
             check_interval_hours: check_interval.as_secs_f64() / 3600.0,
@@ -236,16 +236,16 @@ impl SharedStats {
         })))
     }
 
-    pub fn get(&self) -> Stats {
+    pub(crate) fn get(&self) -> Stats {
         self.lock().clone()
     }
 
-    pub fn update(&self, change: impl FnOnce(&mut Stats)) {
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Stats)) {
         change(&mut self.lock());
     }
 
     /// Adds to the totals.
-    pub fn count(&self, tally: Tally) {
+    pub(crate) fn count(&self, tally: Tally) {
         self.update(|stats| {
             stats.total_deleted += tally.deleted;
             stats.total_freed_bytes += tally.freed_bytes;

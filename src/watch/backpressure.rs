@@ -26,12 +26,12 @@ pub(crate) struct Backpressure {
 
 impl Backpressure {
     /// A result was caused to its reserved name.
-    pub fn caused(&self) {
+    pub(crate) fn caused(&self) {
         self.caused.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The kernel has told of one, or of one that another cleaner has caused.
-    pub fn delivered(&self) {
+    pub(crate) fn delivered(&self) {
         if !self.active.swap(true, Ordering::Relaxed) {
             return self.reset();
         }
@@ -41,18 +41,18 @@ impl Backpressure {
     }
 
     /// What was not told by now will not be.
-    pub fn reset(&self) {
+    pub(crate) fn reset(&self) {
         self.delivered.store(self.caused.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// Whether to wait before more is caused.
-    pub fn is_exceeded(&self) -> bool {
+    pub(crate) fn is_exceeded(&self) -> bool {
         self.outstanding() >= MAX_OUTSTANDING && self.active.load(Ordering::Relaxed)
     }
 
     /// Waits while they are too many, unless nothing is delivered any more, or `cancel` is set; does
     /// `meanwhile` over and over.
-    pub fn wait(&self, cancel: &AtomicBool, mut meanwhile: impl FnMut()) {
+    pub(crate) fn wait(&self, cancel: &AtomicBool, mut meanwhile: impl FnMut()) {
         // Asked for each pair: the clock is not read for nothing.
         if !self.is_exceeded() {
             return;

@@ -31,7 +31,7 @@ struct Directories {
 
 impl Watched {
     /// Records that the directory `rel` has a watch.
-    pub fn insert(&self, rel: &Arc<Path>) {
+    pub(crate) fn insert(&self, rel: &Arc<Path>) {
         self.set(rel, State::Watched);
     }
 
@@ -65,12 +65,12 @@ impl Watched {
     }
 
     /// Whether the kernel reports the events of the directory `rel`.
-    pub fn is_watched(&self, rel: &Path) -> bool {
+    pub(super) fn is_watched(&self, rel: &Path) -> bool {
         self.lock().known.get(rel) == Some(&State::Watched)
     }
 
     /// Whether `rel` was seen to be a directory, and is still where it was.
-    pub fn is_known(&self, rel: &Path) -> bool {
+    pub(super) fn is_known(&self, rel: &Path) -> bool {
         let directories = self.lock();
         directories.known.contains_key(rel) && !directories.moved.contains_key(rel)
     }

@@ -46,24 +46,24 @@ pub(crate) struct FloodReport {
 
 impl Floods {
     /// Whether the directory `rel` is flooded.
-    pub fn contains(&self, rel: &Path) -> bool {
+    pub(crate) fn contains(&self, rel: &Path) -> bool {
         self.lock().get(rel).is_some_and(|episode| *episode != Episode::Ended)
     }
 
     /// The flooded directories.
-    pub fn all(&self) -> Vec<Arc<Path>> {
+    pub(crate) fn all(&self) -> Vec<Arc<Path>> {
         let floods = self.lock();
         let open = floods.iter().filter(|(_, episode)| **episode != Episode::Ended);
         open.map(|(rel, _)| Arc::clone(rel)).collect()
     }
 
     /// Whether there is one.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.lock().values().all(|episode| *episode == Episode::Ended)
     }
 
     /// Records that the directory `rel` is flooded.
-    pub fn begin(&self, rel: &Arc<Path>) {
+    pub(crate) fn begin(&self, rel: &Arc<Path>) {
         let mut floods = self.lock();
         if let Some(episode) = floods.get_mut(rel) {
             // Its end was not reported: the episode goes on.
@@ -76,7 +76,7 @@ impl Floods {
     }
 
     /// Records that the directory `rel` has calmed down, or is gone.
-    pub fn end(&self, rel: &Path) {
+    pub(crate) fn end(&self, rel: &Path) {
         let mut floods = self.lock();
         match floods.get_mut(rel) {
             Some(episode @ Episode::Reported) => *episode = Episode::Ended,
@@ -87,7 +87,7 @@ impl Floods {
     }
 
     /// What has begun and ended since this was last asked.
-    pub fn take_report(&self) -> FloodReport {
+    pub(crate) fn take_report(&self) -> FloodReport {
         let mut report = FloodReport::default();
         self.lock().retain(|rel, episode| match episode {
             Episode::Begun => {
@@ -105,7 +105,7 @@ impl Floods {
     }
 
     /// Forgets all: another cache directory is in place.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.lock().clear();
     }
 
@@ -113,7 +113,7 @@ impl Floods {
     ///
     /// An instance of inotify of its own counts the events: unlike the reader's, it can be closed
     /// at any moment.
-    pub fn end_those_that_are_over(&self, root: &Path, rels: &[Arc<Path>]) {
+    pub(crate) fn end_those_that_are_over(&self, root: &Path, rels: &[Arc<Path>]) {
         match measure(root, rels) {
             Ok(counts) => {
                 let limit = u64::from(FLOOD_RATE) * MEASURE_TIME.as_millis() as u64 / 1000;
@@ -185,18 +185,18 @@ pub(crate) struct Rates {
 }
 
 impl Rates {
-    pub fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self { skipped: 0, since: now, counts: HashMap::new() }
     }
 
     /// Whether the next event is one of those that are counted.
-    pub fn samples(&mut self) -> bool {
+    pub(crate) fn samples(&mut self) -> bool {
         self.skipped = (self.skipped + 1) % SAMPLE;
         self.skipped == 0
     }
 
     /// Counts an event in the directory `rel`.
-    pub fn count(&mut self, rel: Arc<Path>, now: Instant) {
+    pub(crate) fn count(&mut self, rel: Arc<Path>, now: Instant) {
         if now - self.since >= WINDOW {
             self.since = now;
             self.counts.retain(|_, count| {
@@ -208,7 +208,7 @@ impl Rates {
     }
 
     /// The directories that are flooded.
-    pub fn flooded(&self) -> impl Iterator<Item = &Arc<Path>> {
+    pub(crate) fn flooded(&self) -> impl Iterator<Item = &Arc<Path>> {
         // What was counted before weighs as much as one more window at the most.
         let least = FLOOD_RATE * WINDOW.as_millis() as u32 / 1000 / SAMPLE;
         self.counts.iter().filter(move |(_, count)| **count >= least).map(|(rel, _)| rel)

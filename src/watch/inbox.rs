@@ -25,11 +25,11 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    pub fn new(wants_orphans: bool) -> Self {
+    pub(crate) fn new(wants_orphans: bool) -> Self {
         Self { wants_orphans, ..Self::default() }
     }
 
-    pub fn push(&self, change: Change) {
+    pub(crate) fn push(&self, change: Change) {
         let first = {
             let mut changes = self.lock();
             let first = changes.is_empty();
@@ -41,21 +41,21 @@ impl Inbox {
         }
     }
 
-    pub fn drain(&self) -> Changes {
+    pub(crate) fn drain(&self) -> Changes {
         std::mem::take(&mut *self.lock())
     }
 
     /// Takes whether news was lost, and leaves all else.
-    pub fn take_events_lost(&self) -> bool {
+    pub(crate) fn take_events_lost(&self) -> bool {
         std::mem::take(&mut self.lock().missed)
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }
 
     /// Returns once news has notified since it was last taken.
-    pub async fn notified(&self) {
+    pub(crate) async fn notified(&self) {
         self.arrivals.notified().await;
     }
 

@@ -76,7 +76,7 @@ pub(super) struct Handler {
 }
 
 impl Handler {
-    pub fn new(
+    pub(super) fn new(
         translator: Translator,
         inbox: Arc<Inbox>,
         load: Arc<Load>,

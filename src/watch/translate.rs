@@ -34,13 +34,13 @@ pub(crate) struct Translator {
 }
 
 impl Translator {
-    pub fn new(root: &Path, watched: Watched) -> Self {
+    pub(crate) fn new(root: &Path, watched: Watched) -> Self {
         let (root, backpressure) = (root.to_owned(), Arc::default());
         Self { root, watched, dir: None, removed: 0, reports_orphans: false, backpressure }
     }
 
     /// Hands the changes that `event` stands for to `put`.
-    pub fn translate(&mut self, event: notify::Result<Event>, put: &mut dyn FnMut(Change)) {
+    pub(crate) fn translate(&mut self, event: notify::Result<Event>, put: &mut dyn FnMut(Change)) {
         let Ok(event) = event else {
             return put(Change::EventsLost);
         };
@@ -114,31 +114,7 @@ impl Translator {
                     put(Change::Subtree(rel.into()));
                 }
             }
-            EventKind::Modify(ModifyKind::Name(RenameMode::To)) => {
-                if Name::is_reserved(name) {
-                    if let Name::Claim(Half::Result, _) = Name::of(name) {
-                        self.backpressure.delivered();
-                    }
-                    return;
-                }
-                self.watched.note_moved(rel, false);
-                let found = path.symlink_metadata();
-                let is_gone = |error: &io::Error| {
-                    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
-                };
-                let may_be_directory = match &found {
-                    Ok(found) => found.is_dir(),
-                    // It is elsewhere by now, or a directory above it is.
-                    Err(error) if is_gone(error) => !is_half,
-                    Err(_) => true,
-                };
-                if may_be_directory {
-                    put(Change::Subtree(rel.into()));
-                }
-                if !found.is_ok_and(|found| found.is_dir()) {
-                    self.appeared(rel, Closed, put);
-                }
-            }
+            EventKind::Modify(ModifyKind::Name(RenameMode::To)) => self.renamed_to(path, rel, put),
             EventKind::Modify(ModifyKind::Name(RenameMode::From))
             | EventKind::Remove(RemoveKind::Other | RemoveKind::Any) => {
                 if self.watched.note_moved(rel, true) {
@@ -160,6 +136,34 @@ impl Translator {
             }
             EventKind::Remove(RemoveKind::File) => self.vanished(rel, put),
             _ => {}
+        }
+    }
+
+    /// Something got the name `rel`, from within the cache directory or from elsewhere.
+    fn renamed_to(&mut self, path: &Path, rel: &Path, put: &mut dyn FnMut(Change)) {
+        let name = rel.file_name().unwrap_or_default().as_bytes();
+        if Name::is_reserved(name) {
+            if let Name::Claim(Half::Result, _) = Name::of(name) {
+                self.backpressure.delivered();
+            }
+            return;
+        }
+        self.watched.note_moved(rel, false);
+        let found = path.symlink_metadata();
+        let is_gone = |error: &io::Error| {
+            matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+        };
+        let may_be_directory = match &found {
+            Ok(found) => found.is_dir(),
+            // It is elsewhere by now, or a directory above it is.
+            Err(error) if is_gone(error) => !Name::is_half(name),
+            Err(_) => true,
+        };
+        if may_be_directory {
+            put(Change::Subtree(rel.into()));
+        }
+        if !found.is_ok_and(|found| found.is_dir()) {
+            self.appeared(rel, WriteState::Closed, put);
         }
     }
 

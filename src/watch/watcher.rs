@@ -75,7 +75,7 @@ impl Watcher {
     /// # Errors
     /// [`WatchError::Flooded`] where as many readers as may be still wait for floods to end, and those
     /// of the system.
-    pub fn start(root: &Path, inbox: Arc<Inbox>) -> Result<Self, WatchError> {
+    pub(crate) fn start(root: &Path, inbox: Arc<Inbox>) -> Result<Self, WatchError> {
         let place = admit(&inbox.readers).ok_or(WatchError::Flooded)?;
         let watched = Watched::default();
         let load = Arc::new(Load::default());
@@ -98,7 +98,7 @@ impl Watcher {
     }
 
     /// Asks for a watch of each of the directories `rels` that has none yet.
-    pub fn begin_watch(&self, rels: &[Arc<Path>]) -> Answers {
+    pub(crate) fn begin_watch(&self, rels: &[Arc<Path>]) -> Answers {
         let mut answers = Vec::with_capacity(rels.len());
         let (mut places, mut wanted) = (Vec::new(), Vec::new());
         let gave_up = self.load.overrun.load(Ordering::Relaxed);
@@ -141,7 +141,7 @@ impl Watcher {
     /// Waits for what was asked for: whether each directory is there, and watched. Gives up, with
     /// [`WatchError::Flooded`], where the reader can't keep up with the events, or once `cancel` is
     /// set.
-    pub fn finish_watch(
+    pub(crate) fn finish_watch(
         &self,
         rels: &[Arc<Path>],
         answers: Answers,
@@ -196,25 +196,25 @@ impl Watcher {
 
     /// Expects events of the directory `rel`, which can't be read and so not be watched: its
     /// permissions may change.
-    pub fn expect(&self, rel: &Arc<Path>) {
+    pub(crate) fn expect(&self, rel: &Arc<Path>) {
         if rel.as_os_str().len() <= MAX_WATCHED_PATH {
             self.watched.set(rel, State::Unwatched);
         }
     }
 
     /// Whether `rel` was seen to be a directory by a scan, and is still where it was.
-    pub fn knows(&self, rel: &Path) -> bool {
+    pub(crate) fn knows(&self, rel: &Path) -> bool {
         self.watched.is_known(rel)
     }
 
     /// Whether the kernel reports what happens in the directory `rel`.
-    pub fn is_watching(&self, rel: &Path) -> bool {
+    pub(crate) fn is_watching(&self, rel: &Path) -> bool {
         self.watched.is_watched(rel)
     }
 
     /// Ends the watches that may be those of another directory than bears their name now. To be
     /// called before a scan, which sets them anew: whatever was moved is looked at again.
-    pub fn drop_stale(&self) {
+    pub(crate) fn drop_stale(&self) {
         let stale = self.watched.take_stale();
         if !stale.is_empty() {
             // The registrar does one after the other: these end before the scan sets new ones.
@@ -223,7 +223,7 @@ impl Watcher {
     }
 
     /// Ends the floods that are over, of those in the directories `rels`.
-    pub fn end_floods(&self, root: &Path, rels: &[Arc<Path>]) {
+    pub(crate) fn end_floods(&self, root: &Path, rels: &[Arc<Path>]) {
         let flooded = rels.iter().filter(|rel| self.inbox.floods.contains(rel));
         let flooded: Vec<_> = flooded.cloned().collect();
         if !flooded.is_empty() {
@@ -233,19 +233,19 @@ impl Watcher {
 
     /// Forgets the directories without a watch. To be called before a full scan, which finds those that
     /// are there.
-    pub fn forget_unwatched(&self) {
+    pub(crate) fn forget_unwatched(&self) {
         self.watched.forget_unwatched();
     }
 
     /// Forgets that `rel` and all below it were watched: the directory is gone, as notify knows from
     /// the same events.
-    pub fn forget(&self, rel: &Path) {
+    pub(crate) fn forget(&self, rel: &Path) {
         self.watched.forget(rel);
         self.inbox.floods.end(rel);
     }
 
     /// Gives the watcher up: it reports nothing any more, and sets no watches.
-    pub fn retire(&self) {
+    pub(crate) fn retire(&self) {
         self.load.retired.store(true, Ordering::Relaxed);
     }
 }

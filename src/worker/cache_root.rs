@@ -26,7 +26,7 @@ pub(crate) enum CacheRoot {
 
 impl CacheRoot {
     /// Which directory it is.
-    pub fn id(&self) -> Option<&RootId> {
+    pub(crate) fn id(&self) -> Option<&RootId> {
         match self {
             Self::Open(open) => Some(&open.root.id),
             _ => None,
@@ -34,12 +34,12 @@ impl CacheRoot {
     }
 
     /// Whether the kernel tells of changes there.
-    pub fn is_watched(&self) -> bool {
+    pub(crate) fn is_watched(&self) -> bool {
         matches!(self, Self::Open(open) if open.watcher.is_ok())
     }
 
     /// Whether nothing has changed since `before`.
-    pub fn is_unchanged_since(&self, before: &Self) -> bool {
+    pub(crate) fn is_unchanged_since(&self, before: &Self) -> bool {
         match self {
             Self::Unknown => true,
             Self::Absent => matches!(before, Self::Absent),
@@ -50,7 +50,7 @@ impl CacheRoot {
 
     /// Logs that this stands at `path` from now on, where `before` stood; `every` is how often to
     /// sweep where the kernel does not tell of changes.
-    pub fn announce(&self, before: &Self, path: &Path, every: Duration) {
+    pub(crate) fn announce(&self, before: &Self, path: &Path, every: Duration) {
         match (self, before) {
             (Self::Unknown, _) => {}
             (Self::Absent, Self::Unknown) => tracing::info!(

@@ -91,7 +91,7 @@ impl Drop for Executor {
 
 impl Executor {
     /// A executor, and where it tells what happens.
-    pub fn new(context: JobContext) -> (Self, mpsc::Receiver<Completion>) {
+    pub(crate) fn new(context: JobContext) -> (Self, mpsc::Receiver<Completion>) {
         let (events, receiver) = mpsc::channel(MAX_COMPLETIONS);
         let (probing, cancel) = (Arc::default(), Arc::default());
         let executor =
@@ -99,38 +99,38 @@ impl Executor {
         (executor, receiver)
     }
 
-    pub fn generation(&self) -> Generation {
+    pub(crate) fn generation(&self) -> Generation {
         self.generation
     }
 
     /// Ends what is under way as soon as may be.
-    pub fn cancel(&self) {
+    pub(crate) fn cancel(&self) {
         self.cancel.store(true, Ordering::Relaxed);
     }
 
-    pub fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.cancel.load(Ordering::Relaxed)
     }
 
     /// Another cache directory stands in the cache_root.
-    pub fn next_generation(&mut self) {
+    pub(crate) fn next_generation(&mut self) {
         self.cancel();
         self.cancel = Arc::default();
         self.generation += 1;
     }
 
     /// How many more batches of jobs can be begun.
-    pub fn free_slots(&self) -> usize {
+    pub(crate) fn free_slots(&self) -> usize {
         (BATCHES - self.batches).min(HOLDING.saturating_sub(self.holding))
     }
 
     /// Whether jobs are under way.
-    pub fn is_working(&self) -> bool {
+    pub(crate) fn is_working(&self) -> bool {
         self.batches + self.holding > 0
     }
 
     /// Attends to a batch of jobs.
-    pub fn attend(&mut self, open: &Arc<Open>, jobs: Vec<Job>) {
+    pub(crate) fn attend(&mut self, open: &Arc<Open>, jobs: Vec<Job>) {
         self.batches += 1;
         let (context, open, generation) = (self.context.clone(), Arc::clone(open), self.generation);
         let cancel = Arc::clone(&self.cancel);
@@ -159,18 +159,18 @@ impl Executor {
     }
 
     /// Takes note of [`Completion::Jobs`].
-    pub fn attended(&mut self, holds: bool) {
+    pub(crate) fn attended(&mut self, holds: bool) {
         self.batches -= 1;
         self.holding += usize::from(holds);
     }
 
     /// Takes note of [`Completion::Claims`].
-    pub fn finished(&mut self) {
+    pub(crate) fn finished(&mut self) {
         self.holding -= 1;
     }
 
     /// Scans what `trees` names; what has one of `marks` is not read again.
-    pub fn scan(&mut self, open: &Arc<Open>, id: ScanId, trees: &SubtreeSet, marks: Marks) {
+    pub(crate) fn scan(&mut self, open: &Arc<Open>, id: ScanId, trees: &SubtreeSet, marks: Marks) {
         let below = trees.trees().cloned().collect::<Vec<_>>();
         let alone = trees.alone().cloned().collect::<Vec<_>>();
         let (context, open, generation) = (self.context.clone(), Arc::clone(open), self.generation);
@@ -196,7 +196,7 @@ impl Executor {
     }
 
     /// Removes orphans.
-    pub fn tidy(&mut self, open: &Arc<Open>, due: Vec<Due>) {
+    pub(crate) fn tidy(&mut self, open: &Arc<Open>, due: Vec<Due>) {
         let (context, open, generation) = (self.context.clone(), Arc::clone(open), self.generation);
         let cancel = Arc::clone(&self.cancel);
         self.on_thread(move || {
@@ -222,7 +222,13 @@ impl Executor {
 
     /// Looks at what stands at `path`, where `known` stood before, unless that is under way; with
     /// `rewatch`, even the same directory is opened anew.
-    pub fn probe(&mut self, path: &Path, known: &CacheRoot, inbox: &Arc<Inbox>, rewatch: bool) {
+    pub(crate) fn probe(
+        &mut self,
+        path: &Path,
+        known: &CacheRoot,
+        inbox: &Arc<Inbox>,
+        rewatch: bool,
+    ) {
         if self.is_probing() {
             // What is wanted of it is another look than the one that is under way.
             if rewatch {
@@ -249,7 +255,13 @@ impl Executor {
     }
 
     /// Tells that `refused` directories of those in `root` are not watched, and why.
-    pub fn tell_refused(&self, root: &Path, refused: u64, every: Duration, refusal: &WatchError) {
+    pub(crate) fn tell_refused(
+        &self,
+        root: &Path,
+        refused: u64,
+        every: Duration,
+        refusal: &WatchError,
+    ) {
         let root = root.to_owned();
         let count_and_tell = move || {
             tell_refused(
@@ -268,12 +280,12 @@ impl Executor {
     }
 
     /// Whether the look at the cache directory is under way.
-    pub fn is_probing(&self) -> bool {
+    pub(crate) fn is_probing(&self) -> bool {
         self.probing.is_under_way.load(Ordering::Relaxed)
     }
 
     /// Takes note of [`Completion::RootProbed`].
-    pub fn probed(&self) {
+    pub(crate) fn probed(&self) {
         self.probing.is_under_way.store(false, Ordering::Relaxed);
     }
 

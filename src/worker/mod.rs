@@ -119,7 +119,7 @@ struct ActiveSweep {
 impl<R: Reports> Worker<R> {
     /// A worker for the cache directory at `path`, which was configured_path as `configured_path`, and what others may see
     /// of it.
-    pub fn new(
+    pub(crate) fn new(
         config: &Config,
         configured_path: PathBuf,
         path: PathBuf,
@@ -164,7 +164,7 @@ impl<R: Reports> Worker<R> {
     ///
     /// # Errors
     /// The message of a panic on one of the threads that work for it.
-    pub async fn run(
+    pub(crate) async fn run(
         mut self,
         mut events: mpsc::Receiver<Completion>,
         mut requests: mpsc::UnboundedReceiver<Request>,

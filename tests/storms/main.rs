@@ -16,6 +16,16 @@
 //! `create-tmp`, `create`, `mkdir`, `rename`, `rename-dirs` and `link`. DIR is made, and what the flood
 //! has needed stays in it. Several processes may flood one directory.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::too_many_lines,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a test ends where something unexpected happens, and prints its figures"
+)]
 #![cfg(feature = "cli")]
 
 #[path = "../common/mod.rs"]
