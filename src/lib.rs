@@ -25,17 +25,17 @@
 //! the outcome equals that of a program that polls.
 //!
 //! What holds everywhere in here:
-//! - Only the worker changes the heap; there is no lock around it. Pending news is taken in before
-//!   anything is given out to be deleted.
-//! - Events are hints to look at a name again; the disk is the truth. The metadata is read again
-//!   right before a deletion. Nothing read from it ever chooses a path.
+//! - Only the worker changes the heap; there is no lock around it. It applies pending changes before it starts
+//!   deletions.
+//! - Events are hints to inspect a name again; the disk is the truth. The metadata is read again right before a
+//!   deletion. Nothing read from it ever chooses a path.
 //! - A directory's watch is set before the directory is listed; the first scan is the first sweep.
 //! - No event, file or network error ends the worker.
-//! - The command line has each thread that deletes confined to the cache directory by Landlock.
-//! - Litter, halves without the other one and empty directories, is removed only where the
-//!   configuration asks for it, and only what two looks have found unchanged.
-//! - `notify` is named only in `watch`, directories are listed only in `listing`, `rename` and `unlink`
-//!   are named only in `remove`, `reqwest` only in `http`; what is due is told by `clock` alone.
+//! - On the command line, Landlock confines each thread that deletes to the cache directory.
+//! - Orphans (halves without the other one) and empty directories are removed only where the configuration asks for
+//!   it, and only after two inspections found them unchanged.
+//! - The source is divided into rooms, folders of `src`, that use each other in one direction; `tests/tidy.rs` holds
+//!   the table. Only `remove` renames and unlinks, only `watch` names notify, and only `sys::clock` reads clocks.
 //!
 //! # Known limits
 //! - A writer has to publish the metadata within a second of its result. A longer pause, or a

@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 /// Which rooms, folders and files at the top of `src`, a room may use. What is not named is used by
 /// nobody else; `cli` and `main` use the public interface alone.
@@ -176,5 +177,33 @@ fn some_crates_are_named_in_one_place_only() {
             is_command || !code.contains("clap"),
             "{path} names clap, which is for the command"
         );
+    }
+}
+
+/// A version as numbers: `1.88` is `[1, 88, 0]`.
+fn version(text: &str) -> [u32; 3] {
+    let mut version = [0; 3];
+    let parts = text.split('.').map(|part| part.parse().expect("a number"));
+    version.iter_mut().zip(parts).for_each(|(to, from)| *to = from);
+    version
+}
+
+#[test]
+fn no_locked_dependency_needs_a_newer_compiler_than_this_crate() {
+    let metadata = Command::new(env!("CARGO"))
+        .args(["metadata", "--locked", "--format-version=1", "--all-features"])
+        .args(["--filter-platform", "x86_64-unknown-linux-gnu"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(metadata.status.success(), "{}", String::from_utf8_lossy(&metadata.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&metadata.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    let is_own = |package: &&serde_json::Value| package["name"] == env!("CARGO_PKG_NAME");
+    let own = packages.iter().find(is_own).unwrap()["rust_version"].as_str().unwrap();
+    for package in packages {
+        let needed = package["rust_version"].as_str().unwrap_or("1.0");
+        let (name, number) = (&package["name"], &package["version"]);
+        assert!(version(needed) <= version(own), "{name} {number} needs Rust {needed}");
     }
 }

@@ -111,8 +111,10 @@ const WHAT: [&str; 5] = [
 /// ```
 ///
 /// # Errors
-/// [`Error::Unreadable`] and [`Error::NotADirectory`] for the cache directory, [`Error::NoRuntime`].
+/// [`Error::TooShort`] for the configuration, [`Error::Unreadable`] and [`Error::NotADirectory`] for the cache
+/// directory, [`Error::NoRuntime`].
 pub async fn explain(config: &Config, file: &Path) -> Result<Explanation, Error> {
+    config.validate()?;
     let runtime = crate::sys::runtime::current()?;
     let cache_dir = config.expanded_cache_dir()?;
     let context = JobContext::listing(Arc::new(Clock::default()), config);

@@ -1,9 +1,7 @@
-//! The tokio runtime: whether it has what is needed, and what became of its tasks. tokio tells of a missing driver only by panicking,
-//! there is no way to ask.
+//! The tokio runtime: whether it has the drivers that the cleaner needs, and what became of its tasks. tokio has no
+//! way to ask for a driver: it panics where one is missing.
 
-use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe, resume_unwind};
-use std::sync::Once;
 use std::thread;
 use std::time::Duration;
 
@@ -35,25 +33,10 @@ pub(crate) fn has_io() -> bool {
     !panics(|| drop(tokio::net::UnixDatagram::unbound()))
 }
 
-/// Whether `probe` panics. The panic is not printed.
+/// Whether `probe` panics. The process's panic hook prints it: a library does not replace the hook of the program
+/// that embeds it.
 fn panics(probe: impl FnOnce()) -> bool {
-    thread_local! {
-        static PROBING: Cell<bool> = const { Cell::new(false) };
-    }
-    static FILTER: Once = Once::new();
-    // Stays for good, since taking it out again could undo what others have set meanwhile.
-    FILTER.call_once(|| {
-        let previous = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            if !PROBING.get() {
-                previous(info);
-            }
-        }));
-    });
-    PROBING.set(true);
-    let outcome = panic::catch_unwind(AssertUnwindSafe(probe));
-    PROBING.set(false);
-    outcome.is_err()
+    panic::catch_unwind(AssertUnwindSafe(probe)).is_err()
 }
 
 /// Runs `work` on a thread for it alone, which is `prepare`d before, and returns what it returns.
