@@ -11,6 +11,7 @@ use crate::disk::root::{Located, locate};
 use crate::error::Error;
 use crate::sys::clock::now_utc;
 use crate::sys::runtime::{self, panic_message};
+use crate::telemetry::Reporter;
 use crate::telemetry::events::Events;
 use crate::telemetry::recorder::Readers;
 use crate::telemetry::stats::{Recent, Stats, SweepReport};
@@ -68,7 +69,8 @@ impl Cleaner {
         if let Ok(Located::NotADirectory) = standing {
             return Err(Error::NotADirectory { path });
         }
-        let reporter = start_reporter(&config)?;
+        let start = |url: &String| Reporter::start(url, config.report_interval);
+        let reporter = config.metrics_url.as_ref().map(start).transpose()?;
         let (worker, events, readers) = Worker::new(&config, path, absolute, reporter);
         let (requests, asked) = mpsc::unbounded_channel();
         let task = runtime.spawn(async move {
@@ -77,7 +79,9 @@ impl Cleaner {
                 tracing::error!("the cleaner has died, and deletes nothing any more: {message}");
                 Error::Died { message }
             })?;
-            finish(reporter, STOP_TIME.saturating_sub(asked_to_stop.elapsed())).await;
+            if let Some(reporter) = reporter {
+                reporter.finish(STOP_TIME.saturating_sub(asked_to_stop.elapsed())).await;
+            }
             Ok(())
         });
         Ok(Self { requests, readers: Arc::new(readers), task: Some(task) })
@@ -247,36 +251,6 @@ impl crate::server::StatsSource for Observer {
         self.get_stats().running
     }
 }
-
-#[cfg(feature = "report")]
-fn start_reporter(
-    config: &Config,
-) -> Result<Option<crate::telemetry::metrics_service::Reporter>, Error> {
-    let url = config.metrics_url.as_deref();
-    url.map(|url| crate::telemetry::metrics_service::Reporter::start(url, config.report_interval))
-        .transpose()
-}
-
-#[cfg(feature = "report")]
-async fn finish(reporter: Option<crate::telemetry::metrics_service::Reporter>, patience: Duration) {
-    if let Some(reporter) = reporter {
-        reporter.finish(patience).await;
-    }
-}
-
-#[cfg(not(feature = "report"))]
-fn start_reporter(config: &Config) -> Result<crate::telemetry::reports::Nobody, Error> {
-    match &config.metrics_url {
-        None => Ok(crate::telemetry::reports::Nobody),
-        Some(url) => Err(Error::MetricsUrl {
-            url: url.clone(),
-            reason: "can't be reported to: enable the feature `report`, or set it to `None`".into(),
-        }),
-    }
-}
-
-#[cfg(not(feature = "report"))]
-async fn finish(_: crate::telemetry::reports::Nobody, _: Duration) {}
 
 #[cfg(test)]
 mod tests {

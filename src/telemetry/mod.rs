@@ -5,9 +5,15 @@ pub(crate) mod history;
 #[cfg(feature = "report")]
 pub(crate) mod http_client;
 #[cfg(feature = "report")]
-pub(crate) mod metrics_service;
+mod metrics_service;
+#[cfg(not(feature = "report"))]
+mod no_reporter;
 #[cfg(feature = "server")]
 pub(crate) mod prometheus;
 pub(crate) mod recorder;
-pub(crate) mod reports;
 pub(crate) mod stats;
+
+#[cfg(feature = "report")]
+pub(crate) use self::metrics_service::Reporter;
+#[cfg(not(feature = "report"))]
+pub(crate) use self::no_reporter::Reporter;

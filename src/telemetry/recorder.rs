@@ -9,11 +9,11 @@ use crate::display::path_field;
 use crate::pair::outcome::Outcome;
 use crate::pair::tally::Tally;
 use crate::sys::clock::Now;
+use crate::telemetry::Reporter;
 use crate::telemetry::events::{Event, EventSender, Subscriptions};
 use crate::telemetry::history::History;
 #[cfg(feature = "server")]
 use crate::telemetry::prometheus::Telemetry;
-use crate::telemetry::reports::Reports;
 use crate::telemetry::stats::{SharedStats, Stats, SweepReport};
 
 /// What others may look at.
@@ -26,27 +26,31 @@ pub(crate) struct Readers {
     pub subscriptions: Subscriptions,
 }
 
-pub(crate) struct Recorder<R> {
+pub(crate) struct Recorder {
     stats: SharedStats,
-    reports: R,
+    reporter: Option<Reporter>,
     history: History,
     #[cfg(feature = "server")]
     telemetry: Telemetry,
     teller: EventSender,
 }
 
-impl<R> Drop for Recorder<R> {
+impl Drop for Recorder {
     /// However the worker ends, the stats say so.
     fn drop(&mut self) {
         self.stats.update(|stats| stats.running = false);
     }
 }
 
-impl<R: Reports> Recorder<R> {
-    pub(crate) fn new(check_interval: Duration, cache_dir: PathBuf, reports: R) -> Self {
+impl Recorder {
+    pub(crate) fn new(
+        check_interval: Duration,
+        cache_dir: PathBuf,
+        reporter: Option<Reporter>,
+    ) -> Self {
         Self {
             stats: SharedStats::new(check_interval, cache_dir),
-            reports,
+            reporter,
             history: History::default(),
             #[cfg(feature = "server")]
             telemetry: Telemetry::new(),
@@ -64,12 +68,9 @@ impl<R: Reports> Recorder<R> {
         }
     }
 
-    /// Takes out where to report.
-    pub(crate) fn take_reports(&mut self) -> R
-    where
-        R: Default,
-    {
-        std::mem::take(&mut self.reports)
+    /// Takes the reporter out, to be finished.
+    pub(crate) fn take_reporter(&mut self) -> Option<Reporter> {
+        self.reporter.take()
     }
 
     /// Changes what the stats say of the present.
@@ -85,7 +86,9 @@ impl<R: Reports> Recorder<R> {
 
     /// Reports what was done between full sweeps.
     pub(crate) fn between(&self, tally: Tally) {
-        self.reports.between(tally);
+        if let Some(reporter) = &self.reporter {
+            reporter.between(tally);
+        }
     }
 
     /// Tells of what was found of the pair with this result, if that is worth it.
@@ -118,7 +121,9 @@ impl<R: Reports> Recorder<R> {
         #[cfg(feature = "server")]
         self.telemetry.swept(report.duration_ms);
         self.teller.tell(|| Event::SweepDone(report));
-        self.reports.sweep(tally);
+        if let Some(reporter) = &self.reporter {
+            reporter.sweep(tally);
+        }
         report
     }
 }

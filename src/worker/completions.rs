@@ -13,10 +13,9 @@ use crate::pair::tally::Tally;
 use crate::schedule::orphans::Due;
 use crate::schedule::{ErrorNotice, ScanId, Source};
 use crate::sys::clock::Now;
-use crate::telemetry::reports::Reports;
 use crate::worker::executor::{Completion, Generation};
 
-impl<R: Reports> Worker<R> {
+impl Worker {
     pub(super) fn complete(&mut self, event: Completion) -> Result<(), String> {
         match event {
             Completion::Jobs { generation, found, took, holds } => {

@@ -35,8 +35,8 @@ use crate::schedule::sweeps::Sweeps;
 use crate::schedule::{ScanId, Schedule, Scope, SubtreeSet};
 use crate::sys::clock::{Clock, Now, TICK};
 use crate::sys::timer::Timer;
+use crate::telemetry::Reporter;
 use crate::telemetry::recorder::{Readers, Recorder};
-use crate::telemetry::reports::Reports;
 use crate::telemetry::stats::{ExpiryBucket, SweepReport, WatchState};
 use crate::watch::floods::FloodReport;
 use crate::watch::inbox::Inbox;
@@ -73,7 +73,7 @@ pub(crate) enum Request {
     Ping(oneshot::Sender<()>),
 }
 
-pub(crate) struct Worker<R> {
+pub(crate) struct Worker {
     /// The cache directory as it was configured_path, and where that is from any working directory.
     configured_path: PathBuf,
     path: PathBuf,
@@ -81,7 +81,7 @@ pub(crate) struct Worker<R> {
     fallback_interval: Duration,
     executor: Executor,
     clock: Arc<Clock>,
-    recorder: Recorder<R>,
+    recorder: Recorder,
     inbox: Arc<Inbox>,
     schedule: Schedule,
     /// What the schedule gave out as due, and no thread was free for.
@@ -116,17 +116,17 @@ struct ActiveSweep {
     refused_meanwhile: bool,
 }
 
-impl<R: Reports> Worker<R> {
+impl Worker {
     /// A worker for the cache directory at `path`, which was configured_path as `configured_path`, and what others may see
     /// of it.
     pub(crate) fn new(
         config: &Config,
         configured_path: PathBuf,
         path: PathBuf,
-        reports: R,
+        reporter: Option<Reporter>,
     ) -> (Self, mpsc::Receiver<Completion>, Readers) {
         let clock = Arc::new(Clock::default());
-        let recorder = Recorder::new(config.check_interval, configured_path.clone(), reports);
+        let recorder = Recorder::new(config.check_interval, configured_path.clone(), reporter);
         let readers = recorder.readers();
         let inbox = Arc::new(Inbox::new(Ages::of(config).any()));
         let context =
@@ -168,10 +168,7 @@ impl<R: Reports> Worker<R> {
         mut self,
         mut events: mpsc::Receiver<Completion>,
         mut requests: mpsc::UnboundedReceiver<Request>,
-    ) -> Result<(R, Instant), String>
-    where
-        R: Default,
-    {
+    ) -> Result<(Option<Reporter>, Instant), String> {
         let timer = Timer::new();
         let mut next_tick = Instant::now();
         loop {
@@ -206,7 +203,7 @@ impl<R: Reports> Worker<R> {
         let asked_to_stop = Instant::now();
         self.wind_up(&mut events).await?;
         self.publish();
-        Ok((self.recorder.take_reports(), asked_to_stop))
+        Ok((self.recorder.take_reporter(), asked_to_stop))
     }
 
     /// Lets what is under way end, so that its figures are counted.

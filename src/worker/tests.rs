@@ -10,22 +10,14 @@ use crate::pair::outcome::Summary;
 use crate::telemetry::stats::SharedStats;
 use crate::worker::cache_root::probe;
 
-#[derive(Default)]
-struct Unreported;
-
-impl Reports for Unreported {
-    fn sweep(&self, _: Tally) {}
-    fn between(&self, _: Tally) {}
-}
-
-fn worker(dir: &Path) -> (Worker<Unreported>, mpsc::Receiver<Completion>, SharedStats) {
+fn worker(dir: &Path) -> (Worker, mpsc::Receiver<Completion>, SharedStats) {
     let (worker, events, readers) =
-        Worker::new(&Config::new(dir), dir.to_owned(), dir.to_owned(), Unreported);
+        Worker::new(&Config::new(dir), dir.to_owned(), dir.to_owned(), None);
     (worker, events, readers.stats)
 }
 
 /// One that works on `dir`, where a full sweep with the number 1 is under way.
-fn sweeping(dir: &Path) -> Worker<Unreported> {
+fn sweeping(dir: &Path) -> Worker {
     let (mut worker, ..) = worker(dir);
     worker.cache_root = probe(dir, None, &worker.inbox);
     worker.full = Some(run(1));
@@ -169,7 +161,7 @@ async fn orphans_and_empty_directories_go_while_the_service_runs_and_nothing_els
     write("before/a.result.json.lz4", "found by the first scan");
     write("live/b.metadata.json", r#"{"expires_at": 8000000000}"#);
     let path = temp.path().to_owned();
-    let (worker, events, readers) = Worker::new(&config, path.clone(), path, Unreported);
+    let (worker, events, readers) = Worker::new(&config, path.clone(), path, None);
     let (requests, asked) = mpsc::unbounded_channel();
     let task = tokio::spawn(worker.run(events, asked));
     until("the first scan has ended", || readers.stats.get().total_cleanups == 1).await;

@@ -1,0 +1,32 @@
+//! What stands in for the metrics service where the library has no HTTP client: no reporter can be made.
+
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::pair::tally::Tally;
+
+#[derive(Debug)]
+pub(crate) enum Reporter {}
+
+impl Reporter {
+    /// # Errors
+    /// Always [`Error::MetricsUrl`].
+    pub(crate) fn start(url: &str, _: Duration) -> Result<Self, Error> {
+        Err(Error::MetricsUrl {
+            url: url.to_owned(),
+            reason: "can't be reported to: enable the feature `report`, or set it to `None`".into(),
+        })
+    }
+
+    pub(crate) fn sweep(&self, _: Tally) {
+        match *self {}
+    }
+
+    pub(crate) fn between(&self, _: Tally) {
+        match *self {}
+    }
+
+    pub(crate) async fn finish(self, _: Duration) {
+        match self {}
+    }
+}
