@@ -76,7 +76,7 @@ impl Cleaner {
         let task = runtime.spawn(async move {
             let run = worker.run(events, asked).await;
             let (reporter, asked_to_stop) = run.map_err(|message| {
-                tracing::error!("the cleaner has died, and deletes nothing any more: {message}");
+                tracing::error!("the cleaner failed and deletes nothing any more: {message}");
                 Error::Died { message }
             })?;
             if let Some(reporter) = reporter {

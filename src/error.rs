@@ -105,7 +105,7 @@ pub enum Error {
     #[error("the cleaner has stopped")]
     Stopped,
     /// A task of the cleaner panicked. This is a bug in it; nothing is deleted any more.
-    #[error("the cleaner has died: {message}")]
+    #[error("the cleaner failed: {message}")]
     Died {
         /// The panic's message.
         message: String,

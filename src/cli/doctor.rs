@@ -19,7 +19,7 @@ pub(crate) struct DoctorArgs {
     directory: Directory,
     #[command(flatten)]
     metrics: Metrics,
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
     json: bool,
 }

@@ -19,13 +19,13 @@ Examples:
 
 Exit status: 1 where a file is not there, else 0.")]
 pub(crate) struct ExplainArgs {
-    /// Results, or their metadata
+    /// Results or their metadata
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     /// The cache directory
     #[arg(long, value_name = "DIR", default_value = DEFAULT_CACHE_DIR, env = "RESULT_CLEANER_CACHE_DIR")]
     cache_dir: PathBuf,
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
     json: bool,
 }

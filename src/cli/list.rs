@@ -21,7 +21,7 @@ Examples:
 pub(crate) struct ListArgs {
     #[command(flatten)]
     directory: Directory,
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
     json: bool,
 }

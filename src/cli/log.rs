@@ -3,7 +3,7 @@
 use std::io::{self, Write, stderr};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 use tracing::Level;
@@ -19,8 +19,10 @@ use super::{exclusive, output, switch};
 
 /// How many lines wait for a reader; later ones are dropped.
 const MAX_LINES: usize = 10_000;
-/// How long the last lines may take to be read.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+/// How long the last lines may take to be written at least, and until how long after the signal to stop: enough
+/// less than the second that is promised for the process to end.
+const MIN_LAST_LINES: Duration = Duration::from_millis(200);
+const MAX_STOP: Duration = Duration::from_millis(900);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
@@ -85,7 +87,7 @@ impl LogArgs {
             .thread_name("log")
             .finish(stderr());
         start(self.level, self.format, writer.clone());
-        ServiceLog { writer, guard }
+        ServiceLog { writer, guard, deadline: None }
     }
 }
 
@@ -93,6 +95,8 @@ impl LogArgs {
 pub(crate) struct ServiceLog {
     writer: NonBlocking,
     guard: WorkerGuard,
+    /// By when the last lines have to be written, once the service stops.
+    deadline: Option<Instant>,
 }
 
 impl ServiceLog {
@@ -102,8 +106,15 @@ impl ServiceLog {
         let _ = self.writer.write_all(format!("{line}\n").as_bytes());
     }
 
-    /// Writes what waits, for as long as somebody reads it.
+    /// The service begins to stop.
+    pub(super) fn stopping(&mut self) {
+        self.deadline = Some(Instant::now() + MAX_STOP);
+    }
+
+    /// Writes the lines that wait. Gives up where nobody reads them.
     pub(super) fn finish(self) {
+        let least = Instant::now() + MIN_LAST_LINES;
+        let deadline = self.deadline.map_or(least, |deadline| deadline.max(least));
         let (written, is_written) = mpsc::channel();
         let write = move || {
             drop(self.guard);
@@ -111,7 +122,7 @@ impl ServiceLog {
         };
         // Where there is no thread for it, this is over at once.
         let _ = thread::Builder::new().spawn(write);
-        let _ = is_written.recv_timeout(LAST_WORDS);
+        let _ = is_written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 }
 

@@ -13,10 +13,10 @@ pub(crate) struct Metrics {
 
 #[derive(Debug, Args)]
 struct MetricsFlags {
-    /// Where to report cleanups: `/track/cleanup` is added
+    /// Base URL of the metrics service; `/track/cleanup` is appended
     #[arg(long, value_name = "URL", default_value = DEFAULT_METRICS_URL, env = "RESULT_CLEANER_METRICS_URL")]
     metrics_url: String,
-    /// Report to no metrics service
+    /// Do not report to a metrics service
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_NO_METRICS")]
     no_metrics: bool,
 }

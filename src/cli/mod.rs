@@ -29,7 +29,7 @@ pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// Deletes expired cached results the moment they expire.
 ///
 /// A result X.result.json.lz4 and its metadata X.metadata.json are deleted once the metadata's
-/// `expires_at` has passed. Nothing else is touched, unless that is asked for.
+/// `expires_at` has passed. Nothing else is deleted unless a flag asks for it.
 #[derive(Debug, Parser)]
 #[command(name = "result-cleaner", version, max_term_width = 100, after_help = EXAMPLES)]
 pub(crate) struct Cli {
@@ -54,15 +54,15 @@ Exit status: 0 if it was done, 1 if it could not be done, 2 on wrong usage.";
 enum Command {
     /// Watch a directory and delete each result as it expires, until SIGTERM or SIGINT
     Run(run::RunArgs),
-    /// Delete what has expired now, and end
+    /// Delete expired results once and exit
     Sweep(sweep::SweepArgs),
-    /// List the results, the soonest to expire first
+    /// List the results by expiry
     List(list::ListArgs),
-    /// Tell why a result goes or stays, and when
+    /// Explain whether and when a result is deleted
     Explain(explain::ExplainArgs),
-    /// Show what a running service is doing
+    /// Show the state of a running service
     Status(status::StatusArgs),
-    /// Check whether everything is here that the service needs
+    /// Check the environment: permissions, inotify limits, clock and more
     Doctor(doctor::DoctorArgs),
     /// Print a completion script for a shell
     Completions(generate::CompletionsArgs),
@@ -73,12 +73,11 @@ enum Command {
 /// What is removed besides expired results.
 #[derive(Debug, Args)]
 struct OptIns {
-    /// Also remove results without metadata, expired metadata without a result, and .tmp files of the
-    /// two that writers have left, once they are unchanged for this long, at least 1h
+    /// Also remove orphans: results without metadata, expired metadata without a result, and
+    /// abandoned .tmp files, once unchanged for this long (at least 1h)
     #[arg(long, value_name = "AGE", value_parser = age, env = "RESULT_CLEANER_REMOVE_ORPHANS")]
     remove_orphans: Option<Duration>,
-    /// Also remove directories below the cache directory that are empty and unchanged for this long, at
-    /// least 1h
+    /// Also remove directories below the cache directory that are empty and unchanged for this long (at least 1h)
     #[arg(long, value_name = "AGE", value_parser = age, env = "RESULT_CLEANER_PRUNE_EMPTY_DIRS")]
     prune_empty_dirs: Option<Duration>,
 }
@@ -103,8 +102,7 @@ fn age(text: &str) -> Result<Duration, String> {
 /// What the work on files may cost.
 #[derive(Debug, Args)]
 struct Bounds {
-    /// Spend at most this time on files in each second, such as 100ms, so that others find the disk
-    /// free; results then may go later than they expire
+    /// Limit file I/O to this much time per second, such as 100ms; results may then be deleted late
     #[arg(long, value_name = "TIME", value_parser = disk_time, env = "RESULT_CLEANER_MAX_DISK_TIME")]
     max_disk_time: Option<Duration>,
 }

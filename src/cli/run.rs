@@ -24,25 +24,25 @@ Exit status: 0 after SIGTERM or SIGINT, 1 where it could not start or has died."
 pub(crate) struct RunArgs {
     #[command(flatten)]
     directory: Directory,
-    /// Time from one full sweep to the next, at least 1s
+    /// Interval between full sweeps (at least 1s)
     #[arg(long, value_name = "TIME", value_parser = check_interval, default_value = "6h", env = "RESULT_CLEANER_CHECK_INTERVAL")]
     check_interval: Duration,
     #[command(flatten)]
     metrics: Metrics,
-    /// Serve a page, /stats, /metrics and /healthz on this address, such as 127.0.0.1:8004
+    /// Serve a status page, /stats, /metrics and /healthz on this address, such as 127.0.0.1:8004
     #[arg(long, value_name = "ADDR:PORT", value_parser = address, env = "RESULT_CLEANER_LISTEN")]
     listen: Option<SocketAddr>,
-    /// Report what was deleted between sweeps at most once in this time
+    /// Minimum interval between reports of deletions outside of sweeps
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s", env = "RESULT_CLEANER_REPORT_INTERVAL")]
     report_interval: Duration,
-    /// Time from one sweep to the next while the kernel can't tell of all changes
+    /// Interval between sweeps while some changes can't be watched
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s", env = "RESULT_CLEANER_FALLBACK_INTERVAL")]
     fallback_interval: Duration,
     #[command(flatten)]
     opt_ins: OptIns,
     #[command(flatten)]
     bounds: Bounds,
-    /// A host name by which --listen may be called, besides addresses and localhost
+    /// Accept requests to --listen under this host name, besides addresses and localhost
     #[arg(long, value_name = "NAME", value_delimiter = ',', env = "RESULT_CLEANER_ALLOW_HOST")]
     allow_host: Vec<String>,
     #[command(flatten)]
@@ -110,10 +110,11 @@ async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
         _ = cleaner.died() => true,
         never = systemd::keep_told(observer.clone()) => match never {},
     };
+    log.stopping();
     systemd::stopping();
     drop(stop_server);
     let stopped = if died {
-        Err("the cleaner has died; see the log".into())
+        Err("the cleaner failed; see the log".into())
     } else {
         cleaner.stop().await.map_err(Failure::from)
     };

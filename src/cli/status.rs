@@ -27,7 +27,7 @@ Examples:
 
 Exit status: 1 where no service answers.")]
 pub(crate) struct StatusArgs {
-    /// Where the service listens
+    /// Address of the service
     #[arg(
         long,
         value_name = "URL",
@@ -38,7 +38,7 @@ pub(crate) struct StatusArgs {
     /// Print the stats as JSON
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
     json: bool,
-    /// Keep drawing, until interrupted
+    /// Refresh until interrupted
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_WATCH")]
     watch: bool,
 }
@@ -104,12 +104,12 @@ fn draw(stats: &Stats, now: DateTime<Utc>) -> Result<String, fmt::Error> {
     line(
         "watch",
         &match stats.watch {
-            WatchState::Active => style("every change is told by the kernel").green(),
+            WatchState::Active => style("active (inotify)").green(),
             WatchState::Degraded => {
                 style("degraded: some directories are swept instead of watched").yellow()
             }
             WatchState::Polling => {
-                style("polling: the file system does not tell of changes").yellow()
+                style("polling: the file system does not report all changes").yellow()
             }
             WatchState::Absent => style("absent: the cache directory does not exist yet").yellow(),
             _ => style("unknown"),

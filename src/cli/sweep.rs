@@ -21,7 +21,7 @@ Exit status: 0 also where single files had errors; they are counted and logged."
 pub(crate) struct SweepArgs {
     #[command(flatten)]
     directory: Directory,
-    /// Delete nothing, but count what would go
+    /// Delete nothing, count what would be deleted
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_DRY_RUN")]
     dry_run: bool,
     #[command(flatten)]

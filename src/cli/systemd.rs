@@ -39,7 +39,7 @@ pub(crate) fn stopping() {
 
 fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "can't tell the service manager");
+        tracing::debug!(%error, "can't notify the service manager");
     }
 }
 

@@ -148,10 +148,7 @@ impl JobContext {
         if let Some(store) = &self.store {
             let path = result_path(root, rel, stem);
             if catch_unwind(AssertUnwindSafe(|| store.removed(&path))).is_err() {
-                tracing::error!(
-                    path = path_field(&path),
-                    "the result store panicked when told of a removal"
-                );
+                tracing::error!(path = path_field(&path), "the result store panicked in `removed`");
             }
         }
     }

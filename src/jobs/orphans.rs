@@ -67,7 +67,7 @@ pub(crate) fn tidy(
     };
     match tidy() {
         Err(error) if !is_not_ours(&error) => {
-            pass.fail(rel.to_path_buf(), "look for orphans in it", &error);
+            pass.fail(rel.to_path_buf(), "look for orphans", &error);
         }
         _ => {}
     }
@@ -201,12 +201,12 @@ impl Tidying<'_> {
                     tracing::debug!(path = path_field(&path), "removed an orphan");
                 }
                 Err(error) => match self.root.still_contains(&self.dir) {
-                    Ok(true) => pass.fail(path, "remove it", &error),
+                    Ok(true) => pass.fail(path, "remove the orphan", &error),
                     // A directory that was moved away takes what is in it with it.
                     Ok(false) => self.context.note_moved_away(&self.dir, alone.stem()),
                     Err(_) => {
                         self.context.note_moved_away(&self.dir, alone.stem());
-                        pass.fail(path, "remove it", &error);
+                        pass.fail(path, "remove the orphan", &error);
                     }
                 },
             }
@@ -261,7 +261,7 @@ impl Tidying<'_> {
                 tracing::debug!(path = path_field(&path), "removed an empty directory");
             }
             Ok(false) => {}
-            Err(error) => pass.fail(self.dir.rel.to_path_buf(), "remove it", &error),
+            Err(error) => pass.fail(self.dir.rel.to_path_buf(), "remove the orphan", &error),
         }
         Ok(())
     }

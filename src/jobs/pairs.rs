@@ -26,7 +26,7 @@ const TRUNCATION: Duration = Duration::from_millis(50);
 /// How many pairs a thread holds at the most.
 const MAX_CLAIMED: usize = 2048;
 /// What failed where it is not known whether a directory is where it was.
-const FIND_DIRECTORY: &str = "check whether its directory has moved";
+const FIND_DIRECTORY: &str = "check where the directory is";
 /// For how long a directory is taken to be where it was.
 const IN_PLACE: Duration = Duration::from_millis(1);
 
@@ -111,7 +111,7 @@ impl<'a> PairProcessor<'a> {
                     // What is mounted over it may be unmounted again.
                     Err(error) if is_mounted_over(error) => Outcome::Changed,
                     Err(error) if is_not_ours(error) => Outcome::Incomplete,
-                    Err(error) => Outcome::Failed(Failure::new("open its directory", error)),
+                    Err(error) => Outcome::Failed(Failure::new("open the directory", error)),
                 };
                 self.found.push(JobResult { key: key.clone(), outcome });
             }
@@ -198,7 +198,7 @@ impl<'a> PairProcessor<'a> {
             Ok(Some(sight)) => sight,
             Ok(None) => return Decision::Keep(Outcome::Unchanged),
             Err(error) => {
-                return Decision::Keep(Outcome::Failed(Failure::new("look at it", &error)));
+                return Decision::Keep(Outcome::Failed(Failure::new("inspect the pair", &error)));
             }
         };
         let clock = self.context.clock();
@@ -342,15 +342,15 @@ impl<'a> PairProcessor<'a> {
                     "deleted an expired result"
                 );
                 self.context.report_removed(self.root, &dir.rel, stem);
-                let leftover = leftover.map(|error| Failure::new("delete its metadata", &error));
+                let leftover = leftover.map(|error| Failure::new("delete the metadata", &error));
                 Outcome::Deleted { freed, leftover, late }
             }
             Removal::Changed => Outcome::Changed,
             Removal::DeletedElsewhere => Outcome::Incomplete,
             Removal::ClaimedElsewhere => Outcome::ClaimedElsewhere,
-            Removal::Failed(error) => Outcome::Failed(Failure::new("delete it", &error)),
+            Removal::Failed(error) => Outcome::Failed(Failure::new("delete the result", &error)),
             Removal::RestoreFailed(error) => {
-                Outcome::RestoreFailed(Failure::new("give it its name back", &error))
+                Outcome::RestoreFailed(Failure::new("restore the result", &error))
             }
         })
     }

@@ -443,7 +443,7 @@ impl Scan<'_> {
         for stem in &recovery.finished {
             tracing::debug!(
                 path = path_field(&result_path(self.root, &rel, stem)),
-                "deleted an expired result, which a killed cleaner had begun"
+                "deleted an expired result, completing an interrupted deletion"
             );
             self.context.report_removed(self.root, &rel, stem);
         }

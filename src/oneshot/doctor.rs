@@ -152,9 +152,7 @@ fn check_directory(cache_dir: &Path, checks: &mut Vec<Check>) -> Option<(Root, D
             }
         }
         Located::Absent => {
-            let remedy = format!(
-                "none is needed, the service picks it up when it appears; or `mkdir -p {shown}`"
-            );
+            let remedy = format!("nothing to do, the service waits for it; or `mkdir -p {shown}`");
             (Check::warning(CHECK, format!("{shown} does not exist yet"), remedy), None)
         }
         Located::NotADirectory => {
@@ -188,7 +186,7 @@ fn check_contents(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
         (None, None) => Check::ok("permissions", format!("{directories} directories, and this user may delete in all of them")),
     });
     checks.push(match silent_file_system(dir) {
-        Ok(None) => Check::ok("file system", "it tells of changes"),
+        Ok(None) => Check::ok("file system", "reports changes"),
         Err(error) => Check::wrong(
             "file system",
             format!("the system does not say which it is: {error}"),
@@ -196,7 +194,7 @@ fn check_contents(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
         ),
         Ok(Some(name)) => Check::warning(
             "file system",
-            format!("{name} does not tell of changes that other hosts make"),
+            format!("{name} does not report changes by other hosts"),
             "run the service on the host that writes the results, or lower --fallback-interval",
         ),
     });
@@ -242,7 +240,7 @@ fn check_canary(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
             Err(refusal) => {
                 let remedy = match refusal {
                     WatchError::TooManyWatches | WatchError::TooManyInstances => "raise that limit",
-                    _ => "results are found by sweeps only until that is mended",
+                    _ => "until then only sweeps find new results",
                 };
                 return checks.push(Check::wrong(
                     CHECK,
@@ -257,27 +255,23 @@ fn check_canary(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
             let remedy = "make the directory writable, or free some space on the disk";
             return checks.push(Check::wrong(
                 CHECK,
-                format!("no file can be made in the directory: {error}"),
+                format!("can't create a file in the directory: {error}"),
                 remedy,
             ));
         }
     };
     checks.push(if is_told {
-        Check::ok(CHECK, "a file was made, and the kernel told of it")
+        Check::ok(CHECK, "created a file, and the kernel reported it")
     } else {
         let found =
-            format!("a file was made, and the kernel did not tell of it within {EVENT_PATIENCE:?}");
-        Check::warning(
-            CHECK,
-            found,
-            "lower --fallback-interval: new results are found by sweeps only",
-        )
+            format!("created a file, and the kernel did not report it within {EVENT_PATIENCE:?}");
+        Check::warning(CHECK, found, "lower --fallback-interval: only sweeps find new results")
     });
     checks.push(match canary.claim() {
-        Ok(()) => Check::ok("renaming", "files can be taken to reserved names"),
+        Ok(()) => Check::ok("renaming", "files can be renamed to reserved names"),
         Err(error) => Check::warning(
             "renaming",
-            format!("files can't be taken to reserved names (RENAME_NOREPLACE): {error}"),
+            format!("files can't be renamed to reserved names (RENAME_NOREPLACE): {error}"),
             "use another file system where several writers publish the same names over and over",
         ),
     });
@@ -339,9 +333,7 @@ fn check_time_zone(tz: Option<&str>) -> Check {
     }
     Check::wrong(
         CHECK,
-        format!(
-            "TZ={tz} is no zone that is known here, so that expires_at without an offset is read as UTC"
-        ),
+        format!("TZ={tz} is not a known time zone: expires_at without an offset is read as UTC"),
         "install the package tzdata, or correct TZ",
     )
 }
@@ -371,8 +363,8 @@ async fn check_metrics(config: &Config) -> Check {
         Ok(()) => Check::ok(CHECK, format!("{} answers", service.address)),
         Err(reason) => Check::warning(
             CHECK,
-            format!("{} is out of reach: {reason}", service.address),
-            "start it, correct --metrics-url, or use --no-metrics; until then reports are kept",
+            format!("{} is unreachable: {reason}", service.address),
+            "start it, correct --metrics-url, or use --no-metrics; until then reports are buffered",
         ),
     }
 }

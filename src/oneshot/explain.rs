@@ -1,7 +1,7 @@
 //! Why a file goes, or stays.
 
 mod obstacle;
-mod words;
+mod verdicts;
 
 use std::ffi::OsStr;
 use std::io;
@@ -195,14 +195,14 @@ impl Explaining {
                 draft.add(true, format!("that is {}", display_path(root.path())));
                 self.explain_pair(draft, root, &dir, &stem)
             }
-            Err((why, _)) if is_missing(&file) => draft.stop(why, Fate::Gone, words::NO_FILE),
+            Err((why, _)) if is_missing(&file) => draft.stop(why, Fate::Gone, verdicts::NO_FILE),
             Err((why, verdict)) => draft.stop(why, Fate::Stays, verdict),
         }
     }
 
     /// The directory of `file`, in the cache directory; else why it is not there, and what that means.
     fn open(&self, file: &Path) -> Result<(&Root, Dir), (String, &'static str)> {
-        let stays = |why: String| (why, words::OUTSIDE_STAYS);
+        let stays = |why: String| (why, verdicts::OUTSIDE_STAYS);
         let Some(root) = &self.root else {
             return Err(stays(format!("{} does not exist", display_path(&self.cache_dir))));
         };
@@ -233,11 +233,11 @@ impl Explaining {
                     "{} lies on another file system, which is mounted there",
                     display_path(&resolved)
                 ),
-                words::MOUNT_STAYS,
+                verdicts::MOUNT_STAYS,
             )),
             Err(error) => Err((
                 format!("{} can't be opened: {error}", display_path(&resolved)),
-                words::UNREAD_STAYS,
+                verdicts::UNREAD_STAYS,
             )),
         }
     }
@@ -251,35 +251,35 @@ impl Explaining {
         // In this order: what is taken in between is found at its reserved name.
         let taken = match taken(dir, stem) {
             Ok(taken) => taken,
-            Err(error) => return draft.stop(unseen(&error), Fate::Stays, words::UNSEEN_STAYS),
+            Err(error) => return draft.stop(unseen(&error), Fate::Stays, verdicts::UNSEEN_STAYS),
         };
         match kinds {
             [Kind::Nothing, Kind::Nothing] => {
-                let verdict = if taken { words::TAKEN } else { words::GONE };
+                let verdict = if taken { verdicts::TAKEN } else { verdicts::GONE };
                 let why = "neither the result nor its metadata is there";
                 return draft.stop(why, Fate::Gone, verdict);
             }
             [Kind::Other(what), _] => {
-                return draft.stop(odd(&result, what), Fate::Stays, words::ODD_RESULT_STAYS);
+                return draft.stop(odd(&result, what), Fate::Stays, verdicts::ODD_RESULT_STAYS);
             }
             [_, Kind::Other(what)] => {
-                return draft.stop(odd(&metadata, what), Fate::Stays, words::ODD_METADATA_STAYS);
+                return draft.stop(odd(&metadata, what), Fate::Stays, verdicts::ODD_METADATA_STAYS);
             }
             [Kind::Unknown(error), _] | [_, Kind::Unknown(error)] => {
-                return draft.stop(unseen(&error), Fate::Stays, words::UNSEEN_STAYS);
+                return draft.stop(unseen(&error), Fate::Stays, verdicts::UNSEEN_STAYS);
             }
             [Kind::File, Kind::Nothing] => {
                 let why = format!("there is no {metadata} beside it");
-                let verdict = unless_orphans(words::RESULT_ALONE_STAYS, words::UNCHANGED_FOR);
+                let verdict = unless_orphans(verdicts::RESULT_ALONE_STAYS, verdicts::UNCHANGED_FOR);
                 return draft.stop(why, Fate::Stays, verdict);
             }
             [Kind::Nothing, Kind::File] if taken => {
                 let why = format!("its result {result} is at its reserved name");
-                return draft.stop(why, Fate::Due, words::TAKEN);
+                return draft.stop(why, Fate::Due, verdicts::TAKEN);
             }
             [Kind::Nothing, Kind::File] => {
                 let (stays, removed) =
-                    (words::METADATA_ALONE_STAYS, words::EXPIRED_AND_UNCHANGED_FOR);
+                    (verdicts::METADATA_ALONE_STAYS, verdicts::EXPIRED_AND_UNCHANGED_FOR);
                 let why = format!("its result {result} is not there");
                 let read = read_metadata(dir, &stem.name(Half::Metadata), &mut Vec::new());
                 let verdict = match read {
@@ -300,12 +300,12 @@ impl Explaining {
         let expires_at = match read_metadata(dir, &stem.name(Half::Metadata), &mut Vec::new()) {
             Ok(Some(Metadata { expires_at: Ok(at), .. })) => at,
             Ok(Some(Metadata { expires_at: Err(reason), .. })) => {
-                return draft.stop(reason.to_string(), Fate::Stays, words::BROKEN_STAYS);
+                return draft.stop(reason.to_string(), Fate::Stays, verdicts::BROKEN_STAYS);
             }
-            Ok(None) => return draft.stop("it has just vanished", Fate::Gone, words::VANISHED),
+            Ok(None) => return draft.stop("it has just vanished", Fate::Gone, verdicts::VANISHED),
             Err(error) => {
                 let why = format!("it can't be read: {error}");
-                return draft.stop(why, Fate::Stays, words::UNREADABLE_STAYS);
+                return draft.stop(why, Fate::Stays, verdicts::UNREADABLE_STAYS);
             }
         };
         draft.expires_at = Some(expires_at);
@@ -326,17 +326,19 @@ impl Explaining {
             return (Fate::Stays, "It can't be told what becomes of it.".to_owned());
         };
         match outcome {
-            Outcome::NotDue { .. } | Outcome::Unchanged => (Fate::Waits, words::WAITS.to_owned()),
+            Outcome::NotDue { .. } | Outcome::Unchanged => {
+                (Fate::Waits, verdicts::WAITS.to_owned())
+            }
             Outcome::Due { .. } => match obstacle(dir, stem) {
                 None if stem.claim(Half::Result).len() > MAX_NAME => {
-                    (Fate::Due, format!("{} {}", words::GOES, words::LONG_NAME))
+                    (Fate::Due, format!("{} {}", verdicts::GOES, verdicts::LONG_NAME))
                 }
-                None => (Fate::Due, words::GOES.to_owned()),
+                None => (Fate::Due, verdicts::GOES.to_owned()),
                 Some(obstacle) => {
-                    (Fate::Due, format!("It may go, but {obstacle}. {}", words::TRIED_AGAIN))
+                    (Fate::Due, format!("It may go, but {obstacle}. {}", verdicts::TRIED_AGAIN))
                 }
             },
-            Outcome::Unsettled { .. } => (Fate::Due, words::UNSETTLED.to_owned()),
+            Outcome::Unsettled { .. } => (Fate::Due, verdicts::UNSETTLED.to_owned()),
             Outcome::Broken { reason, .. } => (Fate::Stays, format!("It stays: {reason}.")),
             Outcome::Failed(failure) | Outcome::RestoreFailed(failure) => {
                 (Fate::Stays, format!("It stays for now: {failure}."))
@@ -344,7 +346,9 @@ impl Explaining {
             Outcome::Incomplete | Outcome::Deleted { .. } => {
                 (Fate::Gone, "It has just vanished.".to_owned())
             }
-            Outcome::Changed | Outcome::ClaimedElsewhere => (Fate::Due, words::IN_HANDS.to_owned()),
+            Outcome::Changed | Outcome::ClaimedElsewhere => {
+                (Fate::Due, verdicts::IN_HANDS.to_owned())
+            }
         }
     }
 }
@@ -358,29 +362,29 @@ fn explain_other(draft: Draft, file: &Path, name: &Name) -> Explanation {
         Name::Tmp(half, stem) => {
             let half = shown(&stem.name(*half));
             let verdict = if is_file {
-                unless_orphans(words::TMP_STAYS, words::UNCHANGED_FOR)
+                unless_orphans(verdicts::TMP_STAYS, verdicts::UNCHANGED_FOR)
             } else {
-                words::ODD_RESULT_STAYS.to_owned()
+                verdicts::ODD_RESULT_STAYS.to_owned()
             };
             (format!("it ends in .tmp: a writer has not completed {half} yet"), verdict)
         }
         Name::Claim(half, stem) | Name::OrphanClaim(half, stem) => {
             let half = shown(&stem.name(*half));
-            (claimed(&half), words::CLAIM_STAYS.to_owned())
+            (claimed(&half), verdicts::CLAIM_STAYS.to_owned())
         }
         Name::TmpClaim(half, stem) => {
             let half = shown(&stem.tmp_name(*half));
-            (claimed(&half), words::CLAIM_STAYS.to_owned())
+            (claimed(&half), verdicts::CLAIM_STAYS.to_owned())
         }
         _ => {
             let why = "it ends neither in .result.json.lz4 nor in .metadata.json".to_owned();
-            (why, if is_dir { words::DIRECTORY_STAYS } else { words::OTHER_STAYS }.to_owned())
+            (why, if is_dir { verdicts::DIRECTORY_STAYS } else { verdicts::OTHER_STAYS }.to_owned())
         }
     };
     match found {
         Ok(_) => draft.stop(why, Fate::Stays, verdict),
-        Err(error) if says_missing(&error) => draft.stop(why, Fate::Gone, words::NO_FILE),
-        Err(error) => draft.stop(why, Fate::Stays, format!("{} ({error})", words::UNSEEN_STAYS)),
+        Err(error) if says_missing(&error) => draft.stop(why, Fate::Gone, verdicts::NO_FILE),
+        Err(error) => draft.stop(why, Fate::Stays, format!("{} ({error})", verdicts::UNSEEN_STAYS)),
     }
 }
 

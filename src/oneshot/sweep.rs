@@ -185,7 +185,7 @@ async fn on_thread<T: Default + Send + 'static>(
         None => {
             tracing::warn!(
                 path = path_field(&path),
-                "the cache directory does not exist, so there is nothing to do"
+                "the cache directory does not exist, nothing to do"
             );
             Ok(T::default())
         }
@@ -230,7 +230,7 @@ fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<Sweep
         sums.error(&path, &format_args!("can't read the directory: {error}"));
     }
     for (path, error) in summary.stranded {
-        sums.error(&path, &format_args!("can't take up what a killed cleaner has left: {error}"));
+        sums.error(&path, &format_args!("can't recover an interrupted deletion: {error}"));
     }
     let doubts = std::mem::take(&mut sums.doubts);
     let orphans = Orphans::find(root, context, summary.orphans);
@@ -368,10 +368,7 @@ impl Sums {
                 let about = suspect(&metadata);
                 if wait.is_zero() || again == Some(about) {
                     let path = key.path(Half::Metadata);
-                    self.error(
-                        &path,
-                        &format_args!("the metadata is broken, so its result stays: {reason}"),
-                    );
+                    self.error(&path, &format_args!("invalid metadata, result kept: {reason}"));
                 } else if again.is_none() {
                     self.doubts.push(Doubt { key, wait, about });
                 }

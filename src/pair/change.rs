@@ -119,16 +119,16 @@ pub(crate) const MAX_WATCHED_PATH: usize = 1024;
 pub(crate) enum WatchError {
     #[error("their paths below the cache directory are longer than {MAX_WATCHED_PATH} bytes")]
     PathTooLong,
-    #[error("too many events arrive to read them all")]
+    #[error("events arrive faster than they can be read")]
     Flooded,
     #[error("{0}")]
     Other(String),
     #[error(
-        "no more directories may be watched: raise fs.inotify.max_user_watches (`sysctl fs.inotify.max_user_watches=1048576`)"
+        "the limit of inotify watches is reached: raise fs.inotify.max_user_watches (`sysctl fs.inotify.max_user_watches=1048576`)"
     )]
     TooManyWatches,
     #[error(
-        "no more inotify instances may be made: raise fs.inotify.max_user_instances (`sysctl fs.inotify.max_user_instances=1024`), or the limit of open files (`ulimit -n`)"
+        "the limit of inotify instances is reached: raise fs.inotify.max_user_instances (`sysctl fs.inotify.max_user_instances=1024`), or the limit of open files (`ulimit -n`)"
     )]
     TooManyInstances,
 }

@@ -49,11 +49,10 @@ impl Outcome {
     pub(crate) fn delay(&self) -> Option<&'static str> {
         Some(match self {
             Self::Unsettled { .. } => {
-                "its result is newer than its metadata, and may be half published: it is looked at \
-                 again once it has been unchanged for a second"
+                "the result is newer than its metadata and may be half published: retried once it has been unchanged for a second"
             }
-            Self::Changed => "it changed while it was about to be deleted: it is looked at again",
-            Self::ClaimedElsewhere => "another cleaner has it in its hands: it is looked at again",
+            Self::Changed => "the pair changed while it was being deleted: retried soon",
+            Self::ClaimedElsewhere => "another cleaner has claimed it: retried soon",
             _ => return None,
         })
     }
@@ -78,17 +77,13 @@ impl fmt::Display for Failure {
         match self.errno {
             // Only a claim asks for a name that is free.
             Some(errno) if errno == Errno::EXIST.raw_os_error() => {
-                write!(
-                    f,
-                    "can't {}: something bears the reserved name that no cleaner has put there",
-                    self.doing
-                )
+                write!(f, "can't {}: another file has the reserved name", self.doing)
             }
             Some(errno) => {
                 write!(f, "can't {}: {}", self.doing, io::Error::from_raw_os_error(errno))
             }
             None => {
-                write!(f, "can't {}: another program holds a lock on its directory", self.doing)
+                write!(f, "can't {}: another program has locked the directory", self.doing)
             }
         }
     }

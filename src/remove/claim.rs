@@ -55,7 +55,7 @@ impl<'a> Claim<'a> {
         self.is_at(&self.reserved, judged)
     }
 
-    /// Whether something bears the reserved name that is no stat_file file: no cleaner has put it
+    /// Whether another file has the reserved name that is no stat_file file: no cleaner has put it
     /// there, and no recovery will take it away.
     pub(super) fn is_blocked(&self) -> io::Result<bool> {
         match stat(self.dir, &self.reserved) {
@@ -159,7 +159,7 @@ pub(crate) fn restore(dir: &Dir, stem: &Stem) {
                 Err(error) => tracing::warn!(
                     path = path_field(&dir.rel.join(OsStr::from_bytes(&claim.reserved))),
                     %error,
-                    "can't give a file that was moved away its name back"
+                    "can't restore a claimed file in a directory that was moved away"
                 ),
             }
         }

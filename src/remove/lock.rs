@@ -37,5 +37,5 @@ pub(super) fn lock_shared(dir: &Dir) -> io::Result<bool> {
         }
     }
     dir.note_lock(Lock::HeldByOthers);
-    Err(io::Error::new(io::ErrorKind::WouldBlock, "another program holds a lock on the directory"))
+    Err(io::Error::new(io::ErrorKind::WouldBlock, "another program has locked the directory"))
 }

@@ -42,9 +42,9 @@ fn tell_once(confinement: &Result<bool, RulesetError>) {
     // A failure is news also after threads that were confined.
     let once = if confinement.is_err() { &FAILED } else { &TOLD };
     once.call_once(|| match confinement {
-        Ok(true) => tracing::debug!("what deletes is confined to the cache directory (Landlock)"),
-        Ok(false) => tracing::info!("this kernel has no Landlock to confine what deletes"),
-        Err(error) => tracing::info!(%error, "what deletes can't be confined by Landlock"),
+        Ok(true) => tracing::debug!("Landlock sandbox enabled for deletion threads"),
+        Ok(false) => tracing::info!("no Landlock sandbox: the kernel does not support it"),
+        Err(error) => tracing::info!(%error, "can't enable the Landlock sandbox"),
     });
 }
 

@@ -43,11 +43,10 @@ const CLAIMS_BEFORE_RECOVERY: u32 = 2;
 /// How often before that is an error: some 15 s, because others that delete in the directory can keep a
 /// recovery waiting.
 const CLAIMS_BEFORE_ERROR: u32 = 7;
-const IS_UNREAD: &str = "can't read a directory, so its results stay";
-const IS_STRANDED: &str = "can't take up what a killed cleaner has left";
-const IS_BROKEN: &str = "the metadata is broken, so its result stays";
-const NAME_IN_USE: &str =
-    "can't delete it: something bears the reserved name, and does not go away";
+const IS_UNREAD: &str = "can't read a directory, results kept";
+const IS_STRANDED: &str = "can't recover an interrupted deletion";
+const IS_BROKEN: &str = "invalid metadata, result kept";
+const NAME_IN_USE: &str = "can't delete the result: the reserved name stays in use";
 /// How many errors are told of one by one, of those that are counted at once.
 const MAX_ERRORS: usize = 1024;
 /// The ends of the spans in which expiries are counted, in seconds from now.

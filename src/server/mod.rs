@@ -158,9 +158,7 @@ async fn serve_at_most(
             Err(error) => {
                 if warned.is_none_or(|warned: Instant| warned.elapsed() > WARN_PAUSE) {
                     warned = Some(Instant::now());
-                    tracing::warn!(
-                        "can't accept connections to --listen, and keep trying: {error}"
-                    );
+                    tracing::warn!("can't accept connections on --listen, retrying: {error}");
                 }
                 // Clients that say nothing may be what holds the descriptors.
                 for oldest in by_age.drain(..by_age.len().div_ceil(4)) {

@@ -26,7 +26,7 @@ const PAGE: &str = include_str!("page.html");
 /// hashes are those of its style and its script, and a test tells them when they have changed.
 const PAGE_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
     style-src 'sha256-DPlv+ITM/tfnZ3k40tcsrOayfQ8/fP8lsr5f4vYD7n0='; \
-    script-src 'sha256-Ja/4y050h46fZeuZ7lyFyQ7E0d9wOnN3dV84CANnoZ0='; \
+    script-src 'sha256-NGG36IIkpWixvabw72wjbIH6g54KoeJxwn2fQPB/xeU='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// What is served, and under which names.
@@ -155,8 +155,8 @@ fn metrics(figures: Result<String, String>) -> Response<String> {
             response(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", figures)
         }
         Err(error) => {
-            tracing::error!("the figures for Prometheus can't be written: {error}");
-            text(StatusCode::INTERNAL_SERVER_ERROR, "the figures can't be written\n")
+            tracing::error!("can't render the Prometheus metrics: {error}");
+            text(StatusCode::INTERNAL_SERVER_ERROR, "can't render the metrics\n")
         }
     }
 }
@@ -165,8 +165,8 @@ fn json(stats: &Stats) -> Response<String> {
     match serde_json::to_string(stats) {
         Ok(body) => response(StatusCode::OK, "application/json", body),
         Err(error) => {
-            tracing::error!("the stats can't be written as JSON: {error}");
-            text(StatusCode::INTERNAL_SERVER_ERROR, "the stats can't be written as JSON\n")
+            tracing::error!("can't serialize the stats: {error}");
+            text(StatusCode::INTERNAL_SERVER_ERROR, "can't serialize the stats\n")
         }
     }
 }

@@ -28,7 +28,7 @@ impl Timer {
         }
         let timer = kernel_timer();
         if let Err(error) = &timer {
-            tracing::debug!(%error, "no timer of the kernel, so that tokio's has to do");
+            tracing::debug!(%error, "no kernel timer available, using tokio's");
         }
         Self(timer.ok())
     }

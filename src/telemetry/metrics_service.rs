@@ -220,19 +220,18 @@ impl Outage {
             (Ok(()), Some(since)) => {
                 self.0 = None;
                 tracing::info!(
-                    "metrics service {address} is back after {} s, and has got all figures that waited",
+                    "metrics service {address} reachable again after {} s, all buffered reports are delivered",
                     since.elapsed().as_secs()
                 );
             }
             (Err(reason), None) => {
                 self.0 = Some(sent);
                 tracing::warn!(
-                    "metrics service {address} takes no reports: {reason}; cleaning goes on, and nothing is lost: \
-                     the figures are kept and sent again until they are delivered"
+                    "metrics service {address} unreachable: {reason}; buffering reports and retrying"
                 );
             }
             (Err(reason), Some(_)) => {
-                tracing::debug!("metrics service {address} still takes no reports: {reason}");
+                tracing::debug!("metrics service {address} still unreachable: {reason}");
             }
         }
     }
@@ -315,7 +314,7 @@ async fn last_attempt(
         let SweepReport { deleted_count, freed_bytes, checked_count, errors, duration_ms, .. } =
             SweepReport::from(tally);
         tracing::warn!(
-            "metrics service {} did not take the last report ({reason}); it has not heard of \
+            "metrics service {} did not accept the last report: {reason}; undelivered figures: \
              deleted_count={deleted_count} freed_bytes={freed_bytes} checked_count={checked_count} \
              errors={errors} duration_ms={duration_ms:.1}",
             service.address

@@ -16,7 +16,7 @@ pub(crate) fn tell_refused(refused: u64, of: Option<usize>, every: Duration, ref
         directories = refused,
         of,
         ?every,
-        "directories are not watched, but swept instead: {refusal}"
+        "can't watch some directories, sweeping them instead: {refusal}"
     );
 }
 

@@ -55,15 +55,15 @@ impl CacheRoot {
             (Self::Unknown, _) => {}
             (Self::Absent, Self::Unknown) => tracing::info!(
                 path = path_field(path),
-                "the cache directory does not exist yet; it is picked up when it appears"
+                "the cache directory does not exist yet, waiting for it"
             ),
             (Self::Absent, _) => tracing::warn!(
                 path = path_field(path),
-                "the cache directory is gone; it is picked up when it appears again"
+                "the cache directory was removed, waiting for it"
             ),
             (Self::Unreadable { reason }, _) => tracing::error!(
                 path = path_field(path),
-                "can't read the cache directory, so it is tried again every second: {reason}"
+                "can't read the cache directory, retrying every second: {reason}"
             ),
             (Self::Open(open), _) => open.announce(every),
         }
@@ -87,13 +87,12 @@ impl Open {
             Err(refusal) => tracing::warn!(
                 path = path_field(path),
                 ?every,
-                "the kernel does not tell of changes, so that they are swept for: {refusal}"
+                "can't watch the cache directory, sweeping instead: {refusal}"
             ),
             Ok(_) if !self.gives_events => tracing::warn!(
                 path = path_field(path),
                 ?every,
-                "the file system does not tell of changes that are made elsewhere, so that they \
-                 are swept for (--fallback-interval)"
+                "the file system does not report changes by other hosts, sweeping instead (--fallback-interval)"
             ),
             Ok(_) => tracing::info!(path = path_field(path), "watching the cache directory"),
         }

@@ -158,7 +158,7 @@ impl Worker {
                 self.refused = Some(refusal);
             }
             None if self.refused.is_some() => {
-                tracing::info!("every directory is watched again");
+                tracing::info!("all directories are watched again");
                 self.refused = None;
             }
             _ => {}

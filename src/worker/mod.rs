@@ -218,7 +218,7 @@ impl Worker {
             match timeout_at(deadline, events.recv()).await {
                 Ok(Some(event)) => self.complete(event)?,
                 Ok(None) | Err(_) => {
-                    tracing::info!("what is under way does not end in time, and is not counted");
+                    tracing::info!("jobs that are still running at shutdown are not counted");
                     break;
                 }
             }
@@ -233,7 +233,7 @@ impl Worker {
     fn tick(&mut self) {
         if let Some(step) = self.clock.tick() {
             tracing::warn!(
-                "the clock was set forward by {} h; what only this made due is deleted in 60 s unless it is set back",
+                "the clock jumped forward by {} h: results that are due only because of this are deleted in 60 s, unless the clock is set back",
                 step.num_hours()
             );
         }
@@ -275,14 +275,13 @@ impl Worker {
         for dir in begun {
             tracing::warn!(
                 path = path_field(&self.root().join(&dir)),
-                "events arrive faster than they can be read; the directory is listed every second \
-                 until it calms down"
+                "directory flooded with events, listing it every second until it calms down"
             );
         }
         for dir in ended {
             tracing::info!(
                 path = path_field(&self.root().join(&dir)),
-                "the directory has calmed down and is watched again"
+                "flooded directory has calmed down, watching it again"
             );
         }
         if Instant::now() >= self.next_flood_list {

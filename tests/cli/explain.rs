@@ -126,16 +126,16 @@ fn what_keeps_the_engine_from_deleting_is_told() {
     let pair = cache.pair("t/a").settled(1.5);
     let dir = fs::File::open(pair.result.parent().unwrap()).unwrap();
     rustix::fs::flock(&dir, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    assert_explained(&explain(&cache, &pair.result), 6, "due", "holds a lock");
+    assert_explained(&explain(&cache, &pair.result), 6, "due", "has locked the directory");
     drop(dir);
 
     let pair = cache.pair("u/a").settled(1.5);
     fs::create_dir(pair.result.with_file_name(".result-cleaner-a.r")).unwrap();
-    assert_explained(&explain(&cache, &pair.result), 6, "due", "bears the reserved name");
+    assert_explained(&explain(&cache, &pair.result), 6, "due", "has the reserved name");
 
     let long = cache.pair(&"l".repeat(239)).write(1.5);
     wait_until("it has settled", || !explain(&cache, &long.result).to_string().contains(settles));
-    assert_explained(&explain(&cache, &long.result), 6, "due", "no room for a reserved one");
+    assert_explained(&explain(&cache, &long.result), 6, "due", "too long for a reserved name");
 
     let taken = cache.pair("v/a").settled(1.5);
     fs::rename(&taken.result, taken.result.with_file_name(".result-cleaner-a.r")).unwrap();

@@ -70,7 +70,7 @@ async fn what_is_skipped_is_told_with_the_reason() {
         }
     };
     let why = next(&mut events, reason(&broken.metadata)).await;
-    assert!(why.starts_with("the metadata is broken") && !why.contains('\n'), "{why}");
+    assert!(why.starts_with("invalid metadata") && !why.contains('\n'), "{why}");
 
     let anew = cache.store("anew", now() - 1.0);
     publish(&anew.result, b"newer than its metadata");

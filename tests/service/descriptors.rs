@@ -68,7 +68,9 @@ fn a_pair_is_not_forgotten_where_no_descriptor_is_left_to_check_its_directory() 
         };
         pairs.iter().all(is_logged)
     });
-    wait_until("one fails at the check of its directory", || service.log().contains("has moved"));
+    wait_until("one fails at the check of its directory", || {
+        service.log().contains("check where the directory is")
+    });
     service.lift_limit();
     wait_until("every pair is gone", || pairs.iter().all(Pair::is_gone));
     let stats = service.end();

@@ -406,7 +406,7 @@ fn where_the_kernel_refuses_watches_it_says_so_once_and_sweeps_until_it_has_them
     let Some(service) = limited(&cache, WATCHES, 3) else { return };
     service.wait_for_stat("total_deleted", 6);
     assert_degraded_but_at_work(&cache, &service, "fs.inotify.max_user_watches", cache.path());
-    let recovers = (WATCHES, "every directory is watched again");
+    let recovers = (WATCHES, "all directories are watched again");
     assert_recovers(&cache, &service, recovers, cache.path());
 }
 

@@ -12,7 +12,7 @@ use crate::common::{
 
 const HOUR: f64 = 3600.0;
 /// What is logged of each broken version.
-const BROKEN: &str = "the metadata is broken";
+const BROKEN: &str = "invalid metadata";
 
 /// A way to replace metadata, and its name.
 type Way = (&'static str, fn(&Path, &str));

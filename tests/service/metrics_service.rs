@@ -24,8 +24,8 @@ const FIGURES: [(&str, &str); 3] = [
     ("freed_bytes", "total_freed_bytes"),
     ("errors", "total_errors"),
 ];
-const TAKES_NONE: &str = "takes no reports";
-const NOT_HEARD: &str = "has not heard of";
+const TAKES_NONE: &str = "unreachable";
+const NOT_HEARD: &str = "undelivered figures:";
 /// How much memory a misbehaving service may cost. Some of them send ten mebibytes each time.
 const MEMORY_KIB: u64 = 4096;
 
@@ -196,7 +196,7 @@ fn while_it_takes_no_report_deletions_are_on_time_and_afterwards_it_gets_every_f
 
         trial.rogue.behave(Manner::GOOD);
         trial.wait_for_delivery();
-        trial.service.assert_lines_with("is back", 1);
+        trial.service.assert_lines_with("reachable again", 1);
         let (_, log, rogue) = trial.end();
         assert!(is_all(&rogue, &last_stats(&log)) && !log.contains(NOT_HEARD), "{log}");
         let outages = log.lines().filter(|line| line.contains(TAKES_NONE));

@@ -50,7 +50,7 @@ fn shows_what_waits_and_when_it_expires() {
 
     assert_eq!(text_of(&mut browser, "waiting"), "4");
     assert_eq!(text_of(&mut browser, "directory"), text(cache.path()));
-    assert_eq!(text_of(&mut browser, "watch"), "the kernel tells of every change");
+    assert_eq!(text_of(&mut browser, "watch"), "active (inotify)");
     let left = text_of(&mut browser, "next-left");
     assert!(left.starts_with("in 50 min") || left.starts_with("in 49 min"), "{left}");
     let local = browser.evaluate(&format!(
@@ -349,10 +349,10 @@ fn tells_each_state_in_words() {
     };
     for (watch, words) in [
         ("degraded", "degraded: some directories are swept instead of watched"),
-        ("polling", "polling: the file system does not tell of all changes"),
+        ("polling", "polling: the file system does not report all changes"),
         ("absent", "absent: the cache directory does not exist yet"),
         ("unheard-of", "unheard-of"),
-        ("active", "the kernel tells of every change"),
+        ("active", "active (inotify)"),
     ] {
         change(json!({"watch": watch}), "watch", words);
     }

@@ -33,7 +33,7 @@ fn assert_all_delivered(metrics: &MetricsStub, stats: &Value) {
 }
 
 fn outages(log: &str) -> Vec<&str> {
-    let is_one = |line: &&str| line.contains("WARN") && line.contains("takes no reports");
+    let is_one = |line: &&str| line.contains("WARN") && line.contains("unreachable");
     log.lines().filter(is_one).collect()
 }
 
@@ -174,7 +174,7 @@ fn an_outage_loses_nothing_and_is_warned_of_once() {
             metrics.sum("deleted_count") == answers * 3 && metrics.sum("errors") == answers
         });
         wait_until("that it is over is logged", || {
-            service.log().matches("is back").count() == outage
+            service.log().matches("reachable again").count() == outage
         });
     }
     let (status, _, log) = service.terminate();
@@ -259,7 +259,7 @@ fn a_redirect_is_not_followed_and_delivers_nothing() {
     let (status, _, log) = service.terminate();
     assert!(status.success(), "{log}");
     assert!(elsewhere.requests().is_empty());
-    assert!(log.contains("has not heard of deleted_count=1"), "{log}");
+    assert!(log.contains("undelivered figures: deleted_count=1"), "{log}");
 }
 
 #[test]
@@ -277,7 +277,8 @@ fn on_sigterm_one_last_attempt_is_made_and_what_it_fails_to_deliver_is_logged() 
     let (_, last) = metrics.requests().pop().unwrap();
     let last: Value = serde_json::from_str(&last).unwrap();
     let stats = last_stats(&log);
-    let line = log.lines().find(|line| line.contains("has not heard of")).expect("it is logged");
+    let line =
+        log.lines().find(|line| line.contains("undelivered figures:")).expect("it is logged");
     assert!(line.contains("WARN") && line.contains("metrics service"), "{line}");
     assert_eq!(stats["total_deleted"], 15);
     for (figure, total) in FIGURES {
@@ -285,7 +286,7 @@ fn on_sigterm_one_last_attempt_is_made_and_what_it_fails_to_deliver_is_logged() 
         let told = format!("{figure}={}", stats[total]);
         assert!(line.split(' ').any(|word| word == told), "no {told} in {line}");
     }
-    assert_eq!(log.matches("has not heard of").count(), 1);
+    assert_eq!(log.matches("undelivered figures:").count(), 1);
 }
 
 #[test]

@@ -46,7 +46,9 @@ fn a_directory_that_another_program_has_locked_holds_up_no_other() {
         cache.store(&format!("locked/{number}"), 1.5);
     }
     let service = Service::start(cache.path(), &[]);
-    wait_until("the lock is told", || service.log().contains("holds a lock on its directory"));
+    wait_until("the lock is told", || {
+        service.log().contains("another program has locked the directory")
+    });
     let free = cache.store("free/pair", now() + 0.2);
     let start = Instant::now();
     wait_until("the other pair is gone", || free.is_gone());
@@ -107,7 +109,7 @@ fn something_else_under_a_reserved_name_is_told_and_left_alone() {
     fs::set_permissions(&reserved, fs::Permissions::from_mode(0o700)).unwrap();
     let blocked = cache.store("a", 1.5);
     let service = Service::start(cache.path(), &[]);
-    wait_until("it is told", || service.log().contains("something bears the reserved name"));
+    wait_until("it is told", || service.log().contains("another file has the reserved name"));
     let free = cache.store("b", now() + 0.2);
     wait_until("the other pair is gone", || free.is_gone());
     assert!(blocked.is_whole() && reserved.is_dir());

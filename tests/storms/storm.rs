@@ -19,8 +19,10 @@ pub const MAX_LATENESS: Duration = Duration::from_secs(2);
 const MAX_AFTERMATH: Duration = Duration::from_secs(2);
 /// Sweeps end at least so often; one is due each second.
 const MAX_SWEEP_GAP: Duration = Duration::from_secs(3);
-/// The limit of the 99th percentile of response times.
+/// The limit of the 99th percentile of response times. In ordinary runs other programs may keep the processors from
+/// the service for longer than that.
 const MAX_ANSWER: Duration = Duration::from_millis(100);
+const MAX_ORDINARY_ANSWER: Duration = Duration::from_secs(1);
 /// From SIGTERM to the exit.
 const MAX_EXIT: Duration = Duration::from_secs(1);
 /// What the service may hold more than when it is quiet: on a slow disk, two scans call 15 threads
@@ -272,7 +274,8 @@ impl Verdict {
         self.figure("inotify instances at most", gauged.most.inotify_instances as f64);
         self.figure("degraded", f64::from(u8::from(gauged.was_degraded)));
         self.check(gauged.unanswered == 0, format!("{} requests unanswered", gauged.unanswered));
-        self.check(p99 <= limit(MAX_ANSWER), format!("99 of 100 requests took up to {p99:.0?}"));
+        let max = if is_long() { limit(MAX_ANSWER) } else { MAX_ORDINARY_ANSWER };
+        self.check(p99 <= max, format!("99 of 100 requests took up to {p99:.0?}"));
         let most = gauged.most;
         self.check(is_bounded(quiet, most.peak), format!("{} KiB in memory, {quiet:?}", most.peak));
         self.check(

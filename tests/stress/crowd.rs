@@ -25,7 +25,7 @@ use serde_json::Value;
 const CLEANERS: usize = 8;
 const DELETED: &str = "deleted an expired result";
 const UNCOUNTED: &str = "does not end in time, and is not counted";
-const TAKEN_UP: &str = "which a killed cleaner had begun";
+const TAKEN_UP: &str = "completing an interrupted deletion";
 
 #[test]
 fn eight_services_that_are_ended_and_started_again_count_each_pair_once() {

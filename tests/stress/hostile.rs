@@ -76,7 +76,8 @@ fn assert_told(hostile: &Hostile, log: &str, is_sweep: bool) {
         .filter(|line| line.level == "WARN" || line.level == "ERROR")
         .map(|line| line.rest.as_str())
         .collect();
-    let unwatched = warnings.iter().filter(|line| line.contains("not watched")).count();
+    let unwatched =
+        warnings.iter().filter(|line| line.contains("can't watch some directories")).count();
     assert_eq!(unwatched, usize::from(!is_sweep));
     let mut told = unwatched;
     for made in &hostile.made {

@@ -55,20 +55,20 @@ pub(super) fn obstacle(dir: &Dir, stem: &Stem) -> Option<String> {
         }
         Err(error) => {
             return Some(format!(
-                "this user may not write to its directory ({}): grant that, or run the cleaner as its owner",
+                "this user may not write to the directory ({}): grant that, or run the cleaner as its owner",
                 io::Error::from(error)
             ));
         }
     }
     if let Kind::Other(_) = kind(dir, &stem.claim(Half::Result)) {
         return Some(format!(
-            "something that is no regular file bears the reserved name {}: take it away",
+            "another file has the reserved name {}: remove it",
             shown(&stem.claim(Half::Result))
         ));
     }
     if flock(dir, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK) {
         return Some(
-            "another program holds a lock (flock) on its directory: end that program".to_owned(),
+            "another program has locked the directory (flock): stop that program".to_owned(),
         );
     }
     None

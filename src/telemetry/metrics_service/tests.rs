@@ -186,7 +186,7 @@ async fn an_outage_loses_nothing_and_is_told_once() {
     assert_eq!(sum(&bodies[3..], "errors"), 18);
     let warnings = log.lines("WARN");
     assert_eq!(warnings.len(), 1, "{warnings:?}");
-    for part in ["metrics service", &metrics.url, "HTTP 302", "nothing is lost"] {
+    for part in ["metrics service", &metrics.url, "HTTP 302", "buffering reports"] {
         assert!(warnings[0].contains(part), "{warnings:?}");
     }
     assert!(log.lines("INFO")[0].contains("metrics service"));

@@ -80,7 +80,7 @@ fn a_pair_on_the_last_of_very_many_levels_goes_on_time_and_its_tree_costs_little
     wait_until("the pair is gone", || is_gone(chain.end()));
     service.wait_for_stat("total_deleted", 3);
     service.wait_for_stat("watch", "degraded");
-    service.assert_lines_with("directories are not watched", 1);
+    service.assert_lines_with("can't watch some directories", 1);
 
     let more = memory(&service, "VmHWM").saturating_sub(before.0);
     figure(&format!("memory up by a tree of {levels} levels"), format!("{more} KiB"));

@@ -244,7 +244,7 @@ fn directories() -> Vec<Input> {
 }
 
 fn reserved_names() -> Vec<Input> {
-    const BLOCKED: &str = "something bears the reserved name";
+    const BLOCKED: &str = "another file has the reserved name";
     vec![
         fails("a directory under the reserved name of a result", BLOCKED, |place| {
             fs::create_dir(place.path(".result-cleaner-a.r"))?;

@@ -1,0 +1,42 @@
+//! What happens to a file, in words.
+
+pub(super) const TMP_STAYS: &str = "Kept: it is no result before its writer renames it.";
+pub(super) const UNCHANGED_FOR: &str = "the cleaner removes it once it has been unchanged for";
+pub(super) const OTHER_STAYS: &str = "Kept: files with other names are never touched.";
+pub(super) const OUTSIDE_STAYS: &str =
+    "Kept: nothing outside the cache directory is touched. (--cache-dir names another one.)";
+pub(super) const MOUNT_STAYS: &str = "Kept: mount points in the cache directory are not entered.";
+pub(super) const UNREAD_STAYS: &str =
+    "Kept until the cleaner can read its directory: check the permissions.";
+pub(super) const TAKEN: &str = "A cleaner has claimed it, and is about to delete or to restore it.";
+pub(super) const GONE: &str = "There is no such result: it was deleted, or never stored.";
+pub(super) const ODD_RESULT_STAYS: &str = "Kept: only regular files are results.";
+pub(super) const ODD_METADATA_STAYS: &str =
+    "Kept: metadata has to be a regular file, links are not followed.";
+pub(super) const UNSEEN_STAYS: &str = "Kept until it can be inspected; each sweep retries that.";
+pub(super) const RESULT_ALONE_STAYS: &str = "Kept: without metadata, nothing says when the result expires. Once the metadata arrives, \
+     the cleaner inspects the pair again.";
+pub(super) const METADATA_ALONE_STAYS: &str = "Kept: metadata without a result is not deleted.";
+pub(super) const EXPIRED_AND_UNCHANGED_FOR: &str =
+    "the cleaner removes it once it has expired and been unchanged for";
+pub(super) const BROKEN_STAYS: &str =
+    "Kept until its metadata is repaired or replaced; the cleaner notices that at once.";
+pub(super) const VANISHED: &str = "It is being deleted or replaced right now: try again.";
+pub(super) const UNREADABLE_STAYS: &str =
+    "Kept until its metadata can be read; each sweep retries that.";
+pub(super) const WAITS: &str = "A running cleaner deletes it within milliseconds of that time.";
+pub(super) const IN_HANDS: &str =
+    "It is being changed, or a cleaner has claimed it, right now: try again.";
+pub(super) const CLAIM_STAYS: &str = "A cleaner has claimed it, and is about to delete or to restore it. If that cleaner was killed, \
+     the next start or `result-cleaner sweep` recovers it.";
+pub(super) const UNSETTLED: &str = "Deleted once it has been unchanged for a second: the result is newer than its metadata, \
+     and new metadata may follow.";
+pub(super) const GOES: &str =
+    "A running cleaner deletes it at once; without one, `result-cleaner sweep` does.";
+pub(super) const LONG_NAME: &str = "Its name is too long for a reserved name: a writer that publishes it again in the same \
+     instant may lose the new result.";
+pub(super) const TRIED_AGAIN: &str =
+    "Until then the cleaner retries with pauses of up to ten minutes.";
+pub(super) const NO_FILE: &str = "There is no such file.";
+pub(super) const DIRECTORY_STAYS: &str = "Kept: directories are not removed. (--prune-empty-dirs AGE removes one below the cache \
+     directory once it has been empty and unchanged for AGE.)";
