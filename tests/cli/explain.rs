@@ -140,7 +140,7 @@ fn what_keeps_the_engine_from_deleting_is_told() {
     let taken = cache.pair("v/a").settled(1.5);
     fs::rename(&taken.result, taken.result.with_file_name(".result-cleaner-a.r")).unwrap();
     fs::remove_file(&taken.metadata).unwrap();
-    assert_explained(&explain(&cache, &taken.result), 3, "gone", "has taken it");
+    assert_explained(&explain(&cache, &taken.result), 3, "gone", "has claimed it");
 }
 
 #[test]
