@@ -1,4 +1,4 @@
-//! The handle by which an application, or the command line, holds a running cleaner.
+//! The handle that an application, or the command line, uses to control a running cleaner.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,8 @@ use crate::telemetry::recorder::Readers;
 use crate::telemetry::stats::{Recent, Stats, SweepReport};
 use crate::worker::{Request, Worker};
 
-/// What stopping may take: enough less than the second that is promised for a process to end.
+/// The time limit for stopping. It leaves enough of the one second that is promised for the process to
+/// end.
 const STOP_TIME: Duration = Duration::from_millis(650);
 
 /// A running cleaner: it deletes each result of its cache directory within milliseconds of its
@@ -39,29 +40,30 @@ const STOP_TIME: Duration = Duration::from_millis(650);
 /// ```
 #[derive(Debug)]
 pub struct Cleaner {
-    /// Closing it stops the worker.
+    /// Closing this channel stops the worker.
     requests: mpsc::UnboundedSender<Request>,
     readers: Arc<Readers>,
-    /// `None` once it was seen to have ended by itself.
+    /// `None` once the task was found to have ended by itself.
     task: Option<JoinHandle<Result<(), Error>>>,
 }
 
 impl Cleaner {
     /// Starts a cleaner on the current tokio runtime.
     ///
-    /// The cache directory need not exist yet. This returns once the configuration was found to be
-    /// good; the first scan then goes on by itself.
+    /// The cache directory need not exist yet. This method returns once the configuration is validated;
+    /// the first scan then continues in the background.
     ///
     /// # Errors
-    /// [`Error::NoRuntime`] and [`Error::NoDriver`] where there is no fitting runtime,
-    /// [`Error::NotADirectory`] where something else stands in the cache directory's place, and
-    /// those of a configuration that makes no sense.
+    /// [`Error::NoRuntime`] and [`Error::NoDriver`] if there is no suitable runtime.
+    /// [`Error::NotADirectory`] if the cache directory's path is not a directory. The errors of an
+    /// invalid configuration.
     pub async fn spawn(config: Config) -> Result<Self, Error> {
         let runtime = runtime::current()?;
         runtime::require_timer()?;
         config.validate()?;
         let path = config.expanded_cache_dir()?;
-        // What is relative stays so to the directory that is the working one now.
+        // A relative path is resolved now, so that a later change of the working directory does not
+        // affect it.
         let absolute = std::path::absolute(&path)
             .map_err(|source| Error::Unreadable { path: path.clone(), source })?;
         let looked_at = absolute.clone();
@@ -87,19 +89,19 @@ impl Cleaner {
         Ok(Self { requests, readers: Arc::new(readers), task: Some(task) })
     }
 
-    /// The state at this moment. Never waits for the file system.
+    /// Returns the current state. Never waits for the file system.
     #[must_use]
     pub fn get_stats(&self) -> Stats {
         self.observer().get_stats()
     }
 
-    /// Something to read the stats by from elsewhere, which does not keep the cleaner running.
+    /// Returns a handle that reads the stats from elsewhere and does not keep the cleaner running.
     #[must_use]
     pub fn observer(&self) -> Observer {
         Observer { readers: Arc::clone(&self.readers), requests: self.requests.downgrade() }
     }
 
-    /// What the cleaner does from now on, one by one.
+    /// Subscribes to the events of the cleaner from now on.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -127,23 +129,23 @@ impl Cleaner {
         self.readers.subscriptions.subscribe()
     }
 
-    /// Makes a full sweep now, after the one that may be under way; what it did. Where the cache
-    /// directory does not exist, zeros.
+    /// Makes a full sweep now and returns its report. If a sweep is already running, the new one starts
+    /// after it. If the cache directory does not exist, the report is all zeros.
     ///
     /// # Errors
-    /// [`Error::Stopped`] where the cleaner ends before the sweep does, [`Error::Unreadable`] where
-    /// the cache directory can't be read.
+    /// [`Error::Stopped`] if the cleaner ends before the sweep does. [`Error::Unreadable`] if the cache
+    /// directory can't be read.
     pub async fn sweep(&self) -> Result<SweepReport, Error> {
         let (answer, report) = oneshot::channel();
         self.requests.send(Request::Sweep(answer)).map_err(|_| Error::Stopped)?;
         report.await.map_err(|_| Error::Stopped)?
     }
 
-    /// Stops it: what is under way ends, and one attempt is made to deliver pending reports. Takes
-    /// less than a second.
+    /// Stops the cleaner: work in progress ends, and one attempt is made to deliver pending reports.
+    /// Takes less than a second.
     ///
     /// # Errors
-    /// [`Error::Died`] where it had ended by itself because of a bug.
+    /// [`Error::Died`] if the cleaner had already ended by itself because of a bug.
     pub async fn stop(self) -> Result<(), Error> {
         let Self { requests, task, .. } = self;
         drop(requests);
@@ -153,7 +155,7 @@ impl Cleaner {
         }
     }
 
-    /// Returns once the cleaner has ended by itself, which it does only because of a bug.
+    /// Returns once the cleaner has ended by itself, which happens only because of a bug.
     ///
     /// # Errors
     /// [`Error::Died`], always.
@@ -176,7 +178,7 @@ async fn join(task: &mut JoinHandle<Result<(), Error>>) -> Result<(), Error> {
         Ok(ended) => ended,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => Err(Error::Died { message: panic_message(panic.as_ref()) }),
-            // The runtime is shutting down, and the worker went with it.
+            // The runtime is shutting down, and the worker ended with it.
             Err(_) => Ok(()),
         },
     }
@@ -204,28 +206,28 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// The state at this moment. Never waits for the file system.
+    /// Returns the current state. Never waits for the file system.
     #[must_use]
     pub fn get_stats(&self) -> Stats {
         self.readers.stats.get()
     }
 
-    /// Returns true as soon as the cleaner takes in requests, false once it has ended: one that
-    /// hangs does neither.
+    /// Returns true as soon as the cleaner processes requests, and false once it has ended. Does not
+    /// return while the cleaner hangs.
     pub async fn responds(&self) -> bool {
         let (answer, answered) = oneshot::channel();
         let asked = self.requests.upgrade().map(|requests| requests.send(Request::Ping(answer)));
         matches!(asked, Some(Ok(()))) && answered.await.is_ok()
     }
 
-    /// What happened lately.
+    /// Returns the recent history: last sweep, errors and freed space.
     #[must_use]
     pub fn recent(&self) -> Recent {
         self.readers.history.read(now_utc())
     }
 
-    /// The state, how many pairs expire when, and what happened lately. To count takes the worker some
-    /// milliseconds for each million of pairs.
+    /// Returns the current state, how many pairs expire when, and the recent history. Counting takes the
+    /// worker some milliseconds per million pairs.
     pub async fn get_full_stats(&self) -> Stats {
         let (answer, buckets) = oneshot::channel();
         let asked = self.requests.upgrade().map(|requests| requests.send(Request::Buckets(answer)));

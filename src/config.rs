@@ -1,4 +1,4 @@
-//! What an embedding application or the command line can set.
+//! The settings of an embedding application or the command line.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use crate::error::Error;
 
-/// Where results are cached unless another directory is given.
+/// The cache directory unless another one is given.
 pub const DEFAULT_CACHE_DIR: &str = "~/.omnimemory/cached_results";
-/// Where reports go unless another service is given.
+/// The base URL of the metrics service unless another one is given.
 pub const DEFAULT_METRICS_URL: &str = "http://localhost:8003";
 
-/// How old orphans and empty directories have to be at least to be removed.
+/// The minimum age of orphans and empty directories before they may be removed.
 pub const MIN_ORPHAN_AGE: Duration = Duration::from_secs(3600);
 
-/// Is told of each result that was removed, so that an application can drop what refers to it.
+/// Receives a call for each removed result, so that an application can drop its references to it.
 ///
-/// The call comes from a thread that may block, right after the removal, once a result. A panic
+/// The cleaner calls it from a thread that may block, right after the removal, once per result. A panic
 /// in it is caught and logged.
 ///
 /// ```
@@ -32,12 +32,12 @@ pub const MIN_ORPHAN_AGE: Duration = Duration::from_secs(3600);
 /// assert!(config.result_store.is_some());
 /// ```
 pub trait ResultStore: Send + Sync + 'static {
-    /// The result at `result` was removed. That is its path below the resolved cache directory, which
-    /// may differ from the one that it was written by, where a symbolic link leads to the cache.
+    /// Reports that the result at `result` was removed. The path is below the resolved cache directory.
+    /// It may differ from the path that the writer used if a symbolic link leads to the cache.
     fn removed(&self, result: &Path);
 }
 
-/// How a cleaner works.
+/// The settings of a cleaner.
 ///
 /// The defaults are those of the polling daemon that it replaces.
 ///
@@ -50,41 +50,41 @@ pub trait ResultStore: Send + Sync + 'static {
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Config {
-    /// The directory whose expired results are deleted. A leading `~` is the home directory. It
+    /// The directory whose expired results are deleted. A leading `~` is the home directory. The path
     /// may be a symbolic link, and need not exist yet.
     pub cache_dir: PathBuf,
-    /// How long from the end of one full sweep to the next; at least a second, 6 hours by default.
+    /// Interval from the end of one full sweep to the next: at least a second, 6 hours by default.
     pub check_interval: Duration,
-    /// Base address of the metrics service, to which `/track/cleanup` is added; `None` sends no
-    /// reports. [`DEFAULT_METRICS_URL`] by default; without the feature `report` it is `None`, and
-    /// a set one is refused.
+    /// Base URL of the metrics service, to which `/track/cleanup` is appended. `None` sends no reports.
+    /// The default is [`DEFAULT_METRICS_URL`]. Without the feature `report` the default is `None`, and a
+    /// URL is refused.
     pub metrics_url: Option<String>,
-    /// Is told of each removed result; nobody by default.
+    /// Receives a call for each removed result; `None` by default.
     pub result_store: Option<Arc<dyn ResultStore>>,
-    /// At most one report of what the timer deleted is sent in this time; 10 s by default.
+    /// The minimum interval between reports of what the timer deleted; 10 s by default.
     pub report_interval: Duration,
-    /// How often to sweep while the kernel can't tell of all changes; 60 s by default.
+    /// The interval between sweeps while the kernel can't report all changes; 60 s by default.
     pub fallback_interval: Duration,
-    /// How much time may be spent on files in each second, by all threads together, so that other
-    /// programs find the disk free; at least a millisecond. No bound by default. Where there is more
-    /// to do, it takes longer, and results go later than they expire.
+    /// Limits file I/O to this much time per second, by all threads together, so that other programs can
+    /// use the disk. At least a millisecond; no limit by default. If there is more to do, the work takes
+    /// longer, and results are deleted after they expire.
     pub max_disk_time: Option<Duration>,
-    /// Removes results without metadata, expired metadata without a result, and `*.tmp` files of the
-    /// two names that writers have left, once they have not been changed for this long (by the later
-    /// of mtime and ctime); at least an hour. `None`, the default, leaves them alone.
+    /// Removes results without metadata, expired metadata without a result, and abandoned `*.tmp` files
+    /// of the two names. A file must have been unchanged for this long (by the later of mtime and
+    /// ctime). At least an hour. With `None`, the default, they are kept.
     pub remove_orphans: Option<Duration>,
-    /// Removes directories below the cache directory that have been empty and unchanged for this long;
-    /// at least an hour. `None`, the default, leaves them alone.
+    /// Removes directories below the cache directory that have been empty and unchanged for this long.
+    /// At least an hour. With `None`, the default, they are kept.
     pub prune_empty_dirs: Option<Duration>,
-    /// Whether the threads that delete are confined to the cache directory by Landlock, where the
-    /// kernel has it: they then can create, write, rename or remove nothing elsewhere. The command
-    /// line does so. Off by default, because [`result_store`](Self::result_store) is called, and
-    /// logs are written, on those threads, and may need to write.
+    /// Whether Landlock confines the threads that delete to the cache directory, if the kernel supports
+    /// it. They then can't create, write, rename or remove anything elsewhere. The command line sets it.
+    /// It is off by default: the cleaner calls [`result_store`](Self::result_store) and writes logs on
+    /// those threads, and these may need to write.
     pub sandbox: bool,
 }
 
 impl Config {
-    /// A configuration with every default but the directory.
+    /// Creates a configuration for `cache_dir` with defaults for everything else.
     pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
         Self {
             cache_dir: cache_dir.into(),
@@ -142,12 +142,12 @@ impl Config {
         self
     }
 
-    /// The cache directory with `~` expanded.
+    /// Returns the cache directory with `~` expanded.
     pub(crate) fn expanded_cache_dir(&self) -> Result<PathBuf, Error> {
         expand_home(&self.cache_dir)
     }
 
-    /// Refuses values that make no sense.
+    /// Checks that each duration has at least its minimum.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let millisecond = Duration::from_millis(1);
         let least = [
@@ -167,7 +167,8 @@ impl Config {
     }
 }
 
-/// How old [orphans](crate::jobs::orphans) has to be to be removed; `None` where it stays.
+/// How old [orphans](crate::jobs::orphans) and empty directories have to be to be removed; `None` if
+/// they are kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Ages {
     pub orphans: Option<Duration>,
@@ -179,14 +180,14 @@ impl Ages {
         Self { orphans: config.remove_orphans, empty_dirs: config.prune_empty_dirs }
     }
 
-    /// Whether any is to be removed.
+    /// Whether orphans or empty directories are to be removed.
     pub(crate) fn any(&self) -> bool {
         self.orphans.is_some() || self.empty_dirs.is_some()
     }
 }
 
 impl Default for Config {
-    /// The configuration for [`DEFAULT_CACHE_DIR`].
+    /// Creates the configuration for [`DEFAULT_CACHE_DIR`].
     fn default() -> Self {
         Self::new(DEFAULT_CACHE_DIR)
     }
@@ -209,10 +210,10 @@ impl fmt::Debug for Config {
     }
 }
 
-/// `url`, whatever it is, without what may be secret: user name and password, and the query.
+/// Returns `url`, valid or not, without what may be secret: user name and password, and the query.
 pub(crate) fn redacted(url: &str) -> String {
     let start = url.find("://").map_or(0, |at| at + 3);
-    // A password may hold any character unescaped, so the last @ counts, not the first.
+    // A password may contain any character unescaped, so the last @ counts, not the first.
     let (credentials, rest) = match url.rfind('@') {
         Some(at) if at >= start => ("***", &url[at..]),
         _ => ("", &url[start..]),
@@ -224,10 +225,10 @@ pub(crate) fn redacted(url: &str) -> String {
     format!("{}{credentials}{rest}{query}", &url[..start])
 }
 
-/// `path` with a leading `~` replaced by the home directory.
+/// Returns `path` with a leading `~` replaced by the home directory.
 ///
 /// # Errors
-/// [`Error::NoHome`] where there is a `~` to expand and no home directory is known.
+/// [`Error::NoHome`] if there is a `~` to expand and no home directory is known.
 pub fn expand_home(path: &Path) -> Result<PathBuf, Error> {
     let Ok(rest) = path.strip_prefix("~") else {
         return Ok(path.to_owned());

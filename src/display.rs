@@ -1,9 +1,9 @@
-//! Paths for people and for the log.
+//! Formats paths for people and for the log.
 
 use std::path::Path;
 
-/// A path for people to read: what could change a terminal's state, or look like another line, is
-/// escaped.
+/// Returns a path for people to read. Characters that could change a terminal's state, or look like
+/// another line, are escaped.
 #[must_use]
 pub fn display_path(path: &Path) -> String {
     match path.to_str() {
@@ -12,14 +12,14 @@ pub fn display_path(path: &Path) -> String {
     }
 }
 
-/// Whether a terminal would not just show it: control characters, line separators, and what changes the
-/// direction of writing.
+/// Whether a terminal would do more than show the character: control characters, line separators, and
+/// characters that change the direction of writing.
 fn is_treacherous(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// A path as a field of a log line. It is text, so that each format of the log quotes and escapes
+/// Returns a path as a field of a log line. It is a string, so that each log format quotes and escapes
 /// it in its own way.
 pub(crate) fn path_field(path: &Path) -> String {
     path.to_string_lossy().into_owned()

@@ -1,5 +1,5 @@
-//! What can go wrong with the cleaner as a whole. Trouble with a single file is never one of
-//! these: it is counted, logged and tried again while everything else goes on.
+//! The errors of the cleaner as a whole. A failure of a single file is never one of these: the cleaner
+//! counts it, logs it and retries, and continues with everything else.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::display::display_path;
 
-/// Why a cleaner could not be started, or why a request to it was not carried out.
+/// Why a cleaner could not be started, or why a request to it failed.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -25,8 +25,8 @@ use crate::display::display_path;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// [`Cleaner::spawn`](crate::Cleaner::spawn) or [`sweep_once`](crate::sweep_once) was polled
-    /// outside of a tokio runtime.
+    /// [`Cleaner::spawn`](crate::Cleaner::spawn) or [`sweep_once`](crate::sweep_once) was polled outside
+    /// of a tokio runtime.
     #[error(
         "no tokio runtime is running here: call this from within one (`#[tokio::main]`, or `Runtime::block_on`)"
     )]
@@ -37,17 +37,17 @@ pub enum Error {
         /// The missing driver: `time` or `io`.
         driver: &'static str,
     },
-    /// A setting has a value that makes no sense.
+    /// A duration in the configuration is below its minimum.
     #[error("{setting} is {value:?}, but must be at least {minimum:?}")]
     TooShort {
         /// The field of [`Config`](crate::Config).
         setting: &'static str,
-        /// What it was set to.
+        /// The value that was set.
         value: Duration,
-        /// The least that it may be.
+        /// The least value that is allowed.
         minimum: Duration,
     },
-    /// `~` stands for a home directory, and none is known.
+    /// A path begins with `~`, and no home directory is known.
     #[error(
         "{} begins with ~, but no home directory is known: set HOME, or give the whole path", display_path(.path)
     )]
@@ -55,18 +55,18 @@ pub enum Error {
         /// The path as it was given.
         path: PathBuf,
     },
-    /// The cache directory is something else than a directory.
+    /// The path of the cache directory is not a directory.
     #[error("{} is not a directory: give the directory that holds the cached results", display_path(.path))]
     NotADirectory {
         /// The cache directory as it was given.
         path: PathBuf,
     },
-    /// The cache directory is there, but can't be read.
+    /// The cache directory exists, but can't be read.
     #[error("can't read the cache directory {}: {source}", display_path(.path))]
     Unreadable {
         /// The cache directory as it was given.
         path: PathBuf,
-        /// What the system said.
+        /// The error that the system reported.
         source: io::Error,
     },
     /// The address of the metrics service can't be used.
@@ -98,13 +98,13 @@ pub enum Error {
     Listen {
         /// The address as it was given.
         address: std::net::SocketAddr,
-        /// What the system said.
+        /// The error that the system reported, or advice for the usual causes.
         source: io::Error,
     },
-    /// The cleaner has ended, so that it can't take a request any more.
+    /// The cleaner has ended, so that it can't accept a request any more.
     #[error("the cleaner has stopped")]
     Stopped,
-    /// A task of the cleaner panicked. This is a bug in it; nothing is deleted any more.
+    /// A task of the cleaner panicked. This is a bug in the cleaner; nothing is deleted any more.
     #[error("the cleaner failed: {message}")]
     Died {
         /// The panic's message.

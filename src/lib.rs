@@ -1,7 +1,7 @@
 //! Deletes expired cached results the moment they expire.
 //!
-//! A result is a pair of files, `X.result.json.lz4` and `X.metadata.json`, whose metadata says
-//! when it may go. A [`Cleaner`] watches a directory of them and deletes each pair within
+//! A result is a pair of files, `X.result.json.lz4` and `X.metadata.json`. The metadata says when the
+//! result expires. A [`Cleaner`] watches a directory of such pairs and deletes each pair within
 //! milliseconds of its `expires_at`:
 //!
 //! ```
@@ -20,47 +20,53 @@
 //! ```
 //!
 //! # How it works
-//! One full scan fills a min-heap keyed on `expires_at`; events of the kernel keep it current; a
-//! timer takes from it what is due; a full sweep every 6 hours reconciles heap and disk, so that
-//! the outcome equals that of a program that polls.
+//! One full scan fills a min-heap keyed on `expires_at`. Kernel events keep the heap current. A timer
+//! takes the pairs that are due from the heap. A full sweep every 6 hours reconciles heap and disk, so
+//! that the outcome equals that of a program that polls.
 //!
-//! What holds everywhere in here:
-//! - Only the worker changes the heap; there is no lock around it. It applies pending changes before it starts
-//!   deletions.
-//! - Events are hints to inspect a name again; the disk is the truth. The metadata is read again right before a
-//!   deletion. Nothing read from it ever chooses a path.
-//! - A directory's watch is set before the directory is listed; the first scan is the first sweep.
+//! Rules that hold everywhere in this crate:
+//! - Only the worker changes the heap, so the heap needs no lock. The worker applies pending changes
+//!   before it starts deletions.
+//! - An event is only a hint to inspect a name again; the disk is the truth. The cleaner reads the
+//!   metadata again right before a deletion. Nothing read from the metadata ever chooses a path.
+//! - The cleaner sets a directory's watch before it lists the directory. The first scan is the first
+//!   sweep.
 //! - No event, file or network error ends the worker.
 //! - On the command line, Landlock confines each thread that deletes to the cache directory.
-//! - Orphans (halves without the other one) and empty directories are removed only where the configuration asks for
-//!   it, and only after two inspections found them unchanged.
-//! - The source is divided into rooms, folders of `src`, that use each other in one direction; `tests/tidy.rs` holds
-//!   the table. Only `remove` renames and unlinks, only `watch` names notify, and only `sys::clock` reads clocks.
+//! - The cleaner removes orphans (halves without the other half) and empty directories only where the
+//!   configuration asks for it, and only after two inspections found them unchanged.
+//! - The source is divided into rooms: folders of `src` that use each other in one direction.
+//!   `tests/tidy.rs` holds the table. Only `remove` renames and unlinks, only `watch` names notify, and
+//!   only `sys::clock` reads clocks.
 //!
-//! # Known limits
-//! - A writer has to publish the metadata within a second of its result. A longer pause, or a
-//!   clock step between the two, can let old metadata judge a new result.
+//! # Known limitations
+//! - A writer has to publish the metadata within a second of its result. A longer pause, or a clock step
+//!   between the two, can let old metadata judge a new result.
 //! - Metadata that is extended after its `expires_at` has passed may come too late.
-//! - Where a file can't be renamed to a reserved name (its own is near 255 bytes long, the file
-//!   system knows no `renameat2` flags, the disk is full), a writer that publishes it anew between
-//!   the last look and the `unlink`, some microseconds, loses it.
-//! - A writer that rewrites files in place, instead of renaming new ones over them, may write to a
-//!   file that is gone, if it is held up in `open(2)` for longer than the 2 ms for which a result is
-//!   held before it is unlinked, or opens a file before its expiry and changes it only after.
-//! - Changes through a hard link elsewhere, a memory map or another host are seen by the next
-//!   sweep only; an extension is always seen.
-//! - A clock that is wrong by years when the cleaner starts makes everything due.
-//! - Directories that are removed by the thousands at once keep notify's thread busy for some seconds;
-//!   another reader takes its place.
-//! - A directory that is renamed again and again, many times a second, may not keep its name for as long
-//!   as a deletion takes. Pairs in it are deleted once it rests.
-//! - A directory in which more happens than can be read is listed every second instead of watched.
+//! - Some files can't be renamed to a reserved name: the file's own name is near 255 bytes long, the
+//!   file system does not support `renameat2` flags, or the disk is full. A writer that publishes such a
+//!   file again between the last check and the `unlink`, some microseconds, loses it.
+//! - A writer may rewrite a file in place instead of renaming a new one over it. The cleaner keeps
+//!   a claimed result for 2 ms before it unlinks it. If `open(2)` blocks the writer for longer than that, it may
+//!   write to a deleted file. The same happens if it opens a file before its expiry and changes it only
+//!   after.
+//! - The kernel does not report changes through a hard link elsewhere, a memory map or another host.
+//!   Only the next sweep sees them; an extension is always seen.
+//! - If the clock is wrong by years when the cleaner starts, everything is due.
+//! - If thousands of directories are removed at once, notify's thread is busy for some seconds. Another
+//!   reader replaces it.
+//! - If a directory is renamed many times per second, its name may not last for as long as a deletion
+//!   takes. The cleaner deletes the pairs in it once the renaming stops.
+//! - If a directory has more events than can be read, the cleaner lists it every second instead of
+//!   watching it.
 //! - Directories whose paths below the cache directory are longer than 1,024 bytes are not watched,
-//!   but swept every [`Config::fallback_interval`]: a watch costs the more, the longer its path is.
-//! - With [`Config::prune_empty_dirs`], a writer that makes a file in an old empty directory in the very
-//!   instant in which that is removed gets an error; one that has just made the directory does not.
-//! - A program that keeps an exclusive lock (`flock`) on a directory keeps what is in it from being
-//!   deleted.
+//!   because a watch costs more the longer its path is. They are swept every
+//!   [`Config::fallback_interval`] instead.
+//! - With [`Config::prune_empty_dirs`], a writer gets an error if it creates a file in an old empty
+//!   directory at the instant at which the cleaner removes the directory. A writer that has just created
+//!   the directory does not.
+//! - If a program keeps an exclusive lock (`flock`) on a directory, the cleaner can't delete the files
+//!   in it.
 
 #![cfg_attr(
     test,
@@ -73,7 +79,7 @@
     )
 )]
 
-/// The examples in the README are tested like those here.
+/// Compiles and runs the examples in the README, like those in this crate.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     match cli::execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Where standard error can't be written, the exit status has to tell.
+            // If standard error can't be written, the exit status alone has to report the failure.
             let _ = writeln!(std::io::stderr(), "error: {error}");
             ExitCode::from(cli::exit_status(&error))
         }

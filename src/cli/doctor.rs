@@ -1,4 +1,4 @@
-//! `result-cleaner doctor`: whether everything is here that the service needs.
+//! `result-cleaner doctor`: checks the environment that the service needs.
 
 use clap::Args;
 use console::style;

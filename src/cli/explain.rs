@@ -1,4 +1,4 @@
-//! `result-cleaner explain`: why a result goes or stays.
+//! `result-cleaner explain`: why a result is deleted or kept.
 
 use std::io::{self, Write};
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! `result-cleaner completions` and `result-cleaner man`: what is made of the command line's definition.
+//! `result-cleaner completions` and `result-cleaner man`: files generated from the definition of the
+//! command line.
 
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
@@ -20,7 +21,7 @@ pub(crate) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One page for all: the subcommands follow the page of the command itself.
+/// Prints one manual page for all: the subcommands follow the command itself.
 pub(crate) fn man() -> Result<(), Failure> {
     let mut command = Cli::command().disable_help_subcommand(true);
     command.build();

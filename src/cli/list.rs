@@ -1,4 +1,4 @@
-//! `result-cleaner list`: what expires when.
+//! `result-cleaner list`: lists the results by expiry.
 
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
@@ -41,11 +41,12 @@ pub(crate) fn execute(args: ListArgs) -> Result<(), Failure> {
         if pairs.is_empty() {
             return writeln!(out, "no results");
         }
-        // Beside the table: it would fill up each line to the length of the longest path.
+        // Results are not part of the table: it would pad each line to the length of the longest path.
         let results = std::iter::once("RESULT".to_owned()).chain(pairs.iter().map(result));
         let lines = table(&pairs, now);
         for (number, (line, result)) in lines.lines().zip(results).enumerate() {
-            // What is a terminal's is styled a line at a time: the table counts what it can't see.
+            // Styles are applied to whole lines, because the table would count their invisible
+            // characters.
             let line = style(line);
             let line = match number.checked_sub(1).map(|pair| &pairs[pair].expires_at) {
                 None => line.bold(),
@@ -67,7 +68,7 @@ struct Line {
     expires_in_seconds: Option<f64>,
     bytes: u64,
     result: String,
-    /// The path's bytes in hex, where it is not UTF-8.
+    /// The path's bytes in hex, if the path is not UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     result_bytes: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -100,7 +101,7 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// The path of a result, and what is wrong with its metadata.
+/// Returns the path of a result, and what is wrong with its metadata.
 fn result(pair: &ListedPair) -> String {
     let path = display_path(&pair.result);
     match &pair.expires_at {

@@ -17,10 +17,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::progress::ProgressLine;
 use super::{exclusive, output, switch};
 
-/// How many lines wait for a reader; later ones are dropped.
+/// How many lines may wait for a reader; later lines are dropped.
 const MAX_LINES: usize = 10_000;
-/// How long the last lines may take to be written at least, and until how long after the signal to stop: enough
-/// less than the second that is promised for the process to end.
+/// The minimum time for writing the last lines, and the maximum time after the signal to stop. The
+/// latter leaves enough of the second that is promised for the process to end.
 const MIN_LAST_LINES: Duration = Duration::from_millis(200);
 const MAX_STOP: Duration = Duration::from_millis(900);
 
@@ -30,7 +30,7 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// How to log.
+/// The format and level of the log.
 #[derive(Debug)]
 pub(crate) struct LogArgs {
     pub format: LogFormat,
@@ -80,7 +80,7 @@ impl FromArgMatches for LogArgs {
 }
 
 impl LogArgs {
-    /// Starts the log of a service, which never waits for whoever reads it.
+    /// Starts the log of a service, which never waits for its reader.
     pub(super) fn start(&self) -> ServiceLog {
         let (writer, guard) = NonBlockingBuilder::default()
             .buffered_lines_limit(MAX_LINES)
@@ -95,23 +95,23 @@ impl LogArgs {
 pub(crate) struct ServiceLog {
     writer: NonBlocking,
     guard: WorkerGuard,
-    /// By when the last lines have to be written, once the service stops.
+    /// The deadline for the last lines, once the service stops.
     deadline: Option<Instant>,
 }
 
 impl ServiceLog {
-    /// Writes a line as it is.
+    /// Writes a line unchanged.
     pub(super) fn line(&mut self, line: &str) {
-        // Where it can't be written, nobody can be told.
+        // If the log can't be written, there is nowhere to report it.
         let _ = self.writer.write_all(format!("{line}\n").as_bytes());
     }
 
-    /// The service begins to stop.
+    /// Records that the service begins to stop.
     pub(super) fn stopping(&mut self) {
         self.deadline = Some(Instant::now() + MAX_STOP);
     }
 
-    /// Writes the lines that wait. Gives up where nobody reads them.
+    /// Writes the pending lines. Gives up at the deadline if nothing reads them.
     pub(super) fn finish(self) {
         let least = Instant::now() + MIN_LAST_LINES;
         let deadline = self.deadline.map_or(least, |deadline| deadline.max(least));
@@ -120,18 +120,18 @@ impl ServiceLog {
             drop(self.guard);
             let _ = written.send(());
         };
-        // Where there is no thread for it, this is over at once.
+        // If the thread can't start, this ends at once.
         let _ = thread::Builder::new().spawn(write);
         let _ = is_written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 }
 
-/// Starts logging for a command that does one thing: only what is wrong.
+/// Starts logging for a command that does one thing: warnings and errors only.
 pub(crate) fn start_quietly() {
     start(Level::WARN, LogFormat::Text, stderr);
 }
 
-/// The same, around a line that shows progress.
+/// Does the same, and keeps the progress line intact.
 pub(crate) fn start_around(line: ProgressLine) {
     start(Level::WARN, LogFormat::Text, line);
 }
@@ -148,7 +148,7 @@ fn start(
         .with_ansi(output::has_colour(&stderr()));
     let levels = Targets::new().with_default(Level::WARN).with_target("result_cleaner", level);
     let registry = tracing_subscriber::registry().with(levels);
-    // A second start, which does not happen, would change nothing.
+    // A second start would change nothing, and does not happen.
     let _ = match format {
         LogFormat::Text => registry.with(lines).try_init(),
         LogFormat::Json => {

@@ -1,11 +1,11 @@
-//! The metrics service, as the command line or the environment names it.
+//! The metrics service that the command line or the environment names.
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use result_cleaner::DEFAULT_METRICS_URL;
 
 use super::{exclusive, switch};
 
-/// Where reports go, if anywhere.
+/// The URL for reports, if there is one.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     pub url: Option<String>,

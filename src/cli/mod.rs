@@ -145,7 +145,7 @@ pub(crate) fn execute(cli: Cli) -> Result<(), Failure> {
     }
 }
 
-/// 2 for wrong usage that only the library has noticed, else 1.
+/// Returns 2 for wrong usage that only the library has detected, else 1.
 pub(crate) fn exit_status(error: &Failure) -> u8 {
     match error.downcast_ref::<Error>() {
         Some(Error::MetricsUrl { .. } | Error::Address { .. } | Error::TooShort { .. }) => 2,
@@ -153,21 +153,21 @@ pub(crate) fn exit_status(error: &Failure) -> u8 {
     }
 }
 
-/// A runtime for the commands that do one thing and end.
+/// Runs `work` on a runtime, for the commands that do one thing and exit.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
-/// What the variable of a switch may be: `1`, `true`, `yes`; off are `0`, `false`, `no`, nothing.
+/// Parses the variable of a switch: on with `1`, `true`, `yes`; off with `0`, `false`, `no` or nothing.
 fn switch() -> FalseyValueParser {
     FalseyValueParser::new()
 }
 
-/// Of two flags that exclude each other, which count: one that is on the command line beats the
+/// Returns which of two mutually exclusive flags are on. A flag on the command line overrides the
 /// variable of the other.
 ///
 /// # Errors
-/// Wrong usage, where both are on the command line.
+/// Wrong usage, if both are on the command line.
 fn exclusive(matches: &ArgMatches, ids: [&str; 2]) -> Result<[bool; 2], clap::Error> {
     match ids.map(|id| matches.value_source(id) == Some(ValueSource::CommandLine)) {
         [true, true] => {

@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::Failure;
 
-/// Writes to standard output; whether somebody still reads it. Who does not may have seen enough
-/// (`| head`): that is no failure.
+/// Writes to standard output. Returns whether the output still has a reader. A reader that closes the
+/// pipe may have seen enough (`| head`), so that is not a failure.
 pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<bool, Failure> {
     let mut out = io::BufWriter::new(stdout().lock());
     match write(&mut out).and_then(|()| out.flush()) {
@@ -20,8 +20,8 @@ pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Res
     }
 }
 
-/// Whether what is written there may have colours: not into a pipe, nor where
-/// <https://no-color.org> or the terminal forbids it.
+/// Whether output to `stream` may have colours: not into a pipe, nor if <https://no-color.org> or the
+/// terminal forbids it.
 pub(crate) fn has_colour(stream: &impl IsTerminal) -> bool {
     let is_set =
         |name, value: &dyn Fn(&OsStr) -> bool| std::env::var_os(name).is_some_and(|v| value(&v));
@@ -30,7 +30,7 @@ pub(crate) fn has_colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && !is_forbidden && !is_dumb
 }
 
-/// The time by which what is shown is old or due.
+/// Returns the time that decides what is shown as old or due.
 #[expect(
     clippy::disallowed_methods,
     reason = "it only decides how results are shown, and there is no cleaner whose clock could be asked"
@@ -39,8 +39,8 @@ pub(crate) fn now() -> DateTime<Utc> {
     Utc::now()
 }
 
-/// One line of JSON. JSON itself has control characters from U+007F on as they are; some of them
-/// change a terminal's state.
+/// Returns one line of JSON without control characters. JSON itself allows those from U+007F on
+/// unescaped, and some of them change a terminal's state.
 pub(crate) fn json(value: &impl Serialize) -> serde_json::Result<String> {
     serde_json::to_string(value).map(|json| escape_controls(&json))
 }
@@ -57,7 +57,7 @@ pub(crate) fn escape_controls(json: &str) -> String {
     })
 }
 
-/// RFC 3339 in UTC, with the milliseconds at least and more where there is more.
+/// Formats a time as RFC 3339 in UTC, with at least milliseconds, and more digits if needed.
 pub(crate) fn rfc3339(at: DateTime<Utc>) -> String {
     let digits = match at.nanosecond() {
         nanos if nanos % 1_000_000 == 0 => SecondsFormat::Millis,
@@ -67,12 +67,12 @@ pub(crate) fn rfc3339(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(digits, true)
 }
 
-/// The local time, for people.
+/// Formats the local time, for people.
 pub(crate) fn local(at: DateTime<Utc>) -> String {
     at.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// How long from now, in at most two units: `3h 20m`, or `expired`.
+/// Formats the time from now, in at most two units: `3h 20m`, or `expired`.
 pub(crate) fn time_left(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
     let Ok(left) = (at - now).to_std() else {
         return "expired".to_owned();
@@ -80,13 +80,13 @@ pub(crate) fn time_left(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
     duration(left)
 }
 
-/// A length of time in whole seconds, in at most two units.
+/// Formats a duration in whole seconds, in at most two units.
 pub(crate) fn duration(length: Duration) -> String {
     let text = humantime::format_duration(Duration::from_secs(length.as_secs())).to_string();
     let spaced = |part: &str| {
         let unit = part.trim_start_matches(|c: char| c.is_ascii_digit());
         let number = &part[..part.len() - unit.len()];
-        // Units that are words.
+        // Units that are words have a space before them.
         if unit.len() > 1 { format!("{number} {unit}") } else { part.to_owned() }
     };
     text.split(' ').take(2).map(spaced).collect::<Vec<_>>().join(" ")

@@ -1,4 +1,4 @@
-//! Showing how far a sweep has come, on a terminal.
+//! Shows the progress of a sweep on a terminal.
 
 use std::io::{self, Write, stderr};
 use std::sync::Arc;
@@ -8,11 +8,12 @@ use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use result_cleaner::Progress;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// What takes no longer than this shows nothing.
+/// The progress line appears only if the work takes longer than this.
 const PATIENCE: Duration = Duration::from_millis(500);
 const REDRAW: Duration = Duration::from_millis(100);
 
-/// A line on standard error that tells how far a sweep has come; nothing where that is no terminal.
+/// A line on standard error that shows the progress of a sweep; nothing if standard error is not a
+/// terminal.
 #[derive(Debug, Clone)]
 pub(crate) struct ProgressLine(ProgressBar);
 
@@ -23,7 +24,7 @@ impl ProgressLine {
         Self(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner())))
     }
 
-    /// Shows `progress` while `work` goes on, if that takes a while.
+    /// Shows `progress` while `work` runs, if that takes a while.
     pub(super) async fn show_while<T>(
         &self,
         progress: Arc<Progress>,

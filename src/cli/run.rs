@@ -65,13 +65,13 @@ pub(crate) fn execute(args: RunArgs) -> Result<(), Failure> {
     let mut log = args.log.start();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        // Threads take turns at the check of each second: with tokio's 10 s, ten of them would stay
-        // after a busy time.
+        // A different thread may run each check of every second. With tokio's keep-alive of 10 s, ten
+        // threads would remain after a busy time.
         .thread_keep_alive(Duration::from_millis(1200))
         .enable_all()
         .build()?;
     let result = runtime.block_on(serve(args, &mut log));
-    // What hangs in the file system must not keep the process.
+    // A thread that hangs in the file system must not block the exit.
     runtime.shutdown_timeout(Duration::from_millis(50));
     log.finish();
     result
@@ -84,7 +84,7 @@ async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
     config.fallback_interval = args.fallback_interval;
     config.max_disk_time = args.bounds.max_disk_time;
     args.opt_ins.apply(&mut config);
-    // Before anything is deleted, so that a second service does not start by mistake.
+    // Binding comes before any deletion, so that a second service does not start by mistake.
     let listener = match args.listen {
         Some(address) => Some(server::bind(address).await?),
         None => None,
@@ -125,14 +125,14 @@ async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
     stopped
 }
 
-/// The last log line: the stats, as JSON.
+/// Writes the last log line: the stats, as JSON.
 fn log_last(stats: &Stats, format: LogFormat, log: &mut ServiceLog) {
     match format {
         LogFormat::Text => {
             let json = serde_json::to_string(stats).unwrap_or_default();
             tracing::info!("stopped: {json}");
         }
-        // Nested, which the log's own formatter can't do.
+        // The log's own formatter can't write nested fields.
         LogFormat::Json if tracing::enabled!(tracing::Level::INFO) => {
             let line = serde_json::json!({
                 "timestamp": output::rfc3339(output::now()),

@@ -1,4 +1,4 @@
-//! `result-cleaner status`: what a running service is doing.
+//! `result-cleaner status`: the state of a running service.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
@@ -13,7 +13,7 @@ use result_cleaner::{Error, ExpiryBucket, Recent, Stats, WatchState, display_pat
 
 use super::{Failure, block_on, output, switch};
 
-/// How often `--watch` draws.
+/// How often `--watch` redraws.
 const REDRAW: Duration = Duration::from_secs(1);
 const BAR_WIDTH: u64 = 40;
 /// How many errors are shown.
@@ -55,12 +55,12 @@ async fn show(args: StatusArgs) -> Result<(), Failure> {
         let text = match fetch_stats(&args.url).await {
             Ok(stats) if args.json => output::json(&stats)? + "\n",
             Ok(stats) => draw(&stats, output::now())?,
-            // It may be about to be started again.
+            // The service may be about to restart.
             Err(error @ Error::NoAnswer { .. }) if redraws && has_answered => {
                 format!("{}\n", style(error).red())
             }
             Err(error @ Error::NoAnswer { .. }) if args.watch && has_answered => {
-                // Where it can't be written, nobody can be told.
+                // If standard error can't be written, there is nowhere to report it.
                 let _ = writeln!(io::stderr(), "{error}");
                 String::new()
             }
@@ -174,7 +174,7 @@ fn draw_bars(text: &mut String, buckets: &[ExpiryBucket]) -> fmt::Result {
         let span = bucket
             .within_seconds
             .map_or("later".to_owned(), |end| output::duration(Duration::from_secs(end)));
-        // Whatever is there at all shows.
+        // A bucket that is not empty shows at least one block.
         let width = (bucket.count * BAR_WIDTH / most).max(u64::from(bucket.count > 0));
         let bar = "█".repeat(usize::try_from(width).unwrap_or(0));
         writeln!(text, "{span:>12}  {} {}", style(bar).cyan(), bucket.count)?;

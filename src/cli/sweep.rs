@@ -1,4 +1,4 @@
-//! `result-cleaner sweep`: one cleanup now.
+//! `result-cleaner sweep`: deletes expired results once.
 
 use std::sync::Arc;
 use std::time::Duration;

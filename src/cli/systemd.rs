@@ -1,6 +1,6 @@
-//! Telling the service manager how the service is doing (`Type=notify`, `WatchdogSec=`).
+//! Reports the state of the service to the service manager (`Type=notify`, `WatchdogSec=`).
 //!
-//! Does nothing where no manager asked for it, by `NOTIFY_SOCKET` in the environment.
+//! Does nothing unless a manager requests it with `NOTIFY_SOCKET` in the environment.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -8,12 +8,12 @@ use std::time::Duration;
 use result_cleaner::{Observer, Stats};
 use sd_notify::NotifyState;
 
-/// How often the manager is told the state where it keeps no watch on the service.
+/// How often the state is reported if the manager's watchdog is off.
 const STATUS_INTERVAL: Duration = Duration::from_secs(60);
 /// How long the worker may take to answer before it counts as hanging.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The service has started; from now on the manager is told how it is doing.
+/// Reports that the service has started, and its state from now on.
 pub(crate) async fn keep_told(observer: Observer) -> Infallible {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return std::future::pending().await;
@@ -23,7 +23,7 @@ pub(crate) async fn keep_told(observer: Observer) -> Infallible {
     tell(&[NotifyState::Ready, NotifyState::Status(&status(&observer.get_stats()))]);
     loop {
         tokio::time::sleep(interval).await;
-        // A worker that hangs is what the watchdog is for.
+        // If the worker hangs, the watchdog gets no notification.
         let patience = PATIENCE.min(interval);
         if tokio::time::timeout(patience, observer.responds()).await == Ok(true) {
             let status = status(&observer.get_stats());
@@ -32,7 +32,7 @@ pub(crate) async fn keep_told(observer: Observer) -> Infallible {
     }
 }
 
-/// The service is about to end.
+/// Reports that the service is about to end.
 pub(crate) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }

@@ -1,4 +1,4 @@
-//! What file systems promise, by their magic numbers.
+//! What file systems guarantee, by their magic numbers.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -9,19 +9,19 @@ use rustix::fs::fstatfs;
 
 use super::root::Dir;
 
-/// Whether the file system tells the kernel of all changes: network file systems and those in
-/// user space know of changes that are made elsewhere.
+/// Whether the file system reports all changes to the kernel. Network file systems and those in user space
+/// do not report changes that are made elsewhere.
 ///
 /// # Errors
-/// Where the system does not say which file system it is.
+/// If the kernel does not report which file system it is.
 pub(crate) fn gives_events(dir: &Dir) -> io::Result<bool> {
     Ok(silent_file_system(dir)?.is_none())
 }
 
-/// The name of the file system, where it does not tell of all changes.
+/// The name of the file system if it does not report all changes; otherwise `None`.
 ///
 /// # Errors
-/// Where the system does not say which file system it is.
+/// If the kernel does not report which file system it is.
 pub(crate) fn silent_file_system(dir: &Dir) -> io::Result<Option<&'static str>> {
     const SILENT: [(u32, &str); 9] = [
         (0x6969, "NFS"),
@@ -39,22 +39,23 @@ pub(crate) fn silent_file_system(dir: &Dir) -> io::Result<Option<&'static str>> 
     Ok(SILENT.iter().find(|(number, _)| *number == found).map(|(_, name)| *name))
 }
 
-/// For how long a page that was changed may wait to be written back. Until then, further changes of it
-/// through a memory map leave no trace.
+/// How long the kernel may take to write a changed page back; `None` where that is unknown or unlimited.
+///
+/// Until then, further changes of that page through a memory map leave no trace.
 pub(super) fn time_to_write_back() -> Option<Duration> {
-    /// For the writing itself.
+    /// Extra time for the writing itself.
     const SLACK: Duration = Duration::from_secs(25);
     let setting = |name| {
         let text = std::fs::read_to_string(Path::new("/proc/sys/vm").join(name)).ok()?;
         text.trim().parse().ok().map(|centiseconds: u64| Duration::from_millis(centiseconds * 10))
     };
     let (every, age) = (setting("dirty_writeback_centisecs")?, setting("dirty_expire_centisecs")?);
-    // Zero has nothing written back before memory is short.
+    // With zero, the kernel writes nothing back before memory is short.
     (!every.is_zero()).then_some(every + age + SLACK)
 }
 
-/// Whether the file system is one that gives a file a new ctime for each change, also for one that is
-/// made through a memory map, if it has written back the change before.
+/// Whether the file system is known to update a file's ctime on each change. That includes changes through
+/// a memory map, if the change before has been written back.
 pub(super) fn keeps_ctimes(dir: &OwnedFd) -> bool {
     const KNOWN: [u32; 4] = [
         0xef53,      // ext2, ext3, ext4

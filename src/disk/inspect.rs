@@ -1,4 +1,4 @@
-//! Looking at a pair: what is there, and whether it may go. Changes nothing.
+//! Inspects a pair: which files exist, and whether it is due. Changes nothing.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,26 +12,25 @@ use crate::pair::metadata::{self, InvalidMetadata, MAX_METADATA_BYTES};
 use crate::pair::name::{Half, Stem};
 use crate::pair::version::{Broken, FileState, Pair};
 
-/// What is there of a pair.
+/// The state of a pair on disk.
 #[derive(Debug)]
 pub(crate) enum Inspection {
-    /// At most half of it: that is no error.
+    /// At most one half exists, which is no error.
     Incomplete,
-    /// Its result is under its reserved name.
+    /// The result is under its reserved name.
     Claimed,
-    /// Both halves, but the metadata can't be used.
+    /// Both halves exist, but the metadata is unusable.
     Broken { result: FileState, metadata: FileState, reason: Broken },
-    /// Both halves, and valid metadata, which is open.
+    /// Both halves exist, and the metadata is valid. Its file is open.
     Complete(Pair, OwnedFd),
-    /// Valid metadata that says that there is time; its result was only listed.
+    /// The metadata is valid and not due yet. The result was only listed.
     NotDue { metadata: FileState, expires_at: DateTime<Utc> },
 }
 
-/// Looks at both halves of a pair.
+/// Inspects both halves of a pair.
 ///
 /// # Errors
-/// Those that say nothing about the pair, such as too many open files; it has to be looked at
-/// again.
+/// Those that say nothing about the pair, such as too many open files. The caller has to inspect it again.
 pub(crate) fn inspect(dir: &Dir, stem: &Stem, buffer: &mut Vec<u8>) -> io::Result<Inspection> {
     let Some(result) = stat_file(dir, &stem.name(Half::Result))? else {
         let is_taken = stat_file(dir, &stem.claim(Half::Result))?.is_some();
@@ -41,8 +40,9 @@ pub(crate) fn inspect(dir: &Dir, stem: &Stem, buffer: &mut Vec<u8>) -> io::Resul
     Ok(metadata.map_or(Inspection::Incomplete, |metadata| metadata.with(result)))
 }
 
-/// Reads the metadata of a pair of which both halves were just listed as stat_file files, and looks
-/// at its result only where that metadata does not tell that it has to `wait`.
+/// Inspects a pair whose halves were both just listed as regular files.
+///
+/// Reads the metadata first, and inspects the result only if `wait` returns false for its expiry time.
 ///
 /// # Errors
 /// As for [`inspect`].
@@ -65,7 +65,7 @@ pub(crate) fn inspect_listed(
     Ok(result.map_or(Inspection::Incomplete, |result| metadata.with(result)))
 }
 
-/// The stat_file file that bears the name, without following a link or opening it.
+/// The regular file with this name, without following a link or opening the file.
 pub(crate) fn stat_file(dir: &Dir, name: &[u8]) -> io::Result<Option<FileState>> {
     match stat(dir, name) {
         Ok(stat) => Ok(FileState::of(&stat)),
@@ -73,22 +73,22 @@ pub(crate) fn stat_file(dir: &Dir, name: &[u8]) -> io::Result<Option<FileState>>
     }
 }
 
-/// What bears the name, be it a stat_file file or not, without following a link or opening it.
+/// The stat of anything with this name, regular file or not. Follows no link and opens nothing.
 pub(crate) fn stat(dir: &Dir, name: &[u8]) -> rustix::io::Result<Stat> {
     retry_on_intr(|| statat(dir, name, AtFlags::SYMLINK_NOFOLLOW))
 }
 
-/// Metadata as it was read.
+/// Metadata that was read, and the state of its file.
 #[derive(Debug)]
 pub(crate) struct Metadata {
     pub seen: FileState,
     pub expires_at: Result<DateTime<Utc>, Broken>,
-    /// `None` where it can't be opened.
+    /// `None` where it can't be opened, or is too large.
     file: Option<OwnedFd>,
 }
 
 impl Metadata {
-    /// A pair, with the result beside it.
+    /// The inspection of the pair that this metadata and `result` form.
     fn with(self, result: FileState) -> Inspection {
         let metadata = self.seen;
         match (self.expires_at, self.file) {
@@ -101,20 +101,20 @@ impl Metadata {
     }
 }
 
-/// Reads the metadata that bears the name; `None` where no stat_file file does.
+/// Reads the metadata with this name; `None` if it is not a regular file.
 pub(crate) fn read_metadata(
     dir: &Dir,
     name: &[u8],
     buffer: &mut Vec<u8>,
 ) -> io::Result<Option<Metadata>> {
-    // Opening a device or a FIFO can have effects, so its type is asked for first.
+    // Opening a device or a FIFO can have effects, so the type is checked first.
     match stat_file(dir, name)? {
         Some(named) => open_metadata(dir, name, Some(named), buffer),
         None => Ok(None),
     }
 }
 
-/// Reads the metadata that bears the name, which was just `named` or listed as a stat_file file.
+/// Reads the metadata with this name, which was just inspected (`named`) or listed as a regular file.
 fn open_metadata(
     dir: &Dir,
     name: &[u8],
@@ -131,7 +131,7 @@ fn open_metadata(
             let expires_at = Err(Broken::Unreadable(error.raw_os_error()));
             return Ok(seen.map(|seen| Metadata { seen, expires_at, file: None }));
         }
-        // A socket that took the name meanwhile.
+        // A socket got the name meanwhile.
         Err(Errno::NXIO) => return Ok(None),
         Err(error) => return none_if_nowhere(error),
     };
@@ -144,7 +144,7 @@ fn open_metadata(
     }
     read_all(&file, seen.version.size, buffer)?;
     let expires_at = metadata::expires_at(buffer).map_err(Broken::from);
-    // What was read may be newer than what was seen before.
+    // The content that was read may be newer than the state that was seen before.
     let seen = match &expires_at {
         Err(_) => FileState::of(&fstat(&file)?).unwrap_or(seen),
         Ok(_) => seen,
@@ -152,8 +152,8 @@ fn open_metadata(
     Ok(Some(Metadata { seen, expires_at, file: Some(file) }))
 }
 
-/// Reads open metadata once more; whether it still is what was `seen`, bears the name, and says
-/// what was read from it into `before`.
+/// Reads open metadata once more. Returns whether its file is still the one in `seen`, still has the name,
+/// and still has the content `before`.
 pub(crate) fn reread_unchanged(
     dir: &Dir,
     name: &[u8],
@@ -170,19 +170,19 @@ pub(crate) fn reread_unchanged(
     Ok(buffer == before)
 }
 
-/// Opens a file for reading so that nothing is followed, waited for, or changed.
+/// Opens a file for reading without following a link, waiting, or changing anything.
 fn open_quietly(dir: &Dir, name: &[u8]) -> rustix::io::Result<OwnedFd> {
     let flags =
         OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let open = |flags| retry_on_intr(|| openat(dir, name, flags, Mode::empty()));
     match open(flags | OFlags::NOATIME) {
-        // Only a file's owner may leave its access time alone.
+        // Only a file's owner may open it without an update of the access time.
         Err(Errno::PERM) => open(flags),
         opened => opened,
     }
 }
 
-/// Reads to the end, but one byte more than metadata may have at the most.
+/// Reads to the end of the file, but at most one byte more than metadata may have.
 fn read_all(file: &OwnedFd, size: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
     let limit = MAX_METADATA_BYTES as usize + 1;
     buffer.resize((size as usize + 1).clamp(4096, limit), 0);
@@ -193,7 +193,7 @@ fn read_all(file: &OwnedFd, size: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
         }
         let count = retry_on_intr(|| pread(file, &mut buffer[filled..], filled as u64))?;
         filled += count;
-        // A short read of a stat_file file ends at its end; asking once more would cost as much.
+        // A short read of a regular file ends at its end. Another read would cost as much and return nothing.
         if count == 0 || filled < buffer.len() {
             break;
         }
@@ -203,7 +203,7 @@ fn read_all(file: &OwnedFd, size: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
 }
 
 fn none_if_nowhere<T>(error: Errno) -> io::Result<Option<T>> {
-    // What is too long for a name is borne by nothing.
+    // A name that is too long belongs to no file.
     if error == Errno::NAMETOOLONG {
         return Ok(None);
     }

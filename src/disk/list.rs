@@ -1,4 +1,4 @@
-//! Listing directories. The only module that does.
+//! Lists directories. The only module that does.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -9,7 +9,8 @@ use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use crate::disk::inspect::stat;
 use crate::disk::root::Dir;
 
-/// Tells `entry` of each name in `dir`, in no order, with the type of what bears it, until it breaks.
+/// Calls `entry` with each name in `dir` and the type of its file, in no order, until it breaks.
+///
 /// `dir` can be listed only once.
 ///
 /// # Errors
@@ -18,7 +19,7 @@ pub(crate) fn list(
     dir: &Dir,
     mut entry: impl FnMut(&[u8], FileType) -> ControlFlow<()>,
 ) -> io::Result<()> {
-    // Nobody else reads from this descriptor, so that its copy need not have a place of its own.
+    // No other reader uses this descriptor, so that its copy needs no read position of its own.
     for found in rustix::fs::Dir::new(fcntl_dupfd_cloexec(dir, 0)?)? {
         let found = found?;
         let name = found.file_name().to_bytes();
@@ -29,14 +30,14 @@ pub(crate) fn list(
     Ok(())
 }
 
-/// The type of an entry, which some file systems tell only when asked.
+/// The type of an entry. Some file systems report it only on a `stat`.
 fn file_type(dir: &Dir, entry: &DirEntry) -> io::Result<FileType> {
     if entry.file_type() != FileType::Unknown {
         return Ok(entry.file_type());
     }
     match stat(dir, entry.file_name().to_bytes()) {
         Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode)),
-        // It vanished while it was listed.
+        // It vanished during the listing.
         Err(Errno::NOENT) => Ok(FileType::Unknown),
         Err(error) => Err(error.into()),
     }

@@ -1,8 +1,7 @@
-//! The cache directory and the directories below it, held by descriptor.
+//! The cache directory and the directories below it, as open descriptors.
 //!
-//! A path that was checked may lead elsewhere by the time it is used, so directories are opened
-//! relative to the cache directory's own descriptor, by a lookup that follows no symbolic link and
-//! enters no mount point.
+//! A path that was checked may lead elsewhere by the time it is used. So directories are opened relative to
+//! the cache directory's own descriptor. That lookup follows no symbolic link and enters no mount point.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,26 +22,26 @@ use crate::error::Error;
 const DIR_FLAGS: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// What a path may have in bytes for the kernel to take it, the zero at its end included.
+/// The longest path in bytes that the kernel accepts, including the zero at its end.
 const MAX_PATH: usize = 4096;
 
 /// The most attempts at a lookup that the kernel reports as disturbed (`EAGAIN`) or interrupted.
 const LOOKUPS: u32 = 100;
 
-/// What stands where the cache directory should be.
+/// What is at the configured path of the cache directory.
 #[derive(Debug)]
 pub(crate) enum Located {
     /// A directory that can be read.
     Directory(RootId),
     /// Nothing.
     Absent,
-    /// Something that is no directory.
+    /// Something other than a directory.
     NotADirectory,
-    /// It can't be looked at, or not be read.
+    /// It can't be inspected, or can't be read.
     Unreadable(io::Error),
 }
 
-/// Which directory it is: it is another one as soon as one of these differs.
+/// The identity of a cache directory. If one field differs, it is another directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RootId {
     /// The path with every symbolic link resolved.
@@ -51,7 +50,7 @@ pub(crate) struct RootId {
     ino: u64,
 }
 
-/// Looks at what stands at `path`, which may be a symbolic link.
+/// Inspects `path`, which may be a symbolic link.
 pub(crate) fn locate(path: &Path) -> Located {
     let identity = || -> io::Result<Option<RootId>> {
         let resolved = std::fs::canonicalize(path)?;
@@ -78,8 +77,8 @@ pub(crate) fn locate(path: &Path) -> Located {
 pub(crate) struct Root {
     pub id: RootId,
     fd: OwnedFd,
-    /// After how long without a change a file gets a new ctime with the next one, also with one that
-    /// is made through a memory map; `None` where that is not certain.
+    /// The time without a change after which the next change is sure to update a file's ctime, even one through
+    /// a memory map. `None` where that is not certain.
     pub ctime_reliable_after: Option<Duration>,
 }
 
@@ -105,7 +104,7 @@ impl Root {
     /// Opens the directory that `id` names.
     ///
     /// # Errors
-    /// Those of the system; `NotFound` also where another directory stands there by now.
+    /// Those of the system; `NotFound` also if another directory is at the path by now.
     pub(crate) fn open(id: RootId) -> io::Result<Self> {
         let fd = open(&id.path, DIR_FLAGS, Mode::empty())?;
         let seen = fstat(&fd)?;
@@ -121,7 +120,7 @@ impl Root {
         &self.id.path
     }
 
-    /// Opens the directory `rel` below the cache directory; the empty path is the latter itself.
+    /// Opens the directory `rel` below the cache directory. The empty path is the cache directory itself.
     ///
     /// # Errors
     /// Those of the system: `ELOOP` or `ENOTDIR` where the path leads over a symbolic link, `EXDEV`
@@ -129,8 +128,8 @@ impl Root {
     pub(crate) fn open_dir(&self, rel: &Arc<Path>) -> io::Result<Dir> {
         let path = if rel.as_os_str().is_empty() { Path::new(".") } else { rel };
         let fd = match open_beneath(&self.fd, path) {
-            // Older kernels, containers whose filter does not know the call, long paths, and renames
-            // that disturb each attempt.
+            // Older kernels, containers whose filter does not know the call, long paths, and renames that disturb
+            // each attempt.
             Err(Errno::NOSYS | Errno::PERM | Errno::NAMETOOLONG | Errno::AGAIN | Errno::INTR) => {
                 self.step_down(path)?
             }
@@ -145,11 +144,11 @@ impl Root {
         })
     }
 
-    /// Whether `dir` still is where it was opened: false once it was moved out of the cache directory,
-    /// say.
+    /// Whether `dir` is still where it was opened. False, for example, once it was moved out of the cache
+    /// directory.
     ///
     /// # Errors
-    /// Those that say nothing of where it is, such as too many open files.
+    /// Those that say nothing about where it is, such as too many open files.
     pub(crate) fn still_contains(&self, dir: &Dir) -> io::Result<bool> {
         if dir.rel.as_os_str().is_empty() {
             return Ok(true);
@@ -161,10 +160,10 @@ impl Root {
         }
     }
 
-    /// Whether the path of `dir` leads to it, and not elsewhere since a directory above was renamed.
+    /// Whether the path of `dir` still leads to it. False once a directory above was renamed.
     ///
     /// # Errors
-    /// Those that say nothing of where the path leads.
+    /// Those that say nothing about where the path leads.
     pub(crate) fn path_leads_to(&self, dir: &Dir) -> io::Result<bool> {
         let path = self.id.path.join(&dir.rel);
         match retry_on_intr(|| lstat(&path)).map_err(io::Error::from) {
@@ -174,7 +173,7 @@ impl Root {
         }
     }
 
-    /// The same lookup in pieces, each short enough for the kernel.
+    /// Does the same lookup in pieces, each short enough for the kernel.
     fn step_down(&self, path: &Path) -> io::Result<OwnedFd> {
         let mut fd = open_step(&self.fd, Path::new("."))?;
         for piece in pieces(path)? {
@@ -189,7 +188,7 @@ impl Root {
         Ok(fd)
     }
 
-    /// The same lookup, one component at a time: a rename elsewhere disturbs none of these jumps.
+    /// Does the same lookup one component at a time. A rename elsewhere disturbs none of these steps.
     fn step_by_step(&self, mut fd: OwnedFd, piece: &Path) -> io::Result<OwnedFd> {
         for name in piece {
             fd = open_step(&fd, Path::new(name))?;
@@ -206,7 +205,7 @@ impl Root {
     }
 }
 
-/// Cuts a path that goes downwards only into pieces of less than [`MAX_PATH`] bytes.
+/// Cuts a path that only goes downwards into pieces of less than [`MAX_PATH`] bytes.
 fn pieces(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut pieces = Vec::new();
     let mut piece = PathBuf::new();
@@ -238,8 +237,8 @@ fn open_step(dir: &OwnedFd, name: &Path) -> rustix::io::Result<OwnedFd> {
     retry_on_intr(|| openat(dir, name, DIR_FLAGS, Mode::empty()))
 }
 
-/// Whether something is mounted at this directory, which may be a part of the same file system. False
-/// on kernels before 5.8, which don't report it.
+/// Whether something is mounted at this directory, which may be a part of the same file system. False on
+/// kernels before 5.8, which don't report it.
 fn is_mount_root(dir: &OwnedFd) -> io::Result<bool> {
     match statx(dir, "", AtFlags::EMPTY_PATH, StatxFlags::empty()) {
         Ok(found) => Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
@@ -248,7 +247,7 @@ fn is_mount_root(dir: &OwnedFd) -> io::Result<bool> {
     }
 }
 
-/// Opens the directory `path` below `dir`, over no symbolic link and into no mount point.
+/// Opens the directory `path` below `dir`. Follows no symbolic link and enters no mount point.
 ///
 /// # Errors
 /// Those of the system; `EAGAIN` where renames or signals disturbed [`LOOKUPS`] attempts.
@@ -264,7 +263,7 @@ fn open_beneath(dir: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
     Err(Errno::AGAIN)
 }
 
-/// A directory within the cache directory, open.
+/// An open directory within the cache directory.
 #[derive(Debug)]
 pub(crate) struct Dir {
     /// Its path relative to the cache directory.
@@ -275,20 +274,20 @@ pub(crate) struct Dir {
     lock: AtomicU8,
 }
 
-/// What is known of the lock on a directory.
+/// What is known about the lock on a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Lock {
-    /// It was not asked for yet.
+    /// No lock was requested yet.
     None,
-    /// It is shared by this descriptor, until that is closed.
+    /// This descriptor has a shared lock, until it is closed.
     Shared,
-    /// It was waited for in vain.
+    /// Another program kept its lock until the last attempt.
     HeldByOthers,
 }
 
 impl Dir {
-    /// Whether this is the directory of which `stat` tells.
+    /// Whether `stat` describes this directory.
     pub(crate) fn is(&self, stat: &Stat) -> bool {
         (stat.st_dev, stat.st_ino) == self.identity
     }
@@ -317,8 +316,8 @@ pub(crate) fn is_mounted_over(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::XDEV)
 }
 
-/// Whether the error says that a name leads to nothing that is ours to look at: it is gone, or a
-/// symbolic link, something else than a directory, or a mount point stands in the way.
+/// Whether the error says that a name leads to nothing in the cache directory: it is gone, or a symbolic
+/// link, a file that is not a directory, or a mount point is in the way.
 pub(crate) fn is_not_ours(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),
@@ -326,8 +325,8 @@ pub(crate) fn is_not_ours(error: &io::Error) -> bool {
     )
 }
 
-/// Whether the error says nothing of the file or directory that was worked on, such as too many open
-/// files: the next attempt may succeed although nothing has changed there.
+/// Whether the error says nothing about the file or directory itself, such as too many open files. The next
+/// attempt may succeed although nothing has changed there.
 pub(crate) fn is_unrelated(error: &io::Error) -> bool {
     let says_something = matches!(
         Errno::from_io_error(error),

@@ -1,9 +1,9 @@
-//! Events of the kernel, from the watcher's translation to what the schedule makes of them.
+//! Kernel events, from the watcher's translation to their effect on the schedule.
 //!
-//! The events come in any order, doubled, about names that mean something and names that do not.
-//! Three things have to hold: news is about a path of its event and lies within the root; a pair
-//! of which something appeared is looked at afterwards; and what waits in the end is what was last
-//! said of each pair.
+//! The events come in any order, duplicated, with names that are relevant and names that are not. Three
+//! rules have to hold. A change is about a path of its event and is within the root. A pair of which
+//! something appeared is inspected afterwards. The pairs that wait in the end match the last outcome of
+//! each pair.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -30,10 +30,10 @@ use crate::sys::clock::Now;
 use crate::watch::inbox::Inbox;
 use crate::watch::{Translator, Watched};
 
-/// Nothing is there, so that the disk says nothing of what an event is about.
+/// Does not exist, so that the disk does not show what an event is about.
 const ROOT: &str = "/nonexistent/cache";
 
-/// Takes `bytes` for events and for what happens between them.
+/// Interprets `bytes` as events and as what happens between them.
 pub fn events(bytes: &[u8]) {
     let mut world = World::new(Input(bytes));
     while !world.input.is_empty() {
@@ -50,27 +50,27 @@ struct World<'a> {
     schedule: Schedule,
     now: Now,
     in_flight: Vec<Job>,
-    /// Every pair that was ever in the news.
+    /// Every pair that any change was about.
     named: Vec<PairKey>,
-    /// Pairs of which there was news in the inbox, and whether something appeared.
+    /// Pairs with changes in the inbox, and whether something appeared.
     told: HashMap<PairKey, bool>,
-    /// Whether news was lost, as the inbox knows, and as the schedule's owner knows.
+    /// Whether changes were lost: as the inbox knows, and as the schedule's owner knows.
     lost: bool,
     missed: bool,
-    /// Pairs that have to be looked at, and those that may be.
+    /// Pairs that have to be inspected, and those that may be.
     owed: HashSet<PairKey>,
     hinted: HashSet<PairKey>,
-    /// What was last said of pairs that expire later.
+    /// The last known expiry of pairs that expire later.
     waiting: HashMap<PairKey, DateTime<Utc>>,
 }
 
-/// What an event says of a path.
+/// What an event means for a path.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Says {
     Appeared,
     Written,
     Vanished,
-    /// Something that is no directory has vanished.
+    /// Something that is not a directory has vanished.
     FileVanished,
     Directory,
     Nothing,
@@ -205,7 +205,7 @@ impl<'a> World<'a> {
         OsStr::from_bytes(self.input.pick(dirs)).into()
     }
 
-    /// A name as the kernel may tell it.
+    /// Returns a name that the kernel may report.
     fn name(&mut self) -> PathBuf {
         const UUID: &[u8] = b"b9cae70a-aead-4aa8-9037-cd243541f7b3";
         let mut name = Vec::new();
@@ -242,7 +242,7 @@ impl<'a> World<'a> {
         OsStr::from_bytes(&name).into()
     }
 
-    /// That the news tells all that it has to of a path below the root.
+    /// Asserts that the changes contain everything that they must about a path below the root.
     fn assert_told(&self, rel: &Path, says: Says, changes: &[Change], shown: &str) {
         let is_watched = self.watched.has_below(rel);
         let tree = changes.contains(&Change::Subtree(rel.into()));
@@ -269,7 +269,7 @@ impl<'a> World<'a> {
         assert_eq!(news.missed, self.lost);
         self.missed |= std::mem::take(&mut self.lost);
         for (key, appeared) in self.told.drain() {
-            // Whatever comes of a look that is under way will show what has vanished.
+            // The outcome of a running inspection will show what has vanished.
             let in_flight = self.in_flight.iter().any(|job| job.key == key);
             if appeared || !in_flight && self.waiting.contains_key(&key) {
                 self.owed.insert(key.clone());
@@ -280,7 +280,7 @@ impl<'a> World<'a> {
     }
 
     fn take_jobs(&mut self) {
-        // All of them, and sorted, so that the order of a hash map changes nothing.
+        // Takes all of them, and sorts them, so that the order of a hash map changes nothing.
         let mut jobs = self.schedule.take_inspections(usize::MAX);
         jobs.extend(self.schedule.take_due(self.now, usize::MAX));
         jobs.sort_by_key(|job| job.key.path(Half::Result));
@@ -332,7 +332,7 @@ impl<'a> World<'a> {
             fails || matches!(outcome, Outcome::Broken { .. } | Outcome::ClaimedElsewhere);
         let contested = source != Source::Job && self.in_flight.iter().any(|job| job.key == key);
         if contested {
-            // It is read again, since nobody knows which of the two was read last.
+            // The pair is read again, because it is unknown which of the two reads was the last.
             self.owed.insert(key.clone());
             self.hinted.insert(key.clone());
         } else {
@@ -346,7 +346,7 @@ impl<'a> World<'a> {
         assert!(u64::from(fails) <= tally.errors && tally.errors <= u64::from(may_fail));
     }
 
-    /// Scans what is to be scanned, and finds some of the pairs there.
+    /// Scans the subtrees that are due, or everything, and finds some of the pairs there.
     fn scan(&mut self) {
         let trees = self.schedule.take_trees(self.now);
         let missed = std::mem::take(&mut self.missed);
@@ -377,7 +377,7 @@ impl<'a> World<'a> {
         self.waiting.retain(|key, _| !covers(&key.dir) || found.contains(key));
     }
 
-    /// Nothing happens any more, and all that is to be done is done.
+    /// Adds no more events, and runs until all work is done.
     fn come_to_rest(&mut self) {
         for _ in 0..1000 {
             self.deliver();
@@ -402,7 +402,7 @@ impl<'a> World<'a> {
     }
 }
 
-/// A path relative to the root; `None` outside of it.
+/// Returns the path relative to the root; `None` outside of it.
 fn below_root(path: &Path) -> Option<PathBuf> {
     let path = path.as_os_str().as_bytes();
     let rel = path.strip_prefix(ROOT.as_bytes())?;
@@ -418,7 +418,7 @@ fn half(rel: &Path) -> Option<Half> {
     name.ends_with(b".result.json.lz4").then_some(Half::Result)
 }
 
-/// That a change is about one of the paths below the root, and so within it.
+/// Asserts that a change is about one of the paths below the root, and so within it.
 fn assert_justified(change: &Change, paths: &[PathBuf], shown: &str) {
     match change {
         Change::Pair(key, _) => {

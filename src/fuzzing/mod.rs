@@ -1,5 +1,5 @@
-//! What the fuzzers in `tests/fuzz` drive: bytes in, a panic where something is wrong. No part of
-//! the library: it is there only for them and for the tests that replay the corpus they have left.
+//! Entry points of the fuzzers in `tests/fuzz`: each takes bytes and panics if something is wrong. Not
+//! part of the library: only the fuzzers, and the tests that replay their corpus, use this module.
 
 #![allow(
     clippy::expect_used,
@@ -27,10 +27,10 @@ use crate::pair::metadata::InvalidMetadata;
 pub use self::events::events;
 pub use self::text::expires_at;
 
-/// A value of `TZ`, with the rule that the reference knows.
+/// A value of `TZ` with a rule that the reference knows.
 pub const SUMMER_TIME: &str = "CET-1CEST,M3.5.0,M10.5.0/3";
 
-/// Reads metadata, and compares with the reference. The variable `TZ` has to be `UTC` or
+/// Reads metadata, and compares the outcome with the reference. The variable `TZ` has to be `UTC` or
 /// [`SUMMER_TIME`].
 pub fn metadata(json: &[u8]) {
     let summer_time = match std::env::var("TZ").as_deref() {
@@ -51,15 +51,15 @@ pub fn metadata(json: &[u8]) {
     } else {
         assert_eq!(found, expected, "{shown}");
     }
-    // serde_json refuses some JSON, but takes nothing else.
+    // serde_json refuses some valid JSON, but accepts nothing else.
     if serde_json::from_slice::<serde_json::Value>(json).is_ok() {
         let is_json = !matches!(expected, Err(Wrong::NotJson | Wrong::CutShort));
         assert!(is_json, "the reference is wrong: {shown}");
     }
 }
 
-/// Whether there is a control character in a string, or half of a surrogate pair: these are seen
-/// earlier or later than what else is wrong.
+/// Whether a string contains a control character, or there may be half of a surrogate pair. The parser
+/// and the reference may detect these before or after other errors.
 fn is_odd(json: &[u8]) -> bool {
     if json.windows(3).any(|part| part.eq_ignore_ascii_case(b"\\ud")) {
         return true;
@@ -111,7 +111,7 @@ fn class(reason: &InvalidMetadata) -> Wrong {
     }
 }
 
-/// An input that is read from the left; after its end it is all zeros.
+/// An input that is read from the left; after its end it yields zeros.
 struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
@@ -127,7 +127,7 @@ impl<'a> Input<'a> {
         from[self.below(from.len())]
     }
 
-    /// A number of so many bytes.
+    /// Reads a number of `bytes` bytes.
     fn number(&mut self, bytes: usize) -> u64 {
         (0..bytes).fold(0, |number, _| number << 8 | u64::from(self.byte()))
     }

@@ -1,13 +1,13 @@
-//! What the fuzzers have found worth keeping, and mutations of it.
+//! Replays the corpus of the fuzzers, and mutations of it.
 //!
-//! `RESULT_CLEANER_TEST_MUTATIONS` sets how many mutations.
+//! `RESULT_CLEANER_TEST_MUTATIONS` sets the number of mutations.
 
 use std::path::Path;
 use std::process::Command;
 
 use crate::trial::{Random, extent, figure, seed};
 
-/// Has `check` look at each input of the kept corpus `name`, and at mutations of them.
+/// Calls `check` with each input of the corpus `name`, and with mutations of them.
 fn replay(name: &str, check: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/fuzz/{name}.txt"));
     let corpus = std::fs::read_to_string(corpus).unwrap();
@@ -26,7 +26,7 @@ fn replay(name: &str, check: fn(&[u8])) {
     figure(&format!("mutations of them, {name}"), mutations);
 }
 
-/// A backslash, and all that is not printable, stands as `\x` and two digits.
+/// Decodes a line: a backslash, and every unprintable byte, is written as `\x` and two digits.
 fn unescaped(line: &str) -> Vec<u8> {
     let mut parts = line.split("\\x");
     let mut bytes = parts.next().unwrap().as_bytes().to_vec();
@@ -38,7 +38,7 @@ fn unescaped(line: &str) -> Vec<u8> {
     bytes
 }
 
-/// The begin of one input and the end of another, with some bytes changed.
+/// Returns the start of one input and the end of another, with some bytes changed.
 fn mutated(inputs: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
     let one = &inputs[random.below(inputs.len())];
     let other = if random.one_in(2) { one } else { &inputs[random.below(inputs.len())] };
@@ -69,7 +69,7 @@ fn metadata_says_what_the_reference_says_in_any_time_zone() {
     if std::env::var_os(ZONE_IS_SET).is_some() {
         return replay("metadata", super::metadata);
     }
-    // The zone is that of a process.
+    // The time zone belongs to the process, so each zone needs a process of its own.
     let test = "fuzzing::tests::metadata_says_what_the_reference_says_in_any_time_zone";
     for zone in ["UTC", super::SUMMER_TIME] {
         let output = Command::new(std::env::current_exe().unwrap())

@@ -1,4 +1,4 @@
-//! Texts and numbers as values of `expires_at`, in time zones that nobody has thought of.
+//! Texts and numbers as values of `expires_at`, in arbitrary time zones.
 
 use chrono::{FixedOffset, MappedLocalTime, NaiveDate, NaiveDateTime, TimeZone};
 
@@ -8,7 +8,7 @@ use crate::pair::expires_at::{from_number, parse};
 
 const DAY: i64 = 86_400;
 
-/// Reads a value that is made of `bytes`, and compares with the reference.
+/// Reads a value that is made of `bytes`, and compares the outcome with the reference.
 pub fn expires_at(bytes: &[u8]) {
     let mut input = Input(bytes);
     let form = input.below(4);
@@ -32,7 +32,7 @@ pub fn expires_at(bytes: &[u8]) {
     assert_eq!(found.as_ref().ok().copied().map(nanos), expected, "{text:?}: {found:?}, {zone:?}");
 }
 
-/// A day since the epoch, at both ends of the calendar or anywhere between.
+/// Returns a day since the epoch, at both ends of the calendar or anywhere between.
 fn day(input: &mut Input) -> i64 {
     let span = |from, to| reference::days(from, 1, 1)..reference::days(to, 1, 1);
     let days = match input.below(4) {
@@ -45,7 +45,7 @@ fn day(input: &mut Input) -> i64 {
     days.start + offset as i64 % (days.end - days.start)
 }
 
-/// One whose offsets change around `day`, by any amount, but not twice within two days.
+/// Returns a zone whose offsets change around `day`, by any amount, but not twice within two days.
 fn zone(input: &mut Input, day: i64) -> Zone {
     fn offset(input: &mut Input) -> i64 {
         let unit = input.pick(&[3600, 1800, 900, 1]);
@@ -64,7 +64,7 @@ fn zone(input: &mut Input, day: i64) -> Zone {
     Zone { at_first, changes }
 }
 
-/// Something that could be a date near `day`, or nearly could.
+/// Returns text that is a date near `day`, or almost one.
 fn text(input: &mut Input, day: i64) -> String {
     let (mut year, mut month, mut date) = civil(day + input.below(5) as i64 - 2);
     match input.below(16) {
@@ -122,7 +122,7 @@ fn civil(day: i64) -> (i64, i64, i64) {
     (year, month, day - reference::days(year, month, 1) + 1)
 }
 
-/// Local time by a list of offsets. Only the direction from UTC is defined.
+/// Local time from a list of offsets. Only the direction from UTC is defined.
 #[derive(Clone)]
 struct ClockJumps<'a>(&'a Zone);
 

@@ -1,4 +1,4 @@
-//! PairProcessor to pairs: look at one, and delete it if it may go. Blocking; runs on threads for it.
+//! What all blocking jobs share: clock, result store, throttle, sandbox, and whether they delete.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -19,19 +19,19 @@ use crate::sys::clock::Clock;
 use crate::sys::runtime::on_own_thread;
 use crate::watch::backpressure::Backpressure;
 
-/// The niceness of a thread that gives way.
+/// The niceness of a low-priority thread.
 const NICE: i32 = 5;
 
 type MovedAway = Arc<Mutex<Vec<(Arc<Dir>, Stem)>>>;
 
-/// How the pairs of one cleaner are attended to.
+/// How the pairs of one cleaner are processed. Clones share the clock, the store and the limits.
 #[derive(Clone)]
 pub(crate) struct JobContext {
     clock: Arc<Clock>,
     store: Option<Arc<dyn ResultStore>>,
-    /// Whether it deletes, or only looks.
+    /// Whether it deletes, or only inspects.
     deletes: bool,
-    /// Whether it tells the sizes also of what waits.
+    /// Whether it also reports the sizes of pairs that are not due.
     reports_sizes: bool,
     throttle: Arc<Throttle>,
     backpressure: Arc<Backpressure>,
@@ -43,7 +43,7 @@ pub(crate) struct JobContext {
 }
 
 impl JobContext {
-    /// One that deletes what may go.
+    /// A context that deletes expired results.
     pub(crate) fn deleting(clock: Arc<Clock>, config: &Config) -> Self {
         let store = config.result_store.clone();
         Self {
@@ -59,24 +59,24 @@ impl JobContext {
         }
     }
 
-    /// One that only looks.
+    /// A context that only inspects.
     pub(crate) fn looking(clock: Arc<Clock>, config: &Config) -> Self {
         Self::deleting(clock, config).only_looking()
     }
 
-    /// This one, but that it only looks.
+    /// The same context, but it only inspects.
     pub(crate) fn only_looking(&self) -> Self {
         Self { deletes: false, store: None, confined: false, ..self.clone() }
     }
 
-    /// One that only looks, but at each file.
+    /// A context that only inspects, but inspects each file.
     pub(crate) fn listing(clock: Arc<Clock>, config: &Config) -> Self {
         let orphan_ages = Ages::default();
         Self { reports_sizes: true, orphan_ages, ..Self::looking(clock, config) }
     }
 
-    /// Runs work in `root` that may delete: on a confined thread where that is wanted, and on one that
-    /// gives way to other programs where it is `low_priority`.
+    /// Runs `work` in `root`, which may delete: on a confined thread if the sandbox is on, and on a thread with a
+    /// low priority if it is `low_priority`.
     pub(crate) fn run<T: Send>(
         &self,
         root: &Root,
@@ -93,7 +93,7 @@ impl JobContext {
         };
         let done =
             if low_priority || self.confined { on_own_thread(prepare, work) } else { work() };
-        // What was confined could not reach them any more.
+        // A confined thread could not restore them in a directory outside.
         for (dir, stem) in std::mem::take(&mut *self.moved_away()) {
             restore(&dir, &stem);
         }
@@ -104,37 +104,37 @@ impl JobContext {
         self.moved_away.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it deletes, or only looks.
+    /// Whether it deletes, or only inspects.
     pub(crate) fn deletes(&self) -> bool {
         self.deletes
     }
 
-    /// Whether it tells the sizes also of what waits.
+    /// Whether it also reports the sizes of pairs that are not due.
     pub(crate) fn reports_sizes(&self) -> bool {
         self.reports_sizes
     }
 
-    /// The time that is spent on files.
+    /// The limit on the time that is spent on files.
     pub(crate) fn throttle(&self) -> &Throttle {
         &self.throttle
     }
 
-    /// Waits for what is told to these before more is deleted.
+    /// The same context, but deletions wait for `backpressure`.
     pub(crate) fn paced_by(self, backpressure: &Arc<Backpressure>) -> Self {
         Self { backpressure: Arc::clone(backpressure), ..self }
     }
 
-    /// What the kernel tells of deletions.
+    /// Counts the kernel's events of deletions.
     pub(crate) fn backpressure(&self) -> &Backpressure {
         &self.backpressure
     }
 
-    /// How old orphans has to be to be removed, if at all.
+    /// How old orphans and empty directories have to be before they are removed; `None` where they are kept.
     pub(crate) fn orphan_ages(&self) -> Ages {
         self.orphan_ages
     }
 
-    /// Takes note of a pair that was moved out of the cache directory while it was being deleted.
+    /// Records a pair that was moved out of the cache directory while it was being deleted.
     pub(crate) fn note_moved_away(&self, dir: &Arc<Dir>, stem: &Stem) {
         self.moved_away().push((Arc::clone(dir), stem.clone()));
     }
@@ -143,7 +143,7 @@ impl JobContext {
         &self.clock
     }
 
-    /// Tells the result store, if there is one, that a result was removed.
+    /// Reports to the result store, if there is one, that a result was removed.
     pub(crate) fn report_removed(&self, root: &Root, rel: &Path, stem: &Stem) {
         if let Some(store) = &self.store {
             let path = result_path(root, rel, stem);
@@ -154,11 +154,12 @@ impl JobContext {
     }
 }
 
-/// Has this thread, and all that it starts, give way to other programs, for as long as it lives: the
-/// kernel gives it a third of the processor time that it would have beside one of them, and, where
-/// the I/O scheduler knows priorities, puts what it asks of the disk behind theirs.
+/// Lowers the priority of this thread, and of all threads that it starts, for as long as it lives.
+///
+/// Beside one other program, the kernel gives it a third of the processor time that it would have otherwise.
+/// I/O schedulers that know priorities serve its requests after those of others.
 fn give_way() {
-    // Where the system refuses, or this thread gives way already, it goes on as it is.
+    // If the system refuses, or the priority is low already, the thread goes on unchanged.
     if getpriority_process(None).is_ok_and(|nice| nice < NICE) {
         let _ = setpriority_process(None, NICE);
     }

@@ -1,11 +1,11 @@
-//! Litter: what nobody will come back for. Halves without the other one, what writers have left of
-//! either, and empty directories. It is removed only where the configuration asks for it, once it has
-//! not been changed for as long as it says.
+//! Finds and removes orphans: halves without the other one, temporary files that writers left of either, and
+//! empty directories. They are removed only if the configuration asks for it, and only once they have been
+//! unchanged for the configured age.
 //!
-//! One directory is looked at at a time, by listing it. Who looks is told when something in it will be
-//! old enough, and has to come back then. Nothing is removed at the first look: what is old is a
-//! suspect, and goes if it is found unchanged by a later one. So what a writer has in its hands
-//! stays even where the file system's clock makes it look old.
+//! One pass lists one directory. It returns when something in the directory will be old enough, and the
+//! caller has to run another pass then. The first pass that finds an old file or directory only makes it a
+//! candidate. A later pass removes it if it is unchanged. So a file that a writer still uses is kept even if
+//! the file system's clock makes it look old.
 
 #[cfg(test)]
 mod tests;
@@ -42,8 +42,9 @@ impl OrphanPass {
     }
 }
 
-/// Removes the orphans in the directory `rel` below the cache directory that is old enough, and was
-/// suspected `before`; where the context only looks, counts all of it. At most `limit` candidates are told.
+/// Removes the orphans in the directory `rel` that are old enough and were candidates `before`.
+///
+/// If the context only inspects, counts all old orphans instead. Returns at most `limit` new candidates.
 pub(crate) fn tidy(
     root: &Root,
     context: &JobContext,
@@ -74,14 +75,14 @@ pub(crate) fn tidy(
     pass
 }
 
-/// What there is in a directory, as far as it tells what is orphans.
+/// The names in a directory, as far as they show what is an orphan.
 #[derive(Debug, Default)]
 struct Contents {
     is_empty: bool,
     results: HashSet<Stem>,
     metadata: HashSet<Stem>,
     tmp: HashSet<(Half, Stem)>,
-    /// Pairs of which a cleaner has something in its hands.
+    /// Pairs with a half that a cleaner has claimed.
     claimed: HashSet<Stem>,
 }
 
@@ -94,7 +95,7 @@ impl Contents {
                 Name::Claim(_, stem) | Name::TmpClaim(_, stem) | Name::OrphanClaim(_, stem) => {
                     contents.claimed.insert(stem);
                 }
-                // Whatever bears the name, its other half does not stand alone.
+                // Whatever has the name, its other half is no orphan.
                 Name::Half(Half::Result, stem) => drop(contents.results.insert(stem)),
                 Name::Half(Half::Metadata, stem) => drop(contents.metadata.insert(stem)),
                 Name::Tmp(half, stem) if file_type == FileType::RegularFile => {
@@ -129,7 +130,7 @@ struct Tidying<'a> {
 }
 
 impl Tidying<'_> {
-    /// The orphans that are old enough. Those that were not suspected before are candidates from now on.
+    /// The orphans that are old enough. Those that were no candidates before are candidates from now on.
     fn old_orphans(
         &self,
         contents: &Contents,
@@ -188,7 +189,7 @@ impl Tidying<'_> {
             remove_orphans(&self.dir, judged, &|| clock.wall())
         };
         if done.len() < found {
-            // It is a suspect, it changed, or another cleaner is at it.
+            // Some are new candidates, have changed, or are claimed by another cleaner.
             pass.look_again_at(clock.wall());
         }
         for (alone, removed) in done {
@@ -202,7 +203,7 @@ impl Tidying<'_> {
                 }
                 Err(error) => match self.root.still_contains(&self.dir) {
                     Ok(true) => pass.fail(path, "remove the orphan", &error),
-                    // A directory that was moved away takes what is in it with it.
+                    // The files of a directory that was moved away were moved with it.
                     Ok(false) => self.context.note_moved_away(&self.dir, alone.stem()),
                     Err(_) => {
                         self.context.note_moved_away(&self.dir, alone.stem());
@@ -214,8 +215,8 @@ impl Tidying<'_> {
         Ok(())
     }
 
-    /// A half that stands alone, and what it may not go before by its content; `None` where it may not
-    /// go at all.
+    /// A half without the other one, and the earliest time at which its content allows its removal; `None` if
+    /// it may not be removed at all.
     fn orphan(&self, half: Half, stem: &Stem) -> io::Result<Option<(FileState, DateTime<Utc>)>> {
         let name = stem.name(half);
         Ok(match half {
@@ -237,7 +238,7 @@ impl Tidying<'_> {
         let stat = fstat(&self.dir)?;
         let until = unchanged_until(&stat);
         if !contents.is_empty {
-            // It may be empty by now, which changed it.
+            // It may be empty by now. Then the removal of its last file has changed it.
             pass.look_again_at(until);
             return Ok(());
         }
@@ -270,7 +271,7 @@ impl Tidying<'_> {
         self.before.files.get(&alone.name()) == Some(alone.seen())
     }
 
-    /// Whether that time has come; else it is to be come back for.
+    /// Whether the time `at` has come. If not, requests another pass at that time.
     fn is_ripe(&self, at: DateTime<Utc>, pass: &mut OrphanPass) -> bool {
         let ripe = at <= self.context.clock().wall();
         if !ripe {
@@ -285,7 +286,7 @@ impl Tidying<'_> {
 }
 
 impl FileState {
-    /// Until when it must not have been changed to be `age` old, by the later of its times.
+    /// The time until which the file must stay unchanged to be `age` old, by the later of its times.
     fn unchanged_until(&self, age: Duration) -> DateTime<Utc> {
         old_from(self.version.mtime.max(self.ctime), age)
     }
@@ -296,7 +297,7 @@ fn times(stat: &Stat) -> FileTime {
     time(stat.st_mtime, stat.st_mtime_nsec).max(time(stat.st_ctime, stat.st_ctime_nsec))
 }
 
-/// When what was changed at `changed` is `age` old; never, where that can't be told.
+/// The time at which a file that was changed at `changed` is `age` old; the maximum if that is out of range.
 fn old_from(changed: FileTime, age: Duration) -> DateTime<Utc> {
     DateTime::from_timestamp(changed.0, changed.1)
         .and_then(|changed| changed.checked_add_signed(chrono::TimeDelta::from_std(age).ok()?))

@@ -1,4 +1,4 @@
-//! PairProcessor to pairs one after the other, on one thread: looking, and deleting what may go.
+//! Processes pairs one after the other, on one thread: inspects them, and deletes those that are due.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,45 +21,45 @@ use crate::remove::{Buffers, ClaimedPair, DuePair, Removal, remove};
 use crate::sys::descriptors::share_of_open_files;
 use crate::watch::Watcher;
 
-/// For how long a file may be empty before its times tell that it was truncated.
+/// How long a truncated file may be empty before its times show that it was truncated.
 const TRUNCATION: Duration = Duration::from_millis(50);
-/// How many pairs a thread holds at the most.
+/// The most claimed pairs that a thread holds at once.
 const MAX_CLAIMED: usize = 2048;
-/// What failed where it is not known whether a directory is where it was.
+/// The failed action if it is unknown whether a directory is still in place.
 const FIND_DIRECTORY: &str = "check where the directory is";
-/// For how long a directory is taken to be where it was.
+/// How long after a check a directory is assumed to be in place.
 const IN_PLACE: Duration = Duration::from_millis(1);
 
-/// Attends to pairs one after the other, on one thread.
+/// Processes pairs one after the other, on one thread.
 ///
-/// What is deleted is held for an instant, while the next pairs are attended to, so that its
-/// outcome comes later than theirs.
+/// A claimed pair is held for an instant, while the next pairs are processed. So its outcome comes later than
+/// theirs.
 pub(crate) struct PairProcessor<'a> {
     context: &'a JobContext,
     root: &'a Root,
-    /// What is known of metadata that need not be read again.
+    /// The marks of metadata that need not be read again.
     marks: Option<&'a Marks>,
     buffers: Buffers,
     found: Vec<JobResult>,
     held: VecDeque<(ClaimedPair, TimeDelta)>,
-    /// In how many directories these are, each of which is open.
+    /// The number of directories of the held pairs, each of which is open.
     held_dirs: usize,
     max_held_dirs: usize,
-    /// Reports the events of deletions, where there is a watcher.
+    /// Reports the events of deletions, if there is a watcher.
     watcher: Option<&'a Watcher>,
-    /// The directory in which was last deleted, and whether its events are reported.
+    /// The directory of the last deletion, and whether the kernel reports its events.
     reported: Option<(Arc<Dir>, bool)>,
-    /// The directory that was last seen to be where it was opened, and when.
+    /// The directory that was last seen to be in place, and when.
     in_place: Option<(Arc<Dir>, Instant)>,
 }
 
-/// What is known of a pair that is to be attended to.
+/// What is known about a pair before it is inspected.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Hint {
     Nothing,
-    /// Its result as it was when it was given time to settle, which has passed.
+    /// The result as it was when its settle time began. That time has passed.
     Settled(FileState),
-    /// Both halves were just listed as stat_file files.
+    /// Both halves were just listed as regular files.
     Listed,
 }
 
@@ -73,7 +73,7 @@ impl<'a> PairProcessor<'a> {
             found: Vec::new(),
             held: VecDeque::new(),
             held_dirs: 0,
-            // There are some three dozen such threads at the most, and the limit is for all.
+            // There are at most some three dozen such threads, and the limit is for all of them.
             max_held_dirs: share_of_open_files(64, 32),
             watcher: None,
             reported: None,
@@ -81,20 +81,19 @@ impl<'a> PairProcessor<'a> {
         }
     }
 
-    /// Deletes no faster than `watcher` reports the events of that.
+    /// Deletes no faster than `watcher` reports the events of the deletions.
     pub(crate) fn watched_by(mut self, watcher: Option<&'a Watcher>) -> Self {
         self.watcher = watcher;
         self
     }
 
-    /// Does not read again what has one of these marks, if it is listed.
+    /// Does not read listed metadata again if it has one of these marks.
     pub(crate) fn with_marks(mut self, marks: &'a Marks) -> Self {
         self.marks = Some(marks).filter(|marks| !marks.is_empty());
         self
     }
 
-    /// Attends to jobs of any directories, opening each directory once for those that follow each
-    /// other, until `cancel` is set.
+    /// Processes jobs of any directories until `cancel` is set. Opens a directory once for successive jobs in it.
     pub(crate) fn attend_all(&mut self, jobs: &[Job], cancel: &AtomicBool) {
         for group in jobs.chunk_by(|a, b| a.key.dir == b.key.dir) {
             let dir = self.root.open_dir(&group[0].key.dir).map(Arc::new);
@@ -108,7 +107,7 @@ impl<'a> PairProcessor<'a> {
                         self.attend(dir, &key.stem, settled.map_or(Hint::Nothing, Hint::Settled));
                         continue;
                     }
-                    // What is mounted over it may be unmounted again.
+                    // The file system that is mounted over it may be unmounted again.
                     Err(error) if is_mounted_over(error) => Outcome::Changed,
                     Err(error) if is_not_ours(error) => Outcome::Incomplete,
                     Err(error) => Outcome::Failed(Failure::new("open the directory", error)),
@@ -118,7 +117,7 @@ impl<'a> PairProcessor<'a> {
         }
     }
 
-    /// Attends to one pair.
+    /// Processes one pair.
     pub(crate) fn attend(&mut self, dir: &Arc<Dir>, stem: &Stem, hint: Hint) {
         self.finish_due();
         self.buffers.shrink();
@@ -133,8 +132,8 @@ impl<'a> PairProcessor<'a> {
         }
     }
 
-    /// Where the kernel's events are far behind, waits for them; where the time for files is used up,
-    /// for more, with nothing held.
+    /// Waits for the kernel's events if too many are outstanding. If the throttle's time is used up, finishes all
+    /// held pairs and waits for more time.
     pub(crate) fn rest(&mut self, cancel: &AtomicBool) {
         let (throttle, backpressure) = (self.context.throttle(), self.context.backpressure());
         backpressure.wait(cancel, || self.finish_due());
@@ -144,22 +143,22 @@ impl<'a> PairProcessor<'a> {
         }
     }
 
-    /// When the next of what is held is to be finished.
+    /// When the hold time of the next pair ends; `None` if no pair is held.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.held.front().map(|(held, _)| held.until())
     }
 
-    /// Whether the outcome of anything is still to come.
+    /// Whether any pair is held, whose outcome is still to come.
     pub(crate) fn holds(&self) -> bool {
         !self.held.is_empty()
     }
 
-    /// What was found since this was last asked.
+    /// Returns the results since the last call.
     pub(crate) fn take_found(&mut self) -> Vec<JobResult> {
         std::mem::take(&mut self.found)
     }
 
-    /// Finishes what was held for long enough; waits where too much is held.
+    /// Finishes the pairs whose hold time is over. If too many are held, also waits for the next ones.
     pub(crate) fn finish_due(&mut self) {
         while let Some(until) = self.next() {
             let too_much = self.held.len() >= MAX_CLAIMED || self.held_dirs >= self.max_held_dirs;
@@ -170,7 +169,7 @@ impl<'a> PairProcessor<'a> {
         }
     }
 
-    /// Finishes all that is held.
+    /// Finishes all pairs that are held.
     pub(crate) fn finish(&mut self) {
         while self.holds() {
             self.finish_next();
@@ -239,7 +238,7 @@ impl<'a> PairProcessor<'a> {
         Decision::Delete(DuePair { pair, metadata })
     }
 
-    /// What there is of a pair; `None` where it has one of the marks that are known.
+    /// Inspects a pair; `None` if its metadata has one of the known marks.
     fn look(&mut self, dir: &Dir, stem: &Stem, hint: Hint) -> io::Result<Option<Inspection>> {
         let buffer = &mut self.buffers.judged;
         let Hint::Listed = hint else {
@@ -278,7 +277,7 @@ impl<'a> PairProcessor<'a> {
     fn delete(&mut self, dir: &Arc<Dir>, stem: &Stem, judged: DuePair) -> Option<Outcome> {
         match self.is_in_place(dir) {
             Ok(true) => {}
-            // A directory that was moved out of the cache directory takes its pairs with it.
+            // The pairs of a directory that was moved out of the cache directory were moved with it.
             Ok(false) => return Some(Outcome::Incomplete),
             Err(error) => return Some(Outcome::Failed(Failure::new(FIND_DIRECTORY, &error))),
         }
@@ -289,8 +288,8 @@ impl<'a> PairProcessor<'a> {
         self.outcome_of(removal, dir, stem, late)
     }
 
-    /// Whether the kernel reports what happens in the directory. Where it does not, nobody may wait for
-    /// that.
+    /// Whether the kernel reports what happens in the directory. If it does not, no deletion may wait for its
+    /// events.
     fn is_reported(&mut self, dir: &Arc<Dir>) -> bool {
         match &self.reported {
             Some((known, is_reported)) if Arc::ptr_eq(known, dir) => *is_reported,
@@ -301,8 +300,8 @@ impl<'a> PairProcessor<'a> {
         }
     }
 
-    /// Whether the directory is where it was opened, or was so a moment ago. (However often it is
-    /// looked at, it may be moved right after.)
+    /// Whether the directory is where it was opened, or was within the last [`IN_PLACE`]. (However often this is
+    /// checked, the directory may be moved right after.)
     fn is_in_place(&mut self, dir: &Arc<Dir>) -> io::Result<bool> {
         if let Some((known, seen)) = &self.in_place
             && Arc::ptr_eq(known, dir)
@@ -316,7 +315,7 @@ impl<'a> PairProcessor<'a> {
         Ok(in_place)
     }
 
-    /// The outcome of a removal, if it has one already; `late` is by how much it came too late.
+    /// The outcome of a removal, if it has one already; `late` is how long after the expiry it took place.
     fn outcome_of(
         &mut self,
         removal: Removal,
@@ -355,8 +354,8 @@ impl<'a> PairProcessor<'a> {
         })
     }
 
-    /// Where a pair was moved out of the cache directory with its directory while it was being
-    /// deleted, it is out of reach, and that is no failure.
+    /// Replaces a failure if the pair was moved out of the cache directory, with its directory, during its
+    /// deletion. The pair is then out of reach, which is no failure.
     fn unless_moved_away(&self, removal: Removal, dir: &Arc<Dir>, stem: &Stem) -> Removal {
         let out_of_reach = match &removal {
             Removal::Failed(_) | Removal::RestoreFailed(_) => true,
@@ -375,7 +374,7 @@ impl<'a> PairProcessor<'a> {
                     _ => Removal::DeletedElsewhere,
                 }
             }
-            // It may have been moved away. To give names back deletes nothing, wherever it is.
+            // It may have been moved away. To restore names deletes nothing, wherever the directory is.
             Err(_) => {
                 if let Removal::RestoreFailed(_) = removal {
                     self.context.note_moved_away(dir, stem);
@@ -386,20 +385,21 @@ impl<'a> PairProcessor<'a> {
     }
 }
 
-/// What is to become of a pair.
+/// Whether a pair is kept or deleted.
 enum Decision {
     Keep(Outcome),
     Delete(DuePair),
 }
 
 impl Drop for PairProcessor<'_> {
-    /// What is held must not stay under its reserved names, even if a panic ended the work.
+    /// Finishes held pairs even after a panic, so that none is left under its reserved names.
     fn drop(&mut self) {
         self.finish();
     }
 }
 
-/// A file that is being truncated is empty for an instant before its times tell that it changed.
+/// The settle time of empty metadata. A file that is truncated is empty for an instant before its times
+/// show that it changed.
 fn least_wait(metadata: &FileState) -> Duration {
     if metadata.version.size == 0 { TRUNCATION } else { Duration::ZERO }
 }
@@ -462,7 +462,7 @@ mod tests {
         let marks = Marks::from([place.mark()]);
         assert!(matches!(place.outcome(&marks), Outcome::Unchanged));
 
-        // In place, of the same size, and with the time of modification that it had.
+        // Written in place, with the same size and the same time of modification.
         let modified = fs::metadata(place.metadata()).unwrap().modified().unwrap();
         while place.mark() == *marks.iter().next().unwrap() {
             fs::write(place.metadata(), metadata(9_000_000_000)).unwrap();

@@ -1,12 +1,12 @@
-//! One reading pass over the cache directory, or over some directories in it.
+//! One scan of the cache directory, or of some directories in it.
 //!
-//! One thread opens some directories, asks for their watches, lists those before them meanwhile, and
-//! then these; others help to attend to the pairs that were listed. What they find is handed over
-//! in batches, so that memory does not grow with the tree.
+//! One thread opens some directories and requests their watches. Meanwhile it lists the directories before
+//! them, and then these. Other threads help to process the pairs that were listed. They hand their results
+//! over in batches, so that memory does not grow with the tree.
 //!
-//! Directories are listed by descriptor, and one that is found in another is opened by the careful
-//! lookup of [`Root`] alone. (walkdir opens each before it tells of it, even if it is not to descend:
-//! a file system that is mounted there and does not answer would hold up the scan for ever.)
+//! Directories are listed by descriptor. A directory that is found in another is only opened by the careful
+//! lookup of [`Root`]. (walkdir opens each directory before it reports it, even if it is not to descend. A
+//! file system that is mounted there and does not answer would block the scan for ever.)
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -38,43 +38,43 @@ use crate::sys::clock::thread_time;
 use crate::sys::descriptors::share_of_open_files;
 use crate::watch::{Answers, Watcher};
 
-/// How many pairs of one directory are handed over at once. Two threads that delete in one directory
-/// wait for each other, so most directories should be one batch.
+/// The most pairs of one directory in a batch. Two threads that delete in one directory wait for each other,
+/// so most directories should be one batch.
 const BATCH: usize = 512;
-/// How many batches wait to be attended to.
+/// How many batches may wait to be processed.
 const QUEUE: usize = 4;
-/// A thread that waits longer than this for each pair that it only looks at waits for the disk. Then
-/// more threads help, so that the disk has more to choose from.
+/// A thread that only inspects, and waits longer than this for each pair, waits for the disk. Then more
+/// threads help, so that the disk has more requests to choose from.
 const SLOW: Duration = Duration::from_micros(40);
 const MAX_HELPERS: usize = 15;
-/// Where errors kept more directories than this from being read, the whole cache directory is scanned
-/// again instead of each of them.
+/// If errors kept more directories than this from being read, the whole cache directory is scanned again
+/// instead of each of them.
 const MAX_RESCANS: usize = 64;
-/// For how long claims of the living are waited for before they are left alone.
+/// How long a scan waits for the owners of claims before it leaves the claims alone.
 const OWNERS_PATIENCE: Duration = Duration::from_millis(500);
 
-/// A scan to be made.
+/// A scan and what it needs.
 pub(crate) struct Scan<'a> {
     pub root: &'a Root,
-    /// Sets the watches; without it nothing is watched.
+    /// Sets the watches; `None` where nothing is to be watched.
     pub watcher: Option<&'a Watcher>,
     pub context: &'a JobContext,
-    /// What need not be read again.
+    /// The marks of metadata that need not be read again.
     pub marks: &'a Marks,
     /// Ends the scan early once it is true.
     pub cancel: &'a AtomicBool,
-    /// Takes what was found, from several threads.
+    /// Receives the results, from several threads.
     pub found: &'a (dyn Fn(Vec<JobResult>) + Sync),
 }
 
-/// Directories that were opened, and the watches that were asked for.
+/// Directories that were opened, and their requested watches.
 struct Opened {
     dirs: Vec<(Arc<Path>, io::Result<Arc<Dir>>)>,
     watches: Option<(Vec<Arc<Path>>, Answers)>,
 }
 
 impl Summary {
-    /// Asks for another scan of `rel` if `error` says nothing of it.
+    /// Requests another scan of `rel` if `error` says nothing about it.
     fn scan_again(&mut self, rel: &Arc<Path>, error: &io::Error) {
         if !is_unrelated(error) {
             return;
@@ -86,14 +86,14 @@ impl Summary {
     }
 }
 
-/// The threads that help to attend to what one thread lists.
+/// The threads that help to process the pairs that one thread lists.
 struct Helpers<'scan> {
     scan: &'scan Scan<'scan>,
     queue: Receiver<Batch>,
     /// Whether the last batch took so long that its thread must have waited for the disk.
     slow: Arc<AtomicBool>,
     count: usize,
-    /// How many there are at the most while nothing is slow.
+    /// The most helpers while no thread waits for the disk.
     enough: usize,
 }
 
@@ -103,7 +103,7 @@ impl<'scan> Helpers<'scan> {
         Self { scan, queue, slow: Arc::default(), count: 0, enough: cores.clamp(2, 8) - 1 }
     }
 
-    /// Calls one more where there are not enough for what waits.
+    /// Starts another helper if there are not enough for the waiting batches.
     fn call<'scope>(&mut self, scope: &'scope Scope<'scope, 'scan>)
     where
         'scan: 'scope,
@@ -116,12 +116,12 @@ impl<'scan> Helpers<'scan> {
         }
         let (scan, queue, slow) = (self.scan, self.queue.clone(), Arc::clone(&self.slow));
         let help = move || scan.attend(&queue, &slow);
-        // Where the system has no thread to spare, it goes without.
+        // If the system has no thread to spare, the scan continues without it.
         self.count += usize::from(thread::Builder::new().spawn_scoped(scope, help).is_ok());
     }
 }
 
-/// Where what is listed goes to.
+/// The destinations of what a listing finds.
 struct Listing<'a> {
     hand_over: &'a mut dyn FnMut(Batch),
     summary: &'a mut Summary,
@@ -129,15 +129,15 @@ struct Listing<'a> {
     claims: &'a mut Vec<(Arc<Path>, Vec<Vec<u8>>)>,
 }
 
-/// Pairs of one directory to be attended to.
+/// Pairs of one directory to process.
 struct Batch {
     dir: Arc<Dir>,
     pairs: Vec<(Stem, Hint)>,
 }
 
 impl Scan<'_> {
-    /// Scans the directories `trees`, relative to the cache directory, and all below them; and lists
-    /// the directories `dirs` without those below them that are known.
+    /// Scans the directories `trees`, relative to the cache directory, and all below them. Lists the directories
+    /// `dirs`, without those below them that are known.
     pub(crate) fn run(&self, trees: &[Arc<Path>], dirs: &[Arc<Path>]) -> Summary {
         if let Some(watcher) = self.watcher {
             watcher.drop_stale();
@@ -153,7 +153,7 @@ impl Scan<'_> {
             let mut helpers = Helpers::new(self, queue.clone());
             let mut hand_over = |batch| {
                 helpers.call(scope);
-                // Where all have enough to do, this thread does its part.
+                // If all helpers are busy, this thread processes the batch itself.
                 if let Err(refused) = batches.try_send(batch) {
                     self.attend_at_once(refused.into_inner(), &helpers.slow);
                 }
@@ -169,7 +169,7 @@ impl Scan<'_> {
                 self.attend_at_once(batch, &helpers.slow);
             }
         });
-        // Only now, when no thread of this scan holds claims of its own any more.
+        // Only now, when no thread of this scan has claims of its own any more.
         if self.context.deletes() {
             let start = Instant::now();
             self.take_up(claims, &mut summary);
@@ -178,9 +178,9 @@ impl Scan<'_> {
         summary
     }
 
-    /// Lists the directories `pending`, and where it `descends`, all below them.
+    /// Lists the directories `pending`, and all below them if it `descends`.
     fn list_all(&self, mut pending: Vec<Arc<Path>>, descends: bool, listing: &mut Listing<'_>) {
-        // Two of these are open at once: one is listed while watches of the other are set.
+        // Two groups of this size are open at once: one is listed while the watches of the other are set.
         let at_once = if self.watcher.is_some() { share_of_open_files(32, 32) } else { 1 };
         let mut next = None;
         loop {
@@ -212,7 +212,7 @@ impl Scan<'_> {
         }
     }
 
-    /// Opens some of the `pending` directories, and asks for their watches.
+    /// Opens some of the `pending` directories, and requests their watches.
     fn open_some(&self, pending: &mut Vec<Arc<Path>>, at_once: usize) -> Option<Opened> {
         if pending.is_empty() {
             return None;
@@ -244,7 +244,7 @@ impl Scan<'_> {
             summary.waited += start.elapsed();
             let there = dirs.iter_mut().filter(|(_, dir)| dir.is_ok());
             for (((_, opened), answer), is_new) in there.zip(answers).zip(new) {
-                // What was watched before was checked before.
+                // A directory that was watched before was checked before.
                 if !is_new && answer == Ok(true) {
                     continue;
                 }
@@ -257,7 +257,7 @@ impl Scan<'_> {
         dirs
     }
 
-    /// Takes in what came of watching an open directory by its path, which may lead elsewhere by now.
+    /// Handles the answer to a request to watch an open directory by its path, which may lead elsewhere by now.
     fn check_watch(
         &self,
         dir: &Dir,
@@ -269,13 +269,13 @@ impl Scan<'_> {
                 summary.astray |=
                     !self.root.path_leads_to(dir)? && self.root.still_contains(dir)?;
             }
-            // It was away for an instant, or one above it was.
+            // The directory, or one above it, was away for an instant.
             Ok(false) if self.root.still_contains(dir)? => {
                 summary.new_dirs.push(Arc::clone(&dir.rel));
             }
-            // It was moved away since it was opened, and no event will tell of that.
+            // It was moved away since it was opened, and no event will report that.
             Ok(false) => return Err(Errno::NOENT.into()),
-            // The worker knows: it lists the directory, or replaces the watcher.
+            // The worker knows that, and lists the directory or replaces the watcher.
             Err(WatchError::Flooded) => {}
             Err(refusal) => {
                 let (before, worst) =
@@ -330,7 +330,7 @@ impl Scan<'_> {
             return Ok(());
         }
         drop(spending);
-        // Only now, since what is deleted while a directory is listed may be listed or not.
+        // Only now, since a file that is deleted during the listing may be listed or not.
         summary.results += results.len() as u64;
         if self.context.orphan_ages().any() {
             let pairs = metadata.iter().filter(|stem| results.contains(*stem)).count();
@@ -360,7 +360,7 @@ impl Scan<'_> {
         PairProcessor::new(self.context, self.root).with_marks(self.marks).watched_by(self.watcher)
     }
 
-    /// Attends to batches until there are no more.
+    /// Processes batches until there are no more.
     fn attend(&self, queue: &Receiver<Batch>, slow: &AtomicBool) {
         let mut processor = self.processor();
         loop {
@@ -401,7 +401,7 @@ impl Scan<'_> {
         slow.store(only_looked && waited > SLOW * count, Ordering::Relaxed);
     }
 
-    /// Takes up the claims that killed cleaners left behind.
+    /// Recovers the claims that killed cleaners left behind.
     fn take_up(&self, claims: Vec<(Arc<Path>, Vec<Vec<u8>>)>, summary: &mut Summary) {
         let deadline = Instant::now() + OWNERS_PATIENCE;
         for (rel, names) in claims {
@@ -412,7 +412,7 @@ impl Scan<'_> {
         }
     }
 
-    /// Takes in that a directory with claims can't be looked at.
+    /// Records that a directory with claims can't be opened or locked.
     fn not_recovered(&self, rel: Arc<Path>, error: io::Error, summary: &mut Summary) {
         if is_not_ours(&error) {
             return;

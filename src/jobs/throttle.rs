@@ -1,38 +1,38 @@
-//! A bound on the time that may be spent on files in each second, by all threads together.
+//! Limits the time per second that all threads together may spend on files.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How much of a second's time may be used at once, so that it is spread over the second.
+/// The part of a second's time that may be used at once, so that its use is spread over the second.
 const AT_ONCE: f64 = 0.1;
-/// How long a rest goes on at the most after it was cancelled.
+/// How long a rest goes on at most after it was cancelled.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The time that is spent, and what there is of it.
+/// The time that may be spent on files.
 #[derive(Debug, Default)]
 pub(crate) struct Throttle {
-    /// Without one there is no bound.
+    /// `None` where there is no limit.
     bound: Option<Bound>,
 }
 
 #[derive(Debug)]
 struct Bound {
-    /// Seconds in each second.
+    /// Seconds per second.
     share: f64,
     left: Mutex<Left>,
 }
 
 #[derive(Debug)]
 struct Left {
-    /// In seconds; negative where something took longer than there was time.
+    /// In seconds; negative if work took longer than there was time.
     seconds: f64,
     at: Instant,
 }
 
 impl Throttle {
-    /// At most `a_second` of it in each second.
+    /// Allows at most `a_second` per second; `None` for no limit.
     pub(crate) fn new(a_second: Option<Duration>) -> Self {
         let bound = |share: f64| {
             let left = Left { seconds: share * AT_ONCE, at: Instant::now() };
@@ -45,17 +45,17 @@ impl Throttle {
         self.bound.is_some()
     }
 
-    /// Counts the time until what this returns is dropped.
+    /// Counts the time until the returned value is dropped.
     pub(crate) fn spend(&self) -> Spending<'_> {
         Spending(self.bound.as_ref().map(|bound| (bound, Instant::now())))
     }
 
-    /// Whether nothing is left for the moment.
+    /// Whether no time is left for the moment.
     pub(crate) fn is_used_up(&self) -> bool {
         self.bound.as_ref().is_some_and(|bound| !bound.until_more(Instant::now()).is_zero())
     }
 
-    /// Waits until there is some, or `cancel` is set.
+    /// Waits until there is time again, or `cancel` is set.
     pub(crate) fn rest(&self, cancel: &AtomicBool) {
         let Some(bound) = &self.bound else { return };
         loop {
@@ -74,7 +74,7 @@ impl Bound {
         Duration::try_from_secs_f64(-left / self.share).unwrap_or(Duration::ZERO)
     }
 
-    /// Takes away what was used; what is left.
+    /// Subtracts the time that was used. Returns the seconds that are left.
     fn use_up(&self, used: Duration, now: Instant) -> f64 {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let more = now.saturating_duration_since(left.at).as_secs_f64() * self.share;
@@ -84,7 +84,7 @@ impl Bound {
     }
 }
 
-/// Time that is being spent.
+/// A period that is being counted. It ends when this value is dropped.
 pub(crate) struct Spending<'a>(Option<(&'a Bound, Instant)>);
 
 impl Drop for Spending<'_> {

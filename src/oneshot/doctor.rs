@@ -1,7 +1,7 @@
-//! Whether everything is here that the service needs.
+//! Checks the environment that the service needs.
 //!
-//! Each check does what the service will do, as far as that leaves no trace: it watches the directory,
-//! makes a file there, and has it told.
+//! Each check does what the service will do, as far as that leaves no trace. For example, it watches the
+//! directory, makes a file there, and waits for the kernel to report it.
 
 use std::fmt;
 use std::io::Read;
@@ -26,30 +26,30 @@ use crate::watch::limits::{Survey, inotify_limit, survey};
 
 /// How long an event may take to arrive.
 const EVENT_PATIENCE: Duration = Duration::from_secs(5);
-/// How far the clock of the file system may be from that of this machine.
+/// How many seconds the file system's clock may differ from that of this machine.
 const CLOCK_TOLERANCE: i64 = 2;
-/// How many files a service has open at most, besides the directories that it scans.
+/// The most files that a service has open, besides the directories that it scans.
 const ENOUGH_FILES: u64 = 256;
 
 const MORE_FILES: &str = "`ulimit -n 1024`, or LimitNOFILE=1024 in the unit";
 const READABLE: &str =
     "grant this user to read and enter it (chmod u+rwx), or run the service as its owner";
 
-/// What one check has found; [`diagnose`] makes them.
+/// The outcome of one check; [`diagnose`] returns them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Check {
-    /// What was looked at, in a word or two.
+    /// The subject of the check, in a word or two.
     pub check: &'static str,
-    /// Whether it is as it should be.
+    /// Whether the service can work well.
     pub status: CheckStatus,
-    /// What was found, in one line.
+    /// The finding, in one line.
     pub found: String,
     /// What to do about it.
     pub remedy: Option<String>,
 }
 
-/// Whether something is as it should be; what is worse is greater.
+/// The severity of a finding; a worse status is greater.
 ///
 /// ```
 /// use result_cleaner::CheckStatus;
@@ -60,7 +60,7 @@ pub struct Check {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum CheckStatus {
-    /// It is.
+    /// Nothing to do.
     Ok,
     /// The service works, but not as well as it could.
     Warning,
@@ -69,7 +69,7 @@ pub enum CheckStatus {
 }
 
 impl fmt::Display for CheckStatus {
-    /// The word that stands in the JSON.
+    /// Writes the same word as in the JSON.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
     }
@@ -90,8 +90,8 @@ impl Check {
     }
 }
 
-/// Checks whether everything is here that a service with this configuration needs. A file under a
-/// reserved name is made in the cache directory, and removed again.
+/// Checks the environment for a service with this configuration. Creates a file with a reserved name in
+/// the cache directory, and removes it again.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -109,7 +109,7 @@ impl Check {
 /// ```
 ///
 /// # Errors
-/// [`Error::NoRuntime`], and those of a configuration that makes no sense.
+/// [`Error::NoRuntime`], and the errors of an invalid configuration.
 pub async fn diagnose(config: &Config) -> Result<Vec<Check>, Error> {
     let runtime = crate::sys::runtime::current()?;
     config.validate()?;
@@ -312,7 +312,7 @@ fn check_files() -> Check {
     }
 }
 
-/// A zone that is not known is taken for UTC, without a word.
+/// Checks that the time zone is known, because an unknown one is silently treated as UTC.
 fn check_time_zone(tz: Option<&str>) -> Check {
     const CHECK: &str = "time zone";
     let offset = now_utc().with_timezone(&Local).offset().to_string();
@@ -320,7 +320,7 @@ fn check_time_zone(tz: Option<&str>) -> Check {
         return Check::ok(CHECK, format!("that of the system, {offset} now"));
     };
     let name = tz.strip_prefix(':').unwrap_or(tz);
-    // A name of its own for the zone, in letters or brackets, and the offset.
+    // A rule begins with its own name for the zone, in letters or brackets, and the offset follows.
     let offset_of_rule = name.trim_start_matches(|c: char| c.is_ascii_alphabetic());
     let is_rule = name.starts_with('<')
         || (name.len() - offset_of_rule.len() >= 3
@@ -338,7 +338,7 @@ fn check_time_zone(tz: Option<&str>) -> Check {
     )
 }
 
-/// Whether a file has the rules of a time zone (RFC 9636).
+/// Whether a file contains the rules of a time zone (RFC 9636).
 fn is_zone(path: &Path) -> bool {
     let mut magic = [0; 4];
     let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic));

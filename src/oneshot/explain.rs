@@ -1,4 +1,4 @@
-//! Why a file goes, or stays.
+//! Explains why a file is deleted or kept.
 
 mod obstacle;
 mod verdicts;
@@ -27,21 +27,21 @@ use crate::sys::clock::Clock;
 /// The longest name that file systems take, in bytes.
 const MAX_NAME: usize = 255;
 
-/// Why a result goes or stays, as far as it can be told now; [`explain`] makes one.
+/// Why a result is deleted or kept, as far as is known now; [`explain`] returns it.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Explanation {
-    /// The file that was asked about, as it was named.
+    /// The file in question, as it was named.
     pub file: PathBuf,
-    /// The result that it is, or belongs to, where its name is that of either half.
+    /// The result that it is, or belongs to; `None` if its name is not that of either half.
     pub result: Option<PathBuf>,
-    /// The five conditions of which all have to be met for a deletion, in their order.
+    /// The five conditions of a deletion, in their order. All of them have to be met.
     pub conditions: [Condition; 5],
-    /// When the metadata says that the result may go.
+    /// The `expires_at` of the metadata.
     pub expires_at: Option<DateTime<Utc>>,
-    /// What will become of it.
+    /// What will happen to it.
     pub fate: Fate,
-    /// The same in words, with what stands in the way and what can be done about it.
+    /// The same in words, with any obstacle and what to do about it.
     pub verdict: String,
 }
 
@@ -57,15 +57,15 @@ pub struct Explanation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Condition {
-    /// What has to hold.
+    /// The condition.
     pub what: &'static str,
-    /// Whether it does; `None` where that can't be told because an earlier one does not.
+    /// Whether it is met; `None` if this is unknown because an earlier condition is not met.
     pub met: Option<bool>,
     /// Why, or why not.
     pub why: String,
 }
 
-/// What will become of a file.
+/// What will happen to a file.
 ///
 /// ```
 /// use result_cleaner::Fate;
@@ -75,13 +75,13 @@ pub struct Condition {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fate {
-    /// It may go now.
+    /// It may be deleted now.
     Due,
-    /// It goes once its time has come.
+    /// It is deleted once it has expired.
     Waits,
-    /// It is left alone.
+    /// It is kept.
     Stays,
-    /// It is not there.
+    /// It does not exist.
     Gone,
 }
 
@@ -93,8 +93,8 @@ const WHAT: [&str; 5] = [
     "its time has come",
 ];
 
-/// Tells for `file`, a result or metadata, which conditions of a deletion are met, and what will become
-/// of it. Changes nothing.
+/// Reports which conditions of a deletion are met for `file`, a result or metadata, and what will happen
+/// to the file. Changes nothing.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -133,7 +133,7 @@ struct Explaining {
     context: JobContext,
 }
 
-/// An explanation that is being written: conditions are added in their order until one is not met.
+/// An unfinished explanation: conditions are added in their order until one is not met.
 struct Draft {
     file: PathBuf,
     result: Option<PathBuf>,
@@ -147,7 +147,7 @@ impl Draft {
         self.conditions.push(Condition { what, met: Some(met), why: why.into() });
     }
 
-    /// Ends with a condition that is not met.
+    /// Ends the explanation with a condition that is not met.
     fn stop(
         mut self,
         why: impl Into<String>,
@@ -200,7 +200,8 @@ impl Explaining {
         }
     }
 
-    /// The directory of `file`, in the cache directory; else why it is not there, and what that means.
+    /// Opens the directory of `file` in the cache directory. The error says why that fails, and what it
+    /// means for the file.
     fn open(&self, file: &Path) -> Result<(&Root, Dir), (String, &'static str)> {
         let stays = |why: String| (why, verdicts::OUTSIDE_STAYS);
         let Some(root) = &self.root else {
@@ -248,7 +249,7 @@ impl Explaining {
         let odd = |name: &str, what: &str| format!("{name} is {what}, no regular file");
         let unseen = |error: &io::Error| format!("it can't be looked at: {error}");
         let kinds = names.each_ref().map(|name| kind(dir, name));
-        // In this order: what is taken in between is found at its reserved name.
+        // After `kinds`: a file that a cleaner claims in between is found at its reserved name.
         let taken = match taken(dir, stem) {
             Ok(taken) => taken,
             Err(error) => return draft.stop(unseen(&error), Fate::Stays, verdicts::UNSEEN_STAYS),
@@ -295,7 +296,7 @@ impl Explaining {
         self.explain_expiry(draft, root, dir, stem)
     }
 
-    /// Why a pair of which both halves are there goes or is kept.
+    /// Explains why a pair with both halves is deleted or kept.
     fn explain_expiry(&self, mut draft: Draft, root: &Root, dir: &Dir, stem: &Stem) -> Explanation {
         let expires_at = match read_metadata(dir, &stem.name(Half::Metadata), &mut Vec::new()) {
             Ok(Some(Metadata { expires_at: Ok(at), .. })) => at,
@@ -317,7 +318,7 @@ impl Explaining {
         draft.finish(fate, verdict)
     }
 
-    /// What the engine would make of a whole pair.
+    /// Returns what a cleaner would do with a complete pair.
     fn fate(&self, root: &Root, dir: &Dir, stem: &Stem) -> (Fate, String) {
         let key = PairKey { dir: Arc::clone(&dir.rel), stem: stem.clone() };
         let mut processor = PairProcessor::new(&self.context, root);
@@ -353,7 +354,7 @@ impl Explaining {
     }
 }
 
-/// What becomes of a file whose name is that of neither half.
+/// Explains what happens to a file whose name is that of neither half.
 fn explain_other(draft: Draft, file: &Path, name: &Name) -> Explanation {
     let found = std::fs::symlink_metadata(file);
     let is = |is: fn(&std::fs::Metadata) -> bool| found.as_ref().is_ok_and(is);
@@ -400,7 +401,7 @@ fn says_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// `stays`, and what asking for the removal of orphans would change.
+/// Returns `stays`, and what `--remove-orphans` would change.
 fn unless_orphans(stays: &str, removed: &str) -> String {
     format!("{stays} (With --remove-orphans AGE {removed} AGE.)")
 }

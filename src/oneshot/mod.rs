@@ -1,4 +1,4 @@
-//! What is done once, without a service: sweeps, listings, explanations, checks.
+//! Operations that run once, without a service: sweeps, listings, explanations, checks.
 
 pub(crate) mod doctor;
 pub(crate) mod explain;

@@ -1,4 +1,4 @@
-//! One cleanup, or one look, without a service.
+//! Sweeps and listings that run once, without a service.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -29,15 +29,15 @@ use crate::sys::clock::Clock;
 use crate::sys::runtime::joined;
 use crate::telemetry::stats::{OrphanReport, SweepReport};
 
-/// Deletes what has expired now, without a running service.
+/// Deletes the results that have expired now, without a running service.
 ///
-/// A result that may be half published, or metadata that may be half written, is looked at again
-/// after a second, before this returns. A cache directory that does not exist gives a report of
-/// zeros. Nothing is reported to the metrics service.
+/// If a result may be half published, or metadata may be half written, this function inspects it again
+/// after a second, before it returns. If the cache directory does not exist, the report is all zeros.
+/// Nothing is reported to the metrics service.
 ///
 /// # Errors
-/// [`Error::NotADirectory`] and [`Error::Unreadable`] for the cache directory, and those of a bad
-/// configuration. Trouble with single files is counted in the report.
+/// [`Error::NotADirectory`] and [`Error::Unreadable`] for the cache directory, and the errors of an
+/// invalid configuration. Failures of single files are counted in the report.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -73,7 +73,7 @@ pub async fn sweep_dry_run(config: &Config) -> Result<SweepReport, Error> {
     sweep_with_progress(config, true, Arc::default()).await
 }
 
-/// [`sweep_once`], or [`sweep_dry_run`], which tells meanwhile how far it has come.
+/// Runs [`sweep_once`] or [`sweep_dry_run`], and updates `progress` meanwhile.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -105,7 +105,7 @@ pub async fn sweep_with_progress(
     on_thread(config, sweep).await
 }
 
-/// How far a [sweep](sweep_with_progress) has come.
+/// The progress of a [sweep](sweep_with_progress).
 #[derive(Debug, Default)]
 pub struct Progress {
     checked: AtomicU64,
@@ -114,17 +114,17 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Pairs that were looked at.
+    /// Returns how many pairs were inspected.
     pub fn checked(&self) -> u64 {
         self.checked.load(Ordering::Relaxed)
     }
 
-    /// Those of them that were deleted, or would be.
+    /// Returns how many of them were deleted, or would be deleted.
     pub fn deleted(&self) -> u64 {
         self.deleted.load(Ordering::Relaxed)
     }
 
-    /// The bytes that this freed, or would.
+    /// Returns how many bytes this freed, or would free.
     pub fn freed_bytes(&self) -> u64 {
         self.freed_bytes.load(Ordering::Relaxed)
     }
@@ -136,7 +136,7 @@ impl Progress {
     }
 }
 
-/// A pair as [`list`] finds it.
+/// A pair that [`list`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListedPair {
@@ -144,11 +144,11 @@ pub struct ListedPair {
     pub result: PathBuf,
     /// The size of both files, in bytes.
     pub bytes: u64,
-    /// When the pair may go, or why its metadata can't tell.
+    /// When the pair expires, or why its metadata is invalid.
     pub expires_at: Result<DateTime<Utc>, String>,
 }
 
-/// Lists the pairs, the soonest first, those with broken metadata last.
+/// Lists the pairs: the earliest expiry first, those with invalid metadata last.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -171,8 +171,8 @@ pub async fn list(config: &Config) -> Result<Vec<ListedPair>, Error> {
     on_thread(config, move |root| list_blocking(root, &context)).await
 }
 
-/// Runs `work` on the cache directory on a thread that may block; the default where there is no
-/// such directory.
+/// Runs `work` on the cache directory, on a thread that may block. Returns the default value if there is
+/// no such directory.
 async fn on_thread<T: Default + Send + 'static>(
     config: &Config,
     work: impl FnOnce(&Root) -> Result<T, Error> + Send + 'static,
@@ -193,10 +193,10 @@ async fn on_thread<T: Default + Send + 'static>(
     joined(task.await)
 }
 
-/// Scans everything, and hands over what is found.
+/// Scans the cache directory, and passes what it finds to `found`.
 ///
 /// # Errors
-/// [`Error::Unreadable`] where the cache directory itself could not be read.
+/// [`Error::Unreadable`] if the cache directory itself could not be read.
 fn scan(
     root: &Root,
     context: &JobContext,
@@ -264,17 +264,17 @@ fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<Sweep
     Ok(SweepReport { orphans: removed, ..SweepReport::from(sums.tally) })
 }
 
-/// The orphans that a scan came upon.
+/// The orphan candidates that a scan found.
 struct Orphans {
     is_wanted: bool,
-    /// Directories with some that is old enough, and what that is.
+    /// Directories with candidates that are old enough, and these candidates.
     candidates: Vec<(Arc<Path>, OrphanCandidates)>,
-    /// What could not be looked at, and why.
+    /// Files that could not be inspected, and why.
     failures: Vec<(PathBuf, Failure)>,
 }
 
 impl Orphans {
-    /// Looks at what in `dirs` may be orphans.
+    /// Looks for orphan candidates in `dirs`.
     fn find(root: &Root, context: &JobContext, dirs: Vec<Arc<Path>>) -> Self {
         let looking = context.only_looking();
         let is_wanted = context.orphan_ages().any();
@@ -285,20 +285,21 @@ impl Orphans {
             if pass.candidates.is_empty() {
                 orphans.failures.extend(pass.failures);
             } else {
-                // What failed is tried again when these are removed.
+                // Failed files are retried when the candidates are removed.
                 orphans.candidates.push((dir, pass.candidates));
             }
         }
         orphans
     }
 
-    /// For how long it is to be left alone first: the other half of what stands alone may be about to
+    /// Returns how long to wait before the removal: the other half of a candidate may be about to
     /// arrive.
     fn wait(&self) -> Option<Duration> {
         (!self.candidates.is_empty()).then_some(SETTLE_TIME)
     }
 
-    /// Removes it, unless the context only looks; `None` where nobody has asked for that.
+    /// Removes the candidates, unless the context only inspects. Returns `None` if the configuration
+    /// does not ask for it.
     fn remove(&self, root: &Root, context: &JobContext, sums: &mut Sums) -> Option<OrphanReport> {
         let mut removed = tally::OrphanTally::default();
         for (path, failure) in &self.failures {
@@ -315,10 +316,10 @@ impl Orphans {
     }
 }
 
-/// The figures of a sweep, and what it has to look at again before it can tell.
+/// The figures of a sweep, and the pairs that it has to inspect again before it can decide.
 #[derive(Default)]
 struct Sums {
-    /// The cache directory, to name files in the log.
+    /// The cache directory, for the paths in log lines.
     root: PathBuf,
     tally: Tally,
     doubts: Vec<Doubt>,
@@ -330,7 +331,7 @@ struct Doubt {
     about: About,
 }
 
-/// What was given time to settle.
+/// The file that was given time to settle, in the state in which it was first seen.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum About {
     Result(FileState),
@@ -338,7 +339,7 @@ enum About {
 }
 
 impl Sums {
-    /// Adds what was found; `again` is the doubt because of which it was looked at again.
+    /// Adds an outcome. `again` is the doubt that caused a second inspection.
     fn add(&mut self, found: JobResult, again: Option<About>) {
         let JobResult { key, outcome } = found;
         match outcome {
@@ -359,7 +360,7 @@ impl Sums {
                 }
             }
             Outcome::Unsettled { result, wait, .. } => {
-                // One that goes on changing is not waited for again: it is being written.
+                // A result that keeps changing is not waited for again: it is being written.
                 if again.is_none() {
                     self.doubts.push(Doubt { key, wait, about: About::Result(result) });
                 }

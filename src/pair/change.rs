@@ -1,7 +1,7 @@
-//! The one vocabulary of changes.
+//! Changes: the one vocabulary for what happened in the cache directory.
 //!
-//! Changes is a hint to look again at a name; what is there is told by the disk alone. That is why it
-//! can be merged, doubled and reordered without harm.
+//! A change is only a hint to inspect a name again; the disk alone decides what is there. Changes can
+//! therefore be merged, duplicated and reordered without harm.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -9,37 +9,38 @@ use std::sync::Arc;
 
 use super::name::PairKey;
 
-/// How many pairs, and how many directories, may wait for the worker. Past that their directories
-/// are listed, and past that everything is. 65,536 pairs take some 6 MiB.
+/// How many pairs, and how many directories, may wait for the worker. Beyond that, the worker lists the
+/// directories of further pairs; if there are too many directories as well, it scans everything. 65,536
+/// pairs take some 6 MiB.
 pub(crate) const MAX_PENDING: usize = 65_536;
 
-/// What the last event of a pair's metadata says of its writer.
+/// What the last event of a pair's metadata reports about its writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum WriteState {
-    /// Nothing.
+    /// The event reports nothing about the writer.
     #[default]
     Unknown,
-    /// It has given the file its name, by creating or by linking it.
+    /// The writer has created the file or linked it to its name.
     Created,
-    /// It has changed the file, and not closed it yet.
+    /// The writer has changed the file and not closed it yet.
     Writing,
-    /// It is done: the file was closed, or got its name when it was complete.
+    /// The writer is done: it closed the file, or gave the complete file its name.
     Closed,
-    /// The metadata has lost its name.
+    /// The metadata no longer has its name.
     Gone,
 }
 
-/// Why to look at a pair again.
+/// Why the worker inspects a pair again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Trigger {
-    /// Something appeared or changed; else it only vanished.
+    /// True if something appeared or changed; false if it only vanished.
     pub appeared: bool,
-    /// What is known of the metadata's writer.
+    /// The state of the metadata's writer.
     pub writer: WriteState,
 }
 
 impl Trigger {
-    /// Adds later changes.
+    /// Merges a later trigger into this one.
     pub(crate) fn merge(&mut self, later: Self) {
         self.appeared |= later.appeared;
         if later.writer != WriteState::Unknown {
@@ -48,22 +49,22 @@ impl Trigger {
     }
 }
 
-/// One piece of changes.
+/// One change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// Look at this pair again.
+    /// Inspect this pair again.
     Pair(PairKey, Trigger),
-    /// Look at this directory, relative to the cache directory, and all below it again.
+    /// Scan this directory, relative to the cache directory, and all below it again.
     Subtree(Arc<Path>),
-    /// List this directory again, but not those below it that are known.
+    /// List this directory again, but not the known directories below it.
     Directory(Arc<Path>),
-    /// There may be orphans in this directory.
+    /// This directory may contain orphans.
     Orphans(Arc<Path>),
-    /// Some news was lost: look at everything again.
+    /// Events were lost: scan everything again.
     EventsLost,
 }
 
-/// All news since it was last taken.
+/// All changes since the worker last took them.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     pub pairs: HashMap<PairKey, Trigger>,
@@ -109,12 +110,15 @@ impl Changes {
     }
 }
 
-/// Directories with longer paths below the cache directory are not watched. notify keeps three copies of each path and looks
-/// at all of them for each directory that is removed: a chain of 2,000 directories, which fits into
-/// what the kernel takes for a path, would cost 18 MiB, and half a minute once it is removed.
+/// The longest path below the cache directory, in bytes, that is watched.
+///
+/// notify keeps three copies of each path and compares all of them for each directory that is removed.
+/// The kernel's path length limit allows a chain of 2,000 directories. Watching such a chain would cost
+/// 18 MiB, and half a minute when it is removed.
 pub(crate) const MAX_WATCHED_PATH: usize = 1024;
 
-/// Why the kernel will not tell of changes; what can be helped comes last.
+/// Why the kernel does not report changes. Variants that an administrator can fix come last, so that
+/// they compare as the greatest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub(crate) enum WatchError {
     #[error("their paths below the cache directory are longer than {MAX_WATCHED_PATH} bytes")]

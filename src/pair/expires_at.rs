@@ -1,4 +1,4 @@
-//! The forms in which `expires_at` may be written, and the instant that each one means.
+//! The accepted forms of `expires_at`, and the instant that each of them means.
 //!
 //! | form | meaning |
 //! | --- | --- |
@@ -6,10 +6,10 @@
 //! | `2025-11-18T12:00:00` and its shorter and basic forms | local time of the process |
 //! | the same with `Z` or an offset | that instant |
 //!
-//! Text follows what ISO 8601 and Python's `datetime.fromisoformat` agree on, without week and
-//! ordinal dates. Whatever could be read in two ways is refused with a reason.
+//! Text has to be valid in both ISO 8601 and Python's `datetime.fromisoformat`; week and ordinal dates
+//! are excluded. Text with two possible meanings is rejected with a reason.
 //!
-//! Nothing here reads a clock or a file, except that [`from_text`] asks for the local time zone.
+//! Nothing here reads a clock or a file, except that [`from_text`] reads the local time zone.
 
 use chrono::{DateTime, Datelike, Local, NaiveDate, NaiveDateTime, Offset, TimeDelta};
 use chrono::{TimeZone, Utc};
@@ -24,28 +24,28 @@ pub(crate) enum InvalidExpiry {
     /// `true` or `false`.
     #[error("expires_at is a boolean; {WANTED}")]
     Boolean,
-    /// An array, of whatever.
+    /// An array with any content.
     #[error("expires_at is an array; {WANTED}")]
     Array,
-    /// An object, of whatever.
+    /// An object with any content.
     #[error("expires_at is an object; {WANTED}")]
     Object,
-    /// A text without a character.
+    /// An empty string.
     #[error("expires_at is an empty string; {WANTED}")]
     Empty,
     /// A number ≤ 0.
     #[error("expires_at is zero or negative; seconds since the Unix epoch are above 0")]
     NotPositive,
-    /// Holds the unit that makes sense of the number.
+    /// A number that is plausible only in another unit, which is named.
     #[error("expires_at looks like {0}; it is counted in seconds since the Unix epoch")]
     NotSeconds(&'static str),
-    /// A number that makes sense in no unit.
+    /// A number that is plausible in no unit.
     #[error("expires_at is a number far out of range; {WANTED}")]
     TooLarge,
     /// A text that is a number, not a date.
     #[error("expires_at is a number in quotes; write it without quotes")]
     NumberInQuotes,
-    /// White space before or after what is meant.
+    /// White space before or after the value.
     #[error("expires_at begins or ends with white space; remove it")]
     OuterSpace,
     /// A year outside 1-9999.
@@ -54,7 +54,7 @@ pub(crate) enum InvalidExpiry {
     /// A month outside 1-12, or a day that this month does not have.
     #[error("expires_at names a day that the calendar does not have; check month and day")]
     Day,
-    /// The end of a day, which has a clearer name.
+    /// The end of a day, written as hour 24; hour 0 of the next day is clearer.
     #[error("expires_at has the hour 24; write 00:00 of the next day")]
     Hour24,
     /// A leap second.
@@ -72,10 +72,10 @@ pub(crate) enum InvalidExpiry {
     /// A date like `2025-11-18Z`.
     #[error("expires_at has an offset but no time; write both as in 2025-11-18T00:00Z")]
     OffsetWithoutTime,
-    /// An offset out of range or in none of its forms.
+    /// An offset that is out of range or has none of the accepted forms.
     #[error("expires_at has an unusable offset; write Z, +05, +0530, +05:30 or +05:30:15")]
     Offset,
-    /// Holds the beginning of the text.
+    /// Any other text; contains its beginning.
     #[error("expires_at is {0:?}, which is no date and time; {WANTED}")]
     NotADateTime(String),
 }
@@ -87,7 +87,7 @@ const END: f64 = 253_402_300_800.0;
 
 const DAY: TimeDelta = TimeDelta::days(1);
 
-/// The instant `n` seconds after the Unix epoch, to the nearest nanosecond.
+/// Returns the instant `n` seconds after the Unix epoch, to the nearest nanosecond.
 pub(crate) fn from_number(n: f64) -> Result<DateTime<Utc>, InvalidExpiry> {
     if n <= 0.0 {
         return Err(InvalidExpiry::NotPositive);
@@ -104,15 +104,15 @@ pub(crate) fn from_number(n: f64) -> Result<DateTime<Utc>, InvalidExpiry> {
     DateTime::from_timestamp(secs, (nanos % 1_000_000_000) as u32).ok_or(InvalidExpiry::TooLarge)
 }
 
-/// `n` seconds, 0 ≤ `n` < [`END`], in nanoseconds, half a nanosecond rounded up.
+/// Converts `n` seconds, 0 ≤ `n` < [`END`], to nanoseconds; half a nanosecond is rounded up.
 ///
-/// Multiplying in floating point would round once more, and to hundreds of nanoseconds.
+/// A multiplication in floating point would round once more, with errors of hundreds of nanoseconds.
 fn nearest_nanos(n: f64) -> u128 {
     const FRACTION_BITS: u32 = f64::MANTISSA_DIGITS - 1;
     let bits = n.to_bits();
     let exponent = (bits >> FRACTION_BITS) as i32;
     let fraction = bits & ((1 << FRACTION_BITS) - 1);
-    // Subnormal numbers, the only ones without the implied bit, round to 0 with or without it.
+    // Only subnormal numbers lack the implied bit; they round to 0 with or without it.
     let nanos = u128::from(fraction | (1 << FRACTION_BITS)) * 1_000_000_000;
     let shift = (f64::MAX_EXP - 1 + FRACTION_BITS as i32 - exponent) as u32;
     match nanos.checked_shr(shift - 1) {
@@ -121,12 +121,12 @@ fn nearest_nanos(n: f64) -> u128 {
     }
 }
 
-/// The instant that `s` means; one without an offset is in the local time of the process.
+/// Returns the instant that `s` means. Text without an offset is in the local time of the process.
 pub(crate) fn from_text(s: &str) -> Result<DateTime<Utc>, InvalidExpiry> {
     parse(s, &Local)
 }
 
-/// The same, with one without an offset in the local time of `zone`.
+/// As [`from_text`], but text without an offset is in the local time of `zone`.
 pub(crate) fn parse<Tz: TimeZone>(s: &str, zone: &Tz) -> Result<DateTime<Utc>, InvalidExpiry> {
     let fields = Scan(s.as_bytes()).fields().ok_or_else(|| diagnose(s))?;
     let local = fields.date_time()?;
@@ -140,13 +140,13 @@ pub(crate) fn parse<Tz: TimeZone>(s: &str, zone: &Tz) -> Result<DateTime<Utc>, I
     }
 }
 
-/// The instant, in UTC, at which clocks in `zone` show `local`: the later one of two, and where
-/// clocks skip `local`, the one by the offset before the change.
+/// Returns the instant, in UTC, at which clocks in `zone` show `local`. If there are two such instants,
+/// it is the later one. If clocks skip `local`, it is computed with the offset before the change.
 ///
-/// Only the direction from UTC to local time, which is never ambiguous, is asked of the zone:
-/// chrono's other direction misjudges the seconds in which an offset changes, and the order of
-/// the two answers. A day to either side reaches beyond every offset, and no zone changes
-/// twice within two days.
+/// This queries the zone only in the direction from UTC to local time, which is never ambiguous.
+/// chrono's other direction misjudges the seconds in which an offset changes, and the order of the two
+/// answers. One day in either direction is more than every offset, and no zone changes twice within two
+/// days.
 fn resolve<Tz: TimeZone>(local: NaiveDateTime, zone: &Tz) -> NaiveDateTime {
     let offset_at = |utc: NaiveDateTime| zone.offset_from_utc_datetime(&utc).fix();
     let before = offset_at(local - DAY);
@@ -156,7 +156,7 @@ fn resolve<Tz: TimeZone>(local: NaiveDateTime, zone: &Tz) -> NaiveDateTime {
     exact.map(|(utc, _)| utc).max().unwrap_or(local - before)
 }
 
-/// What the text consists of; values have the right number of digits but any size.
+/// The fields of the text. Each value has the right number of digits, but may be out of range.
 struct Fields {
     date: [u32; 3],
     time: [u32; 3],
@@ -185,7 +185,7 @@ impl Fields {
 }
 
 impl WrittenOffset {
-    /// What local time is ahead of UTC.
+    /// Returns how far local time is ahead of UTC.
     fn time_delta(&self) -> Result<TimeDelta, InvalidExpiry> {
         let [h @ 0..=23, m @ 0..=59, s @ 0..=59] = self.time else {
             return Err(InvalidExpiry::Offset);
@@ -195,8 +195,8 @@ impl WrittenOffset {
     }
 }
 
-/// The rest of a text that is being read from the left. A method that answers `None` may have
-/// read a part.
+/// The rest of a text that is parsed from left to right. A method that returns `None` may have consumed
+/// a part of it.
 struct Scan<'a>(&'a [u8]);
 
 impl Scan<'_> {
@@ -234,7 +234,7 @@ impl Scan<'_> {
         Some((time, nanos))
     }
 
-    /// `Some(None)` where no offset is written.
+    /// Parses an offset; `Some(None)` if there is none.
     fn offset(&mut self) -> Option<Option<WrittenOffset>> {
         let (west, time) = match self.one_of(b"Zz+-") {
             None => return Some(None),
@@ -244,7 +244,8 @@ impl Scan<'_> {
         Some(Some(WrittenOffset { west, time }))
     }
 
-    /// `HH`, `HH:MM`, `HH:MM:SS` or the same without colons, and how many parts were there.
+    /// Parses `HH`, `HH:MM`, `HH:MM:SS` or the same without colons. Returns the time and its number of
+    /// parts.
     fn clock(&mut self) -> Option<([u32; 3], usize)> {
         let mut time = [self.digits(2)?, 0, 0];
         let extended = self.0.first() == Some(&b':');
@@ -262,7 +263,7 @@ impl Scan<'_> {
         Some((time, 3))
     }
 
-    /// Whether this is a year and a day of the year, with or without a time.
+    /// Returns whether the text is a year and a day of the year, with or without a time.
     fn ordinal(mut self) -> bool {
         let year = self.digits(4).is_some();
         self.one_of(b"-");
@@ -270,7 +271,7 @@ impl Scan<'_> {
         year && day && (self.0.is_empty() || self.one_of(b"Tt ").is_some())
     }
 
-    /// Whether this begins with a year and a week.
+    /// Returns whether the text begins with a year and a week.
     fn week(mut self) -> bool {
         let year = self.digits(4).is_some();
         self.one_of(b"-");
@@ -293,7 +294,7 @@ impl Scan<'_> {
     }
 }
 
-/// Names the mistake in a text that has none of the forms.
+/// Returns the mistake in a text that has none of the accepted forms.
 fn diagnose(s: &str) -> InvalidExpiry {
     if s.is_empty() {
         return InvalidExpiry::Empty;

@@ -1,17 +1,17 @@
-//! Marks: what tells a sweep that metadata, which was read before, need not be read again.
+//! Marks: fingerprints by which a sweep recognizes metadata that it need not read again.
 //!
-//! Whatever changes a file gives it a new ctime, which no program can set. So metadata whose inode,
-//! size and times are as they were when it was read says what it said then, but for
+//! Whatever changes a file gives it a new ctime, which no program can set. So metadata with the same
+//! inode, size and times as at the last read has the same content, except after
 //! - a change within the same tick of the file system's clock as the one before,
-//! - a write through a memory map to a page that is dirty already, which the kernel notes only once
-//!   it has written the page back (within 35 s by default: `vm.dirty_expire_centisecs` and
+//! - a write through a memory map to a page that is dirty already: the kernel updates the ctime only
+//!   once it has written the page back (within 35 s by default: `vm.dirty_expire_centisecs` and
 //!   `vm.dirty_writeback_centisecs`),
-//! - file systems that never write back, as those in memory, or that learn late of changes made
-//!   elsewhere, as network file systems.
+//! - a change on a file system that never writes back, as those in memory, or that learns late of
+//!   changes made elsewhere, as network file systems.
 //!
-//! Therefore only metadata that was old enough when it was read gets a mark, and only on file systems of
-//! which it is known that this is enough (`Root::ctime_reliable_after`). All
-//! else is read at each sweep.
+//! Therefore metadata gets a mark only if it was old enough when it was read, and only on file systems
+//! where this age is known to suffice (`Root::ctime_reliable_after`). Each sweep reads all other
+//! metadata.
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -24,8 +24,8 @@ use chrono::{DateTime, Utc};
 use super::name::Stem;
 use super::version::FileState;
 
-/// Stands for one version of one pair's metadata: 64 bits, in halves, so that it needs no padding
-/// where a million of them are kept.
+/// A hash of one version of one pair's metadata. Its 64 bits are stored in halves, so that it needs no
+/// padding where a million of them are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Mark(NonZeroU32, u32);
 
@@ -41,7 +41,8 @@ impl Mark {
         Self(high, hash as u32)
     }
 
-    /// A mark for metadata that was read at `now`, if it is old enough for one.
+    /// Returns the mark of metadata that was read at `now`; `None` if the metadata is not old enough, or
+    /// if `ctime_reliable_after` is `None`.
     pub(crate) fn of_settled(
         ctime_reliable_after: Option<Duration>,
         dir: &Path,
@@ -54,7 +55,7 @@ impl Mark {
     }
 }
 
-/// The marks of all that is known to wait.
+/// The marks of all pairs that wait for their expiry.
 pub(crate) type Marks = HashSet<Mark>;
 
 #[cfg(test)]

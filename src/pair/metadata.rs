@@ -1,56 +1,57 @@
-//! The bytes of a metadata file, and the `expires_at` in them.
+//! The parser of metadata files, which returns the `expires_at` in them.
 //!
-//! A scan passes every metadata file through [`expires_at`], so that it keeps nothing but the one
-//! value. It never recurses on its input: nesting costs heap, a byte a level, and no stack.
+//! A scan passes every metadata file through [`expires_at`], so this function keeps nothing but that
+//! value. It never recurses on its input: nesting costs one byte of heap per level, and no stack.
 
 use crate::pair::expires_at::{InvalidExpiry, from_number, from_text};
 use chrono::{DateTime, Utc};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 
-/// The size in bytes up to which a metadata file is read; larger ones are invalid.
+/// The largest size in bytes of a metadata file that is read; larger files are invalid.
 pub(crate) const MAX_METADATA_BYTES: u64 = 1024 * 1024;
 
-/// Why metadata does not say when its result expires. Displayed as one line.
+/// Why metadata has no valid expiry. Displayed as one line.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum InvalidMetadata {
-    /// There is nothing in it.
+    /// The file has no content.
     #[error("the file is empty")]
     Empty,
-    /// There is more in it than is read.
+    /// The file is larger than [`MAX_METADATA_BYTES`].
     #[error("the file is larger than {} bytes", MAX_METADATA_BYTES)]
     TooLarge,
-    /// A UTF-8 byte order mark.
+    /// The file begins with a UTF-8 byte order mark.
     #[error("the file begins with a byte order mark; write UTF-8 without one")]
     ByteOrderMark,
-    /// Two bytes a character.
+    /// The file has two bytes per character.
     #[error("the file is in UTF-16; write UTF-8")]
     Utf16,
-    /// Holds the offset of the first wrong byte.
+    /// Contains the offset of the first wrong byte.
     #[error("the file is not UTF-8 (first wrong byte at offset {0})")]
     NotUtf8(usize),
-    /// Holds what was expected, and where.
+    /// Contains what the parser expected, and where.
     #[error("the file is cut short: {0}")]
     Truncated(String),
-    /// Holds what is wrong, and where.
+    /// Contains what is wrong, and where.
     #[error("the file is not JSON: {0}")]
     NotJson(String),
-    /// An array, a string, a number, a boolean or null.
+    /// The file is an array, a string, a number, a boolean or null.
     #[error("the file is JSON, but not an object")]
     NotAnObject,
-    /// Not there at the top level.
+    /// The top level has no `expires_at`.
     #[error("expires_at is missing")]
     MissingExpiresAt,
-    /// Which of the two is meant is not defined, even if they are equal.
+    /// The file has more than one `expires_at`. It is undefined which of them applies, even if they are
+    /// equal.
     #[error("expires_at is there more than once")]
     DuplicateExpiresAt,
-    /// The value is there, but means no instant.
+    /// `expires_at` is present, but its value is no instant.
     #[error(transparent)]
     ExpiresAt(#[from] InvalidExpiry),
 }
 
-/// The instant from which on the result beside the metadata file with this content is expired.
+/// Returns the instant from which on the result of a metadata file with the content `json` is expired.
 pub(crate) fn expires_at(json: &[u8]) -> Result<DateTime<Utc>, InvalidMetadata> {
     if json.len() as u64 > MAX_METADATA_BYTES {
         return Err(InvalidMetadata::TooLarge);
@@ -63,7 +64,7 @@ pub(crate) fn expires_at(json: &[u8]) -> Result<DateTime<Utc>, InvalidMetadata> 
         }
         _ => {}
     }
-    // serde_json does not look into the strings that it skips.
+    // serde_json does not validate the strings that it skips.
     let json = str::from_utf8(json).map_err(|e| InvalidMetadata::NotUtf8(e.valid_up_to()))?;
 
     parse(json).unwrap_or_else(|error| Err(from_json_error(&error, json)))
@@ -75,7 +76,8 @@ fn parse(json: &str) -> serde_json::Result<Result<DateTime<Utc>, InvalidMetadata
     let outcome = parser.deserialize_map(Metadata { control_in_key: &mut control_in_key })?;
     parser.end()?;
     if control_in_key {
-        // Only escaped it is JSON. serde_json does not look at that in a key that is read as bytes.
+        // JSON requires control characters to be escaped. serde_json does not check this in a key that
+        // is read as bytes.
         serde_json::from_str::<IgnoredAny>(json)?;
     }
     Ok(outcome)
@@ -87,13 +89,13 @@ fn from_json_error(error: &serde_json::Error, json: &str) -> InvalidMetadata {
     }
     let message = error.to_string();
     if message.starts_with("number out of range") {
-        // In an object, numbers are only converted where they are wanted, in `expires_at`.
+        // In an object, the parser converts only the number that it needs, in `expires_at`.
         if json.trim_ascii_start().starts_with('{') {
             return InvalidExpiry::TooLarge.into();
         }
         return InvalidMetadata::NotAnObject;
     }
-    // Where a number that is skipped is cut before a digit, serde_json calls it wrong.
+    // serde_json reports a skipped number that is cut before a digit as invalid, not as cut short.
     let lacks_a_digit = || parse(&format!("{json}0")).is_err_and(|error| error.is_eof());
     if error.is_eof() || message.starts_with("invalid number") && lacks_a_digit() {
         return InvalidMetadata::Truncated(message);
@@ -101,10 +103,10 @@ fn from_json_error(error: &serde_json::Error, json: &str) -> InvalidMetadata {
     InvalidMetadata::NotJson(message)
 }
 
-/// Reads the whole object. An object that is JSON but says nothing usable is a value, not an
-/// error: the parser's own errors are then about JSON alone.
+/// Reads the whole object. An object that is JSON but has no usable expiry is a value, not an error: the
+/// parser's own errors are then about JSON alone.
 struct Metadata<'a> {
-    /// Set where a control character is in a key.
+    /// Set to true if a key contains a control character.
     control_in_key: &'a mut bool,
 }
 
@@ -134,13 +136,13 @@ impl<'de> Visitor<'de> for Metadata<'_> {
     }
 }
 
-/// Reads a key as whether it is `expires_at`.
+/// Reads a key; the value is true if the key is `expires_at`.
 struct Key<'a>(&'a mut bool);
 
 impl<'de> DeserializeSeed<'de> for Key<'_> {
     type Value = bool;
 
-    /// Asks for bytes, because as text a key with half of a surrogate pair would be an error.
+    /// Requests bytes, because as text a key with half of a surrogate pair would be an error.
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
         deserializer.deserialize_bytes(self)
     }
@@ -159,7 +161,7 @@ impl Visitor<'_> for Key<'_> {
     }
 }
 
-/// Reads the value of `expires_at`. One that is JSON but no valid expiry is a value as well.
+/// Reads the value of `expires_at`. A value that is JSON but no valid expiry is not a parser error.
 struct Expiry;
 
 impl<'de> DeserializeSeed<'de> for Expiry {

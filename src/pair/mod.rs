@@ -1,4 +1,4 @@
-//! What a cached result is: the names of its two files, and what its metadata says.
+//! Cached results: the names of their two files, their metadata, and the outcomes of work on them.
 
 pub(crate) mod change;
 pub(crate) mod expires_at;

@@ -1,9 +1,9 @@
-//! Names on the disk: results, their metadata, and the reserved names of files that were taken.
+//! File names: results, their metadata, and the reserved names of claimed files.
 //!
-//! Nothing here touches the disk. A name is bytes; what is recognised is only its end:
-//! `<stem>.result.json.lz4`, `<stem>.metadata.json`, and `.result-cleaner-<stem>.r` (or `.m`)
-//! for a half that a cleaner has taken to look at it undisturbed. A writer's `.tmp` of either half
-//! is named likewise, with `t` after the reserved name, and a half that stands alone with `o`.
+//! Nothing here accesses the disk. A name is a byte string that is classified by its ending:
+//! `<stem>.result.json.lz4`, `<stem>.metadata.json`, and `.result-cleaner-<stem>.r` (or `.m`) for a half
+//! that a cleaner has claimed to inspect it undisturbed. A claimed `.tmp` file of either half has the
+//! same reserved name with `t` appended. A half that was claimed as an orphan has it with `o` appended.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 const RESULT_SUFFIX: &[u8] = b".result.json.lz4";
 const METADATA_SUFFIX: &[u8] = b".metadata.json";
-/// What a writer's file is called until it is complete: the name of the half, and this.
+/// The suffix that a writer appends to the name of a half until the file is complete.
 const TMP_SUFFIX: &[u8] = b".tmp";
 const RESERVED_PREFIX: &[u8] = b".result-cleaner-";
 const RESERVED_TMP_SUFFIX: &[u8] = b"t";
@@ -52,22 +52,22 @@ impl Half {
     }
 }
 
-/// What a file name stands for.
+/// The meaning of a file name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Name {
     /// A half of a pair, under its own name.
     Half(Half, Stem),
-    /// What a writer has written of a half so far.
+    /// A half that a writer has not completed yet.
     Tmp(Half, Stem),
-    /// A half that a cleaner, perhaps a dead one, has taken to a reserved name.
+    /// A half that a cleaner, possibly one that died, has claimed under a reserved name.
     Claim(Half, Stem),
-    /// The same of what a writer has left.
+    /// A claimed `.tmp` file of a half.
     TmpClaim(Half, Stem),
-    /// The same of a half without the other one.
+    /// A half that was claimed because it has no other half.
     OrphanClaim(Half, Stem),
-    /// What a check of the directory has made to see whether that works.
+    /// A file that a check created to test the directory.
     ProbeFile,
-    /// Nothing of ours.
+    /// Any other file.
     Other,
 }
 
@@ -104,26 +104,26 @@ impl Name {
         if claim.starts_with(CANARY_PREFIX) { Self::ProbeFile } else { Self::Other }
     }
 
-    /// Whether `name` is that of a half. Allocates nothing.
+    /// Returns whether `name` is the name of a half. Allocates nothing.
     pub(crate) fn is_half(name: &[u8]) -> bool {
         name.ends_with(METADATA_SUFFIX) || name.ends_with(RESULT_SUFFIX)
     }
 
-    /// Whether `name` is reserved for cleaners. Allocates nothing for other names.
+    /// Returns whether `name` is reserved for cleaners. Allocates nothing for other names.
     pub(crate) fn is_reserved(name: &[u8]) -> bool {
         name.starts_with(RESERVED_PREFIX) && Self::of(name).is_claim()
     }
 
-    /// Whether it is reserved for cleaners.
+    /// Returns whether the name is reserved for cleaners.
     pub(crate) fn is_claim(&self) -> bool {
         use Name::{Claim, OrphanClaim, ProbeFile, TmpClaim};
         matches!(self, Claim(..) | TmpClaim(..) | OrphanClaim(..) | ProbeFile)
     }
 }
 
-/// A file name without the part that tells which half it is.
+/// A file name without the suffix that identifies the half.
 ///
-/// The result store names its results by UUIDs; those take 16 bytes here instead of an allocation.
+/// The result store names its results by UUIDs; a UUID takes 16 bytes here and no allocation.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Stem {
     Uuid([u8; 16]),
@@ -142,27 +142,28 @@ impl Stem {
         }
     }
 
-    /// The name of a half of this pair.
+    /// Returns the name of a half of this pair.
     pub(crate) fn name(&self, half: Half) -> Vec<u8> {
         self.between(b"", half.suffix())
     }
 
-    /// The name that a half of this pair bears while a cleaner, whichever it is, has taken it.
+    /// Returns the reserved name of a half of this pair while a cleaner has claimed it. It is the same
+    /// for all cleaners.
     pub(crate) fn claim(&self, half: Half) -> Vec<u8> {
         self.between(RESERVED_PREFIX, half.claim_suffix())
     }
 
-    /// What a writer calls a half of this pair until it is complete.
+    /// Returns the name under which a writer writes a half of this pair until it is complete.
     pub(crate) fn tmp_name(&self, half: Half) -> Vec<u8> {
         [&self.name(half), TMP_SUFFIX].concat()
     }
 
-    /// The name that bears while a cleaner has taken it.
+    /// Returns the reserved name of the `.tmp` file of a half while a cleaner has claimed it.
     pub(crate) fn tmp_claim(&self, half: Half) -> Vec<u8> {
         [&self.claim(half), RESERVED_TMP_SUFFIX].concat()
     }
 
-    /// The name that a half of this pair bears while a cleaner has taken it because it stands alone.
+    /// Returns the reserved name of a half that a cleaner has claimed because it has no other half.
     pub(crate) fn orphan_claim(&self, half: Half) -> Vec<u8> {
         [&self.claim(half), RESERVED_ORPHAN_SUFFIX].concat()
     }
@@ -196,7 +197,8 @@ pub(crate) struct PairKey {
     pub stem: Stem,
 }
 
-// By bytes: directories are never named in two ways here, and to take paths apart is slow.
+// Compares bytes: directories never have two spellings here, and splitting paths into components is
+// slow.
 impl PartialEq for PairKey {
     fn eq(&self, other: &Self) -> bool {
         self.stem == other.stem && self.dir.as_os_str() == other.dir.as_os_str()
@@ -211,7 +213,7 @@ impl Hash for PairKey {
 }
 
 impl PairKey {
-    /// The path of a half, relative to the cache directory.
+    /// Returns the path of a half, relative to the cache directory.
     pub(crate) fn path(&self, half: Half) -> PathBuf {
         self.dir.join(OsStr::from_bytes(&self.stem.name(half)))
     }
@@ -220,7 +222,8 @@ impl PairKey {
 const UUID_LENGTH: usize = 36;
 const UUID_DASHES: [usize; 4] = [8, 13, 18, 23];
 
-/// Only the canonical lower-case form, so that the name can be made again to the byte.
+/// Parses a UUID in the canonical lower-case form only, so that [`format_uuid`] restores every byte of
+/// the name.
 fn parse_uuid(text: &[u8]) -> Option<[u8; 16]> {
     if text.len() != UUID_LENGTH {
         return None;
@@ -287,7 +290,7 @@ mod tests {
             (b".result-cleaner-a.r.mt", Name::TmpClaim(Metadata, Stem::new(b"a.r"))),
             (b".result-cleaner-a.mo", Name::OrphanClaim(Metadata, Stem::new(b"a"))),
             (b".result-cleaner-canary-1", Name::ProbeFile),
-            // A name like any other where it ends so.
+            // With this ending, it is a claim like any other.
             (b".result-cleaner-canary-1.r", Name::Claim(Result, Stem::new(b"canary-1"))),
             (b".result-cleaner-t", Name::Other),
             (b".result-cleaner-canary", Name::Other),

@@ -1,4 +1,4 @@
-//! What is asked about pairs and directories, and what came of it.
+//! Jobs for pairs and directories, and their outcomes.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,36 +16,37 @@ use super::name::PairKey;
 use super::tally::OrphanTally;
 use super::version::{Broken, FileState, FileTime};
 
-/// What was found of a pair, and what became of it.
+/// The state in which a pair was found, and what the cleaner did with it.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// There is no complete pair.
+    /// The pair is not complete.
     Incomplete,
-    /// It may not go yet. `bytes` is `None` where its result was only listed.
+    /// The pair has not expired. `bytes` is `None` if its result was only listed.
     NotDue { expires_at: DateTime<Utc>, bytes: Option<u64>, mark: Option<Mark> },
-    /// It waits as before, because its metadata still has one of the [marks](super::mark) that are known.
+    /// The pair waits as before: its metadata still has one of the known [marks](super::mark).
     Unchanged,
-    /// It may go, but this context only looks.
+    /// The pair has expired, but this context does not delete.
     Due { expires_at: DateTime<Utc>, bytes: u64 },
-    /// It is due, but its result may be half published: to be looked at again in a while, with
-    /// what was seen in hand.
+    /// The pair has expired, but its result may be half published. It is inspected again after `wait`
+    /// and compared with `result`, the state that was seen.
     Unsettled { result: FileState, wait: Duration, expires_at: DateTime<Utc>, bytes: u64 },
-    /// Its metadata can't be used; `wait` tells for how long it may still be half written.
+    /// The metadata can't be used; `wait` is how long it may still be half written.
     Broken { metadata: FileState, reason: Broken, wait: Duration, bytes: u64 },
-    /// It was deleted, `late` after its expiry; `leftover` tells why its metadata could not be.
+    /// The pair was deleted, `late` after its expiry; `leftover` is why its metadata could not be
+    /// deleted.
     Deleted { freed: u64, leftover: Option<Failure>, late: TimeDelta },
-    /// It changed just when it was about to be deleted, or a file system is mounted over it.
+    /// The pair changed when it was about to be deleted, or a file system is mounted over it.
     Changed,
-    /// Another cleaner has taken it, or a dead one had.
+    /// Another cleaner has claimed the pair, or a cleaner that died had claimed it.
     ClaimedElsewhere,
-    /// It could not be looked at, or not be deleted.
+    /// The pair could not be inspected or not be deleted.
     Failed(Failure),
-    /// A file of it is still under a reserved name, and could not be given its own name back.
+    /// A file of the pair still has a reserved name, and could not be restored to its own name.
     RestoreFailed(Failure),
 }
 
 impl Outcome {
-    /// Why what is due waits all the same, if that is all that is in its way.
+    /// Returns why a due pair has to wait, if nothing else prevents its deletion.
     pub(crate) fn delay(&self) -> Option<&'static str> {
         Some(match self {
             Self::Unsettled { .. } => {
@@ -58,11 +59,12 @@ impl Outcome {
     }
 }
 
-/// Why something could not be done to a pair.
+/// Why an operation on a pair failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Failure {
     doing: &'static str,
-    /// `None` where the system did not refuse, but a lock is held.
+    /// `None` if the operation failed because another program has locked the directory, and not because
+    /// of a system error.
     errno: Option<i32>,
 }
 
@@ -75,7 +77,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.errno {
-            // Only a claim asks for a name that is free.
+            // Only a claim requires that its name is not in use.
             Some(errno) if errno == Errno::EXIST.raw_os_error() => {
                 write!(f, "can't {}: another file has the reserved name", self.doing)
             }
@@ -89,68 +91,69 @@ impl fmt::Display for Failure {
     }
 }
 
-/// A pair to attend to.
+/// A pair to inspect, and to delete if it is due.
 #[derive(Debug, Clone)]
 pub(crate) struct Job {
     pub key: PairKey,
-    /// The result as it was when it was given time to settle, which has passed.
+    /// The result as it was when its settle time started; that time has passed.
     pub settled: Option<FileState>,
 }
 
-/// An outcome and the pair that it is about.
+/// An outcome and the pair that it belongs to.
 #[derive(Debug)]
 pub(crate) struct JobResult {
     pub key: PairKey,
     pub outcome: Outcome,
 }
 
-/// What a scan saw besides pairs.
+/// The findings of a scan besides pairs.
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
     /// Results seen.
     pub results: u64,
     /// Directories that could not be read, relative to the cache directory, and why.
     pub unreadable: Vec<(Arc<Path>, io::Error)>,
-    /// How many directories the kernel refused to watch, and why it refused the worst of them.
+    /// How many directories the kernel refused to watch, and the worst reason for a refusal.
     pub refused: Option<(u64, WatchError)>,
-    /// Deletions that a killed cleaner had left unfinished, and the bytes that this freed.
+    /// Deletions that a killed cleaner had left unfinished and the scan finished, and the bytes that
+    /// this freed.
     pub finished: u64,
     pub freed: u64,
-    /// Whether a path did not lead to the directory that was to be watched, although this is still
-    /// there: the cache directory, or one above it, was away for an instant.
+    /// True if a path did not lead to the directory to watch, although that directory still exists: the
+    /// cache directory, or a directory above it, was moved away for an instant.
     pub astray: bool,
-    /// Directories to scan again after a pause: they have claims that could not be taken up yet, or an
-    /// error that says nothing of them kept them from being read.
+    /// Directories to scan again after a pause: they contain claims that could not be recovered yet, or
+    /// an error unrelated to them prevented reading them.
     pub recoveries: Vec<Arc<Path>>,
-    /// Reserved names that could not be dealt with, and why.
+    /// Files with reserved names that could not be recovered, and why.
     pub stranded: Vec<(PathBuf, io::Error)>,
-    /// Directories with something that may be orphans, where that is to be removed.
+    /// Directories that may contain orphans, if orphans are to be removed.
     pub orphans: Vec<Arc<Path>>,
-    /// Directories to scan next: nobody knew them, and only the directory above was to be listed; or they
-    /// were elsewhere when their watch was to be set.
+    /// Directories to scan next: unknown directories whose parent alone was listed, and directories that
+    /// were elsewhere when the scan set their watch.
     pub new_dirs: Vec<Arc<Path>>,
-    /// For how long the scan waited for answers, instead of working.
+    /// How long the scan waited for answers instead of working.
     pub waited: Duration,
 }
 
-/// What became of the orphans in one directory.
+/// The outcome of a search for orphans in one directory.
 #[derive(Debug, Default)]
 pub(crate) struct OrphanPass {
-    /// What was removed, or would be.
+    /// Orphans that were removed, or would be.
     pub removed: OrphanTally,
-    /// What could not be removed, relative to the cache directory, and why.
+    /// Orphans that could not be removed, relative to the cache directory, and why.
     pub failures: Vec<(PathBuf, Failure)>,
-    /// When the next of what is left may be old enough.
+    /// When the next of the remaining files may be old enough.
     pub next: Option<DateTime<Utc>>,
-    /// What is old enough, and was not seen to be so before.
+    /// Files that are old enough and were not candidates before.
     pub candidates: OrphanCandidates,
 }
 
-/// What goes if it is found unchanged.
+/// Orphans that are deleted if the next search finds them unchanged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct OrphanCandidates {
     pub files: HashMap<Vec<u8>, FileState>,
-    /// The directory itself, which is empty: its inode, and when it was changed.
+    /// The directory itself, if it is empty: its inode, and when it was changed.
     pub directory: Option<(u64, FileTime)>,
 }
 

@@ -1,8 +1,8 @@
-//! Figures of work, to be added up.
+//! Counts of completed work that can be added up.
 
 use std::time::Duration;
 
-/// Figures of work that was done: those of a `SweepReport`, before they are told to anybody.
+/// Counts of completed work: the figures of a `SweepReport` before it is published.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub deleted: u64,
@@ -13,7 +13,7 @@ pub(crate) struct Tally {
     pub orphans: OrphanTally,
 }
 
-/// Figures of orphans that was removed.
+/// Counts of removed orphans and pruned directories.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct OrphanTally {
     pub orphans: u64,
@@ -30,7 +30,7 @@ impl std::ops::AddAssign for OrphanTally {
 }
 
 impl Tally {
-    /// Whether there is nothing in it that anybody needs to hear of.
+    /// Returns true if it contains nothing that has to be reported.
     #[cfg(feature = "report")]
     pub(crate) fn is_idle(&self) -> bool {
         self.deleted == 0 && self.freed_bytes == 0 && self.errors == 0

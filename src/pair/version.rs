@@ -1,4 +1,4 @@
-//! One version of a file, and of a pair: what was seen of it without keeping it open.
+//! Versions of files and of pairs: what the cleaner saw of them without keeping them open.
 
 use std::io;
 use std::time::Duration;
@@ -9,13 +9,13 @@ use rustix::fs::{FileType, Stat};
 use super::metadata::InvalidMetadata;
 
 /// How long a result that may be half published, or metadata that may be half written, has to be
-/// unchanged before it is believed.
+/// unchanged before the cleaner acts on it.
 pub(crate) const SETTLE_TIME: Duration = Duration::from_secs(1);
 
-/// A file's time in seconds and nanoseconds since the epoch, as the file system keeps it.
+/// A file's time in seconds and nanoseconds since the epoch, as the file system stores it.
 pub(crate) type FileTime = (i64, u32);
 
-/// What tells one version of a file from another, short of reading it. A rename keeps it all.
+/// Identifies one version of a file without reading its content. A rename changes none of these fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Version {
     pub ino: u64,
@@ -23,7 +23,7 @@ pub(crate) struct Version {
     pub mtime: FileTime,
 }
 
-/// A regular file as it was seen.
+/// A regular file as the cleaner saw it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileState {
     pub version: Version,
@@ -32,7 +32,7 @@ pub(crate) struct FileState {
 }
 
 impl FileState {
-    /// `None` for what is no regular file.
+    /// Returns the state of a file; `None` if it is not a regular file.
     pub(crate) fn of(stat: &Stat) -> Option<Self> {
         FileType::from_raw_mode(stat.st_mode).is_file().then(|| Self {
             version: Version {
@@ -45,39 +45,39 @@ impl FileState {
         })
     }
 
-    /// A file that exists only for a test; another `ino` is another file.
+    /// Returns a file that exists only for a test; another `ino` is another file.
     #[cfg(any(fuzzing, test))]
     pub fn pretended(ino: u64) -> Self {
         Self { version: Version { ino, size: 1, mtime: (0, 0) }, ctime: (0, 0), linked: false }
     }
 
-    /// The same file, changed then.
+    /// Returns the same file, last changed at `ctime`.
     #[cfg(test)]
     pub fn changed_at(self, ctime: FileTime) -> Self {
         Self { ctime, ..self }
     }
 
-    /// Whether nothing has happened to it since it was seen as `then`. Making or removing another
-    /// of its names changes its ctime, which tells nothing.
+    /// Returns whether the file is unchanged since it was seen as `then`. The ctime of a file that had
+    /// other names is ignored: creating or removing another name changes it as well.
     pub(crate) fn is_unchanged_since(&self, then: &Self) -> bool {
         self.version == then.version && (self.ctime == then.ctime || then.linked)
     }
 
-    /// Whether it may have been complete when this name was made: it has others, or it had, since
-    /// linking and unlinking change the ctime alone.
+    /// True if the file may have been complete when this name was created: it has other names, or it
+    /// had. Linking and unlinking change the ctime but not the mtime.
     pub(crate) fn was_linked(&self) -> bool {
         self.linked || self.ctime != self.version.mtime
     }
 
-    /// How much longer it has to stay unchanged before it counts as settled.
+    /// Returns how much longer the file has to stay unchanged before it counts as settled.
     ///
-    /// A change that lies in the future says nothing of how long ago it was; it is waited for as
-    /// if it were made now.
+    /// A change time in the future does not show how old the change is. Such a change counts as made
+    /// now.
     pub(crate) fn settles_in(&self, now: DateTime<Utc>) -> Duration {
         self.age(now).map_or(SETTLE_TIME, |age| SETTLE_TIME.saturating_sub(age))
     }
 
-    /// How long ago it was changed; `None` where that lies in the future.
+    /// Returns how long ago the file was changed; `None` if its change time is in the future.
     pub(crate) fn age(&self, now: DateTime<Utc>) -> Option<Duration> {
         let changed = DateTime::from_timestamp(self.ctime.0, self.ctime.1)?;
         (now - changed).to_std().ok()
@@ -102,13 +102,13 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// The size of both files.
+    /// Returns the size of both files together, in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.result.version.size + self.metadata.version.size
     }
 
-    /// Whether the result may belong to metadata that is still to come. File systems keep times
-    /// in jumps of some milliseconds, so that equal ones tell nothing.
+    /// True if the result may belong to metadata that has not been published yet. File systems store
+    /// times in steps of some milliseconds, so equal times prove nothing.
     pub(crate) fn may_be_half_published(&self) -> bool {
         self.result.ctime >= self.metadata.ctime
     }

@@ -1,7 +1,7 @@
 //! A claim: one half of a pair under its reserved name. The only module that renames or unlinks.
 //!
-//! A question about a name has three answers: yes, no, and an error that says nothing of the file. Whoever
-//! asks gives back what is claimed on such an error: taken for a no, it could cost a live file.
+//! A check of a name has three answers: yes, no, and an error that says nothing about the file. On such an
+//! error the caller restores the claimed file. If it took the error for a no, it could delete a live file.
 
 #![expect(clippy::disallowed_methods, reason = "the one place that renames and unlinks")]
 
@@ -19,8 +19,8 @@ use crate::display::path_field;
 use crate::pair::name::{Half, Stem};
 use crate::pair::version::FileState;
 
-/// How long a claimed result is held before it is unlinked. `open(2)` with `O_TRUNC` takes some
-/// microseconds from the lookup to the truncation, unless its thread is held up in between.
+/// How long a claimed result is held before it is unlinked. `open(2)` with `O_TRUNC` takes some microseconds
+/// from the lookup to the truncation, unless its thread is suspended in between.
 pub(crate) const CLAIM_HOLD_TIME: Duration = Duration::from_millis(2);
 
 /// A half under its reserved name.
@@ -35,12 +35,12 @@ impl<'a> Claim<'a> {
         Self { dir, own: stem.name(half), reserved: stem.claim(half) }
     }
 
-    /// The same of what a writer has left of a half.
+    /// The same for the temporary file of a half.
     pub(super) fn of_tmp(dir: &'a Dir, stem: &Stem, half: Half) -> Self {
         Self { dir, own: stem.tmp_name(half), reserved: stem.tmp_claim(half) }
     }
 
-    /// The same of a half that stands alone.
+    /// The same for a half without the other one.
     pub(super) fn of_orphan(dir: &'a Dir, stem: &Stem, half: Half) -> Self {
         Self { dir, own: stem.name(half), reserved: stem.orphan_claim(half) }
     }
@@ -49,18 +49,18 @@ impl<'a> Claim<'a> {
         rename(self.dir, &self.own, &self.reserved)
     }
 
-    /// Whether what was taken is the file that was judged, unchanged. (Its ctime tells nothing:
-    /// the renaming changed it.)
+    /// Whether the claimed file is the one that was judged, unchanged. (Its ctime is ignored: the rename changed
+    /// it.)
     pub(super) fn holds(&self, judged: &FileState) -> io::Result<bool> {
         self.is_at(&self.reserved, judged)
     }
 
-    /// Whether another file has the reserved name that is no stat_file file: no cleaner has put it
-    /// there, and no recovery will take it away.
+    /// Whether something other than a regular file has the reserved name. No cleaner put it there, and no
+    /// recovery will remove it.
     pub(super) fn is_blocked(&self) -> io::Result<bool> {
         match stat(self.dir, &self.reserved) {
             Ok(stat) => Ok(FileState::of(&stat).is_none()),
-            // Whoever had it there has taken it away meanwhile.
+            // Its owner has removed or renamed it meanwhile.
             Err(Errno::NOENT) => Ok(false),
             Err(error) => Err(error.into()),
         }
@@ -80,12 +80,12 @@ impl<'a> Claim<'a> {
         Ok(stat_file(self.dir, name)?.is_some_and(|seen| seen.version == judged.version))
     }
 
-    /// Whether a file stands under the name that this one would get back.
+    /// Whether another file has the half's own name by now, so that a restore would fail.
     pub(super) fn name_reused(&self) -> io::Result<bool> {
         Ok(stat_file(self.dir, &self.own)?.is_some())
     }
 
-    /// Whether nothing at all stands there.
+    /// Whether nothing at all has the half's own name.
     pub(super) fn name_free(&self) -> io::Result<bool> {
         match stat(self.dir, &self.own) {
             Ok(_) => Ok(false),
@@ -98,12 +98,12 @@ impl<'a> Claim<'a> {
         unlink(self.dir, &self.reserved)
     }
 
-    /// Gives the file its name back if that is free.
+    /// Restores the file's own name if that is free.
     pub(super) fn restore(&self) -> rustix::io::Result<()> {
         rename(self.dir, &self.reserved, &self.own)
     }
 
-    /// Gives the file its name back, or drops it if that was published anew meanwhile.
+    /// Restores the file's own name, or deletes the claimed file if a writer published that name anew.
     pub(super) fn restore_or_discard(&self) -> rustix::io::Result<()> {
         match self.restore() {
             Err(Errno::EXIST) => self.unlink(),
@@ -114,13 +114,14 @@ impl<'a> Claim<'a> {
     }
 }
 
-/// Gives both halves back, the result last. That makes it the newer one, so that it counts as half
-/// published for a second: if it was published anew meanwhile, what is given back may be the
-/// metadata of an older one.
+/// Restores both halves, the result last.
+///
+/// That order makes the result the newer half, so that it counts as half published for a second. If a writer
+/// published the pair anew meanwhile, the restored metadata may belong to an older result.
 ///
 /// # Errors
-/// Those of the system. Where it can't tell whether the result was published anew, both stay claimed: the
-/// order of the two would be a guess.
+/// Those of the system. If it is unknown whether the result was published anew, both stay claimed: the order
+/// of the two would be a guess.
 pub(super) fn restore_or_discard_both(result: &Claim<'_>, metadata: &Claim<'_>) -> io::Result<()> {
     if result.name_reused()? {
         match result.unlink() {
@@ -149,8 +150,8 @@ pub(super) fn unlink(dir: &Dir, name: &[u8]) -> rustix::io::Result<()> {
     retry_on_intr(|| unlinkat(dir, name, AtFlags::empty()))
 }
 
-/// Gives what is still claimed of a pair its own names back, in a directory that was moved out of
-/// the cache directory amid a deletion: a confined thread can't. Deletes nothing.
+/// Restores all claimed files of a pair in a directory that was moved out of the cache directory during a
+/// deletion. A confined thread can't. Deletes nothing.
 pub(crate) fn restore(dir: &Dir, stem: &Stem) {
     for half in [Half::Metadata, Half::Result] {
         for claim in [Claim::new, Claim::of_orphan, Claim::of_tmp].map(|of| of(dir, stem, half)) {
@@ -166,8 +167,8 @@ pub(crate) fn restore(dir: &Dir, stem: &Stem) {
     }
 }
 
-/// Why a file can't be taken to a reserved name although it might be unlinked: the file system
-/// knows no such renaming, the name would be too long, or the disk is full.
+/// Whether the error means that a file can't be renamed to a reserved name, but might still be unlinked: the
+/// file system does not support such a rename, the name would be too long, or the disk is full.
 pub(super) fn cannot_claim(error: Errno) -> bool {
     matches!(
         error,

@@ -1,4 +1,4 @@
-//! The shared lock on a directory that whoever holds claims in it keeps.
+//! The shared lock on a directory that a cleaner keeps while it has claims there.
 
 use std::io;
 use std::thread;
@@ -9,17 +9,17 @@ use rustix::io::Errno;
 
 use crate::disk::root::{Dir, Lock};
 
-/// How often, and with what pause, a lock that a recovery holds for an instant is tried again.
+/// The number of attempts at a lock that a recovery has for an instant, and the pause between them.
 const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
-/// Locks the directory against recoveries until its descriptor is closed; false where the file
-/// system knows no such locks, so that claims can't be told from a dead owner's.
+/// Locks the directory against recoveries until its descriptor is closed. Returns false if the file system
+/// does not support such locks: claims then can't be distinguished from those of a dead owner.
 pub(super) fn lock_shared(dir: &Dir) -> io::Result<bool> {
     let tries = match dir.lock() {
         Lock::Shared => return Ok(true),
         Lock::None => LOCK_TRIES,
-        // Who holds it for so long is no recovery, and the other pairs need not wait as long.
+        // A program that keeps its lock for so long is no recovery, and the other pairs need not wait as long.
         Lock::HeldByOthers => 1,
     };
     for _ in 0..tries {

@@ -1,9 +1,9 @@
-//! Removing what stands alone, where the configuration asks for it: halves without the other one,
-//! what writers have left, and empty directories.
+//! Removes orphans, where the configuration asks for it: halves without the other one, temporary files that
+//! writers left behind, and empty directories.
 //!
-//! A file is claimed as the halves of a pair are, and held for as long, so that what a writer has in
-//! its hands is given back. A directory can't be claimed: its last look and the `rmdir` follow each
-//! other at once, and the kernel removes only an empty one.
+//! A file is claimed like the halves of a pair, and held for as long, so that a file that a writer still uses
+//! is restored. A directory can't be claimed. Its last check and the `rmdir` follow each other at once, and
+//! the kernel removes only an empty directory.
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -21,15 +21,15 @@ use crate::disk::root::{Dir, Root, is_not_ours};
 use crate::pair::name::{Half, Stem};
 use crate::pair::version::FileState;
 
-/// How many files are held at once.
+/// How many claimed files are held at once.
 const AT_ONCE: usize = 64;
 
-/// A file that was judged to be orphans.
+/// A file that was judged to be an orphan.
 #[derive(Debug)]
 pub(crate) enum Orphan {
     /// A half without the other one.
     Half(Half, Stem, FileState),
-    /// What a writer has left of a half.
+    /// The temporary file that a writer left of a half.
     Tmp(Half, Stem, FileState),
 }
 
@@ -42,7 +42,7 @@ impl Orphan {
         }
     }
 
-    /// The pair that it is of.
+    /// The pair that the file belongs to.
     pub(crate) fn stem(&self) -> &Stem {
         match self {
             Self::Half(_, stem, _) | Self::Tmp(_, stem, _) => stem,
@@ -62,16 +62,19 @@ impl Orphan {
         }
     }
 
-    /// Whether nothing that belongs to it is there, nor about to be; `name` is what it bears now.
+    /// Whether the file is still an orphan: its other half neither exists nor is being written. `name` is the
+    /// file's current name.
+    ///
+    /// Metadata must also be unchanged and due. A temporary file always qualifies.
     fn stands_alone(&self, dir: &Dir, name: &[u8], now: DateTime<Utc>) -> io::Result<bool> {
         let is_free = |name: &[u8]| match stat(dir, name) {
             Ok(_) => Ok(false),
-            // What is too long for a name is borne by nothing.
+            // A name that is too long belongs to no file.
             Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(true),
             Err(error) => Err(io::Error::from(error)),
         };
         let free = |half, stem: &Stem| {
-            // In this order: what is claimed in between is found under the second name.
+            // In this order: a half that is claimed between the two checks is found under its reserved name.
             Ok::<_, io::Error>(is_free(&stem.name(half))? && is_free(&stem.claim(half))?)
         };
         match self {
@@ -90,9 +93,10 @@ impl Orphan {
     }
 }
 
-/// Removes files of one directory that were judged to stand alone, where they still are what was
-/// judged, and still do by the time that `wall` tells. Tells of each the bytes that this freed, or why it
-/// could not be removed, but nothing of what has changed, or is in other hands.
+/// Removes orphans of one directory, if they are unchanged and still orphans. `wall` returns the current time.
+///
+/// Returns for each the bytes that this freed, or why it could not be removed. A file that has changed, or
+/// that another cleaner has claimed, is left out.
 pub(crate) fn remove_orphans(
     dir: &Arc<Dir>,
     judged: Vec<Orphan>,
@@ -134,7 +138,7 @@ pub(crate) fn remove_orphans(
 enum Begun {
     ClaimedPair,
     Removed(u64),
-    /// It is not what was judged any more, or in other hands.
+    /// It has changed or vanished, or another cleaner has claimed it.
     LeftAlone,
 }
 
@@ -165,7 +169,7 @@ fn begin(dir: &Dir, alone: &Orphan, has_claims: bool, now: DateTime<Utc>) -> io:
     }
 }
 
-/// The bytes that were freed; `None` where it was given back.
+/// Unlinks a claimed orphan and returns the freed bytes, or restores it and returns `None`.
 fn finish(dir: &Dir, alone: &Orphan, now: DateTime<Utc>) -> io::Result<Option<u64>> {
     let (claim, seen) = (alone.claim(dir), alone.seen());
     let may_go = || -> io::Result<bool> {
@@ -188,8 +192,8 @@ fn copy_of(error: &io::Error) -> io::Error {
     error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
-/// Removes the directory `dir`, which was found to be empty, if it still bears its name and is old
-/// enough, as `is_old` tells of it; whether it did.
+/// Removes the directory `dir`, which was found to be empty, if it still has its name and `is_old` accepts
+/// its stat. Returns whether it was removed.
 pub(crate) fn prune(
     root: &Root,
     dir: &Dir,

@@ -1,4 +1,4 @@
-//! Deleting a pair, by claims where that can be.
+//! Deletes a pair, with claims where the file system supports them.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,27 +15,26 @@ use crate::disk::root::Dir;
 use crate::pair::name::{Half, Stem};
 use crate::pair::version::Pair;
 
-/// What became of an attempt to delete.
+/// The outcome of an attempt to delete a pair.
 #[derive(Debug)]
 pub(crate) enum Removal {
-    /// Its result is claimed, and to be unlinked once it was held.
+    /// The result is claimed. It is to be unlinked after the hold time.
     Claimed(ClaimedPair),
-    /// This cleaner removed the result; `leftover` tells why its metadata could not follow.
+    /// This cleaner deleted the result. `leftover` is the reason why its metadata could not be deleted.
     Deleted { freed: u64, leftover: Option<io::Error> },
-    /// The pair is not what was judged any more; it is as it was found.
+    /// The pair changed since it was judged. It is left as it was found.
     Changed,
-    /// Somebody else was faster.
+    /// Another program deleted it first.
     DeletedElsewhere,
-    /// Another cleaner has taken it, or a dead one had.
+    /// Another cleaner has claimed it, or a killed one had.
     ClaimedElsewhere,
-    /// The system refused; the pair is as it was found.
+    /// The system refused. The pair is left as it was found.
     Failed(io::Error),
-    /// The system refused to give a file its name back; a recovery has to do it.
+    /// The system refused to restore a file's own name. A recovery has to do it.
     RestoreFailed(io::Error),
 }
 
-/// Deletes a pair that was judged to be due, if it still is what was judged, and still due by the
-/// time that `wall` tells.
+/// Deletes a pair that was judged to be due, if it is unchanged and still due. `wall` returns the current time.
 pub(crate) fn remove(
     dir: &Arc<Dir>,
     stem: &Stem,
@@ -52,23 +51,23 @@ pub(crate) fn remove(
     }
 }
 
-/// A pair that was judged to be due, and its metadata, which is open.
+/// A pair that was judged to be due, and its open metadata.
 #[derive(Debug)]
 pub(crate) struct DuePair {
     pub pair: Pair,
     pub metadata: OwnedFd,
 }
 
-/// Room for what is read of metadata, which is used again for the next pair.
+/// Buffers for the content of metadata, reused for the next pair.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
-    /// What it was judged by.
+    /// The content that the pair was judged by.
     pub judged: Vec<u8>,
     again: Vec<u8>,
 }
 
 impl Buffers {
-    /// Gives back what unusually large metadata took.
+    /// Frees the memory that unusually large metadata required.
     pub(crate) fn shrink(&mut self) {
         const ENOUGH: usize = 64 * 1024;
         for buffer in [&mut self.judged, &mut self.again] {
@@ -105,7 +104,7 @@ impl Attempt<'_> {
         Removal::Claimed(ClaimedPair { dir, stem, pair: self.pair, since: Instant::now() })
     }
 
-    /// Whether the claimed result is what was judged, and its metadata is still due, or gone.
+    /// Whether the claimed result is the one that was judged, and its metadata is still due, or gone.
     fn may_go(&mut self, result: &Claim<'_>, metadata_file: &OwnedFd) -> io::Result<bool> {
         if !result.holds(&self.pair.result)? {
             return Ok(false);
@@ -116,7 +115,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// Without claims: the last look and the `unlink` follow each other at once.
+    /// Deletes without claims: the last check and the `unlink` follow each other at once.
     fn without_claims(mut self) -> Removal {
         match self.is_still_due() {
             Ok(Some(true)) => {}
@@ -142,14 +141,14 @@ impl Attempt<'_> {
     fn unlink_metadata_if_due(&mut self) -> rustix::io::Result<()> {
         match self.is_still_due() {
             Ok(Some(true)) => unlink(self.dir, &self.stem.name(Half::Metadata)),
-            // Published anew: it belongs to a result that is there, or about to be.
+            // Published anew: the metadata belongs to a result that exists, or is about to.
             Ok(_) => Err(Errno::NOENT),
             Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
         }
     }
 
-    /// As [`is_still_due`](Self::is_still_due), by another reading of the file that was judged where
-    /// that still bears the name.
+    /// Like [`is_still_due`](Self::is_still_due), but rereads the open file that was judged if that still has
+    /// the name.
     fn is_due_as_judged(&mut self, file: &OwnedFd) -> io::Result<Option<bool>> {
         let name = self.stem.name(Half::Metadata);
         let (seen, Buffers { judged, again }) = (&self.pair.metadata, &mut *self.buffers);
@@ -159,8 +158,8 @@ impl Attempt<'_> {
         self.is_still_due()
     }
 
-    /// Whether the metadata under its own name is the file that was judged, and still due; `None`
-    /// where there is none.
+    /// Whether the metadata under its own name is the file that was judged, and still due; `None` if it does
+    /// not exist.
     fn is_still_due(&mut self) -> io::Result<Option<bool>> {
         let again =
             read_metadata(self.dir, &self.stem.name(Half::Metadata), &mut self.buffers.again)?;
@@ -182,26 +181,26 @@ pub(crate) struct ClaimedPair {
 }
 
 impl ClaimedPair {
-    /// When it has been held for long enough.
+    /// When the hold time is over.
     pub(crate) fn until(&self) -> Instant {
         self.since + CLAIM_HOLD_TIME
     }
 
-    /// Unlinks both halves, if nothing has happened to them meanwhile.
+    /// Unlinks both halves, unless they were changed or published anew meanwhile.
     pub(crate) fn finish(self, wall: &dyn Fn() -> DateTime<Utc>, buffers: &mut Buffers) -> Removal {
         let Self { dir, stem, pair, .. } = &self;
         let result = Claim::new(dir, stem, Half::Result);
         let metadata = Claim::new(dir, stem, Half::Metadata);
         match result.name_reused() {
             Ok(false) => {}
-            // The new result needs its metadata, whichever that is by now; the old one had expired.
+            // The new result needs the current metadata, old or new. The old result had expired.
             Ok(true) => return self.result_alone(&result),
             Err(error) => return given_back(&result, None, Removal::Failed(error)),
         }
         match metadata.acquire() {
             Ok(()) => {}
-            // A program of another kind that deletes too found no result any more, and deleted the
-            // metadata. Given back, the result would stay for ever.
+            // Another program that deletes too found no result, and deleted the metadata. If the result were
+            // restored, it would be kept for ever.
             Err(Errno::NOENT) => return self.result_alone(&result),
             Err(Errno::EXIST) => return given_back(&result, None, taken_by_others(&metadata)),
             Err(error) if cannot_claim(error) => {
@@ -229,8 +228,8 @@ impl ClaimedPair {
         removed(pair, metadata.unlink())
     }
 
-    /// Whether another result has been published since both halves were claimed; `None` where these are
-    /// not what was judged any more.
+    /// Whether another result was published since both halves were claimed; `None` if these are no longer the
+    /// files that were judged.
     fn is_published_anew(
         &self,
         result: &Claim<'_>,
@@ -242,7 +241,7 @@ impl ClaimedPair {
         result.name_reused().map(Some)
     }
 
-    /// Unlinks the result only, if nothing has happened to it meanwhile.
+    /// Unlinks the result only, if it is unchanged.
     fn result_alone(&self, result: &Claim<'_>) -> Removal {
         match result.holds(&self.pair.result) {
             Ok(true) => {}
@@ -265,7 +264,7 @@ fn removed(pair: &Pair, metadata: rustix::io::Result<()>) -> Removal {
     }
 }
 
-/// What to make of a reserved name that was taken already.
+/// The outcome if the reserved name is already in use.
 fn taken_by_others(claim: &Claim<'_>) -> Removal {
     match claim.is_blocked() {
         Ok(true) => Removal::Failed(Errno::EXIST.into()),
@@ -274,7 +273,7 @@ fn taken_by_others(claim: &Claim<'_>) -> Removal {
     }
 }
 
-/// Gives back what was claimed of a pair.
+/// Restores the claimed files of a pair and returns `removal`, or the error of the restore.
 fn given_back(result: &Claim<'_>, metadata: Option<&Claim<'_>>, removal: Removal) -> Removal {
     let done = match metadata {
         Some(metadata) => restore_or_discard_both(result, metadata),

@@ -1,4 +1,4 @@
-//! A file that shows what works in a directory, and is removed again.
+//! A temporary file that shows which operations work in a directory.
 
 use std::io;
 use std::path::Path;
@@ -11,22 +11,22 @@ use super::lock::lock_shared;
 use crate::disk::root::Dir;
 use crate::pair::version::{FileState, FileTime};
 
-/// An empty file under a reserved name. It is removed with this value.
+/// An empty file under a reserved name. It is removed when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct ProbeFile<'a> {
     dir: &'a Dir,
     name: Vec<u8>,
-    /// When the file system says that it was made.
+    /// When the file was created, by the clock of the file system.
     pub made: Option<FileTime>,
 }
 
 impl<'a> ProbeFile<'a> {
-    /// Makes it under `name`, which has to be one of [`probe_file_name`].
+    /// Creates the file under `name`, which has to come from [`probe_file_name`].
     ///
     /// # Errors
     /// Those of the system.
     pub(crate) fn make(dir: &'a Dir, name: &str) -> io::Result<Self> {
-        // While this is held, nobody takes it for one that was left behind.
+        // While this lock is kept, no recovery removes the file as one that was left behind.
         lock_shared(dir)?;
         let flags =
             OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -36,7 +36,7 @@ impl<'a> ProbeFile<'a> {
         Ok(canary)
     }
 
-    /// Renames it as files are that are about to be deleted: so that nothing is replaced.
+    /// Renames the file as a claim does: the rename replaces nothing.
     ///
     /// # Errors
     /// Those of the system.
@@ -48,7 +48,7 @@ impl<'a> ProbeFile<'a> {
     }
 }
 
-/// A name that no other canary has: processes of other containers may have the same number.
+/// A name that no other probe file has. Processes of other containers may have the same process number.
 pub(crate) fn probe_file_name(now: DateTime<Utc>) -> String {
     format!(".result-cleaner-canary-{}-{}", std::process::id(), now.timestamp_micros())
 }

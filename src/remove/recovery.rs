@@ -1,4 +1,4 @@
-//! Taking up the claims that cleaners left behind in a directory when they were killed.
+//! Recovers the claims that killed cleaners left behind in a directory.
 
 use std::ffi::OsStr;
 use std::io;
@@ -16,22 +16,22 @@ use crate::disk::root::{Dir, Root};
 use crate::pair::name::{Half, Name, Stem};
 use crate::pair::version::FileState;
 
-/// What became of claims that were found in a directory.
+/// The outcome of a recovery in one directory.
 #[derive(Debug, Default)]
 pub(crate) struct Recovery {
     /// Pairs whose deletion was finished, and the bytes that this freed.
     pub finished: Vec<Stem>,
     pub freed: u64,
-    /// Pairs that had claims, which are to be judged anew.
+    /// Pairs that had claims. They have to be judged again.
     pub touched: Vec<Stem>,
-    /// Claims that have a living owner.
+    /// Whether the claims have, or may have, a living owner.
     pub owned: bool,
-    /// Reserved names that could not be dealt with, and why.
+    /// Reserved names that could not be recovered, and why.
     pub failed: Vec<(PathBuf, io::Error)>,
 }
 
 impl Recovery {
-    /// Takes in what came of dealing with a reserved name.
+    /// Records the outcome for one reserved name.
     fn note(&mut self, dir: &Dir, reserved: &[u8], done: io::Result<()>) {
         match done {
             Ok(()) => {}
@@ -43,10 +43,10 @@ impl Recovery {
     }
 }
 
-/// Takes up the claims that cleaners left behind in a directory when they were killed.
+/// Recovers the claims that killed cleaners left behind in a directory.
 ///
-/// A pair whose metadata was claimed while it was due was being deleted: that is finished. All
-/// else gets its own name back, or goes if that was published anew meanwhile.
+/// Claimed metadata that is due shows an interrupted deletion, and that is finished. Every other claimed
+/// file gets its own name back, or is deleted if a writer published that name anew meanwhile.
 pub(crate) fn recover(
     root: &Root,
     rel: &Arc<Path>,
@@ -68,7 +68,7 @@ pub(crate) fn recover(
     for reserved in claims {
         match Name::of(reserved) {
             Name::Claim(_, stem) if !stems.contains(&stem) => stems.push(stem),
-            // It was not certain yet that nobody comes back for it.
+            // It was not certain yet that its writer was gone.
             Name::TmpClaim(half, stem) => {
                 let done = Claim::of_tmp(dir, &stem, half).restore_or_discard();
                 recovery.note(dir, reserved, done.map_err(io::Error::from));
@@ -77,7 +77,7 @@ pub(crate) fn recover(
                 let done = Claim::of_orphan(dir, &stem, half).restore_or_discard();
                 recovery.note(dir, reserved, done.map_err(io::Error::from));
             }
-            // Whoever has made one that lives holds the lock, too.
+            // The owner of a probe file that is in use has the lock, too.
             Name::ProbeFile => {
                 let done = unlink_if_empty(dir, reserved);
                 recovery.note(dir, reserved, done);
@@ -93,7 +93,7 @@ pub(crate) fn recover(
     Ok(recovery)
 }
 
-/// Finishes the deletion of one pair, or gives back what is claimed of it.
+/// Finishes the deletion of one pair, or restores its claimed files.
 fn recover_pair(
     dir: &Dir,
     stem: &Stem,
@@ -103,9 +103,9 @@ fn recover_pair(
     let result = Claim::new(dir, stem, Half::Result);
     let metadata = Claim::new(dir, stem, Half::Metadata);
     let taken = stat_file(dir, &result.reserved)?;
-    // An owner claims metadata only after it made sure of the result that it had claimed
-    // before. It may be that of a newer result by mistake, if there is one; and a recovery may
-    // have taken a newer result for an instant, which then has not settled.
+    // An owner claims metadata only after it has checked the result that it claimed before. It may claim
+    // that of a newer result by mistake, if there is one. A recovery may have claimed a newer result for an
+    // instant, which then has not settled.
     let untouched = !result.name_reused()? && !metadata.name_reused()?;
     let settled = taken.is_none_or(|taken| taken.settles_in(now).is_zero());
     match claimed_metadata(&metadata, now)? {
@@ -125,7 +125,7 @@ fn unlink_if_empty(dir: &Dir, name: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Claimed metadata, and whether it says that its pair may go.
+/// Claimed metadata, and whether its pair is due.
 fn claimed_metadata(
     claim: &Claim<'_>,
     now: DateTime<Utc>,
@@ -134,8 +134,8 @@ fn claimed_metadata(
     Ok(read.map(|read| (read.seen, read.expires_at.is_ok_and(|at| at <= now))))
 }
 
-/// Finishes a deletion: the result first, so that no crash in between leaves metadata alone as if
-/// its result had never been.
+/// Finishes a deletion, the result first. A crash in between then does not leave metadata without any trace
+/// of its result.
 fn finish(
     stem: &Stem,
     result: &Claim<'_>,

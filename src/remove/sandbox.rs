@@ -1,13 +1,12 @@
-//! Confining the threads that delete to the cache directory, by Landlock.
+//! Confines the threads that delete to the cache directory, with Landlock.
 //!
-//! Whatever is renamed or unlinked is named relative to the descriptor of a directory within the
-//! cache directory, and looked up without following a link. That is what keeps deletions inside. A
-//! mistake in it would be met by the kernel: a confined thread may remove and rename stat_file files
-//! below the cache directory, and can't create, write, truncate, link or remove anything elsewhere.
-//! Reading is not confined.
+//! Every rename and unlink is relative to the descriptor of a directory within the cache directory, and that
+//! lookup follows no link. This keeps deletions inside. The kernel would catch a mistake in it: a confined
+//! thread may remove and rename regular files below the cache directory. It can't write or truncate files,
+//! nor create, link or remove anything elsewhere. Reading is not confined.
 //!
-//! Landlock confines a thread to directories, not to paths, for as long as it lives. So work on
-//! one cache directory runs on a thread of its own, and one that takes its place gets another.
+//! Landlock confines a thread to directories, not to paths, for as long as the thread lives. So work on one
+//! cache directory runs on a thread of its own, and a directory that replaces it gets another thread.
 
 use std::sync::Once;
 
@@ -18,13 +17,14 @@ use landlock::{
 
 use crate::disk::root::Root;
 
-/// Confines this thread to `root`, and all that it starts, for as long as it lives; where it `prunes`,
-/// it may remove directories there. Where the kernel can't confine it, that is told once.
+/// Confines this thread, and all threads that it starts, to `root` for as long as it lives.
+///
+/// If it `prunes`, it may also remove directories there. The outcome is logged once, a failure included.
 pub(crate) fn enter(root: &Root, prunes: bool) {
     tell_once(&confine(root, prunes));
 }
 
-/// Confines this thread, and all that it starts; false where the kernel has no Landlock.
+/// Confines this thread, and all that it starts. Returns false if the kernel has no Landlock.
 fn confine(root: &Root, prunes: bool) -> Result<bool, RulesetError> {
     let files = make_bitflags!(AccessFs::{RemoveFile | MakeReg});
     let allowed = if prunes { files | AccessFs::RemoveDir } else { files };
@@ -39,7 +39,7 @@ fn confine(root: &Root, prunes: bool) -> Result<bool, RulesetError> {
 fn tell_once(confinement: &Result<bool, RulesetError>) {
     static TOLD: Once = Once::new();
     static FAILED: Once = Once::new();
-    // A failure is news also after threads that were confined.
+    // A failure is logged even if other threads were confined before.
     let once = if confinement.is_err() { &FAILED } else { &TOLD };
     once.call_once(|| match confinement {
         Ok(true) => tracing::debug!("Landlock sandbox enabled for deletion threads"),
@@ -99,7 +99,7 @@ mod tests {
             },
         );
         assert_eq!(fs::read(&outside).unwrap(), b"content");
-        // The thread that asked for it is as free as before.
+        // The thread that started the confined one is not confined.
         fs::write(&outside, "other").unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! How long a retry waits.
+//! The pauses before retries.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ const MAX_RETRY_PAUSE: Duration = Duration::from_secs(600);
 /// The first pause for a pair that changed while it was about to be deleted.
 const CHANGED_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long to wait before the next attempt after `failures` earlier failures and one more.
+/// Returns the pause before the next attempt after `failures` earlier failures and one more.
 pub(crate) fn backoff(failures: u32) -> Duration {
     MIN_RETRY_PAUSE.saturating_mul(2_u32.saturating_pow(failures)).min(MAX_RETRY_PAUSE)
 }
 
-/// How long to wait before the next attempt at a pair that has changed `changes` times before while it was
-/// about to be deleted.
+/// Returns the pause before the next attempt at a pair that was about to be deleted and changed.
+/// `changes` is how often this has happened before.
 pub(crate) fn changed_pause(changes: u32) -> Duration {
     CHANGED_PAUSE.saturating_mul(2_u32.saturating_pow(changes)).min(MAX_RETRY_PAUSE)
 }

@@ -1,7 +1,7 @@
 //! The pairs that expire later: a min-heap of directories, each with a min-heap of its pairs.
 //!
-//! Two levels, so that a scan of some directories costs what these hold, however many pairs wait
-//! elsewhere; and the path of a directory is kept once, not with each pair.
+//! Because of the two levels, a scan of some directories costs only as much as their own pairs, however
+//! many pairs wait elsewhere. The path of a directory is kept once, not with each pair.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -19,7 +19,7 @@ pub(super) struct Expiries<V> {
     dirs: HashMap<Arc<Path>, Queue<Stem, DateTime<Utc>, V>>,
     /// The same directories, sorted, so that those below another one follow it.
     sorted: BTreeMap<Arc<Path>, ()>,
-    /// The same directories, by the soonest of their pairs.
+    /// The same directories, by the earliest expiry of their pairs.
     soonest: Queue<Arc<Path>, DateTime<Utc>, ()>,
     len: usize,
 }
@@ -32,7 +32,7 @@ impl<V> Default for Expiries<V> {
 }
 
 impl<V> Expiries<V> {
-    /// Has a pair wait until `at`, whatever it waited for before.
+    /// Adds a pair that waits until `at`. Replaces its earlier entry, if there is one.
     pub(super) fn insert(&mut self, key: PairKey, at: DateTime<Utc>, value: V) {
         let PairKey { dir, stem } = key;
         let Some(pairs) = self.dirs.get_mut(&dir) else {
@@ -54,7 +54,7 @@ impl<V> Expiries<V> {
         }
     }
 
-    /// Takes out a pair; whether it waited.
+    /// Removes a pair; returns whether it waited.
     pub(super) fn remove(&mut self, key: &PairKey) -> bool {
         let Some(pairs) = self.dirs.get_mut(&key.dir) else { return false };
         let before = pairs.next();
@@ -66,7 +66,7 @@ impl<V> Expiries<V> {
         removed
     }
 
-    /// Takes out the soonest if its time has come.
+    /// Removes and returns the pair that expires first, if it is due.
     pub(super) fn pop_due(&mut self, now: DateTime<Utc>) -> Option<(PairKey, V)> {
         let (dir, _) = self.soonest.peek()?;
         let dir = Arc::clone(dir);
@@ -78,7 +78,7 @@ impl<V> Expiries<V> {
         Some((PairKey { dir, stem }, value))
     }
 
-    /// Changes the value of a pair, if it waits, and not its time; whether it waits.
+    /// Changes the value of a waiting pair, but not its time. Returns whether the pair waits.
     pub(super) fn update(&mut self, key: &PairKey, change: impl FnOnce(&mut V)) -> bool {
         self.dirs.get_mut(&key.dir).is_some_and(|pairs| pairs.update(&key.stem, change))
     }
@@ -87,7 +87,7 @@ impl<V> Expiries<V> {
         self.dirs.get(&key.dir).is_some_and(|pairs| pairs.contains(&key.stem))
     }
 
-    /// When the soonest is due.
+    /// Returns when the first pair is due.
     pub(super) fn next(&self) -> Option<DateTime<Utc>> {
         self.soonest.next()
     }
@@ -96,12 +96,12 @@ impl<V> Expiries<V> {
         self.len
     }
 
-    /// When each pair is due, in no order.
+    /// Returns when each pair is due, in no order.
     pub(super) fn times(&self) -> impl Iterator<Item = DateTime<Utc>> {
         self.dirs.values().flat_map(|pairs| pairs.iter().map(|(_, at)| at))
     }
 
-    /// What waits, in no order.
+    /// Returns the waiting pairs, in no order.
     #[cfg(test)]
     pub fn iter(&self) -> impl Iterator<Item = (PairKey, DateTime<Utc>)> {
         self.dirs.iter().flat_map(|(dir, pairs)| {
@@ -110,12 +110,12 @@ impl<V> Expiries<V> {
         })
     }
 
-    /// The values, in no order.
+    /// Returns the values, in no order.
     pub(super) fn values(&self) -> impl Iterator<Item = &V> {
         self.dirs.values().flat_map(Queue::values)
     }
 
-    /// Whether a pair waits in one of the directories in `scope`.
+    /// Returns whether a pair waits in one of the directories in `scope`.
     pub(super) fn any_in(&self, scope: &Scope) -> bool {
         match scope {
             Scope::Everything => self.len > 0,
@@ -123,7 +123,7 @@ impl<V> Expiries<V> {
         }
     }
 
-    /// Drops the pairs of the directories in `scope` that `keep` does not say of.
+    /// Drops each pair in the directories in `scope` for which `keep` returns false.
     pub(super) fn retain_in(&mut self, scope: &Scope, mut keep: impl FnMut(&Path, &V) -> bool) {
         let covered: Vec<Arc<Path>> = match scope {
             Scope::Everything => self.sorted.keys().cloned().collect(),
@@ -138,8 +138,8 @@ impl<V> Expiries<V> {
         }
     }
 
-    /// Puts a directory where it belongs, after its soonest pair, which was due at `before`, may have
-    /// changed.
+    /// Moves a directory to its place in the heap after its pairs may have changed; `before` is when its
+    /// first pair was due until then. Removes a directory without pairs.
     fn reorder(&mut self, dir: &Arc<Path>, before: Option<DateTime<Utc>>) {
         match self.dirs.get(dir).and_then(Queue::next) {
             Some(next) if Some(next) == before => {}

@@ -1,4 +1,4 @@
-//! Metadata that is broken, or only looks so because it is still being written.
+//! Metadata that is broken, or only appears broken because it is still being written.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -9,24 +9,25 @@ use crate::pair::name::PairKey;
 use crate::pair::version::{Broken, FileState, SETTLE_TIME, Version};
 use crate::sys::clock::Now;
 
-/// How many versions of broken metadata are remembered, and how many writers. Whoever has more
-/// may have an old version counted again, and be taken for done a second after the last change.
+/// How many versions of broken metadata, and how many writers, are tracked. Beyond these limits, an old
+/// version may be counted again, and a writer may be considered done one second after its last change.
 const MAX_TOLD: usize = 131_072;
 const MAX_WRITERS: usize = 16_384;
 
+/// The writers of metadata, and the broken metadata that was counted.
 #[derive(Debug, Default)]
 pub(super) struct HalfWritten {
-    /// Pairs whose metadata is being written, as far as events tell: its writer has not closed it.
+    /// Pairs whose metadata is being written, as far as events show: the writer has not closed it.
     writers: HashMap<PairKey, WriteState>,
-    /// Broken metadata that was counted, so that each version of a file counts once, whatever its
-    /// name is by now; and the last scan that had begun when it was last seen.
+    /// Broken metadata that was counted, and the latest scan that had started when it was last seen.
+    /// Each version of a file counts once, even if the file was renamed since.
     told: HashMap<(Version, Broken), ScanId>,
     /// The last full scan that was completed.
     last_full: ScanId,
 }
 
 impl HalfWritten {
-    /// Takes in what an event tells of the writer of a pair's metadata.
+    /// Records what an event reports about the writer of a pair's metadata.
     pub(super) fn note_writer(&mut self, key: &PairKey, writer: WriteState) {
         match writer {
             WriteState::Unknown => {}
@@ -45,8 +46,9 @@ impl HalfWritten {
         self.writers.remove(key);
     }
 
-    /// Forgets the writers of all that a scan sees for itself: where an event was lost, or a
-    /// directory was moved away with what is being written in it, one would write for ever.
+    /// Drops the writers in `scope`, which a scan reads itself, and returns their pairs. An event may
+    /// have been lost, or a directory moved away while metadata in it was being written. Without this,
+    /// such a writer would be tracked forever.
     pub(super) fn forget_writers(&mut self, scope: &Scope) -> impl Iterator<Item = PairKey> {
         self.writers.extract_if(|key, _| scope.covers(&key.dir)).map(|(key, _)| key)
     }
@@ -55,7 +57,8 @@ impl HalfWritten {
         self.writers.get(key).copied()
     }
 
-    /// Whether this version of a file, broken for this reason, was counted before.
+    /// Returns whether this version of a file, broken for this reason, was counted before. Updates when
+    /// it was last seen.
     pub(super) fn was_told(&mut self, version: Version, reason: &Broken, scan: ScanId) -> bool {
         let told = self.told.get_mut(&(version, reason.clone()));
         told.is_some_and(|seen| {
@@ -64,14 +67,14 @@ impl HalfWritten {
         })
     }
 
-    /// Remembers that it is counted now.
+    /// Records that it is counted now.
     pub(super) fn tell(&mut self, version: Version, reason: Broken, scan: ScanId) {
         if self.told.len() >= MAX_TOLD {
             let last_full = self.last_full;
             self.told.retain(|_, seen| *seen >= last_full);
         }
         if self.told.len() >= MAX_TOLD {
-            // Half of them, whichever, so that this is not done each time.
+            // Drop any half of them, so that this is not done at each call.
             let mut is_kept = false;
             self.told.retain(|_, _| {
                 is_kept = !is_kept;
@@ -86,8 +89,8 @@ impl HalfWritten {
     }
 }
 
-/// When it is to be believed that metadata is broken, and not just half written; `None` where its
-/// writer will tell.
+/// Returns when metadata is confirmed as broken, and not just half written; `None` if an event of its
+/// writer will decide.
 pub(super) fn confirm_at(
     metadata: &FileState,
     wait: Duration,
@@ -99,13 +102,13 @@ pub(super) fn confirm_at(
     let suspect = Some((metadata.version, metadata.ctime));
     match (writer, pause) {
         (WriteState::Writing, _) => None,
-        // What has content without having been written to was complete when it was linked here.
+        // A file that has content, but no write event, was complete when it was linked here.
         (WriteState::Created, _) if metadata.version.size == 0 && !metadata.was_linked() => None,
-        // It was waited for.
+        // The wait for this version is over.
         _ if attempts.suspect == suspect => Some(now.mono),
-        // The next writer may have opened it already, and its events be on their way.
+        // The next writer may have opened the file already, and its events may be delayed.
         (WriteState::Closed, _) => Some(now.mono + SETTLE_TIME),
-        // It is being waited for.
+        // The schedule is waiting for this version already.
         (_, Some((until, attempts))) if attempts.suspect == suspect => Some(until),
         _ => Some(now.mono + wait),
     }

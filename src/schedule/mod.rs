@@ -1,8 +1,9 @@
-//! What is to be done when: the worker's state. Pure: it knows no clock, no disk and no thread.
+//! The schedule: which pairs and directories the worker inspects, and when. Pure: it uses no clock, no
+//! disk and no thread.
 //!
-//! Pairs that expire later wait in a min-heap keyed on `expires_at`. Pairs to be looked at again
-//! after a pause wait beside it. What is being attended to is remembered until its outcome is
-//! settled, so that nothing is forgotten, and news of it that comes meanwhile is not lost.
+//! Pairs that expire later wait in a min-heap keyed on `expires_at`. Pairs to retry after a pause wait
+//! in a second heap. The schedule tracks each pair in flight until its outcome is applied, so no pair is
+//! forgotten. Changes that arrive meanwhile for such a pair are kept.
 
 mod backoff;
 mod expiries;
@@ -37,60 +38,63 @@ use crate::pair::version::{Broken, FileState, FileTime, Version};
 use crate::schedule::queue::Queue;
 use crate::sys::clock::Now;
 
-/// How often a pair may be found claimed by another cleaner before its directory is scanned, which recovers
-/// the claims of the dead.
+/// How often a pair may be found claimed by another cleaner before its directory is scanned. The scan
+/// recovers the claims of cleaners that died.
 const CLAIMS_BEFORE_RECOVERY: u32 = 2;
-/// How often before that is an error: some 15 s, because others that delete in the directory can keep a
-/// recovery waiting.
+/// How often a pair may be found claimed by another cleaner before that counts as an error. This takes
+/// some 15 s, because other cleaners that delete in the directory can delay a recovery.
 const CLAIMS_BEFORE_ERROR: u32 = 7;
 const IS_UNREAD: &str = "can't read a directory, results kept";
 const IS_STRANDED: &str = "can't recover an interrupted deletion";
 const IS_BROKEN: &str = "invalid metadata, result kept";
 const NAME_IN_USE: &str = "can't delete the result: the reserved name stays in use";
-/// How many errors are told of one by one, of those that are counted at once.
+/// How many errors are kept for reports between two calls of [`Schedule::take_errors`].
 const MAX_ERRORS: usize = 1024;
-/// The ends of the spans in which expiries are counted, in seconds from now.
+/// The ends of the spans in which the schedule counts expiries, in seconds from now.
 const BUCKETS: [u64; 7] = [60, 600, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400];
 
 /// Where an outcome comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// A job that [`Schedule::take_inspections`] or [`Schedule::take_due`] gave out.
+    /// A job that [`Schedule::take_inspections`] or [`Schedule::take_due`] returned.
     Job,
-    /// A scan, which attends to pairs without being asked for each.
+    /// A scan, which inspects pairs without a job for each.
     Scan(ScanId),
 }
 
+/// The state of the worker: all pairs and directories that wait.
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
     /// The cache directory, to name files in the log.
     root: PathBuf,
-    /// Complete, valid pairs whose time is to come, by `expires_at`.
+    /// Complete, valid pairs that have not expired, by `expires_at`.
     expiries: Expiries<Entry>,
-    /// Pairs to be attended to again after a pause.
+    /// Pairs to inspect again after a pause.
     retries: Queue<PairKey, Instant, Attempts>,
-    /// Pairs of which there is changes.
+    /// Pairs with changes, to inspect now.
     inspections: HashMap<PairKey, Trigger>,
-    /// Pairs that are being attended to.
+    /// Pairs whose jobs are in flight.
     in_flight: HashMap<PairKey, InFlight>,
-    /// Metadata that is broken, or still being written.
+    /// Metadata that is broken or still being written.
     half_written: HalfWritten,
     /// Directories that could not be read when they were last scanned.
     unreadable: HashSet<Arc<Path>>,
-    /// Directories to scan now, and after a pause.
+    /// Directories to scan now.
     rescans: HashSet<Arc<Path>>,
     /// Directories to list without those below them.
     lists: HashSet<Arc<Path>>,
+    /// Directories to scan after a pause.
     rescans_later: Queue<Arc<Path>, Instant, ()>,
-    /// How often a directory was scanned in vain: it could not be read, or its claims not be recovered.
+    /// How often a directory was scanned in vain: it could not be read, or its claims could not be
+    /// recovered.
     retried: HashMap<Arc<Path>, u32>,
     scans: Vec<ActiveScan>,
     last_scan: ScanId,
-    /// What was counted as an error since that was last taken.
+    /// Errors that were counted since the worker last took them.
     errors: Vec<ErrorNotice>,
 }
 
-/// Something that was counted as an error.
+/// An error that was counted.
 #[derive(Debug)]
 pub(crate) struct ErrorNotice {
     /// Relative to the cache directory.
@@ -98,44 +102,45 @@ pub(crate) struct ErrorNotice {
     pub reason: String,
 }
 
-/// What is known of a pair that waits.
+/// The data that the schedule keeps for a waiting pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Entry {
-    /// The last scan that had begun when it was last seen.
+    /// The latest scan that had started when the pair was last seen.
     scan: ScanId,
     mark: Option<Mark>,
 }
 
-// A million of them may wait.
+// A million pairs may wait.
 const _: () = assert!(size_of::<(Stem, DateTime<Utc>, Entry)>() <= 48);
 
-/// What earlier attempts at a pair have told.
+/// The results of earlier attempts at a pair.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Attempts {
     failures: u32,
-    /// How often it changed while it was about to be deleted.
+    /// How often the pair changed while it was about to be deleted.
     changes: u32,
-    /// The result as it was when it was given time to settle.
+    /// The result as it was when its settle time started.
     settled: Option<FileState>,
-    /// The broken metadata that was given time to be completed.
+    /// The broken metadata that was given time to be completed: its version and its ctime.
     suspect: Option<(Version, FileTime)>,
 }
 
+/// A pair whose job is in flight.
 #[derive(Debug, Default)]
 struct InFlight {
     attempts: Attempts,
     trigger: Trigger,
-    /// Changes that came since it was begun.
+    /// Changes that arrived since the job was started.
     changes: Option<Trigger>,
 }
 
 impl Schedule {
-    /// An empty one for the cache directory `root`.
+    /// Returns an empty schedule for the cache directory `root`.
     pub(crate) fn new(root: &Path) -> Self {
         Self { root: root.to_owned(), ..Self::default() }
     }
 
-    /// Takes in changes.
+    /// Applies changes.
     pub(crate) fn apply_changes(&mut self, changes: Changes) {
         self.rescans.extend(changes.trees);
         self.lists.extend(changes.dirs);
@@ -144,17 +149,18 @@ impl Schedule {
         }
     }
 
-    /// Has the directory `dir` listed again, but not those below it that are known.
+    /// Lists the directory `dir` again, but not the known directories below it.
     pub(crate) fn list(&mut self, dir: Arc<Path>) {
         self.lists.insert(dir);
     }
 
-    /// How many pairs and directories are to be looked at because of changes.
+    /// Returns how many pairs and directories have to be inspected because of changes.
     pub(crate) fn backlog(&self) -> usize {
         self.inspections.len() + self.rescans.len() + self.lists.len()
     }
 
-    /// What was counted as an error since this was last asked; the first ones, where there were many.
+    /// Returns the errors that were counted since the last call. If there were more than [`MAX_ERRORS`],
+    /// only the first ones are kept.
     pub(crate) fn take_errors(&mut self) -> Vec<ErrorNotice> {
         std::mem::take(&mut self.errors)
     }
@@ -174,8 +180,8 @@ impl Schedule {
         } else if trigger.appeared || self.knows(&key) {
             self.inspections.insert(key, trigger);
         } else {
-            // What only vanished, and was not known, is mostly what was deleted here; or a scan has
-            // just seen it.
+            // The pair only vanished and is not tracked: in most cases it was deleted here. Otherwise a
+            // scan may have just seen it.
             for scan in self.scans.iter_mut().filter(|scan| scan.scope.covers(&key.dir)) {
                 scan.note_vanished(&key);
             }
@@ -186,7 +192,8 @@ impl Schedule {
         self.expiries.contains(key) || self.retries.contains(key)
     }
 
-    /// Gives out pairs of which there is changes, at most `limit`. Each has to be settled.
+    /// Returns jobs for pairs with changes, at most `limit`. Each job has to be completed by
+    /// [`Schedule::complete`].
     pub(crate) fn take_inspections(&mut self, limit: usize) -> Vec<Job> {
         let mut jobs = Vec::new();
         let looks: Vec<PairKey> = self.inspections.keys().take(limit).cloned().collect();
@@ -199,7 +206,8 @@ impl Schedule {
         jobs
     }
 
-    /// Gives out pairs whose time has come, at most `limit`. Each has to be settled.
+    /// Returns jobs for pairs whose expiry or retry is due, at most `limit`. Each job has to be
+    /// completed by [`Schedule::complete`].
     pub(crate) fn take_due(&mut self, now: Now, limit: usize) -> Vec<Job> {
         let mut jobs = Vec::new();
         while jobs.len() < limit
@@ -216,13 +224,15 @@ impl Schedule {
         jobs
     }
 
-    /// What is known of a pair whose pause has not ended: what was to settle has not.
+    /// Returns the earlier attempts at a pair whose pause has not ended. A state that was given time to
+    /// settle is dropped.
     fn unripe_attempts(&self, key: &PairKey) -> Attempts {
         let attempts = self.retries.get(key).copied().unwrap_or_default();
         Attempts { settled: None, suspect: None, ..attempts }
     }
 
-    /// `None` where it is in in_flight_pair already: whatever comes of that decides.
+    /// Marks a pair as in flight and returns its job; `None` if it is in flight already, because that
+    /// outcome decides.
     fn begin(&mut self, key: PairKey, attempts: Attempts, trigger: Trigger) -> Option<Job> {
         if self.in_flight.contains_key(&key) {
             return None;
@@ -231,14 +241,14 @@ impl Schedule {
         Some(Job { key, settled: attempts.settled })
     }
 
-    /// Takes in an outcome; what it adds to the figures.
+    /// Applies an outcome and returns what it adds to the tally.
     pub(crate) fn complete(&mut self, found: JobResult, source: Source, now: Now) -> Tally {
         let JobResult { key, outcome } = found;
         let in_flight_pair = match source {
             Source::Job => self.in_flight.remove(&key).unwrap_or_default(),
             Source::Scan(id) => {
                 if let Some(contested) = self.contested(&key, id, &outcome) {
-                    // Which of the two was read last is not known: look once more.
+                    // It is unknown which of the two was read last: inspect the pair once more.
                     contested.merge(Trigger { appeared: true, writer: WriteState::Unknown });
                     if let Outcome::Failed(failure) | Outcome::RestoreFailed(failure) = &outcome {
                         self.failed_besides(&key, failure, now);
@@ -263,6 +273,8 @@ impl Schedule {
         tally
     }
 
+    /// Returns the trigger for another inspection if what scan `id` read of a pair may be outdated. This
+    /// is so if the pair is in flight or vanished, or if another source updated it.
     fn contested(&mut self, key: &PairKey, id: ScanId, outcome: &Outcome) -> Option<&mut Trigger> {
         if let Some(in_flight_pair) = self.in_flight.get_mut(key) {
             return Some(in_flight_pair.changes.get_or_insert_default());
@@ -291,7 +303,7 @@ impl Schedule {
             self.half_written.forget_writer(&key);
         }
         let pause = self.retries.remove(&key);
-        // A scan may have failed at it meanwhile.
+        // A scan may have failed to process the pair meanwhile.
         let known_failures = pause.as_ref().map_or(0, |(_, known)| known.failures);
         let attempts = in_flight_pair.attempts;
         let attempts = Attempts { failures: attempts.failures.max(known_failures), ..attempts };
@@ -321,7 +333,7 @@ impl Schedule {
                 if let Some(failure) = leftover {
                     tally.errors += 1;
                     self.warn_of(&key, Half::Metadata, &failure);
-                    // It may have kept its reserved name.
+                    // The metadata may still have its reserved name.
                     self.scan_later(&key.dir, now);
                 }
             }
@@ -355,21 +367,21 @@ impl Schedule {
         now: Now,
     ) {
         let until = match pause {
-            // It is being waited for already.
+            // The schedule is waiting for this version of the result already.
             Some((until, Attempts { settled: Some(then), .. }))
                 if result.is_unchanged_since(&then) =>
             {
                 until
             }
-            // A result that was restored because it can't be deleted is no new result.
+            // A restored result that can't be deleted is not a new result.
             Some((until, Attempts { failures: 1.., .. })) => until.max(now.mono + wait),
             _ => now.mono + wait,
         };
         self.pause(key, until, Attempts { settled: Some(result), ..attempts });
     }
 
-    /// Waits until the other cleaner has deleted or restored a pair; true where the pair has been claimed for
-    /// so long that this counts as an error.
+    /// Waits until the other cleaner has deleted or restored a pair. Returns true if the pair has been
+    /// claimed for so long that this counts as an error.
     fn claimed_elsewhere(
         &mut self,
         key: PairKey,
@@ -383,7 +395,8 @@ impl Schedule {
             // The owner of the claim may be dead.
             self.scan_later(&key.dir, now)
         };
-        // Another cleaner's attempt at a pair that can't be deleted is no reason for one here.
+        // Another cleaner's attempt at a pair that can't be deleted is no reason for an earlier retry
+        // here.
         let until = match pause {
             Some((until, Attempts { failures: 1.., .. })) => until.max(soon),
             _ => soon,
@@ -399,7 +412,7 @@ impl Schedule {
         is_error
     }
 
-    /// Takes in that a pair is as it was known when the scan began.
+    /// Records that a pair is unchanged since the scan started.
     fn unchanged(&mut self, key: PairKey) {
         let scan = self.last_scan;
         let waits = self.expiries.update(&key, |known| known.scan = scan);
@@ -409,13 +422,13 @@ impl Schedule {
         }
     }
 
-    /// The marks of all that waits.
+    /// Returns the marks of all waiting pairs.
     pub(crate) fn marks(&self) -> Marks {
         self.expiries.values().filter_map(|known| known.mark).collect()
     }
 
-    /// Takes in metadata that is broken, and when that is to be believed (`None`: its writer will
-    /// tell); whether it is to be counted now.
+    /// Records broken metadata, which is confirmed at `confirm_at` (`None`: an event of its writer
+    /// decides). Returns true if the metadata counts as an error now.
     fn broken(
         &mut self,
         key: PairKey,
@@ -444,8 +457,8 @@ impl Schedule {
         true
     }
 
-    /// Has a directory scanned after a pause that grows each time: to recover the claims in it, or to
-    /// read it.
+    /// Scans a directory after a pause that grows each time, to recover the claims in it or to read it.
+    /// Returns the end of the pause.
     fn scan_later(&mut self, dir: &Arc<Path>, now: Now) -> Instant {
         let tries = self.retried.entry(Arc::clone(dir)).or_default();
         let until = now.mono + backoff(*tries);
@@ -466,7 +479,7 @@ impl Schedule {
         self.pause(key, now.mono + pause, attempts);
     }
 
-    /// Takes in that a scan has failed at a pair that is to be attended to in any case.
+    /// Records that a scan failed to process a pair that is inspected again in any case.
     fn failed_besides(&mut self, key: &PairKey, failure: &Failure, now: Now) {
         let Some(in_flight_pair) = self.in_flight.get_mut(key) else {
             let attempts = self.unripe_attempts(key);
@@ -503,18 +516,19 @@ impl Schedule {
         self.retries.insert(key, until, attempts);
     }
 
-    /// The directories that are to be scanned now.
+    /// Returns the directories to scan now, and removes them from the schedule.
     pub(crate) fn take_trees(&mut self, now: Now) -> SubtreeSet {
         while let Some((tree, _)) = self.rescans_later.pop_due(now.mono) {
             self.rescans.insert(tree);
         }
-        // What lies below another one is scanned with it.
+        // A scan of a directory covers all below it.
         let mut trees: SubtreeSet = std::mem::take(&mut self.rescans).into_iter().collect();
         std::mem::take(&mut self.lists).into_iter().for_each(|dir| trees.insert_alone(dir));
         trees
     }
 
-    /// A scan begins. What was read before, and is not settled yet, may be outdated by its end.
+    /// Starts a scan. An outcome that was read before and is not applied yet may be outdated when the
+    /// scan ends.
     pub(crate) fn begin_scan(&mut self, scope: Scope) -> ScanId {
         for key in self.half_written.forget_writers(&scope) {
             if let Some(trigger) = self.inspections.get_mut(&key) {
@@ -541,8 +555,8 @@ impl Schedule {
         id
     }
 
-    /// A scan was completed, and all that it found is settled: what it should have seen and did
-    /// not is gone. What that adds to the figures.
+    /// Ends a completed scan, all of whose outcomes were applied. Drops pairs that it should have seen
+    /// and did not. Returns what it adds to the tally.
     pub(crate) fn end_scan(&mut self, id: ScanId, summary: Summary, now: Now) -> Tally {
         let mut tally =
             Tally { deleted: summary.finished, freed_bytes: summary.freed, ..Tally::default() };
@@ -560,7 +574,7 @@ impl Schedule {
         if covers_known {
             self.expiries.retain_in(&scope, |dir, known| !gone(dir, known.scan));
         }
-        // A scan that began later tells what is so by now.
+        // A scan that started later reports the newer state.
         let is_judged = |dir: &Path| scope.covers(dir) && !superseded.covers(dir);
         self.unreadable.retain(|dir| !is_judged(dir) || unread.contains(dir));
         for (dir, error) in summary.unreadable {
@@ -583,22 +597,22 @@ impl Schedule {
         tally
     }
 
-    /// Whether the directory `dir` could not be read when it was last scanned.
+    /// Returns whether the directory `dir` could not be read when it was last scanned.
     pub(crate) fn could_not_read(&self, dir: &Path) -> bool {
         self.unreadable.contains(dir)
     }
 
-    /// How many complete, valid pairs wait for their time.
+    /// Returns how many complete, valid pairs wait for their expiry.
     pub(crate) fn heap_size(&self) -> usize {
         self.expiries.len()
     }
 
-    /// The soonest `expires_at` of these.
+    /// Returns the earliest `expires_at` of the waiting pairs.
     pub(crate) fn next_expiry(&self) -> Option<DateTime<Utc>> {
         self.expiries.next()
     }
 
-    /// When a pair is to be attended to next, if nothing happens before.
+    /// Returns when to process the next pair, if no change arrives before.
     pub(crate) fn next_pair(&self, now: Now) -> Option<Instant> {
         if !self.inspections.is_empty() {
             return Some(now.mono);
@@ -610,7 +624,7 @@ impl Schedule {
         [expiry, self.retries.next()].into_iter().flatten().min()
     }
 
-    /// When a directory is to be scanned next, if nothing happens before.
+    /// Returns when to scan the next directory, if no change arrives before.
     pub(crate) fn next_tree(&self, now: Now) -> Option<Instant> {
         if !self.rescans.is_empty() || !self.lists.is_empty() {
             return Some(now.mono);
@@ -618,7 +632,7 @@ impl Schedule {
         self.rescans_later.next()
     }
 
-    /// How many pairs wait, by when they expire.
+    /// Returns how many pairs wait, by when they expire.
     /// Each bucket has the end of its span in seconds from now (`None`: later), and its count.
     pub(crate) fn buckets(&self, now: DateTime<Utc>) -> Vec<(Option<u64>, u64)> {
         let mut counts = [0; BUCKETS.len() + 1];
@@ -631,7 +645,7 @@ impl Schedule {
     }
 }
 
-/// What an outcome adds to the figures if it tells nothing new of the pair.
+/// Returns what an outcome adds to the tally if it does not update the state of the pair.
 pub(crate) fn figures_alone(outcome: &Outcome) -> Tally {
     match outcome {
         Outcome::Deleted { freed, leftover, .. } => Tally {
@@ -648,7 +662,7 @@ pub(crate) fn figures_alone(outcome: &Outcome) -> Tally {
     }
 }
 
-/// So that each directory is opened once.
+/// Sorts the jobs so that each directory is opened once.
 fn sort_by_directory(jobs: &mut [Job]) {
     jobs.sort_by(|a, b| a.key.dir.as_os_str().cmp(b.key.dir.as_os_str()));
 }

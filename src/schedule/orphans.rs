@@ -1,4 +1,4 @@
-//! Which directories to look at for orphans, and when. Pure.
+//! The schedule of searches for orphans: which directories to search, and when. Pure.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,25 +11,27 @@ use crate::pair::outcome::{OrphanCandidates, OrphanPass};
 use crate::schedule::queue::Queue;
 use crate::sys::clock::Now;
 
-/// How long a directory is left alone after news of it: long enough for the other half to arrive, or
-/// for what is written anew.
+/// How long a directory is left alone after a change in it. This is long enough for the other half to
+/// arrive, or for a file to be written again.
 const PAUSE: TimeDelta = TimeDelta::seconds(2);
-/// How many directories are looked at in one go.
+/// How many directories are searched in one batch.
 const BATCH: usize = 64;
-/// For how many times as long as that took nothing is looked at then, so that it takes a twentieth of
-/// the time at the most.
+/// How long searches rest after a batch, as a multiple of the duration of the batch. Searches therefore
+/// take at most a twentieth of the time.
 const REST: u32 = 19;
 
-/// A directory that is to be looked at, and what earlier looks have told.
+/// A directory to search, and the results of earlier searches.
 pub(crate) type Due = (Arc<Path>, OrphanAttempts);
 
+/// The results of earlier searches of a directory.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct OrphanAttempts {
     pub candidates: OrphanCandidates,
-    /// How often it has failed.
+    /// How often in a row a search has failed.
     failures: u32,
 }
 
+/// The directories that wait for a search.
 #[derive(Debug, Default)]
 pub(crate) struct OrphanSchedule {
     waiting: Queue<Arc<Path>, DateTime<Utc>, OrphanAttempts>,
@@ -37,7 +39,7 @@ pub(crate) struct OrphanSchedule {
 }
 
 impl OrphanSchedule {
-    /// Takes in that something has changed in these directories.
+    /// Records that something has changed in these directories.
     pub(crate) fn note(&mut self, dirs: impl IntoIterator<Item = Arc<Path>>, now: Now) {
         for dir in dirs {
             self.at_the_latest(dir, now.wall + PAUSE);
@@ -46,7 +48,7 @@ impl OrphanSchedule {
 
     fn at_the_latest(&mut self, dir: Arc<Path>, at: DateTime<Utc>) {
         let (at, past) = match self.waiting.remove(&dir) {
-            // What fails keeps its pause: attempts at it cause changes, too.
+            // A directory whose search failed keeps its pause, because attempts cause changes as well.
             Some((known, past)) if past.failures > 0 => (known, past),
             Some((known, past)) => (known.min(at), past),
             None => (at, OrphanAttempts::default()),
@@ -54,7 +56,7 @@ impl OrphanSchedule {
         self.waiting.insert(dir, at, past);
     }
 
-    /// Some of the directories whose time has come.
+    /// Returns some of the directories that are due.
     pub(crate) fn take_due(&mut self, now: Now) -> Vec<Due> {
         if self.rest_until.is_some_and(|until| now.mono < until) {
             return Vec::new();
@@ -62,19 +64,19 @@ impl OrphanSchedule {
         std::iter::from_fn(|| self.waiting.pop_due(now.wall)).take(BATCH).collect()
     }
 
-    /// When that is to be asked again, if nothing happens before.
+    /// Returns when to call [`OrphanSchedule::take_due`] again, if no change arrives before.
     pub(crate) fn next(&self, now: Now) -> Option<Instant> {
         let left = (self.waiting.next()? - now.wall).to_std().unwrap_or(Duration::ZERO);
         let next = now.mono.checked_add(left)?;
         Some(self.rest_until.map_or(next, |until| next.max(until)))
     }
 
-    /// Looking at some has ended, and took so long.
+    /// Records that a batch has ended and how long it took.
     pub(crate) fn ended(&mut self, took: Duration, now: Now) {
         self.rest_until = now.mono.checked_add(took.saturating_mul(REST));
     }
 
-    /// Takes in what became of one; whether it has failed for the first time.
+    /// Records the outcome of one directory; returns whether it has failed for the first time.
     pub(crate) fn settle(&mut self, (dir, past): Due, pass: &mut OrphanPass, now: Now) -> bool {
         let OrphanAttempts { candidates: known, failures } = past;
         let mut candidates = std::mem::take(&mut pass.candidates);
@@ -84,14 +86,15 @@ impl OrphanSchedule {
         }
         if !pass.failures.is_empty() {
             let pause = TimeDelta::from_std(backoff(failures)).unwrap_or(PAUSE);
-            // What could not be removed is what was suspected before.
+            // The files that could not be removed were candidates before.
             candidates.extend(known);
             let past = OrphanAttempts { candidates, failures: failures.saturating_add(1) };
             self.waiting.insert(dir, now.wall + pause, past);
             return failures == 0;
         }
         if !candidates.is_empty() {
-            // Whatever news came meanwhile, they have to stay unchanged for as long as this.
+            // Changes that arrived meanwhile do not matter: the candidates have to stay unchanged for
+            // this long.
             self.waiting.insert(dir, now.wall + PAUSE, OrphanAttempts { candidates, failures: 0 });
         } else if let Some(next) = pass.next {
             self.at_the_latest(dir, next.max(now.wall + PAUSE));

@@ -1,15 +1,15 @@
-//! A min-heap whose entries are found by their keys. Pure: whoever asks tells what time it is.
+//! A min-heap whose entries are found by their keys. Pure: the caller provides the current time.
 
 use std::cmp::Ordering;
 use std::hash::Hash;
 
 use priority_queue::PriorityQueue;
 
-/// Keys that wait, each for a time and with a value. The soonest comes first.
+/// Keys that wait, each for a time and with a value. The earliest time comes first.
 #[derive(Debug)]
 pub(crate) struct Queue<K: Hash + Eq, T: Ord, V>(PriorityQueue<K, Entry<T, V>>);
 
-/// The soonest is the greatest, as the heap wants it.
+/// An entry of the heap. The earliest entry compares as the greatest, as the heap requires.
 #[derive(Debug)]
 struct Entry<T, V> {
     at: T,
@@ -43,7 +43,7 @@ impl<K: Hash + Eq, T: Ord, V> Default for Queue<K, T, V> {
 }
 
 impl<K: Hash + Eq, T: Ord + Copy, V> Queue<K, T, V> {
-    /// Has `key` wait until `at`, whatever it waited for before.
+    /// Adds `key`, which waits until `at`. Replaces its earlier entry, if there is one.
     pub(crate) fn insert(&mut self, key: K, at: T, value: V) {
         self.0.push(key, Entry { at, value });
     }
@@ -56,12 +56,12 @@ impl<K: Hash + Eq, T: Ord + Copy, V> Queue<K, T, V> {
         self.0.get_priority(key).map(|entry| &entry.value)
     }
 
-    /// Changes the value of `key`, if it waits, and not its time; whether it waits.
+    /// Changes the value of a waiting `key`, but not its time. Returns whether `key` waits.
     pub(crate) fn update(&mut self, key: &K, change: impl FnOnce(&mut V)) -> bool {
         self.0.change_priority_by(key, |entry| change(&mut entry.value))
     }
 
-    /// The values, in no order.
+    /// Returns the values, in no order.
     pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
         self.0.iter().map(|(_, entry)| &entry.value)
     }
@@ -70,17 +70,17 @@ impl<K: Hash + Eq, T: Ord + Copy, V> Queue<K, T, V> {
         self.0.contains(key)
     }
 
-    /// Takes out the soonest if its time has come.
+    /// Removes and returns the earliest entry, if it is due.
     pub(crate) fn pop_due(&mut self, now: T) -> Option<(K, V)> {
         self.0.pop_if(|_, entry| entry.at <= now).map(|(key, entry)| (key, entry.value))
     }
 
-    /// The soonest, and when it is due.
+    /// Returns the earliest key, and when it is due.
     pub(crate) fn peek(&self) -> Option<(&K, T)> {
         self.0.peek().map(|(key, entry)| (key, entry.at))
     }
 
-    /// When the soonest is due.
+    /// Returns when the earliest key is due.
     pub(crate) fn next(&self) -> Option<T> {
         self.peek().map(|(_, at)| at)
     }
@@ -89,12 +89,12 @@ impl<K: Hash + Eq, T: Ord + Copy, V> Queue<K, T, V> {
         self.0.len()
     }
 
-    /// What waits, in no order.
+    /// Returns the waiting keys, in no order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, T)> {
         self.0.iter().map(|(key, entry)| (key, entry.at))
     }
 
-    /// Keeps what `keep` says of.
+    /// Keeps the entries for which `keep` returns true.
     pub(crate) fn retain(&mut self, mut keep: impl FnMut(&K, &V) -> bool) {
         self.0.retain(|key, entry| keep(key, &entry.value));
     }
@@ -108,7 +108,7 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// The seed of a failure is printed by proptest.
+        /// proptest prints the seed of a failure.
         #[test]
         fn it_behaves_as_a_sorted_map(operations in prop::collection::vec((0_u8..40, 0_u8..50, 0_u8..6), 1..300)) {
             let mut queue = Queue::default();

@@ -1,4 +1,4 @@
-//! Scans that are under way, as the schedule sees them.
+//! Running scans, as the schedule tracks them.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Bound::{Included, Unbounded};
@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use crate::pair::name::PairKey;
 
-/// How many pairs a scan notes one by one: some 6 MiB.
+/// How many pairs a scan tracks one by one: some 6 MiB.
 const MAX_NOTED: usize = 65_536;
 
-/// Names one scan; later ones have greater numbers.
+/// Identifies one scan; later scans have greater numbers.
 pub(crate) type ScanId = u32;
 
-/// What a scan covers.
+/// The directories that a scan covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Scope {
     Everything,
@@ -39,7 +39,8 @@ impl Scope {
     }
 }
 
-/// Directories with all that is below them, none of them below another one; and directories alone.
+/// A set of directories: some with all below them (trees), none of which is below another one, and some
+/// alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct SubtreeSet {
     trees: BTreeSet<Arc<Path>>,
@@ -65,13 +66,13 @@ impl SubtreeSet {
         }
     }
 
-    /// Whether `dir` is one of them, or below one of the trees.
+    /// Returns whether `dir` is in the set, or below one of the trees.
     pub(crate) fn cover(&self, dir: &Path) -> bool {
         self.alone.contains(dir) || self.covers_tree(dir)
     }
 
-    /// Whether `dir` is one of the trees, or below one. In the order of paths a directory is followed at
-    /// once by what is below it, so that only one of them comes into question, however deep `dir` is.
+    /// Returns whether `dir` is one of the trees, or below one. In the order of paths, all that is below
+    /// a directory follows it directly. So only one tree has to be checked, however deep `dir` is.
     fn covers_tree(&self, dir: &Path) -> bool {
         let up_to_dir = (Unbounded, Included(dir));
         self.trees.range::<Path, _>(up_to_dir).next_back().is_some_and(|tree| dir.starts_with(tree))
@@ -82,12 +83,12 @@ impl SubtreeSet {
         self.trees.range::<Path, _>(from_tree).next().filter(|dir| dir.starts_with(tree)).cloned()
     }
 
-    /// The directories to scan with all that is below them.
+    /// Returns the directories to scan with all below them.
     pub(crate) fn trees(&self) -> impl Iterator<Item = &Arc<Path>> {
         self.trees.iter()
     }
 
-    /// The directories to list alone.
+    /// Returns the directories to list alone.
     pub(crate) fn alone(&self) -> impl Iterator<Item = &Arc<Path>> {
         self.alone.iter().filter(|dir| !self.covers_tree(dir))
     }
@@ -96,7 +97,7 @@ impl SubtreeSet {
         self.trees.is_empty() && self.alone.is_empty()
     }
 
-    /// Those of the sorted `known` that are covered.
+    /// Returns those of the sorted `known` directories that the set covers.
     pub(crate) fn covered<'a, V>(
         &'a self,
         known: &'a BTreeMap<Arc<Path>, V>,
@@ -118,17 +119,20 @@ impl FromIterator<Arc<Path>> for SubtreeSet {
     }
 }
 
+/// A running scan.
 #[derive(Debug)]
 pub(super) struct ActiveScan {
     pub id: ScanId,
     pub scope: Scope,
-    /// Pairs of which others told since it began, and what other scans began to cover since: what
-    /// this one read of them may be older.
+    /// Pairs updated by a job or another scan since this scan started: what this scan read of them may
+    /// be older.
     pub changed_since: HashSet<PairKey>,
-    /// Pairs that nobody knew when they vanished, unless this scan has seen them before.
+    /// Untracked pairs that vanished since this scan started; this scan may have seen them before.
     pub vanished: HashSet<PairKey>,
-    /// Whether any pair in its scope was known when it began, so that it may be found to be gone.
+    /// True if any pair in its scope was known when it started, so that the scan may find pairs gone.
     pub covers_known: bool,
+    /// Directories that a later scan covers, or that had too many updates to track: what this scan read
+    /// there may be older.
     pub superseded: Scope,
 }
 
@@ -139,17 +143,17 @@ impl ActiveScan {
         Self { id, scope, changed_since, vanished, covers_known, superseded }
     }
 
-    /// Takes in that others have told of a pair since this scan began.
+    /// Records that a job or another scan has updated a pair since this scan started.
     pub(super) fn note_changed(&mut self, key: &PairKey) {
         Self::note(&mut self.changed_since, &mut self.superseded, key);
     }
 
-    /// Takes in that a pair that nobody knew has vanished.
+    /// Records that an untracked pair has vanished.
     pub(super) fn note_vanished(&mut self, key: &PairKey) {
         Self::note(&mut self.vanished, &mut self.superseded, key);
     }
 
-    /// Where there are too many to name them, all of their directories may be outdated.
+    /// Adds a pair to `pairs`. If there are too many, its whole directory counts as possibly outdated.
     fn note(pairs: &mut HashSet<PairKey>, superseded: &mut Scope, key: &PairKey) {
         if pairs.len() < MAX_NOTED {
             pairs.insert(key.clone());

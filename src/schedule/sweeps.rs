@@ -1,24 +1,24 @@
-//! When full sweeps begin.
+//! The schedule of full sweeps.
 
 use std::time::{Duration, Instant};
 
-/// The least pause before a sweep that makes up for news that was missed; it is as long as the
-/// sweep before has worked, if that was longer.
+/// The shortest pause before a sweep that makes up for lost events. The pause is as long as the previous
+/// sweep worked, if that was longer.
 const MIN_PAUSE: Duration = Duration::from_millis(500);
 
-/// When full sweeps are to begin, and who waits for them.
+/// When full sweeps start, and who waits for them.
 #[derive(Debug)]
 pub(crate) struct Sweeps<W> {
-    /// The next regular one.
+    /// When the next regular sweep starts.
     next: Instant,
-    /// Not before this, however much was missed.
+    /// The earliest start of a sweep for lost events, however many were lost.
     not_before: Instant,
     missed: bool,
     waiters: Vec<W>,
 }
 
 impl<W> Sweeps<W> {
-    /// The first is due at once.
+    /// Returns a schedule whose first sweep is due at `now`.
     pub(crate) fn new(now: Instant) -> Self {
         Self { next: now, not_before: now, missed: false, waiters: Vec::new() }
     }
@@ -27,46 +27,47 @@ impl<W> Sweeps<W> {
         !self.waiters.is_empty() || self.next() <= now
     }
 
-    /// When the next one is due, if nobody asks for one before.
+    /// Returns when the next sweep is due, if nobody requests one before.
     pub(crate) fn next(&self) -> Instant {
         if self.missed { self.next.min(self.not_before) } else { self.next }
     }
 
-    /// Some news was lost, so that a sweep has to make up for it soon.
+    /// Records that events were lost, so that a sweep has to make up for them soon.
     pub(crate) fn something_was_missed(&mut self) {
         self.missed = true;
     }
 
-    /// Somebody wants a sweep that begins from now on.
+    /// Requests a sweep that starts after this call, for these waiters.
     pub(crate) fn ask(&mut self, waiters: impl IntoIterator<Item = W>) {
         self.waiters.extend(waiters);
     }
 
-    /// Those who wait, where there is nothing that could be swept.
+    /// Removes and returns the waiters; called directly if there is nothing to sweep.
     pub(crate) fn take_waiters(&mut self) -> Vec<W> {
         std::mem::take(&mut self.waiters)
     }
 
-    /// One begins; those who are to be told of it.
+    /// Records that a sweep starts; returns the waiters to notify.
     pub(crate) fn begin(&mut self) -> Vec<W> {
         self.missed = false;
         self.take_waiters()
     }
 
-    /// One that has `worked` for so long, waiting aside, has ended; the next is to begin after
-    /// `interval`.
+    /// Records that a sweep has ended. It `worked` for this long, without its waits; the next regular
+    /// sweep starts after `interval`.
     pub(crate) fn ended(&mut self, now: Instant, worked: Duration, interval: Duration) {
         self.not_before = after(now, worked.max(MIN_PAUSE));
         self.next = after(now, interval);
     }
 
-    /// The next is to begin after `interval`, or before if that was planned.
+    /// Starts the next regular sweep after `interval`, or earlier if that was planned.
     pub(crate) fn at_the_latest(&mut self, now: Instant, interval: Duration) {
         self.next = self.next.min(after(now, interval));
     }
 }
 
-/// An interval may be longer than the clock can tell: a century stands for never.
+/// Returns `now` plus `interval`. An interval may exceed the range of the clock, so it is limited to a
+/// century, which means never.
 fn after(now: Instant, interval: Duration) -> Instant {
     let century = Duration::from_secs(100 * 365 * 86_400);
     now + interval.min(century)

@@ -1,8 +1,8 @@
-//! The schedule against a polling oracle: random operations on a pretended disk, with events that are
-//! dropped, doubled and reordered, with work that is read at one time and settled at another, that
-//! fails, and that is taken out of one's hands, and with restarts.
+//! The schedule against a polling oracle: random operations on a simulated disk. Events are dropped,
+//! duplicated and reordered. Work is read at one time and applied at another; it fails, or another
+//! cleaner claims it. The cleaner restarts.
 //!
-//! `RESULT_CLEANER_TEST_OPERATIONS` sets how many operations.
+//! `RESULT_CLEANER_TEST_OPERATIONS` sets the number of operations.
 
 use std::collections::BTreeMap;
 
@@ -16,24 +16,24 @@ use crate::trial::{extent, figure, seed};
 struct World {
     disk: Disk,
     schedule: Schedule,
-    /// Changes was lost, so that a sweep is to begin.
+    /// True if changes were lost, so that a sweep has to start.
     missed: bool,
-    /// Jobs that were not begun, and outcomes that were not settled.
+    /// Jobs that were not started, and outcomes that were not applied.
     jobs: Vec<Job>,
     outcomes: Vec<JobResult>,
     scans: Vec<Pass>,
     deleted: u64,
-    /// What the schedule has counted since it began, and what of that were failures.
+    /// How many errors the schedule has counted since it started, and how many of these were failures.
     errors: u64,
     failures: u64,
-    /// Pairs that were found in the hands of another cleaner, which may be counted.
+    /// How often a pair was found claimed by another cleaner, which may count as an error.
     taken: u64,
-    /// Versions of broken metadata that were seen, and those that were there at rest.
+    /// Versions of broken metadata that were seen, and those that existed at rest.
     broken_seen: HashSet<u64>,
     broken_at_rest: HashSet<u64>,
 }
 
-/// A scan that is under way.
+/// A running scan.
 struct Pass {
     id: ScanId,
     scope: Scope,
@@ -62,14 +62,14 @@ impl World {
         }
     }
 
-    /// The cleaner is killed, and started again.
+    /// Kills the cleaner and starts it again.
     fn restart(&mut self) {
         self.disk.crash();
         let disk = std::mem::replace(&mut self.disk, Disk::new(0));
         *self = Self { disk, deleted: self.deleted, ..Self::new(0) };
     }
 
-    /// One operation on the disk, of the kernel or of the worker.
+    /// Performs one operation on the disk, of the kernel or of the worker.
     fn step(&mut self) {
         match self.disk.random.below(20) {
             0..=9 => self.disk.operate(),
@@ -199,7 +199,7 @@ impl World {
         }
     }
 
-    /// Lets all that is under way end, without a sweep unless something was lost.
+    /// Lets all running work end, without a sweep unless events were lost.
     fn come_to_rest(&mut self) {
         self.disk.calm_down();
         for _ in 0..20_000 {
@@ -216,7 +216,7 @@ impl World {
                 self.settle_an_outcome();
             }
             self.go_on_with_a_scan();
-            // Pauses end; what waits for the wall clock does not.
+            // The monotonic clock advances, so pauses end; the wall clock does not, so nothing expires.
             self.disk.now.mono += Duration::from_secs(1);
             let now = self.disk.now;
             let at_rest = self.disk.events.is_empty()
@@ -233,7 +233,7 @@ impl World {
         panic!("it never comes to rest");
     }
 
-    /// What a program that polls would know after its sweep.
+    /// Checks that the schedule has the state that a polling program would have after its sweep.
     fn assert_equals_polling(&mut self) {
         let mut expected = BTreeMap::new();
         for (name, Halves { result, metadata, taken }) in &self.disk.names {

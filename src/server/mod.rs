@@ -1,9 +1,9 @@
 //! The HTTP server of `run --listen`: the state of the cleaner for people, scripts and monitoring.
 //!
-//! It only reads. What is said by name is answered only under names that the operator knows, so
-//! that no web page can read it through a name of its own that suddenly means this machine (DNS
-//! rebinding). Every client has bounds of time, and all of them a bound of number, so that those
-//! who are slow or say nothing hold up nobody else.
+//! The server only reads. It answers requests by name only under names that the operator knows. So no
+//! web page can read the answers through a name of its own that suddenly resolves to this machine (DNS
+//! rebinding). Every client has time limits, and the number of connections is limited, so that slow or
+//! silent clients block no others.
 
 mod site;
 
@@ -28,25 +28,25 @@ use crate::error::Error;
 use crate::sys::descriptors::share_of_open_files;
 use crate::telemetry::stats::Stats;
 
-/// The most connections at a time; one more, and the oldest is closed.
+/// The maximum number of connections at a time; one more closes the oldest.
 const MAX_CONNECTIONS: usize = 128;
-/// One in this many of the descriptors that the process may have open is for connections. The others are
-/// for the cleaner's own work, which a crowd of clients must not stop.
+/// The divisor for the connections' share of the descriptors that the process may have open. The others
+/// are for the cleaner's own work, which many clients must not stop.
 const SHARE_OF_CONNECTIONS: u64 = 8;
-/// How long a client may take for the head of a request, and how long a connection may lie idle.
+/// How long a client may take for the head of a request, and how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection may last, whatever goes on in it: also one that does not take its answers.
+/// How long a connection may last, whatever happens on it, even if the client does not read the answers.
 const CONNECTION_LIFE: Duration = Duration::from_secs(60);
-/// How long a connection that is to end may take for the answer that is on its way.
+/// How long a connection that is to end may take for its current answer.
 const GRACE: Duration = Duration::from_millis(400);
-/// How much of what a client sends is held in memory.
+/// How many bytes from a client are buffered in memory.
 const MAX_BUFFERED: usize = 64 * 1024;
 /// The pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// That this happens is logged at most so often.
+/// The minimum interval between warnings about this.
 const WARN_PAUSE: Duration = Duration::from_secs(60);
 
-/// Where the server gets from what it tells. [`Observer`](crate::Observer) is one:
+/// The source of the server's data. [`Observer`](crate::Observer) is one:
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -67,18 +67,18 @@ const WARN_PAUSE: Duration = Duration::from_secs(60);
 /// # }
 /// ```
 pub trait StatsSource: Send + Sync + 'static {
-    /// The state of the cleaner, soon: an answer that takes seconds is given up.
+    /// Returns the state of the cleaner. If this takes seconds, the server stops waiting.
     fn stats(&self) -> Pin<Box<dyn Future<Output = Stats> + Send + '_>>;
-    /// The figures of Prometheus, in its text format.
+    /// Returns the metrics in the text format of Prometheus.
     ///
     /// # Errors
-    /// Why they can't be told.
+    /// The reason why they can't be rendered.
     fn metrics(&self) -> Result<String, String>;
-    /// Whether the worker lives. It does during the first scan and while the directory is absent.
+    /// Whether the worker is alive. It is during the first scan and while the directory is absent.
     fn alive(&self) -> bool;
 }
 
-/// Begins to listen at `address`; port 0 takes a free one.
+/// Listens at `address`; port 0 chooses a free port.
 ///
 /// # Errors
 /// [`Error::Listen`], with what to do about the usual causes.
@@ -104,10 +104,9 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
 
 /// Answers requests until `shutdown` completes, and for less than half a second after that.
 ///
-/// Requests are answered if their `Host` is an address, `localhost`, or one of `allow_hosts`
-/// (in any case, with or without a port). At most 128 connections are open at once, and no more than an
-/// eighth of the descriptors that the process may have open when this is called; for one more, the oldest
-/// is closed.
+/// Requests are answered if their `Host` is an address, `localhost`, or one of `allow_hosts` (in any
+/// case, with or without a port). At most 128 connections are open at once, and no more than an eighth
+/// of the descriptors that the process may have open when this is called. One more closes the oldest.
 pub async fn serve(
     listener: TcpListener,
     source: Arc<dyn StatsSource>,
@@ -118,7 +117,7 @@ pub async fn serve(
     serve_at_most(most, listener, source, allow_hosts, shutdown).await;
 }
 
-/// The same with at most so many connections at a time.
+/// Does the same with at most `most` connections at a time.
 async fn serve_at_most(
     most: usize,
     listener: TcpListener,
@@ -127,7 +126,7 @@ async fn serve_at_most(
     shutdown: impl Future<Output = ()>,
 ) {
     let site = Arc::new(Site::new(source, &allow_hosts));
-    // Dropped to tell all connections that the end has come.
+    // Dropping the sender notifies all connections of the shutdown.
     let (open, closing) = watch::channel(());
     let mut connections = JoinSet::new();
     let mut by_age: VecDeque<AbortHandle> = VecDeque::new();
@@ -147,20 +146,20 @@ async fn serve_at_most(
                     if let Some(oldest) = by_age.pop_front() {
                         oldest.abort();
                     }
-                    // Only the end of its task closes it.
+                    // The connection closes only when its task ends.
                     connections.join_next().await;
                 }
                 let connection = serve_connection(stream, site.clone(), closing.clone());
                 by_age.push_back(connections.spawn(connection));
             }
-            // Out of file descriptors, most likely: the connection stays in the kernel's queue, so
-            // that without a pause this would go round and round.
+            // Most likely, the process is out of file descriptors. The connection stays in the kernel's
+            // queue, so without a pause this loop would spin.
             Err(error) => {
                 if warned.is_none_or(|warned: Instant| warned.elapsed() > WARN_PAUSE) {
                     warned = Some(Instant::now());
                     tracing::warn!("can't accept connections on --listen, retrying: {error}");
                 }
-                // Clients that say nothing may be what holds the descriptors.
+                // Silent clients may hold the descriptors.
                 for oldest in by_age.drain(..by_age.len().div_ceil(4)) {
                     oldest.abort();
                 }
@@ -172,13 +171,13 @@ async fn serve_at_most(
         }
     }
     drop((listener, open));
-    // Each ends in time by itself.
+    // Each connection ends in time by itself.
     while connections.join_next().await.is_some() {}
 }
 
-/// Serves one client until it leaves, has been here for too long, or `closing` loses its sender.
+/// Serves one client until it disconnects, its time is up, or the sender of `closing` is dropped.
 async fn serve_connection(stream: TcpStream, site: Arc<Site>, mut closing: watch::Receiver<()>) {
-    // Answers are small: one that waits for more to send would only be late.
+    // Answers are small: waiting for more data to send would only delay them.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| {
         let site = site.clone();
@@ -189,12 +188,12 @@ async fn serve_connection(stream: TcpStream, site: Arc<Site>, mut closing: watch
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(MAX_BUFFERED)
-            // A client that has said all may close its side and still wants the answer.
+            // A client that has sent all may close its side and still expects the answer.
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service)
     );
     tokio::select! {
-        // Nothing that a client does wrong is worth a line in the log.
+        // A client's mistakes are not worth a log line.
         _ = &mut connection => return,
         _ = closing.changed() => {}
         () = sleep(CONNECTION_LIFE) => {}
@@ -283,7 +282,8 @@ mod tests {
             TcpStream::connect(self.address).await.unwrap()
         }
 
-        /// Head and body of the answer to `request`, after which the client has no more to say.
+        /// Returns head and body of the answer to `request`. The client closes its side after the
+        /// request.
         async fn answer(&self, request: &str) -> (String, String) {
             let mut stream = self.connect().await;
             stream.write_all(request.as_bytes()).await.unwrap();
@@ -380,7 +380,7 @@ mod tests {
         for _ in 0..3 * MAX_CONNECTIONS {
             half_open.push(server.connect().await);
         }
-        // Those that came first are closed long before they have lasted for their time.
+        // The server closes the oldest connections long before their time limit.
         let start = Instant::now();
         for stream in &mut half_open[..2 * MAX_CONNECTIONS] {
             let end = timeout(PATIENCE, stream.read(&mut [0])).await.unwrap();
@@ -406,14 +406,14 @@ mod tests {
             let mut stream = server.connect().await;
             let start =
                 ["", "GET /stats HTTP/1.1\r\n", "POST /stats HTTP/1.1\r\nHost: localhost\r\n"];
-            // The server may have had enough of it already.
+            // The server may have closed the connection already.
             let _ = stream.write_all(start[n % 3].as_bytes()).await;
             half_open.push(stream);
         }
         let request = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
         assert_eq!(server.status(request).await, 200);
 
-        // The oldest had to go; the end of the server closes the others.
+        // The server has closed the oldest connection; its shutdown closes the others.
         let mut byte = [0];
         let oldest = timeout(PATIENCE, half_open[0].read(&mut byte)).await.unwrap();
         assert!(matches!(oldest, Ok(0) | Err(_)), "{oldest:?}");

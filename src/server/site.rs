@@ -1,4 +1,4 @@
-//! What the server answers to which request, and to whom.
+//! Decides how the server answers each request, and which clients it answers.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::pin::pin;
@@ -14,22 +14,22 @@ use tokio::time::timeout;
 use super::StatsSource;
 use crate::telemetry::stats::Stats;
 
-/// How long an answer may take to come into being.
+/// How long an answer may take to be produced.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the rest of a request is waited for before it is answered anyway.
+/// How long the server waits for the rest of a request before it answers anyway.
 const BODY_TIMEOUT: Duration = Duration::from_secs(1);
-/// How much of the rest is taken off the client's hands, in bytes.
+/// How much of the rest the server reads at most, in bytes.
 const MAX_BODY: usize = 64 * 1024;
 
 const PAGE: &str = include_str!("page.html");
-/// It loads nothing, asks only where it came from, and runs nothing but the script that is in it: the
-/// hashes are those of its style and its script, and a test tells them when they have changed.
+/// The page loads nothing, connects only to its own origin, and runs only its own script. The hashes are
+/// those of its style and its script. If they have changed, a test reports the new ones.
 const PAGE_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
     style-src 'sha256-DPlv+ITM/tfnZ3k40tcsrOayfQ8/fP8lsr5f4vYD7n0='; \
     script-src 'sha256-NGG36IIkpWixvabw72wjbIH6g54KoeJxwn2fQPB/xeU='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// What is served, and under which names.
+/// The data that is served, and the host names under which it is served.
 pub(super) struct Site {
     source: Arc<dyn StatsSource>,
     /// In lower case, without port and final dot.
@@ -43,7 +43,7 @@ impl Site {
         Self { source, allow_hosts }
     }
 
-    /// The answer to `request`, in bounded time.
+    /// Returns the answer to `request`, in bounded time.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<String> {
         let mut answer = timeout(ANSWER_TIMEOUT, self.route(request)).await.unwrap_or_else(|_| {
             text(StatusCode::SERVICE_UNAVAILABLE, "the worker does not answer\n")
@@ -80,11 +80,11 @@ impl Site {
         }
     }
 
-    /// The answer to a request that is not addressed to this server by a name that it knows.
+    /// Returns a refusal if the request does not address this server by a known name.
     fn check_host(&self, head: &Parts) -> Option<Response<String>> {
         let mut hosts = head.headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes);
         let (authority, host) = (head.uri.authority(), hosts.next());
-        // HTTP/1.0 may leave Host out, but nobody does any more.
+        // HTTP/1.0 allows requests without Host, but no client sends them any more.
         if (authority.is_none() && host.is_none()) || hosts.next().is_some() {
             return Some(text(StatusCode::BAD_REQUEST, "there must be one Host header\n"));
         }
@@ -115,7 +115,7 @@ impl Site {
     }
 }
 
-/// `host` without its port and the final dot of a fully qualified name.
+/// Returns `host` without its port and the final dot of a fully qualified name.
 fn bare_name(host: &str) -> &str {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
@@ -124,8 +124,8 @@ fn bare_name(host: &str) -> &str {
     name.strip_suffix('.').unwrap_or(name)
 }
 
-/// Takes what a client sends along off its hands: if it were left unread, closing the connection
-/// could destroy the answer on its way.
+/// Reads and drops the body of a request. If it were left unread, closing the connection could destroy
+/// the answer on its way.
 async fn discard(body: Incoming) {
     let mut body = pin!(body);
     let mut taken = 0;
@@ -140,7 +140,7 @@ fn text(status: StatusCode, body: &str) -> Response<String> {
     response(status, "text/plain; charset=utf-8", body.to_owned())
 }
 
-/// The page for people, which gets what it shows from `/stats`.
+/// Returns the page for people, which gets its data from `/stats`.
 fn page() -> Response<String> {
     let mut page = response(StatusCode::OK, "text/html; charset=utf-8", PAGE.to_owned());
     let headers = page.headers_mut();

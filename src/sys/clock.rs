@@ -1,8 +1,8 @@
-//! The clocks. The only module that reads the system's.
+//! The clocks. The only module that reads the clocks of the system.
 //!
-//! `expires_at` is wall-clock time, which can jump; pauses are monotonic time, which can't. A
-//! wall clock that jumps far ahead may be wrong, and what it makes due can't be brought back, so
-//! such a jump takes effect only after [`JUMP_HOLD`].
+//! `expires_at` is wall-clock time, which can jump; pauses are monotonic time, which can't. A wall clock
+//! that jumps far ahead may be wrong, and a deletion that this makes due can't be undone. Such a jump
+//! therefore takes effect only after [`JUMP_HOLD`].
 
 #![expect(clippy::disallowed_methods, reason = "the one place that reads clocks")]
 
@@ -12,19 +12,19 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 use rustix::time::{ClockId, clock_gettime};
 
-/// How long the wall clock is read again at the latest while something waits for it.
+/// The longest time between two readings of the wall clock while something waits for it.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
-/// A jump ahead by more than this is held back for a while.
+/// A forward jump by more than this takes effect only after [`JUMP_HOLD`].
 const JUMP_LIMIT: TimeDelta = TimeDelta::days(1);
-/// How long it is held back.
+/// How long a large forward jump is held back.
 const JUMP_HOLD: TimeDelta = TimeDelta::seconds(60);
 
 /// One moment.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Now {
-    /// What decides whether a pair is due.
+    /// The wall-clock time, which decides whether a pair is due.
     pub wall: DateTime<Utc>,
-    /// What measures pauses.
+    /// The monotonic time, which measures pauses.
     pub mono: Instant,
 }
 
@@ -39,12 +39,12 @@ impl Clock {
         Now { wall: self.wall(), mono: Instant::now() }
     }
 
-    /// The wall clock's time, without a jump that is being held back.
+    /// Returns the wall clock's time, without a jump that is being held back.
     pub(crate) fn wall(&self) -> DateTime<Utc> {
         self.jumps().settle(Utc::now(), since_boot())
     }
 
-    /// Looks for a jump since the last call; the jump, if it is one to be held back.
+    /// Checks for a jump since the last call; returns the jump if it has to be held back.
     pub(crate) fn tick(&self) -> Option<TimeDelta> {
         self.jumps().observe(Utc::now(), since_boot())
     }
@@ -54,28 +54,28 @@ impl Clock {
     }
 }
 
-/// The wall clock's time, whatever it says.
+/// Returns the wall clock's time, including every jump.
 pub(crate) fn now_utc() -> DateTime<Utc> {
     Utc::now()
 }
 
-/// Time since boot, suspends included, so that a machine that was asleep shows no jump.
+/// Returns the time since boot, including suspends, so that a machine that was asleep shows no jump.
 fn since_boot() -> TimeDelta {
     let time = clock_gettime(ClockId::Boottime);
     TimeDelta::new(time.tv_sec, u32::try_from(time.tv_nsec).unwrap_or(0)).unwrap_or_default()
 }
 
-/// The processor time of this thread.
+/// Returns the processor time of this thread.
 pub(crate) fn thread_time() -> Duration {
     clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap_or(Duration::ZERO)
 }
 
-/// Tells a jump of the wall clock from time that passed.
+/// Distinguishes a jump of the wall clock from time that passed.
 #[derive(Debug, Default)]
 struct ClockJumps {
     last: Option<(DateTime<Utc>, TimeDelta)>,
-    /// How far the clock jumped, and until when since boot that is held back, for each jump; the
-    /// newest last.
+    /// For each jump, how far the clock jumped, and until when since boot the jump is held back; the
+    /// newest comes last.
     held: Vec<(TimeDelta, TimeDelta)>,
 }
 
@@ -87,7 +87,7 @@ impl ClockJumps {
             self.held.push((step, boot + JUMP_HOLD));
             return Some(step);
         }
-        // Where the clock was set back, it takes back the newest jumps first.
+        // A clock that is set back cancels the newest jumps first.
         let mut back = -step;
         while back > TimeDelta::zero()
             && let Some((held, until)) = self.held.pop()
@@ -102,7 +102,7 @@ impl ClockJumps {
 
     fn settle(&mut self, wall: DateTime<Utc>, boot: TimeDelta) -> DateTime<Utc> {
         self.held.retain(|(_, until)| boot < *until);
-        // Between a jump and the tick that notices it, the jump is already not believed.
+        // A jump is held back even before a tick detects it.
         let unseen = self.last.map_or(TimeDelta::zero(), |(last_wall, last_boot)| {
             (wall - last_wall) - (boot - last_boot)
         });
@@ -174,7 +174,7 @@ mod tests {
     fn sleep_and_small_jumps_are_believed_at_once() {
         let mut jumps = ClockJumps::default();
         jumps.observe(at(0), boot(0));
-        // A suspended machine: both clocks went on.
+        // A suspended machine: both clocks advanced.
         assert_eq!(jumps.observe(at(1_000_000), boot(1_000_000)), None);
         assert_eq!(jumps.settle(at(1_000_000), boot(1_000_000)), at(1_000_000));
         assert_eq!(jumps.observe(at(1_000_000 + 3600), boot(1_000_001)), None);

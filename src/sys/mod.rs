@@ -1,4 +1,5 @@
-//! What the system provides: clocks, the timer, and the threads and runtimes that run the rest.
+//! System services: clocks, the timer, the limit of open files, and the threads and runtimes of the
+//! service.
 
 pub(crate) mod clock;
 pub(crate) mod descriptors;

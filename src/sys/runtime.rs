@@ -1,5 +1,5 @@
-//! The tokio runtime: whether it has the drivers that the cleaner needs, and what became of its tasks. tokio has no
-//! way to ask for a driver: it panics where one is missing.
+//! The tokio runtime: checks that it has the drivers that the cleaner needs, and the results of its
+//! tasks. tokio has no function that checks for a driver: it panics if one is missing.
 
 use std::panic::{self, AssertUnwindSafe, resume_unwind};
 use std::thread;
@@ -10,40 +10,44 @@ use tokio::task::JoinError;
 
 use crate::error::Error;
 
-/// The runtime that this is called in.
+/// Returns the runtime in which this function is called.
+///
+/// # Errors
+/// [`Error::NoRuntime`] if there is none.
 pub(crate) fn current() -> Result<Handle, Error> {
     Handle::try_current().map_err(|_| Error::NoRuntime)
 }
 
-/// Makes sure that the current runtime has timers.
+/// Checks that the current runtime has timers.
 pub(crate) fn require_timer() -> Result<(), Error> {
     let missing = panics(|| drop(tokio::time::sleep(Duration::ZERO)));
     if missing { Err(Error::NoDriver { driver: "time" }) } else { Ok(()) }
 }
 
-/// Makes sure that the current runtime has sockets.
+/// Checks that the current runtime has sockets.
 #[cfg(feature = "report")]
 pub(crate) fn require_sockets() -> Result<(), Error> {
     if has_io() { Ok(()) } else { Err(Error::NoDriver { driver: "io" }) }
 }
 
-/// Whether the current runtime can wait for sockets and the like.
+/// Returns whether the current runtime can wait for sockets and similar descriptors.
 pub(crate) fn has_io() -> bool {
-    // The least that registers with the driver. That the socket can't be made says nothing.
+    // This is the smallest operation that registers with the driver. If the system can't create the
+    // socket, this proves nothing about the driver.
     !panics(|| drop(tokio::net::UnixDatagram::unbound()))
 }
 
-/// Whether `probe` panics. The process's panic hook prints it: a library does not replace the hook of the program
-/// that embeds it.
+/// Returns whether `probe` panics. The process's panic hook prints the panic: a library does not replace
+/// the hook of the program that embeds it.
 fn panics(probe: impl FnOnce()) -> bool {
     panic::catch_unwind(AssertUnwindSafe(probe)).is_err()
 }
 
-/// Runs `work` on a thread for it alone, which is `prepare`d before, and returns what it returns.
-/// Where the system has no thread to spare, it runs all the same, on this one, as this is.
+/// Runs `work` on a thread of its own, after `prepare` on the same thread, and returns its result. If
+/// the system can't start a thread, `work` runs on the calling thread, without `prepare`.
 ///
 /// # Panics
-/// Where `work` panics.
+/// If `work` panics.
 pub(crate) fn on_own_thread<T: Send>(
     prepare: impl FnOnce() + Send,
     work: impl FnOnce() -> T + Send,
@@ -66,10 +70,10 @@ pub(crate) fn on_own_thread<T: Send>(
     }
 }
 
-/// What a task on a thread that may block returned.
+/// Returns the result of a task that ran on a thread that may block.
 ///
 /// # Errors
-/// [`Error::Died`] where it panicked, or the runtime was shut down.
+/// [`Error::Died`] if the task panicked or the runtime was shut down.
 pub(crate) fn joined<T>(task: Result<Result<T, Error>, JoinError>) -> Result<T, Error> {
     task.unwrap_or_else(|error| {
         let message = error.try_into_panic().map_or_else(
@@ -80,7 +84,7 @@ pub(crate) fn joined<T>(task: Result<Result<T, Error>, JoinError>) -> Result<T, 
     })
 }
 
-/// The message of a caught panic.
+/// Returns the message of a caught panic.
 pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".to_owned())

@@ -1,7 +1,7 @@
-//! Waiting for a moment, to some tenths of a millisecond.
+//! Waiting for a moment, to within some tenths of a millisecond.
 //!
 //! tokio's timers are up to a millisecond late, and wake their thread twice for a wait of more than 64
-//! milliseconds. A timer of the kernel does neither.
+//! milliseconds. A kernel timer does neither.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,12 +16,12 @@ use tokio::io::unix::AsyncFd;
 
 use crate::sys::runtime::has_io;
 
-/// A timer of the kernel, or tokio's where there is none to be had.
+/// A kernel timer, or tokio's timer if no kernel timer is available.
 #[derive(Debug)]
 pub(crate) struct Timer(Option<AsyncFd<OwnedFd>>);
 
 impl Timer {
-    /// One for the current runtime, which has to have tokio's timers.
+    /// Returns a timer for the current runtime, which requires tokio's timers.
     pub(crate) fn new() -> Self {
         if !has_io() {
             return Self(None);
@@ -66,7 +66,8 @@ async fn wait(fd: &AsyncFd<OwnedFd>, left: Duration) -> io::Result<()> {
     loop {
         let mut ready = fd.readable().await?;
         let read = |fd: &AsyncFd<OwnedFd>| Ok(rustix::io::read(fd, &mut [0; 8])?);
-        // What was ready may be an earlier wait's end, which setting the timer has taken back.
+        // The descriptor may be ready because an earlier wait ended; setting the timer has cancelled
+        // that.
         if let Ok(done) = ready.try_io(read) {
             return done.map(drop);
         }

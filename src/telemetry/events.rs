@@ -1,4 +1,4 @@
-//! Telling whoever has subscribed what a cleaner does.
+//! Sends the events of a cleaner to its subscribers.
 
 use std::path::PathBuf;
 use std::pin::{Pin, pin};
@@ -12,10 +12,10 @@ use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
 use crate::telemetry::stats::SweepReport;
 
-/// How many events wait for a subscriber; later ones displace the oldest.
+/// How many events may wait for a subscriber; later events displace the oldest.
 const MAX_WAITING: usize = 4096;
 
-/// What has happened in a cleaner, for those who [subscribe](crate::Cleaner::subscribe) to it.
+/// An event of a cleaner, for those who [subscribe](crate::Cleaner::subscribe) to it.
 ///
 /// ```
 /// use result_cleaner::Event;
@@ -36,33 +36,34 @@ pub enum Event {
         result: PathBuf,
         /// `st_size` of its files that this cleaner removed, in bytes.
         freed_bytes: u64,
-        /// How long after its `expires_at` that was.
+        /// How long after its `expires_at` the result was deleted.
         late: Duration,
     },
-    /// Something was not deleted for now that is expired, or whose metadata is broken, or could not
-    /// be read.
+    /// Something was not deleted for now: it is expired, its metadata is invalid, or it could not be
+    /// read.
     Skipped {
-        /// The path that the reason is about: a result, its metadata, or a directory.
+        /// The path concerned: a result, its metadata, or a directory.
         path: PathBuf,
-        /// Why, in one line.
+        /// The reason, in one line.
         reason: String,
     },
     /// A full sweep was completed.
     SweepDone(SweepReport),
-    /// So many events were dropped, because they were not taken in time.
+    /// This many events were dropped, because the subscriber did not read them in time.
     Lagged(u64),
 }
 
-/// What a cleaner does from now on, as a [`Stream`]; [`Cleaner::subscribe`](crate::Cleaner::subscribe)
-/// makes one, and shows how to read it. It ends with the cleaner.
+/// The events of a cleaner from now on, as a [`Stream`].
+/// [`Cleaner::subscribe`](crate::Cleaner::subscribe) creates one, and shows how to read it. The stream
+/// ends when the cleaner ends.
 ///
-/// Nobody waits for whoever reads it: of more than 4,096 events that wait, the oldest are dropped, and
-/// their number is told by [`Event::Lagged`].
+/// The cleaner never waits for a subscriber. If more than 4,096 events wait, the oldest are dropped, and
+/// [`Event::Lagged`] reports their number.
 #[derive(Debug)]
 pub struct Events(BroadcastStream<Event>);
 
 impl Events {
-    /// The next event; `None` once the cleaner has ended.
+    /// Returns the next event; `None` once the cleaner has ended.
     pub async fn next(&mut self) -> Option<Event> {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }
@@ -80,7 +81,7 @@ impl Stream for Events {
     }
 }
 
-/// Where the worker tells what happens.
+/// The worker's end of the channel of events.
 #[derive(Debug)]
 pub(crate) struct EventSender(broadcast::Sender<Event>);
 
@@ -93,22 +94,22 @@ impl EventSender {
         Subscriptions(self.0.downgrade())
     }
 
-    /// Tells those who want to know, if anybody does.
+    /// Sends the event if there is a subscriber.
     pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
         if self.0.receiver_count() > 0 {
-            // They may just have gone.
+            // The subscribers may have gone in the meantime.
             let _ = self.0.send(event());
         }
     }
 }
 
-/// Subscribes to what a worker tells, without keeping the streams open beyond its end.
+/// Subscribes to a worker's events, and does not keep the streams open after the worker has ended.
 #[derive(Debug)]
 pub(crate) struct Subscriptions(broadcast::WeakSender<Event>);
 
 impl Subscriptions {
     pub(crate) fn subscribe(&self) -> Events {
-        // Where the worker has ended, a stream that has, too.
+        // If the worker has ended, the stream has ended, too.
         let receiver =
             self.0.upgrade().map_or_else(|| broadcast::channel(1).1, |sender| sender.subscribe());
         Events(BroadcastStream::new(receiver))

@@ -1,4 +1,4 @@
-//! What happened lately, for those who look at a running cleaner.
+//! The recent history, for those who inspect a running cleaner.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,13 +8,13 @@ use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use crate::pair::tally::Tally;
 use crate::telemetry::stats::{FreedSpan, LastSweep, Recent, RecentError, SweepReport};
 
-/// How many errors are remembered.
+/// How many errors are kept.
 const MAX_ERRORS: usize = 20;
-/// What was freed is added up for so long, and remembered for a day.
+/// Freed bytes are added up per span, and kept for a day.
 const SPAN: TimeDelta = TimeDelta::minutes(10);
 const MAX_SPANS: usize = 144;
 
-/// What one writes down, and any number read.
+/// The entries: the worker writes them, and any number of readers read them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct History(Arc<Mutex<Entries>>);
 
@@ -36,7 +36,7 @@ impl History {
         entries.errors.push_front(RecentError { at, path, reason });
     }
 
-    /// Takes in what was freed up to `now`.
+    /// Adds the deletions and bytes of `tally` to the span of `now`.
     pub(crate) fn freed(&self, tally: &Tally, now: DateTime<Utc>) {
         let freed_bytes = tally.freed_bytes + tally.orphans.orphan_bytes;
         if tally.deleted == 0 && freed_bytes == 0 {
@@ -45,7 +45,7 @@ impl History {
         let since = now.duration_trunc(SPAN).unwrap_or(now);
         let mut entries = self.lock();
         match entries.freed.back_mut() {
-            // Also where the clock was set back.
+            // Also applies if the clock was set back.
             Some(last) if last.since >= since => {
                 last.deleted += tally.deleted;
                 last.freed_bytes += freed_bytes;

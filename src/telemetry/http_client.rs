@@ -1,4 +1,4 @@
-//! HTTP services as a client sees them. With `report`, the only module that names reqwest.
+//! A client for HTTP services. With the feature `report`, this is the only module that names reqwest.
 
 use std::error::Error as _;
 use std::io;
@@ -14,16 +14,16 @@ use crate::config::redacted;
 use crate::error::Error;
 use crate::telemetry::stats::Stats;
 
-/// How long a running cleaner may take to tell its stats.
+/// How long a running cleaner may take to return its stats.
 const STATS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long what a running cleaner tells may be, in bytes: some hundred times what it is.
+/// Maximum size of the stats of a running cleaner, in bytes: some hundred times the usual size.
 const MAX_STATS: usize = 4 << 20;
 
-/// The stats of a cleaner that serves them at the base address `url` (`run --listen`).
+/// Fetches the stats of a cleaner that serves them at the base address `url` (`run --listen`).
 ///
 /// # Errors
-/// [`Error::NoAnswer`] where no cleaner answers there, [`Error::Address`] where `url` is no address.
+/// [`Error::NoAnswer`] if no cleaner answers there, [`Error::Address`] if `url` is not a valid address.
 pub async fn fetch_stats(url: &str) -> Result<Stats, Error> {
     let no_answer = |url: String, reason| Error::NoAnswer { url, reason };
     let service = Service::new(url, STATS_TIMEOUT)
@@ -33,7 +33,7 @@ pub async fn fetch_stats(url: &str) -> Result<Stats, Error> {
     let body = read_at_most(answer, MAX_STATS).await;
     let body = body.map_err(|reason| no_answer(service.address.clone(), reason))?;
     serde_json::from_slice(&body).map_err(|error| {
-        // What is quoted of the answer may be anything.
+        // The error may quote any part of the answer.
         let reason = error.to_string().escape_debug().to_string();
         no_answer(service.address, format!("not what a cleaner answers: {reason}"))
     })
@@ -54,12 +54,12 @@ async fn read_at_most(mut answer: Response, limit: usize) -> Result<Vec<u8>, Str
 pub(crate) struct Service {
     client: Client,
     base: Url,
-    /// Its address as it may be shown: without user name and password.
+    /// The address that may be shown: without user name and password.
     pub address: String,
 }
 
 impl Service {
-    /// The service at the base address `given`, each request to which may take `timeout`.
+    /// Creates a client for the service at the base address `given`. Each request may take `timeout`.
     ///
     /// # Errors
     /// What is wrong with the address, and what to do.
@@ -68,7 +68,7 @@ impl Service {
 
         let loopback = is_loopback(&base);
         let mut roots = rustls::RootCertStore::empty();
-        // A proxy may want TLS even where the service does not.
+        // A proxy may require TLS even if the service does not.
         if base.scheme() == "https" || !loopback {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
@@ -85,10 +85,10 @@ impl Service {
             .redirect(reqwest::redirect::Policy::none())
             .timeout(timeout)
             .connect_timeout(timeout)
-            // Requests are seldom: a kept connection would mostly be found dead.
+            // Requests are rare, so a kept connection would mostly be found dead.
             .pool_max_idle_per_host(0);
         if loopback {
-            // A proxy for the world outside can't reach this machine's own services.
+            // An external proxy can't reach this machine's own services.
             builder = builder.no_proxy();
         }
         let client = builder.build().map_err(|error| {
@@ -99,14 +99,14 @@ impl Service {
         Ok(Self { client, base, address })
     }
 
-    /// The address of `path` below the base address.
+    /// Returns the address of `path` below the base address.
     pub(crate) fn endpoint(&self, path: &str) -> Url {
         let mut endpoint = self.base.clone();
         endpoint.set_path(&format!("{}{path}", self.base.path().trim_end_matches('/')));
         endpoint
     }
 
-    /// Sends a request; the answer if it is a success, else why there is none. The body is not read.
+    /// Sends a request. Returns the answer if it is a success, else the reason. Does not read the body.
     pub(crate) async fn send(
         &self,
         request: impl FnOnce(&Client) -> RequestBuilder,
@@ -114,10 +114,10 @@ impl Service {
         answer(request(&self.client)).await
     }
 
-    /// Whether anything answers there, whatever it says, but that it is broken.
+    /// Checks that something answers there. Any answer counts, except a server error.
     ///
     /// # Errors
-    /// Why nothing does.
+    /// The reason if nothing answers, or the status of a server error.
     pub(crate) async fn is_reachable(&self) -> Result<(), String> {
         match self.client.get(self.base.clone()).send().await {
             Ok(answer) if answer.status().is_server_error() => {
@@ -128,10 +128,10 @@ impl Service {
         }
     }
 
-    /// Sends a request to whose answer only the status matters. Dropping the future ends it.
+    /// Sends a request of whose answer only the status matters. Dropping the future cancels the request.
     ///
-    /// It has a thread and a runtime of its own: hyper takes in what precedes an answer without a
-    /// pause, for as long as it comes, which would hold up all else that waits in this runtime.
+    /// The request has a thread and a runtime of its own. hyper reads what precedes an answer without a
+    /// pause, for as long as it arrives. In this runtime, that would block all other tasks.
     pub(crate) async fn deliver(
         &self,
         request: impl FnOnce(&Client) -> RequestBuilder,
@@ -147,7 +147,7 @@ impl Service {
                         () = teller.closed() => Err("nobody waits for it".to_owned()),
                     }
                 });
-                // Looking up a name may hang.
+                // A name lookup may hang.
                 runtime.shutdown_background();
                 outcome
             });
@@ -169,13 +169,13 @@ async fn answer(request: RequestBuilder) -> Result<Response, String> {
     }
 }
 
-/// Why there is no answer.
+/// Returns the reason why there is no answer.
 fn in_words(error: &reqwest::Error) -> String {
     if error.is_timeout() { "timed out".to_owned() } else { cause(error) }
 }
 
-/// The TLS set-up of this client alone: nothing is installed for the whole process, and a provider
-/// that the application has installed is respected.
+/// Creates the TLS configuration of this client alone. Nothing is installed for the whole process, and a
+/// provider that the application has installed is used.
 fn tls(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig, rustls::Error> {
     let provider = rustls::crypto::CryptoProvider::get_default()
         .cloned()
@@ -188,14 +188,14 @@ fn tls(roots: rustls::RootCertStore) -> Result<rustls::ClientConfig, rustls::Err
     Ok(config)
 }
 
-/// The base address, or what is wrong with it.
+/// Parses the base address; the error says what is wrong with it.
 fn parse(given: &str) -> Result<Url, String> {
     const FORM: &str = "give one like http://localhost:PORT";
     if given.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(format!("has spaces or control characters in it: {FORM}"));
     }
     let lower = given.to_ascii_lowercase();
-    // The parser alone would take `http:host`, and find a host in `http:///path`.
+    // The parser alone would accept `http:host`, and find a host in `http:///path`.
     let Some(rest) = lower.strip_prefix("http://").or_else(|| lower.strip_prefix("https://"))
     else {
         return Err(format!("does not begin with http:// or https://: {FORM}"));
@@ -210,7 +210,7 @@ fn parse(given: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// Whether `url` leads to this machine by its own name.
+/// Whether `url` refers to this machine by a loopback name or address, or by the unspecified address.
 fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let host = host.trim_matches(['[', ']']);
@@ -222,7 +222,7 @@ fn is_loopback(url: &Url) -> bool {
     name == "localhost" || name.ends_with(".localhost")
 }
 
-/// The innermost cause of `error` in few words; the outer ones only say that something failed.
+/// Returns the innermost cause of `error`; the outer ones only say that something failed.
 fn cause(error: &reqwest::Error) -> String {
     let mut source = error.source();
     let mut innermost = None;
@@ -299,7 +299,7 @@ mod tests {
         }
     }
 
-    /// Runs `body` where `variables` are set: in a process of its own that runs `test` alone.
+    /// Runs `body` with `variables` set, in a process of its own that runs only `test`.
     fn with_variables(test: &str, variables: &[(&str, &str)], body: impl FnOnce()) {
         if variables.iter().all(|(name, value)| std::env::var(name).is_ok_and(|v| v == *value)) {
             return body();
@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_proxy_is_not_asked_for_this_machine() {
-        // Nobody answers at an address that is reserved for documentation.
+        // No host answers at an address that is reserved for documentation.
         let variables = [("http_proxy", "http://192.0.2.1:1"), ("no_proxy", "")];
         with_variables("a_proxy_is_not_asked_for_this_machine", &variables, || {
             let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

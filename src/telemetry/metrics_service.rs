@@ -1,9 +1,10 @@
-//! Reports to the metrics service: what was deleted, freed, checked and what went wrong.
+//! Reports to the metrics service: how much was deleted, freed and checked, and how many errors
+//! occurred.
 //!
-//! Whoever cleans hands figures to a [`Reporter`] and goes on at once. A task of its own delivers
-//! them, one report at a time. What was not delivered is added up in one place, however long the
-//! service is away, and sent again; so the sum of the delivered figures catches up with what was
-//! done. An answer that is lost on its way makes a report count twice: better that than not at all.
+//! The worker hands figures to a [`Reporter`] and continues at once. A separate task delivers them, one
+//! report at a time. Undelivered figures are added up and sent again, however long the service is
+//! unreachable. So the sum of the delivered figures catches up with the work done. If an answer is lost,
+//! its report counts twice; that is better than not at all.
 
 #[cfg(test)]
 mod tests;
@@ -28,32 +29,32 @@ use crate::telemetry::stats::SweepReport;
 
 /// How long a report may take, from the connection to the status of the answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest pause between two attempts while the service is away.
+/// The longest pause between two attempts while the service is unreachable.
 const MAX_RETRY: Duration = Duration::from_secs(10);
-/// The least pause after a failed attempt, however short the interval is.
+/// The shortest pause after a failed attempt, however short the interval is.
 const SHORTEST_RETRY: Duration = Duration::from_millis(100);
-/// So many sweeps wait for reports of their own; more share the last of these.
+/// How many sweeps may wait for reports of their own; further sweeps are added to the last one.
 const MAX_SWEEPS: usize = 64;
-/// Stands in for intervals that would overflow the clock.
+/// Replaces intervals that would overflow the clock.
 const A_YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The way to the metrics service. Dropping it without [`finish`](Self::finish) ends its task and
-/// forgets what waits.
+/// The connection to the metrics service. Dropping it without [`finish`](Self::finish) ends its task and
+/// drops pending reports.
 pub(crate) struct Reporter {
     shared: Arc<Shared>,
-    /// Sent: the time by which all has to be over. Dropped: end now.
+    /// A sent value is the deadline for the last report. Dropping the sender ends the task at once.
     end: oneshot::Sender<Instant>,
     task: JoinHandle<()>,
 }
 
 impl Reporter {
-    /// Starts to report to the service at `url`. What [`between`](Self::between) is given is sent
-    /// at most once in `report_interval`.
+    /// Starts to report to the service at `url`. Figures from [`between`](Self::between) are sent at
+    /// most once per `report_interval`.
     ///
     /// # Errors
-    /// [`Error::MetricsUrl`] for an address that no report could be sent to, [`Error::NoRuntime`]
-    /// outside of a tokio runtime, [`Error::NoDriver`] in one that has no sockets or no timers.
-    /// A service that does not answer is no error.
+    /// [`Error::MetricsUrl`] for an invalid address. [`Error::NoRuntime`] outside of a tokio runtime.
+    /// [`Error::NoDriver`] in a runtime without sockets or timers. A service that does not answer is not
+    /// an error.
     pub(crate) fn start(url: &str, report_interval: Duration) -> Result<Self, Error> {
         Self::start_with(url, report_interval, TIMEOUT)
     }
@@ -71,34 +72,34 @@ impl Reporter {
         Ok(Self { shared, end, task })
     }
 
-    /// Reports a completed full sweep: by itself, as soon as no other report is on its way.
+    /// Reports a completed full sweep in a report of its own, as soon as no other report is being sent.
     pub(crate) fn sweep(&self, tally: Tally) {
         self.shared.lock().add_sweep(tally);
         self.shared.news.notify_one();
     }
 
-    /// Reports work that was done between sweeps, together with more of it.
+    /// Reports work that was done between sweeps, combined with further such work.
     pub(crate) fn between(&self, tally: Tally) {
         if self.shared.lock().add_between(tally) {
             self.shared.news.notify_one();
         }
     }
 
-    /// Tries once more to deliver all that waits, for as long as `patience`. What the service does
-    /// not take is logged.
+    /// Tries once more to deliver all pending figures, for no longer than `patience`. Figures that the
+    /// service does not accept are logged.
     pub(crate) async fn finish(self, patience: Duration) {
         let deadline = Instant::now() + patience;
         if self.end.send(deadline).is_ok() {
-            // The task keeps the time itself; the margin is for its last line in the log.
+            // The task observes the deadline itself; the margin is for its last log line.
             let _ = timeout_at(deadline + patience / 20, self.task).await;
         }
     }
 }
 
-/// What a [`Reporter`] and its task share.
+/// The state that a [`Reporter`] and its task share.
 struct Shared {
     waiting: Mutex<Waiting>,
-    /// There may be something to do earlier than the task thinks.
+    /// Signals that there may be something to do earlier than the task expects.
     news: Notify,
 }
 
@@ -108,24 +109,24 @@ impl Shared {
     }
 }
 
-/// What is to be done next.
+/// The next step of the task.
 #[derive(Debug, PartialEq)]
 enum Step {
-    /// Send this, and tell whether it was delivered.
+    /// Send this, and record whether it was delivered.
     Send(Tally),
-    /// Nothing before this time, or before there is news.
+    /// Do nothing before this time, or before a notification.
     Wait(Option<Instant>),
 }
 
-/// The figures that wait, and when their time comes. Knows no clock and no network.
+/// The pending figures, and when to send them. Uses no clock and no network.
 struct Waiting {
     report_interval: Duration,
-    /// Each is a report of its own.
+    /// Each of these is a report of its own.
     sweeps: VecDeque<Tally>,
     between: Tally,
-    /// Before this time, what the timer did is not reported again.
+    /// Before this time, work between sweeps is not reported again.
     between_at: Option<Instant>,
-    /// The sum of what failed, and when to try again: set while the service is away.
+    /// The sum of the failed reports, and when to retry; set while the service is unreachable.
     undelivered: Option<(Tally, Instant)>,
 }
 
@@ -148,7 +149,7 @@ impl Waiting {
         }
     }
 
-    /// Whether this is the first that is worth a report.
+    /// Adds `tally`. Returns whether it is the first that is worth a report.
     fn add_between(&mut self, tally: Tally) -> bool {
         let was_idle = self.between.is_idle();
         self.between += tally;
@@ -178,12 +179,12 @@ impl Waiting {
         }
     }
 
-    /// Whether a report would have to be sent if there were no time to wait.
+    /// Whether nothing is pending.
     fn is_empty(&self) -> bool {
         self.undelivered.is_none() && self.sweeps.is_empty() && self.between.is_idle()
     }
 
-    /// Everything in one, the service being away or the end near.
+    /// Combines everything that is pending, because the service is unreachable or the reporter ends.
     fn take_all(&mut self) -> Option<Tally> {
         if self.is_empty() {
             return None;
@@ -198,7 +199,7 @@ impl Waiting {
         Some(all)
     }
 
-    /// Takes back what was sent at `sent` and known at `now` not to have been delivered.
+    /// Takes back a report that was sent at `sent` and failed by `now`.
     fn failed(&mut self, tally: Tally, sent: Instant, now: Instant) {
         let pause = self.report_interval.min(MAX_RETRY);
         let retry_at = (sent + pause).max(now + SHORTEST_RETRY);
@@ -206,13 +207,13 @@ impl Waiting {
     }
 }
 
-/// Since when the metrics service takes no reports, if it does not.
+/// The start of the outage while the metrics service accepts no reports.
 #[derive(Debug, Default)]
 struct Outage(Option<Instant>);
 
 impl Outage {
-    /// Logs the outcome of the attempt that began at `sent`: the first failure and the recovery of an outage for
-    /// everybody.
+    /// Logs the outcome of the attempt that began at `sent`. The first failure is a warning and the
+    /// recovery is an info line; failures in between are logged at debug level.
     fn note(&mut self, service: &Service, sent: Instant, outcome: Result<(), String>) {
         let address = &service.address;
         match (outcome, self.0) {
@@ -237,7 +238,7 @@ impl Outage {
     }
 }
 
-/// The task behind a [`Reporter`].
+/// The task of a [`Reporter`].
 async fn deliver_all(shared: Arc<Shared>, service: Service, mut ended: oneshot::Receiver<Instant>) {
     let mut outage = Outage::default();
     loop {
@@ -274,7 +275,8 @@ async fn deliver_all(shared: Arc<Shared>, service: Service, mut ended: oneshot::
             }
             end = &mut ended => {
                 let Ok(deadline) = end else { return };
-                // Whatever hangs must leave the rest some time; if there is no rest, it has it all.
+                // If the attempt hangs, the pending figures still need time. If nothing is pending, the
+                // attempt may use all of it.
                 let half = (deadline - Instant::now()) / 2;
                 let until = if shared.lock().is_empty() { deadline } else { deadline - half };
                 let reason = match timeout_at(until, attempt).await {
@@ -293,8 +295,8 @@ async fn deliver_all(shared: Arc<Shared>, service: Service, mut ended: oneshot::
 
 const NO_TIME: &str = "no answer in the time there was";
 
-/// Sends all that waits in one report, once, and logs what does not get through. `reason` is that
-/// of the attempt before.
+/// Sends all pending figures in one report, once, and logs figures that are not delivered. `reason` is
+/// why the previous attempt failed.
 async fn last_attempt(
     shared: &Shared,
     service: &Service,
@@ -322,7 +324,7 @@ async fn last_attempt(
     }
 }
 
-/// Sends one report. An error is the reason why it must be taken as not delivered.
+/// Sends one report. The error is the reason why the report has to count as undelivered.
 async fn deliver(service: &Service, tally: Tally) -> Result<(), String> {
     let timestamp = chrono::Local::now().format("%Y-%m-%dT%H:%M:%S").to_string();
     let body = Body { figures: SweepReport::from(tally), timestamp };
@@ -330,11 +332,11 @@ async fn deliver(service: &Service, tally: Tally) -> Result<(), String> {
     service.deliver(|client| client.post(endpoint).json(&body)).await
 }
 
-/// One report, as it is sent.
+/// The body of one report.
 #[derive(Serialize)]
 struct Body {
     #[serde(flatten)]
     figures: SweepReport,
-    /// When it is sent, in local time without an offset.
+    /// When the report is sent, in local time without an offset.
     timestamp: String,
 }

@@ -1,4 +1,4 @@
-//! What the cleaner reports of itself: stats, history, events, Prometheus metrics, the metrics service.
+//! The cleaner's reports about itself: stats, history, events, Prometheus metrics, the metrics service.
 
 pub(crate) mod events;
 pub(crate) mod history;

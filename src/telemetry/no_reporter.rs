@@ -1,4 +1,4 @@
-//! What stands in for the metrics service where the library has no HTTP client: no reporter can be made.
+//! A stub for the metrics service if the library has no HTTP client: no reporter can be created.
 
 use std::time::Duration;
 
@@ -9,6 +9,8 @@ use crate::pair::tally::Tally;
 pub(crate) enum Reporter {}
 
 impl Reporter {
+    /// Refuses every URL.
+    ///
     /// # Errors
     /// Always [`Error::MetricsUrl`].
     pub(crate) fn start(url: &str, _: Duration) -> Result<Self, Error> {

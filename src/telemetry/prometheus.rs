@@ -1,8 +1,8 @@
-//! The figures for Prometheus, as its [text format](https://prometheus.io/docs/instrumenting/exposition_formats/)
-//! has them. The only module that names prometheus.
+//! Renders the metrics for Prometheus in its [text
+//! format](https://prometheus.io/docs/instrumenting/exposition_formats/). The only module that names
+//! prometheus.
 //!
-//! What the stats count is taken from them when it is asked for; only what has a distribution is
-//! recorded here.
+//! Counters and gauges are read from the stats on request. Only distributions are recorded here.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use prometheus::core::Collector;
@@ -12,13 +12,13 @@ use prometheus::{
 
 use crate::telemetry::stats::{Recent, Stats, WatchState};
 
-/// In seconds: from what a timer does to what is found when a service was down.
+/// Bucket bounds in seconds: from the lateness of a timer to that after a downtime of the service.
 const LATENESS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0, 60.0, 3600.0, 21_600.0];
 const DURATIONS: [f64; 12] =
     [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 1800.0];
 
-/// What is recorded of one cleaner.
+/// The distributions that are recorded for one cleaner.
 #[derive(Debug, Clone)]
 pub(crate) struct Telemetry {
     lateness: Option<Histogram>,
@@ -44,24 +44,24 @@ impl Telemetry {
         }
     }
 
-    /// A result was deleted so long after its expiry.
+    /// Records how long after its expiry a result was deleted.
     pub(crate) fn deleted(&self, late: TimeDelta) {
         if let Some(lateness) = &self.lateness {
             lateness.observe(late.as_seconds_f64());
         }
     }
 
-    /// A full sweep has ended that took so many milliseconds.
+    /// Records the duration of a full sweep, in milliseconds.
     pub(crate) fn swept(&self, duration_ms: f64) {
         if let Some(durations) = &self.sweep_duration {
             durations.observe(duration_ms / 1000.0);
         }
     }
 
-    /// All figures in the text format.
+    /// Renders all metrics in the text format.
     ///
     /// # Errors
-    /// Those of the encoder, in words.
+    /// The encoder's errors, as text.
     pub(crate) fn render(&self, stats: &Stats, recent: &Recent) -> Result<String, String> {
         self.encode(stats, recent).map_err(|error| error.to_string())
     }

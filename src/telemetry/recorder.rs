@@ -1,4 +1,4 @@
-//! Where the worker writes down what was done, and tells those who want to know.
+//! Records what the worker does, and notifies subscribers and the metrics service.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::telemetry::history::History;
 use crate::telemetry::prometheus::Telemetry;
 use crate::telemetry::stats::{SharedStats, Stats, SweepReport};
 
-/// What others may look at.
+/// Handles that read the recorded state.
 #[derive(Debug)]
 pub(crate) struct Readers {
     pub stats: SharedStats,
@@ -36,7 +36,7 @@ pub(crate) struct Recorder {
 }
 
 impl Drop for Recorder {
-    /// However the worker ends, the stats say so.
+    /// Marks the stats as not running, however the worker ends.
     fn drop(&mut self) {
         self.stats.update(|stats| stats.running = false);
     }
@@ -68,17 +68,17 @@ impl Recorder {
         }
     }
 
-    /// Takes the reporter out, to be finished.
+    /// Takes the reporter out, so that it can be finished.
     pub(crate) fn take_reporter(&mut self) -> Option<Reporter> {
         self.reporter.take()
     }
 
-    /// Changes what the stats say of the present.
+    /// Updates the current state in the stats.
     pub(crate) fn publish(&self, change: impl FnOnce(&mut Stats)) {
         self.stats.update(change);
     }
 
-    /// Adds figures to the totals.
+    /// Adds `tally` to the totals.
     pub(crate) fn count(&self, tally: Tally, now: Now) {
         self.stats.count(tally);
         self.history.freed(&tally, now.wall);
@@ -91,7 +91,7 @@ impl Recorder {
         }
     }
 
-    /// Tells of what was found of the pair with this result, if that is worth it.
+    /// Sends an event for the outcome of the pair with this result, if it is a deletion or a delay.
     pub(crate) fn found(&self, outcome: &Outcome, result: impl FnOnce() -> PathBuf) {
         if let Outcome::Deleted { freed, late, .. } = outcome {
             let late = (*late).max(TimeDelta::zero());
@@ -107,13 +107,13 @@ impl Recorder {
         }
     }
 
-    /// Tells of what was counted as an error.
+    /// Records an error that was counted, and sends an event for it.
     pub(crate) fn error(&self, path: &Path, reason: String, now: Now) {
         self.history.error(path_field(path), reason.clone(), now.wall);
         self.teller.tell(|| Event::Skipped { path: path.to_owned(), reason });
     }
 
-    /// Takes in that a full sweep was completed.
+    /// Records that a full sweep was completed, and returns its report.
     pub(crate) fn swept(&self, tally: Tally, now: Now) -> SweepReport {
         self.publish(|stats| stats.total_cleanups += 1);
         let report = SweepReport::from(tally);

@@ -1,4 +1,4 @@
-//! What the cleaner tells of itself.
+//! The figures that the cleaner reports about itself.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,18 +19,18 @@ use crate::pair::tally::{OrphanTally, Tally};
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum WatchState {
-    /// The kernel tells of every change.
+    /// The kernel reports every change.
     Active,
-    /// Some watches were refused, or the directory can't be read: sweeps come more often.
+    /// Some watches were refused, or the directory can't be read: sweeps are more frequent.
     Degraded,
-    /// The file system does not tell of all changes: sweeps come more often.
+    /// The file system does not report all changes: sweeps are more frequent.
     Polling,
-    /// The cache directory does not exist; it is picked up when it appears.
+    /// The cache directory does not exist; the cleaner picks it up when it appears.
     Absent,
 }
 
 impl fmt::Display for WatchState {
-    /// The word that stands in the JSON.
+    /// Writes the same word as in the JSON.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.serialize(f)
     }
@@ -38,8 +38,8 @@ impl fmt::Display for WatchState {
 
 /// The state of a cleaner at one moment.
 ///
-/// As JSON it has the keys and types that the polling daemon's `get_stats()` had, and more;
-/// [`Cleaner::get_stats`](crate::Cleaner::get_stats) returns it, `GET /stats` serves it.
+/// The JSON has the keys and types of the polling daemon's `get_stats()`, and more.
+/// [`Cleaner::get_stats`](crate::Cleaner::get_stats) returns it, and `GET /stats` serves it.
 ///
 /// ```
 /// # fn show(stats: &result_cleaner::Stats) {
@@ -49,7 +49,7 @@ impl fmt::Display for WatchState {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Whether the cleaner works: false once it was stopped, or has died.
+    /// Whether the cleaner runs: false once it was stopped, or has died.
     pub running: bool,
     /// [`Config::check_interval`](crate::Config::check_interval) in hours.
     pub check_interval_hours: f64,
@@ -61,14 +61,15 @@ pub struct Stats {
     pub total_freed_bytes: u64,
     /// The same in MiB, rounded to two places.
     pub total_freed_mb: f64,
-    /// Broken metadata (once a version), failed attempts to delete, directories that can't be read.
+    /// Number of errors: invalid metadata (once per version), failed attempts to delete, unreadable
+    /// directories.
     pub total_errors: u64,
-    /// The cache directory, resolved; as it was given while it is absent.
+    /// The cache directory, resolved; as configured while it is absent.
     #[serde(serialize_with = "lossy")]
     pub cache_directory: PathBuf,
-    /// Complete, valid pairs whose `expires_at` lies ahead.
+    /// Complete, valid pairs whose `expires_at` is in the future.
     pub heap_size: u64,
-    /// The soonest `expires_at` of these.
+    /// The earliest `expires_at` of these pairs.
     pub next_expiry: Option<DateTime<Utc>>,
     /// How the cleaner learns of changes.
     pub watch: WatchState,
@@ -83,25 +84,25 @@ pub struct Stats {
     /// [`Config::prune_empty_dirs`](crate::Config::prune_empty_dirs).
     #[serde(default)]
     pub total_directories_pruned: u64,
-    /// How many pairs expire when; only where it was asked for.
+    /// How many pairs expire when; `None` unless it was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expiring: Option<Vec<ExpiryBucket>>,
-    /// What happened lately; only where it was asked for.
+    /// The recent history; `None` unless it was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recent: Option<Recent>,
 }
 
-/// How many waiting pairs expire in a span of time that ends `within_seconds` from now and begins
-/// where the bucket before ends.
+/// How many pairs expire in a span of time. The span ends `within_seconds` from now and begins where the
+/// previous bucket ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExpiryBucket {
-    /// The end of the span, in seconds from now; `None` for all that is later.
+    /// The end of the span, in seconds from now; `None` for everything later.
     pub within_seconds: Option<u64>,
     /// The pairs in it.
     pub count: u64,
 }
 
-/// What happened lately.
+/// The recent history of a cleaner.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Recent {
@@ -109,35 +110,36 @@ pub struct Recent {
     pub last_sweep: Option<LastSweep>,
     /// The last errors, at most 20, the newest first.
     pub errors: Vec<RecentError>,
-    /// What was freed in the last 24 hours, in spans of ten minutes, the oldest first; those without
-    /// any are left out.
+    /// The pairs and bytes freed in the last 24 hours, in spans of ten minutes, the oldest first. Empty
+    /// spans are left out.
     pub freed: Vec<FreedSpan>,
 }
 
-/// When a sweep ended, and what it did.
+/// When a sweep ended, and its report.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LastSweep {
     /// When it ended.
     pub ended_at: DateTime<Utc>,
-    /// What it did; the keys stand beside the others.
+    /// The report; in the JSON, its keys are on the same level as the others.
     #[serde(flatten)]
     pub report: SweepReport,
 }
 
-/// One of [`Stats::total_errors`].
+/// One of the errors that [`Stats::total_errors`] counts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct RecentError {
-    /// When it was noticed.
+    /// When it was detected.
     pub at: DateTime<Utc>,
-    /// What it is about: a result, its metadata, or a directory. What is not UTF-8 in it is replaced.
+    /// The path concerned: a result, its metadata, or a directory. Bytes that are not UTF-8 are
+    /// replaced.
     pub path: String,
-    /// What is wrong, in one line.
+    /// The reason, in one line.
     pub reason: String,
 }
 
-/// What was deleted in a span of ten minutes.
+/// The deletions in a span of ten minutes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct FreedSpan {
@@ -145,11 +147,11 @@ pub struct FreedSpan {
     pub since: DateTime<Utc>,
     /// Pairs that were deleted in it.
     pub deleted: u64,
-    /// What that freed, in bytes; with what orphans took.
+    /// The bytes that were freed in it, including those of orphans.
     pub freed_bytes: u64,
 }
 
-/// What one full sweep did; as JSON it has these keys.
+/// The report of one full sweep; the JSON has these keys.
 ///
 /// ```
 /// let report = result_cleaner::SweepReport::default();
@@ -159,27 +161,27 @@ pub struct FreedSpan {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct SweepReport {
-    /// Pairs whose result was removed; in a dry run, those that would be.
+    /// Pairs whose result was removed; in a dry run, those that would be removed.
     pub deleted_count: u64,
     /// `st_size` of the removed files, in bytes.
     pub freed_bytes: u64,
     /// Results seen.
     pub checked_count: u64,
-    /// Broken pairs, failed deletions and directories that can't be read.
+    /// Invalid pairs, failed deletions and directories that can't be read.
     pub errors: u64,
     /// How long the sweep took, in milliseconds.
     pub duration_ms: f64,
-    /// What was removed besides, where [`Config`](crate::Config) asks for it and the sweep is made
-    /// without a service; its keys stand beside the others.
+    /// The orphans removed, if [`Config`](crate::Config) asks for it and the sweep runs without a
+    /// service. In the JSON, the keys are on the same level as the others.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub orphans: Option<OrphanReport>,
 }
 
-/// What was removed besides expired pairs, because the configuration asks for it.
+/// The orphans and empty directories that were removed because the configuration asks for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct OrphanReport {
-    /// Results without metadata, expired metadata without a result, and what writers had left.
+    /// Results without metadata, expired metadata without a result, and files that writers abandoned.
     pub orphans_removed: u64,
     /// `st_size` of these files, in bytes.
     pub orphan_bytes_freed: u64,
@@ -210,7 +212,7 @@ impl From<Tally> for SweepReport {
     }
 }
 
-/// The stats of a running cleaner: one writes them, and any number read them.
+/// The stats of a running cleaner: the worker writes them, and any number of readers read them.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedStats(Arc<Mutex<Stats>>);
 
@@ -244,7 +246,7 @@ impl SharedStats {
         change(&mut self.lock());
     }
 
-    /// Adds to the totals.
+    /// Adds `tally` to the totals.
     pub(crate) fn count(&self, tally: Tally) {
         self.update(|stats| {
             stats.total_deleted += tally.deleted;
@@ -262,12 +264,12 @@ impl SharedStats {
     }
 }
 
-/// `bytes` in MiB, rounded to two places.
+/// Returns `bytes` in MiB, rounded to two places.
 fn mib(bytes: u64) -> f64 {
     (bytes as f64 / (1024.0 * 1024.0) * 100.0).round() / 100.0
 }
 
-/// A path that is not UTF-8 has its odd bytes replaced rather than no stats at all.
+/// Serializes a path; bytes that are not UTF-8 are replaced, so that the stats are never unavailable.
 fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
 }

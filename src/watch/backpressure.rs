@@ -1,36 +1,36 @@
-//! Keeping pace with what the kernel tells of the cleaner's own deletions.
+//! Limits deletions to the rate at which the kernel delivers the events that they cause.
 //!
-//! Each deletion causes six events, and the kernel keeps 16,384 of them for whoever does not read them.
-//! Where the thread that reads them gets too little of the processors, to go on deleting would overflow
-//! that queue, and a sweep would have to make up for what else was lost with it. So deletions wait.
+//! Each deletion causes six events, and the kernel queues 16,384 of them for a reader that is behind. If the
+//! reading thread gets too little processor time, further deletions would overflow that queue. Then a sweep
+//! would have to find all changes whose events were lost with them. So deletions wait.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How many results may have been caused to their reserved names without the kernel having told of it:
-/// so many that their events leave a quarter of the queue to others.
+/// The most claimed results whose events may be outstanding. Their events leave a quarter of the queue to
+/// others.
 const MAX_OUTSTANDING: u64 = 2048;
-/// How often is looked whether it has, and how long after the last time it is believed not to.
+/// The poll interval; and the silence after which no events are expected any more.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 const SILENCE_LIMIT: Duration = Duration::from_secs(2);
 
-/// What was caused, and what of it the kernel has told.
+/// Counts the claims of results, and their events that the kernel has delivered.
 #[derive(Debug, Default)]
 pub(crate) struct Backpressure {
-    /// Whether the kernel tells of it at all. Where directories are not watched it does not.
+    /// Whether the kernel delivers these events at all. It does not if directories are not watched.
     active: AtomicBool,
     caused: AtomicU64,
     delivered: AtomicU64,
 }
 
 impl Backpressure {
-    /// A result was caused to its reserved name.
+    /// Counts a result that was renamed to its reserved name.
     pub(crate) fn caused(&self) {
         self.caused.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The kernel has told of one, or of one that another cleaner has caused.
+    /// Counts the kernel's event for such a rename, by this cleaner or by another one.
     pub(crate) fn delivered(&self) {
         if !self.active.swap(true, Ordering::Relaxed) {
             return self.reset();
@@ -40,20 +40,21 @@ impl Backpressure {
         }
     }
 
-    /// What was not told by now will not be.
+    /// Stops waiting for all events that are outstanding: they will not be delivered.
     pub(crate) fn reset(&self) {
         self.delivered.store(self.caused.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Whether to wait before more is caused.
+    /// Whether so many events are outstanding that the next deletion has to wait.
     pub(crate) fn is_exceeded(&self) -> bool {
         self.outstanding() >= MAX_OUTSTANDING && self.active.load(Ordering::Relaxed)
     }
 
-    /// Waits while they are too many, unless nothing is delivered any more, or `cancel` is set; does
-    /// `meanwhile` over and over.
+    /// Waits while too many events are outstanding, and calls `meanwhile` over and over.
+    ///
+    /// Returns early if `cancel` is set, or if no event has been delivered for [`SILENCE_LIMIT`].
     pub(crate) fn wait(&self, cancel: &AtomicBool, mut meanwhile: impl FnMut()) {
-        // Asked for each pair: the clock is not read for nothing.
+        // Called for each pair, so the clock is only read if there is a reason to wait.
         if !self.is_exceeded() {
             return;
         }
@@ -71,7 +72,7 @@ impl Backpressure {
         }
     }
 
-    /// How many results were caused so far.
+    /// How many results were claimed so far.
     #[cfg(test)]
     pub fn count(&self) -> u64 {
         self.caused.load(Ordering::Relaxed)

@@ -1,4 +1,4 @@
-//! The directories of one cache directory, as far as they are watched.
+//! The directories of one cache directory that a watcher knows, and whether they are watched.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -9,23 +9,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Watched(Arc<Mutex<Directories>>);
 
-/// How the watcher knows a directory.
+/// Whether a known directory has a watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     /// The kernel reports its events, or is about to.
     Watched,
-    /// It has no watch: it can't be read, the kernel refused, or too much happens in it.
+    /// It has no watch: it can't be read, the kernel refused, or it is flooded.
     Unwatched,
 }
 
 #[derive(Debug, Default)]
 struct Directories {
     known: BTreeMap<Arc<Path>, State>,
-    /// Directories that were removed or replaced, by themselves or with one above, since stale
-    /// watches were ended; and whether notify has dropped their watches, if it had any.
+    /// Directories that were removed or replaced since stale watches were last ended, by themselves or with
+    /// one above. The value says whether notify has dropped their watches, if it had any.
     moved: BTreeMap<Arc<Path>, bool>,
-    /// Those whose watches were set while they, or a directory above them, counted as moved: notify may
-    /// have set them on what bears the name now.
+    /// Directories whose watches were set while they, or a directory above them, counted as moved. notify may
+    /// have set these watches on another directory that has the name now.
     unsure: BTreeSet<Arc<Path>>,
 }
 
@@ -43,9 +43,11 @@ impl Watched {
         directories.known.insert(Arc::clone(rel), state);
     }
 
-    /// Records that notify has set the watch of `rel`, which was asked for before. If the directory, or
-    /// one above it, was moved meanwhile, nobody knows on which one. Returns whether it has to be
-    /// scanned again: another scan has ended stale watches meanwhile, too early for this one.
+    /// Records that notify has set the watch of `rel`, which was requested before.
+    ///
+    /// If the directory, or one above it, was moved meanwhile, it is unknown which directory has the watch.
+    /// Returns whether it has to be scanned again. It has to if another scan has ended stale watches meanwhile,
+    /// too early for this one.
     pub(super) fn confirm(&self, rel: &Arc<Path>) -> bool {
         let mut directories = self.lock();
         let is_forgotten = !directories.known.contains_key(rel);
@@ -69,13 +71,13 @@ impl Watched {
         self.lock().known.get(rel) == Some(&State::Watched)
     }
 
-    /// Whether `rel` was seen to be a directory, and is still where it was.
+    /// Whether `rel` was seen to be a directory, and is still in place.
     pub(super) fn is_known(&self, rel: &Path) -> bool {
         let directories = self.lock();
         directories.known.contains_key(rel) && !directories.moved.contains_key(rel)
     }
 
-    /// Whether a watch of `rel` stands that need not be set again.
+    /// Whether `rel` has a watch that need not be set again.
     pub(super) fn is_settled(&self, rel: &Path) -> bool {
         let directories = self.lock();
         directories.known.get(rel) == Some(&State::Watched)
@@ -88,8 +90,8 @@ impl Watched {
         self.lock().below(rel).next().is_some()
     }
 
-    /// Records that the name `rel` was removed, or given to something else, and whether that has notify
-    /// drop its watch. Returns whether it, or what is below it, was known to be a directory.
+    /// Records that the name `rel` was removed, or given to something else; `drops` says whether notify drops
+    /// its watch for that. Returns whether it, or what is below it, was known to be a directory.
     pub(super) fn note_moved(&self, rel: &Path, drops: bool) -> bool {
         let mut directories = self.lock();
         let was_known = directories.below(rel).next().is_some();
@@ -103,10 +105,11 @@ impl Watched {
         was_known
     }
 
-    /// Forgets the directories that were removed or replaced, with all below them, and returns those
-    /// whose watches notify keeps under their old paths. Of a directory that it watches and that is moved
-    /// away or removed it drops the watch, and those of all below; not so where another one takes
-    /// its name.
+    /// Forgets the directories that were removed or replaced, with all below them. Returns those whose watches
+    /// notify keeps under their old paths.
+    ///
+    /// If a watched directory is moved away or removed, notify drops its watch and those of all directories
+    /// below. It keeps them if another directory replaces it.
     pub(super) fn take_stale(&self) -> Vec<Arc<Path>> {
         let mut directories = self.lock();
         let mut stale = Vec::new();
@@ -127,7 +130,7 @@ impl Watched {
         stale
     }
 
-    /// Forgets the directories without a watch, of which no event tells when they are removed.
+    /// Forgets the directories without a watch, because no event reports their removal.
     pub(super) fn forget_unwatched(&self) {
         self.lock().known.retain(|_, state| *state == State::Watched);
     }
@@ -146,7 +149,7 @@ impl Watched {
 }
 
 impl Directories {
-    /// Those that are known of `dir` and all below it. In the order of paths they follow it at once.
+    /// The known directories among `dir` and all below it. In the order of paths they directly follow it.
     fn below<'a>(&'a self, dir: &'a Path) -> impl Iterator<Item = &'a Arc<Path>> {
         let from_there = (Bound::Included(dir), Bound::Unbounded);
         let known = self.known.range::<Path, _>(from_there).map(|(known, _)| known);

@@ -1,8 +1,8 @@
-//! Directories in which more happens than the reader can keep up with.
+//! Tracks directories with more events than the reader can handle.
 //!
-//! The kernel queues the events of all watched directories in one queue, and drops what does not
-//! fit. So one flooded directory costs the events of all others. Such a directory loses its watch:
-//! the worker lists it every second instead, until it calms down.
+//! The kernel puts the events of all watched directories into one queue, and drops those that do not fit.
+//! So one flooded directory costs the events of all others. Such a directory loses its watch: the worker
+//! lists it every second instead, until it calms down.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -14,22 +14,22 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::inotify::{CreateFlags, Reader, WatchFlags, add_watch, init};
 
-/// How many directories may be flooded at once. Where there are more, sweeps have to do.
+/// The most directories that may be flooded at once. Sweeps cover any further ones.
 const MAX_FLOODED: usize = 256;
-/// How many events a second make a directory one that is flooded, where events were lost.
+/// The rate, in events per second, at which a directory counts as flooded once events were lost.
 const FLOOD_RATE: u32 = 5_000;
-/// How often events are counted by directory: each event would cost too much.
+/// One event in this many is counted by directory. To count each event would cost too much.
 const SAMPLE: u32 = 16;
-/// The span over which events are counted. Older counts lose half their weight with each.
+/// The period over which events are counted. With each period, older counts lose half their weight.
 const WINDOW: Duration = Duration::from_millis(100);
-/// For how long events are counted to find out whether a directory has calmed down.
+/// How long events are counted to find out whether a directory has calmed down.
 const MEASURE_TIME: Duration = Duration::from_millis(20);
 
 /// The flooded directories of one cache directory, relative to it.
 #[derive(Debug, Default)]
 pub(crate) struct Floods(Mutex<BTreeMap<Arc<Path>, Episode>>);
 
-/// How far the log has followed a flood.
+/// How much of a flood was reported to the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Episode {
     Begun,
@@ -37,7 +37,7 @@ enum Episode {
     Ended,
 }
 
-/// What there is to report of floods.
+/// The floods to report.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct FloodReport {
     pub begun: Vec<Arc<Path>>,
@@ -57,7 +57,7 @@ impl Floods {
         open.map(|(rel, _)| Arc::clone(rel)).collect()
     }
 
-    /// Whether there is one.
+    /// Whether no directory is flooded.
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().values().all(|episode| *episode == Episode::Ended)
     }
@@ -66,7 +66,7 @@ impl Floods {
     pub(crate) fn begin(&self, rel: &Arc<Path>) {
         let mut floods = self.lock();
         if let Some(episode) = floods.get_mut(rel) {
-            // Its end was not reported: the episode goes on.
+            // Its end was not reported yet: the episode goes on.
             if *episode == Episode::Ended {
                 *episode = Episode::Reported;
             }
@@ -80,13 +80,13 @@ impl Floods {
         let mut floods = self.lock();
         match floods.get_mut(rel) {
             Some(episode @ Episode::Reported) => *episode = Episode::Ended,
-            // Nobody heard of it.
+            // Its beginning was not reported yet.
             Some(Episode::Begun) => drop(floods.remove(rel)),
             _ => {}
         }
     }
 
-    /// What has begun and ended since this was last asked.
+    /// The floods that have begun or ended since the last call.
     pub(crate) fn take_report(&self) -> FloodReport {
         let mut report = FloodReport::default();
         self.lock().retain(|rel, episode| match episode {
@@ -104,15 +104,14 @@ impl Floods {
         report
     }
 
-    /// Forgets all: another cache directory is in place.
+    /// Forgets all floods, because another cache directory is in place.
     pub(crate) fn clear(&self) {
         self.lock().clear();
     }
 
     /// Ends the floods among `rels` that are over. Takes [`MEASURE_TIME`].
     ///
-    /// An instance of inotify of its own counts the events: unlike the reader's, it can be closed
-    /// at any moment.
+    /// A separate instance of inotify counts the events: unlike the reader's, it can be closed at any moment.
     pub(crate) fn end_those_that_are_over(&self, root: &Path, rels: &[Arc<Path>]) {
         match measure(root, rels) {
             Ok(counts) => {
@@ -123,7 +122,7 @@ impl Floods {
                     }
                 }
             }
-            // No instance to be had now: the directories are listed for another second.
+            // inotify is not available now: the directories are listed for another second.
             Err(error) => tracing::debug!(%error, "can't measure the rate of events"),
         }
     }
@@ -133,7 +132,7 @@ impl Floods {
     }
 }
 
-/// How many events each of the directories has within [`MEASURE_TIME`].
+/// The number of events in each of the directories within [`MEASURE_TIME`].
 fn measure(root: &Path, rels: &[Arc<Path>]) -> io::Result<Vec<u64>> {
     let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
     let events = WatchFlags::CREATE
@@ -149,7 +148,7 @@ fn measure(root: &Path, rels: &[Arc<Path>]) -> io::Result<Vec<u64>> {
     let mut places = HashMap::new();
     let start = Instant::now();
     for (place, rel) in rels.iter().enumerate() {
-        // Where one can't be watched, it has no flood of events either.
+        // A directory that can't be watched has no flood of events either.
         if let Ok(watch) = add_watch(&inotify, root.join(rel), events) {
             places.insert(watch, place);
         }
@@ -157,7 +156,7 @@ fn measure(root: &Path, rels: &[Arc<Path>]) -> io::Result<Vec<u64>> {
     thread::sleep(MEASURE_TIME.saturating_sub(start.elapsed()));
     let mut buffer = [MaybeUninit::uninit(); 64 * 1024];
     let mut reader = Reader::new(&inotify, &mut buffer);
-    // What the queue holds now is enough: while a flood lasts, there is always one more.
+    // The events that are queued now are enough: while a flood lasts, another one always follows.
     for _ in 0..QUEUE_LENGTH {
         match reader.next() {
             Ok(event) => match places.get(&event.wd()) {
@@ -209,7 +208,7 @@ impl Rates {
 
     /// The directories that are flooded.
     pub(crate) fn flooded(&self) -> impl Iterator<Item = &Arc<Path>> {
-        // What was counted before weighs as much as one more window at the most.
+        // Earlier counts weigh at most as much as one more period.
         let least = FLOOD_RATE * WINDOW.as_millis() as u32 / 1000 / SAMPLE;
         self.counts.iter().filter(move |(_, count)| **count >= least).map(|(rel, _)| rel)
     }
@@ -251,7 +250,7 @@ mod tests {
     fn only_what_happens_often_is_a_flood() {
         let start = Instant::now();
         let mut rates = Rates::new(start);
-        // 80,000 events a second in one directory, 200 in another one, for a second.
+        // 80,000 events per second in one directory, 200 in another one, for a second.
         for millisecond in 0..1000 {
             for _ in 0..80 {
                 if rates.samples() {

@@ -1,4 +1,4 @@
-//! The inbox in which news waits for the worker.
+//! The inbox in which changes wait for the worker.
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,18 +9,18 @@ use super::backpressure::Backpressure;
 use super::floods::Floods;
 use crate::pair::change::{Change, Changes};
 
-/// Where producers leave changes, and the worker takes it.
+/// Where producers push changes, and the worker drains them.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
     changes: Mutex<Changes>,
     arrivals: Notify,
-    /// Whether to be told where there may be orphans.
+    /// Whether directories that may have orphans are to be reported.
     pub wants_orphans: bool,
-    /// What is told of the cleaner's own deletions, which is no changes.
+    /// Counts the events of the cleaner's own deletions, which are no changes.
     pub backpressure: Arc<Backpressure>,
-    /// The directories whose events can't be kept up with.
+    /// The directories with more events than the reader can handle.
     pub floods: Floods,
-    /// How many threads read events, those included that were given up and wait for a flood to end.
+    /// How many threads read events, including retired ones that wait for a flood to end.
     pub readers: Arc<AtomicUsize>,
 }
 
@@ -45,7 +45,7 @@ impl Inbox {
         std::mem::take(&mut *self.lock())
     }
 
-    /// Takes whether news was lost, and leaves all else.
+    /// Returns whether events were lost, and resets that. Leaves all other changes.
     pub(crate) fn take_events_lost(&self) -> bool {
         std::mem::take(&mut self.lock().missed)
     }
@@ -54,7 +54,7 @@ impl Inbox {
         self.lock().is_empty()
     }
 
-    /// Returns once news has notified since it was last taken.
+    /// Returns once changes have arrived since the inbox was last drained.
     pub(crate) async fn notified(&self) {
         self.arrivals.notified().await;
     }

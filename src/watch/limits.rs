@@ -1,4 +1,4 @@
-//! The kernel's limits against what there is. The only module that names walkdir.
+//! Compares the kernel's limits with the cache directory. The only module that names walkdir.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,8 @@ use walkdir::WalkDir;
 
 use crate::pair::change::WatchError;
 
-/// Tells that `refused` directories are not watched, but swept `every` so often; where more watches
-/// would help, also `of` how many, so that the limit can be chosen.
+/// Logs that `refused` directories are not watched, but swept `every` so often. Where more watches would
+/// help, `of` is the number of all directories, so that the limit can be chosen.
 pub(crate) fn tell_refused(refused: u64, of: Option<usize>, every: Duration, refusal: &WatchError) {
     tracing::warn!(
         directories = refused,
@@ -20,26 +20,26 @@ pub(crate) fn tell_refused(refused: u64, of: Option<usize>, every: Duration, ref
     );
 }
 
-/// The directories on the file system of `root` that can be read, itself included.
+/// The number of directories on the file system of `root` that can be read, including `root`.
 pub(crate) fn count_directories(root: &Path) -> usize {
     let entries = WalkDir::new(root).same_file_system(true).into_iter();
     entries.filter_map(Result::ok).filter(|entry| entry.file_type().is_dir()).count()
 }
 
-/// What the directories below a cache directory are like.
+/// What a walk over the directories of a cache directory found.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
-    /// Those on its file system, itself included.
+    /// The directories on its file system, including the cache directory itself.
     pub directories: usize,
-    /// How many of them this user may not read, or not delete in, and one of these.
+    /// How many of them this user may not read or not delete in, and an example.
     pub forbidden: usize,
     pub example: Option<PathBuf>,
-    /// How many could not be looked at for another reason, such as too many open files, and one of these.
+    /// How many could not be inspected for another reason, such as too many open files, and an example.
     pub unseen: usize,
     pub unseen_example: Option<(PathBuf, io::Error)>,
 }
 
-/// Looks at all directories on the file system of `root`.
+/// Inspects all directories on the file system of `root`.
 pub(crate) fn survey(root: &Path) -> Survey {
     let mut survey = Survey::default();
     let mut last_forbidden: Option<PathBuf> = None;
@@ -57,10 +57,10 @@ pub(crate) fn survey(root: &Path) -> Survey {
             Err(error) => (error.path().unwrap_or(root).to_owned(), io::Error::from(error)),
         };
         match error.kind() {
-            // It vanished while the others were looked at.
+            // It vanished during the walk.
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {}
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                // One that can't be read is come upon twice, the second time at once.
+                // The walk meets an unreadable directory twice, the second time right after the first.
                 if last_forbidden.as_deref() != Some(&path) {
                     survey.forbidden += 1;
                     last_forbidden = Some(path);
@@ -78,7 +78,7 @@ pub(crate) fn survey(root: &Path) -> Survey {
     survey
 }
 
-/// A limit of inotify, by the name that sysctl has for it.
+/// The value of a limit of inotify, by its sysctl name.
 pub(crate) fn inotify_limit(name: &str) -> Option<usize> {
     let text = std::fs::read_to_string(Path::new("/proc/sys/fs/inotify").join(name)).ok()?;
     text.trim().parse().ok()

@@ -1,27 +1,29 @@
-//! Events of the kernel, as changes for the worker. The only room that names notify.
+//! Turns the kernel's events into changes for the worker. The only room that names notify.
 //!
-//! Each directory has a watch of its own, which a scan sets right before it lists the directory:
-//! the listing shows what appears before it, and events show what appears after it. (One recursive
-//! watch would lose what is put into a new directory before its own watch stands.)
+//! Each directory has a watch of its own, which a scan sets right before it lists the directory. The
+//! listing shows what appears before the listing, and events show what appears after it. (One recursive
+//! watch would lose files that are created in a new directory before its own watch is set.)
 //!
 //! # How it copes with notify
-//! notify's thread answers requests only when it has emptied the kernel's queue, and under a flood of
-//! events it never has. So:
-//! - One thread, the registrar, asks notify for watches. Whoever waits for it gives up when the
-//!   reader has lost events, or makes no progress.
-//! - Watches are asked for one by one. (`update_paths` would be several times as fast, but it empties
-//!   the queue into a buffer without a bound before it returns.)
-//! - A reader that has lost events is replaced, and the directories with most of them are not watched
-//!   again until they calm down ([`floods`]). What is left of the old reader sleeps
-//!   ([`reader`]).
+//! notify's thread answers requests only when it has emptied the kernel's queue. Under a flood of events
+//! that never happens. So:
+//! - One thread, the registrar, asks notify for watches. A caller that waits for the registrar gives up when
+//!   the reader has lost events, or makes no progress.
+//! - The registrar asks for watches one by one. (`update_paths` would be several times as fast, but it
+//!   empties the queue into an unbounded buffer before it returns.)
+//! - A reader that has lost events is replaced. The directories with most of the events are not watched
+//!   again until they calm down ([`floods`]). The thread of the old reader sleeps ([`reader`]).
 //!
-//! It does not report whether what was renamed is a directory, so the translation looks it up. It drops
-//! the watches of a directory that was renamed by itself, and of all below it; but below one that it
-//! does not know at that moment it keeps them, and takes what bears their names later for watched.
-//! A scan may set such watches while directories are being renamed, so [`Watcher::drop_stale`]
-//! ends them before the next one. Where the events of renames were lost, a new watcher has to be
-//! started. It compares each directory that is removed with all that it watches: 5,000 at once keep
-//! its thread busy for seconds, so that its reader is replaced as if events had been lost.
+//! notify does not report whether a renamed file is a directory, so the translation looks it up.
+//!
+//! When a watched directory is renamed, notify drops its watch and those of all directories below it. If it
+//! does not know the renamed directory at that moment, it keeps the watches below it. It then takes other
+//! directories that get those names for watched. A scan may set such watches while directories are being
+//! renamed, so [`Watcher::drop_stale`] ends them before the next scan. If the events of renames were lost, a
+//! new watcher has to be started.
+//!
+//! notify compares each directory that is removed with all that it watches. 5,000 removals at once keep its
+//! thread busy for seconds, so its reader is replaced as if events had been lost.
 
 pub(crate) mod backpressure;
 mod directories;

@@ -1,8 +1,8 @@
-//! The thread of notify that reads the kernel's events, as seen from its handler.
+//! notify's thread that reads the kernel's events, as its handler sees it.
 //!
-//! notify answers its callers only when the kernel's queue is empty. While events arrive faster than
-//! it reads, that is never. So a reader that has fallen behind is given up and replaced, and what
-//! is left of it costs next to nothing until the flood ends, and then ends too.
+//! notify answers its callers only when the kernel's queue is empty. While events arrive faster than notify
+//! reads them, that never happens. So a reader that has fallen behind is retired and replaced. The retired
+//! thread costs next to nothing until the flood ends, and then ends too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,42 +16,42 @@ use crate::pair::change::Change;
 use crate::watch::floods::Rates;
 use crate::watch::inbox::Inbox;
 
-/// How many readers a cleaner may have at once, those included that were given up and wait for the
-/// end of a flood. The system has 128 instances of inotify for each user by default.
+/// The most readers that a cleaner may have at once. Retired readers that wait for the end of a flood count
+/// too. The system has 128 instances of inotify for each user by default.
 const MAX_READERS: usize = 3;
 
-/// An event that comes so soon after the one before was read with it.
+/// Events that are closer together than this were read in one batch.
 const AT_ONCE: Duration = Duration::from_micros(50);
-/// Where a reader that waits is woken again so soon, there are many events,
+/// A reader that wakes up again sooner than this has many events to read.
 const OFTEN: Duration = Duration::from_millis(5);
-/// and they may gather for so long.
+/// How long such a reader sleeps, so that events gather.
 const GATHER: Duration = Duration::from_millis(1);
 
-/// A reader that was given up reads for so long, which is enough to empty the kernel's queue unless
-/// the flood goes on,
+/// How long a retired reader reads at a time. This is enough to empty the kernel's queue, unless the flood
+/// goes on.
 const LINGER_READING: Duration = Duration::from_millis(50);
-/// and sleeps for so long in between.
+/// How long a retired reader sleeps in between.
 const LINGER_PAUSE: Duration = Duration::from_millis(950);
 
-/// What the reader and those who ask something of it know of each other.
+/// The state that the reader shares with those who wait for its answers.
 #[derive(Debug, Default)]
 pub(super) struct Load {
-    /// Whether events were lost, so that the reader may never be done with those that are left.
+    /// Whether events were lost, so that the reader may never finish reading the remaining ones.
     pub overrun: AtomicBool,
-    /// Whether the reader was given up.
+    /// Whether the reader was retired.
     pub retired: AtomicBool,
     /// Whether the registrar waits for an answer of the reader.
     pub is_asked: AtomicBool,
 }
 
-/// A place for one more reader among the `readers` that a cleaner has, where there is one.
+/// Reserves a place for one more reader; `None` if the cleaner has [`MAX_READERS`] already.
 pub(super) fn admit(readers: &Arc<AtomicUsize>) -> Option<ReaderPlace> {
     let add = |count| (count < MAX_READERS).then_some(count + 1);
     let added = readers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     added.ok().map(|_| ReaderPlace(Arc::clone(readers)))
 }
 
-/// The place of one reader. Dropping it makes room for another one.
+/// The place of one reader. Dropping it frees the place for another one.
 #[derive(Debug)]
 pub(super) struct ReaderPlace(Arc<AtomicUsize>);
 
@@ -61,7 +61,7 @@ impl Drop for ReaderPlace {
     }
 }
 
-/// What notify's thread does with each event.
+/// Handles each event on notify's thread.
 pub(super) struct Handler {
     inbox: Arc<Inbox>,
     translator: Translator,
@@ -69,7 +69,7 @@ pub(super) struct Handler {
     gathering: ReadBatching,
     load: Arc<Load>,
     lingers_until: Instant,
-    /// Whether the flooded directories were named since the reader was overrun.
+    /// Whether the flooded directories were reported since the reader was overrun.
     has_named_floods: bool,
     /// Dropped with this handler, when notify's thread ends.
     _place: ReaderPlace,
@@ -116,7 +116,7 @@ impl Handler {
             inbox.push(change);
         });
         if self.translator.is_about_to_be_deaf() && !self.load.overrun.load(Ordering::Relaxed) {
-            // What it does not read in time counts as lost.
+            // Events that notify does not read in time count as lost.
             inbox.push(Change::EventsLost);
             lost = true;
         }
@@ -124,12 +124,12 @@ impl Handler {
             self.load.overrun.store(true, Ordering::Relaxed);
             self.name_floods();
         } else if !self.has_named_floods && self.load.overrun.load(Ordering::Relaxed) {
-            // Whoever waited for this reader has given up.
+            // The caller that waited for this reader has given up.
             self.name_floods();
         }
     }
 
-    /// Names the directories that have more events than can be read.
+    /// Reports the directories that have more events than can be read.
     fn name_floods(&mut self) {
         self.has_named_floods = true;
         for dir in self.rates.flooded() {
@@ -137,8 +137,7 @@ impl Handler {
         }
     }
 
-    /// Drops events, and sleeps most of the time: notify's thread can't end before the kernel's queue
-    /// is empty.
+    /// Drops events, and sleeps most of the time: notify's thread can't end before the kernel's queue is empty.
     fn linger(&mut self) {
         if Instant::now() >= self.lingers_until {
             thread::sleep(LINGER_PAUSE);
@@ -153,8 +152,8 @@ impl notify::EventHandler for Handler {
     }
 }
 
-/// Lets events gather while there are many of them. Each one that meets its reader asleep costs the
-/// program that caused it a wake-up, which takes longer than to unlink a file.
+/// Lets events gather while there are many of them. An event that finds its reader asleep costs the program
+/// that caused it a wake-up, which takes longer than to unlink a file.
 struct ReadBatching {
     /// When the last event came.
     last: Instant,
@@ -167,13 +166,13 @@ impl ReadBatching {
         Self { last: now, woken: now }
     }
 
-    /// An event has come. Returns the time, and whether the reader was done with those before.
+    /// Records an event. Returns the current time, and whether the reader had finished all events before it.
     fn event(&mut self, load: &Load) -> (Instant, bool) {
         let mut now = Instant::now();
-        // While there always is one more, the reader is behind and must not sleep.
+        // While another event always follows at once, the reader is behind and must not sleep.
         let was_idle = now - self.last >= AT_ONCE;
         if was_idle {
-            // Nor while somebody waits for it.
+            // It must not sleep while the registrar waits for it either.
             if now - self.woken < OFTEN && !load.is_asked.load(Ordering::Relaxed) {
                 thread::sleep(GATHER);
                 now = Instant::now();

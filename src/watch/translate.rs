@@ -1,7 +1,7 @@
-//! What the kernel's events mean for pairs and directories.
+//! Translates the kernel's events into changes of pairs and directories.
 //!
-//! Most names mean nothing here, and there may be hundreds of thousands of their events a second. So
-//! names are told apart by their bytes before anything is allocated, locked, or asked of the disk.
+//! Most names mean nothing here, and there may be hundreds of thousands of their events per second. So names
+//! are classified by their bytes before anything is allocated, locked, or read from the disk.
 
 use std::ffi::OsStr;
 use std::io::{self, ErrorKind};
@@ -17,18 +17,18 @@ use crate::pair::change::{Change, Trigger, WriteState};
 use crate::pair::name::{Half, Name, PairKey};
 use crate::watch::backpressure::Backpressure;
 
-/// How many paths notify may compare before it reads further events: some tenths of a second.
+/// The most paths that notify may compare before it reads further events. They take some tenths of a second.
 const MAX_COMPARISONS: usize = 5_000_000;
 
 /// Turns events into changes.
 pub(crate) struct Translator {
     root: PathBuf,
     watched: Watched,
-    /// The directory of the last event, which the next one shares mostly.
+    /// The directory of the last event. The next event mostly has the same.
     dir: Option<Arc<Path>>,
-    /// How many directories were removed since the reader was last done with all events.
+    /// How many directories were removed since the reader last finished all events.
     removed: usize,
-    /// Whether to report where there may be orphans.
+    /// Whether to report directories that may have orphans.
     pub(super) reports_orphans: bool,
     pub(super) backpressure: Arc<Backpressure>,
 }
@@ -39,17 +39,17 @@ impl Translator {
         Self { root, watched, dir: None, removed: 0, reports_orphans: false, backpressure }
     }
 
-    /// Hands the changes that `event` stands for to `put`.
+    /// Calls `put` with each change that `event` stands for.
     pub(crate) fn translate(&mut self, event: notify::Result<Event>, put: &mut dyn FnMut(Change)) {
         let Ok(event) = event else {
             return put(Change::EventsLost);
         };
-        // An overflow has no path.
+        // The event of an overflow has no path.
         if event.need_rescan() {
             self.backpressure.reset();
             return put(Change::EventsLost);
         }
-        // notify reports both halves of a rename by themselves, too.
+        // notify also reports each half of a rename as an event of its own.
         if event.kind == EventKind::Modify(ModifyKind::Name(RenameMode::Both)) {
             return;
         }
@@ -60,23 +60,23 @@ impl Translator {
         }
     }
 
-    /// Whether notify is about to be deaf for a while: it compares each directory that was removed with
-    /// all that it watches.
+    /// Whether notify is about to read no events for a while: it compares each removed directory with all that
+    /// it watches.
     pub(super) fn is_about_to_be_deaf(&self) -> bool {
         self.removed > 0 && self.removed * self.watched.len() > MAX_COMPARISONS
     }
 
-    /// Takes note that the reader was done with all events.
+    /// Records that the reader has finished all events.
     pub(super) fn caught_up(&mut self) {
         self.removed = 0;
     }
 
-    /// The directory whose watch reports `event`, as far as its path shows it.
+    /// The directory whose watch reports `event`, as far as the path of the event shows it.
     pub(super) fn origin(&mut self, event: &Event) -> Option<Arc<Path>> {
         let root = std::mem::take(&mut self.root);
         let rel = event.paths.first().and_then(|path| below(&root, path));
         let dir = rel.map(|rel| {
-            // A directory also reports its own events. They are its parent's only where that has a watch.
+            // A directory also reports its own events. They come from its parent only if that has a watch.
             let is_own = !self.watched.is_watched(parent(rel)) && self.watched.is_watched(rel);
             if is_own { rel.into() } else { self.shared(parent(rel)) }
         });
@@ -109,7 +109,7 @@ impl Translator {
                 if is_half {
                     self.appeared(rel, Unknown, put);
                 }
-                // A directory perhaps can be read now.
+                // If it is a directory, it may be readable now.
                 if self.watched.is_known(rel) {
                     put(Change::Subtree(rel.into()));
                 }
@@ -129,7 +129,7 @@ impl Translator {
                 self.appeared(rel, Closed, put);
             }
             EventKind::Modify(ModifyKind::Data(_)) => {
-                // A result's content says nothing.
+                // The content of a result is irrelevant.
                 if let Some((Half::Metadata, key)) = self.half(rel) {
                     put(Change::Pair(key, Trigger { appeared: true, writer: Writing }));
                 }
@@ -139,7 +139,7 @@ impl Translator {
         }
     }
 
-    /// Something got the name `rel`, from within the cache directory or from elsewhere.
+    /// Translates a rename to the name `rel`, from within the cache directory or from elsewhere.
     fn renamed_to(&mut self, path: &Path, rel: &Path, put: &mut dyn FnMut(Change)) {
         let name = rel.file_name().unwrap_or_default().as_bytes();
         if Name::is_reserved(name) {
@@ -155,7 +155,7 @@ impl Translator {
         };
         let may_be_directory = match &found {
             Ok(found) => found.is_dir(),
-            // It is elsewhere by now, or a directory above it is.
+            // The file was moved on by now, or a directory above it was.
             Err(error) if is_gone(error) => !Name::is_half(name),
             Err(_) => true,
         };
@@ -190,7 +190,7 @@ impl Translator {
         Some((half, PairKey { dir: self.shared(parent(rel)), stem }))
     }
 
-    /// One copy of a directory's path, where the last event had the same.
+    /// A shared copy of a directory's path, if the last event had the same.
     fn shared(&mut self, dir: &Path) -> Arc<Path> {
         match &self.dir {
             Some(last) if last.as_os_str() == dir.as_os_str() => Arc::clone(last),
@@ -199,8 +199,8 @@ impl Translator {
     }
 }
 
-/// `path` relative to `root`, where it lies in it. Compares bytes: notify joins the path that was
-/// to be watched and a name.
+/// `path` relative to `root`, if it is `root` or below it. Compares bytes: notify joins the watched path and
+/// a name.
 fn below<'a>(root: &Path, path: &'a Path) -> Option<&'a Path> {
     let root = root.as_os_str().as_bytes();
     let root = root.strip_suffix(b"/").unwrap_or(root);
@@ -209,7 +209,7 @@ fn below<'a>(root: &Path, path: &'a Path) -> Option<&'a Path> {
     Some(Path::new(OsStr::from_bytes(rel)))
 }
 
-/// The directory that holds `rel`; the cache directory for itself.
+/// The directory that contains `rel`. For the cache directory, that is itself.
 fn parent(rel: &Path) -> &Path {
     rel.parent().unwrap_or(Path::new(""))
 }

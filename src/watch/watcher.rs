@@ -21,7 +21,7 @@ use super::reader::{Handler, Load, admit};
 use super::translate::Translator;
 use crate::pair::change::{Change, MAX_WATCHED_PATH, WatchError};
 
-/// What the kernel is asked to report. Opening and reading are left out: the cleaner's own reading
+/// The events that the kernel is to report. Opening and reading are left out: the cleaner's own reading
 /// would fill the kernel's queue.
 const EVENTS: EventKindMask = EventKindMask::CREATE
     .union(EventKindMask::REMOVE)
@@ -30,10 +30,10 @@ const EVENTS: EventKindMask = EventKindMask::CREATE
     .union(EventKindMask::MODIFY_NAME)
     .union(EventKindMask::ACCESS_CLOSE);
 
-/// How long a request to notify may make no progress before it is given up. Under a flood, notify
-/// may not answer before the flood ends; on a busy machine, its thread may have to wait for a while.
+/// How long a request to notify may make no progress before the caller gives up. Under a flood, notify may
+/// not answer before the flood ends. On a busy machine, its thread may have to wait for a while.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often whoever waits for an answer looks whether it is of use to wait on.
+/// How often a waiting caller checks whether to wait on.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// The watches of one cache directory. Dropping it ends them.
@@ -46,35 +46,35 @@ pub(crate) struct Watcher {
     inbox: Arc<Inbox>,
 }
 
-/// For each directory whether it is there, and so watched.
+/// For each directory whether it exists, and so is watched.
 pub(crate) type WatchAnswers = Vec<Result<bool, WatchError>>;
 
-/// What the registrar is asked for.
+/// A request to the registrar.
 #[derive(Debug)]
 enum Request {
-    /// Watch these directories, and answer for each whether it is there.
+    /// Set watches on these directories, and answer for each whether it exists.
     Watch(Vec<Arc<Path>>, Sender<WatchAnswers>),
-    /// End the watches of these.
+    /// End the watches of these directories.
     Unwatch(Vec<Arc<Path>>),
 }
 
-/// Watches that were asked for; [`Watcher::finish_watch`] waits for them.
+/// Watches that were requested; [`Watcher::finish_watch`] waits for them.
 #[derive(Debug)]
 pub(crate) struct Answers {
-    /// What was clear before the registrar was asked.
+    /// The answers that were known without the registrar.
     answers: Vec<Option<Result<bool, WatchError>>>,
-    /// The places of those that the registrar was asked for, and where it answers.
+    /// The indexes of the directories that the registrar was asked for, and the channel of its answer.
     asked: Option<(Vec<usize>, Receiver<WatchAnswers>)>,
-    /// Which of the answers are of watches that are new.
+    /// For each answer, whether its watch was requested from the registrar.
     pub new: Vec<bool>,
 }
 
 impl Watcher {
-    /// Begins to put changes into `inbox`; nothing is watched yet.
+    /// Starts a watcher that pushes changes into `inbox`. It watches no directory yet.
     ///
     /// # Errors
-    /// [`WatchError::Flooded`] where as many readers as may be still wait for floods to end, and those
-    /// of the system.
+    /// [`WatchError::Flooded`] if as many readers as allowed still wait for floods to end, and those of the
+    /// system.
     pub(crate) fn start(root: &Path, inbox: Arc<Inbox>) -> Result<Self, WatchError> {
         let place = admit(&inbox.readers).ok_or(WatchError::Flooded)?;
         let watched = Watched::default();
@@ -92,19 +92,19 @@ impl Watcher {
             .name("watch registrar".to_owned())
             .spawn(move || registrar.run(&received))
             .map_err(|error| WatchError::Other(error.to_string()))?;
-        // What the reader before this one has not reported by now, nobody will.
+        // Events that the reader before this one has not reported by now will never be reported.
         inbox.backpressure.reset();
         Ok(Self { watched, requests, progress, load, inbox })
     }
 
-    /// Asks for a watch of each of the directories `rels` that has none yet.
+    /// Requests a watch of each of the directories `rels` that has none yet.
     pub(crate) fn begin_watch(&self, rels: &[Arc<Path>]) -> Answers {
         let mut answers = Vec::with_capacity(rels.len());
         let (mut places, mut wanted) = (Vec::new(), Vec::new());
         let gave_up = self.load.overrun.load(Ordering::Relaxed);
         for (place, rel) in rels.iter().enumerate() {
             if rel.as_os_str().len() > MAX_WATCHED_PATH {
-                // Nor remembered: there may be thousands of them.
+                // It is not recorded either: there may be thousands of them.
                 answers.push(Some(Err(WatchError::PathTooLong)));
                 continue;
             }
@@ -122,7 +122,7 @@ impl Watcher {
                 answers.push(refusal.map(Err));
                 continue;
             }
-            // Known before its first event can arrive.
+            // Recorded before its first event can arrive.
             self.watched.insert(rel);
             places.push(place);
             wanted.push(Arc::clone(rel));
@@ -131,15 +131,16 @@ impl Watcher {
         let new = answers.iter().map(Option::is_none).collect();
         let asked = (!wanted.is_empty()).then(|| {
             let (answer, answered) = crossbeam_channel::bounded(1);
-            // A registrar that has ended does not answer, which is seen below.
+            // A registrar that has ended does not answer, which `wait` notices.
             let _ = self.requests.send(Request::Watch(wanted, answer));
             (places, answered)
         });
         Answers { answers, asked, new }
     }
 
-    /// Waits for what was asked for: whether each directory is there, and watched. Gives up, with
-    /// [`WatchError::Flooded`], where the reader can't keep up with the events, or once `cancel` is
+    /// Waits for the requested watches. Returns for each directory whether it exists and is watched.
+    ///
+    /// Gives up, with [`WatchError::Flooded`], if the reader can't keep up with the events, or once `cancel` is
     /// set.
     pub(crate) fn finish_watch(
         &self,
@@ -168,7 +169,7 @@ impl Watcher {
         answers.into_iter().flatten().collect()
     }
 
-    /// The registrar's answer; `None` where it does not come.
+    /// The registrar's answer; `None` if it does not come.
     fn wait(&self, answered: &Receiver<WatchAnswers>, cancel: &AtomicBool) -> Option<WatchAnswers> {
         let mut last = (self.progress.load(Ordering::Relaxed), Instant::now());
         loop {
@@ -188,21 +189,21 @@ impl Watcher {
                 break;
             }
         }
-        // Nothing can be asked of this reader any more: it has to be replaced.
+        // This reader answers no further requests: it has to be replaced.
         self.load.overrun.store(true, Ordering::Relaxed);
         self.inbox.push(Change::EventsLost);
         None
     }
 
-    /// Expects events of the directory `rel`, which can't be read and so not be watched: its
-    /// permissions may change.
+    /// Tracks the directory `rel`, which can't be read and so not be watched. Its permissions may change, and
+    /// events of that have to be reported.
     pub(crate) fn expect(&self, rel: &Arc<Path>) {
         if rel.as_os_str().len() <= MAX_WATCHED_PATH {
             self.watched.set(rel, State::Unwatched);
         }
     }
 
-    /// Whether `rel` was seen to be a directory by a scan, and is still where it was.
+    /// Whether a scan has seen that `rel` is a directory, and it is still in place.
     pub(crate) fn knows(&self, rel: &Path) -> bool {
         self.watched.is_known(rel)
     }
@@ -212,17 +213,18 @@ impl Watcher {
         self.watched.is_watched(rel)
     }
 
-    /// Ends the watches that may be those of another directory than bears their name now. To be
-    /// called before a scan, which sets them anew: whatever was moved is looked at again.
+    /// Ends the watches that may belong to another directory than the one with their name now.
+    ///
+    /// To be called before a scan, which sets these watches again: every moved directory is scanned again.
     pub(crate) fn drop_stale(&self) {
         let stale = self.watched.take_stale();
         if !stale.is_empty() {
-            // The registrar does one after the other: these end before the scan sets new ones.
+            // The registrar handles requests in order: these watches end before the scan sets new ones.
             let _ = self.requests.send(Request::Unwatch(stale));
         }
     }
 
-    /// Ends the floods that are over, of those in the directories `rels`.
+    /// Ends the floods in the directories `rels` that are over.
     pub(crate) fn end_floods(&self, root: &Path, rels: &[Arc<Path>]) {
         let flooded = rels.iter().filter(|rel| self.inbox.floods.contains(rel));
         let flooded: Vec<_> = flooded.cloned().collect();
@@ -231,20 +233,19 @@ impl Watcher {
         }
     }
 
-    /// Forgets the directories without a watch. To be called before a full scan, which finds those that
-    /// are there.
+    /// Forgets the directories without a watch. To be called before a full scan, which finds those that exist.
     pub(crate) fn forget_unwatched(&self) {
         self.watched.forget_unwatched();
     }
 
-    /// Forgets that `rel` and all below it were watched: the directory is gone, as notify knows from
-    /// the same events.
+    /// Forgets that `rel` and all directories below it were watched. The directory is gone, and notify learns
+    /// that from the same events.
     pub(crate) fn forget(&self, rel: &Path) {
         self.watched.forget(rel);
         self.inbox.floods.end(rel);
     }
 
-    /// Gives the watcher up: it reports nothing any more, and sets no watches.
+    /// Retires the watcher: it reports nothing any more, and sets no watches.
     pub(crate) fn retire(&self) {
         self.load.retired.store(true, Ordering::Relaxed);
     }
@@ -256,17 +257,17 @@ impl Drop for Watcher {
     }
 }
 
-/// Asks notify for watches, on a thread that may have to wait for as long as a flood lasts.
+/// Asks notify for watches, on a thread of its own that may have to wait for as long as a flood lasts.
 struct Registrar {
     root: PathBuf,
     notify: INotifyWatcher,
-    /// Rises with each answer of notify.
+    /// Incremented with each answer of notify.
     progress: Arc<AtomicU64>,
     load: Arc<Load>,
 }
 
 impl Registrar {
-    /// Works until the [`Watcher`] is dropped.
+    /// Handles requests until the [`Watcher`] is dropped.
     fn run(mut self, requests: &Receiver<Request>) {
         for request in requests {
             self.load.is_asked.store(true, Ordering::Relaxed);
@@ -274,12 +275,12 @@ impl Registrar {
                 _ if self.is_given_up() => {}
                 Request::Watch(rels, answer) => {
                     let answers = rels.iter().map(|rel| self.watch(rel)).collect();
-                    // Whoever asked may have given up.
+                    // The caller may have given up.
                     let _ = answer.send(answers);
                 }
                 Request::Unwatch(rels) => {
                     for rel in rels {
-                        // It may be gone by now.
+                        // The directory may be gone by now.
                         let _ = self.notify.unwatch(&join(&self.root, &rel));
                         self.progress.fetch_add(1, Ordering::Relaxed);
                     }
@@ -289,7 +290,7 @@ impl Registrar {
         }
     }
 
-    /// Whether nobody waits for an answer of this reader any more.
+    /// Whether no caller waits for an answer of this reader any more.
     fn is_given_up(&self) -> bool {
         self.load.retired.load(Ordering::Relaxed) || self.load.overrun.load(Ordering::Relaxed)
     }
@@ -337,14 +338,14 @@ fn is_gone(error: &notify::Error) -> bool {
     }
 }
 
-/// Has `handler` told of what happens; nothing is watched yet.
+/// Starts notify with `handler`, which it calls with each event. Nothing is watched yet.
 fn start(handler: impl notify::EventHandler) -> Result<INotifyWatcher, WatchError> {
     let config = notify::Config::default().with_follow_symlinks(false).with_event_kinds(EVENTS);
     INotifyWatcher::new(handler, config).map_err(|error| refusal(&error))
 }
 
-/// Whether the kernel tells of a file `name` that `make` makes in the directory `dir`, within
-/// `patience`.
+/// Calls `make`, which creates a file `name` in the directory `dir`. Returns its result, and whether the
+/// kernel reports the file within `patience`.
 ///
 /// # Errors
 /// Why the directory can't be watched.
@@ -358,7 +359,7 @@ pub(crate) fn delivers_event<T>(
     let wanted = dir.join(name);
     let handler = move |event: notify::Result<notify::Event>| {
         if event.is_ok_and(|event| event.paths.contains(&wanted)) {
-            // It may be told several times.
+            // The kernel may report it several times.
             let _ = told.send(());
         }
     };

@@ -1,4 +1,4 @@
-//! What stands where the cache directory should be, and picking it up.
+//! The state of the path where the cache directory should be, and how it is picked up.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use crate::pair::change::WatchError;
 use crate::watch::Watcher;
 use crate::watch::inbox::Inbox;
 
-/// What stands where the cache directory should be.
+/// The state of the path where the cache directory should be.
 #[derive(Debug)]
 pub(crate) enum CacheRoot {
-    /// What stood there before; nothing is known before the first look.
+    /// No new state: the same as before, or nothing is known before the first probe.
     Unknown,
     /// No directory.
     Absent,
@@ -25,7 +25,7 @@ pub(crate) enum CacheRoot {
 }
 
 impl CacheRoot {
-    /// Which directory it is.
+    /// Returns the identity of the directory, if it is open.
     pub(crate) fn id(&self) -> Option<&RootId> {
         match self {
             Self::Open(open) => Some(&open.root.id),
@@ -33,7 +33,7 @@ impl CacheRoot {
         }
     }
 
-    /// Whether the kernel tells of changes there.
+    /// Whether the kernel reports changes in the directory.
     pub(crate) fn is_watched(&self) -> bool {
         matches!(self, Self::Open(open) if open.watcher.is_ok())
     }
@@ -48,8 +48,8 @@ impl CacheRoot {
         }
     }
 
-    /// Logs that this stands at `path` from now on, where `before` stood; `every` is how often to
-    /// sweep where the kernel does not tell of changes.
+    /// Logs that the state at `path` was `before` and is this from now on. `every` is the interval
+    /// between sweeps if the kernel does not report changes.
     pub(crate) fn announce(&self, before: &Self, path: &Path, every: Duration) {
         match (self, before) {
             (Self::Unknown, _) => {}
@@ -74,9 +74,9 @@ impl CacheRoot {
 #[derive(Debug)]
 pub(crate) struct Open {
     pub root: Root,
-    /// Tells of changes, or why nothing does.
+    /// The source of changes, or why there is none.
     pub watcher: Result<Watcher, WatchError>,
-    /// Whether the file system tells of all changes.
+    /// Whether the file system reports all changes.
     pub gives_events: bool,
 }
 
@@ -99,7 +99,8 @@ impl Open {
     }
 }
 
-/// Looks at `path` again, where the directory `known` stood before, and opens what stands there.
+/// Probes `path` again, where the directory `known` was before, and opens the directory that is there
+/// now. Returns [`CacheRoot::Unknown`] if nothing has changed.
 pub(crate) fn probe(path: &Path, known: Option<&Open>, inbox: &Arc<Inbox>) -> CacheRoot {
     let id = match locate(path) {
         Located::Directory(id) => id,

@@ -1,4 +1,4 @@
-//! Taking in what the threads tell.
+//! Processes the completions that the executor's threads send.
 
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ impl Worker {
                 self.recorder.count(tally, self.clock.now());
                 match self.run_of(generation, id) {
                     Some(run) => run.tally += tally,
-                    // Its scan is of no interest any more, but what it did is.
+                    // The result of this scan is obsolete, but its deletions still count.
                     None => self.recorder.between(tally),
                 }
             }
@@ -71,7 +71,7 @@ impl Worker {
         tally
     }
 
-    /// Tells of the errors that were counted.
+    /// Records the errors that were counted.
     fn report_errors(&mut self, now: Now) {
         for ErrorNotice { path, reason } in self.schedule.take_errors() {
             self.recorder.error(&self.root().join(path), reason, now);

@@ -1,4 +1,4 @@
-//! The threads that work for the worker: all that blocks happens on them.
+//! The threads that work for the worker. Everything that blocks runs on them.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,43 +26,42 @@ use crate::watch::inbox::Inbox;
 use crate::watch::limits::{count_directories, tell_refused};
 use crate::worker::cache_root::{CacheRoot, Open, probe};
 
-/// How many pairs of one kind are attended to in one batch, and how many are not worth sharing out,
-/// nor a nuisance to other programs.
+/// How many pairs of one kind one batch has at most. A batch up to the small size is not divided, and
+/// runs at normal priority.
 pub(crate) const BATCH: usize = 1024;
 const SMALL_BATCH: usize = 64;
-/// How many batches of jobs are under way at once.
+/// How many batches of jobs run at once.
 const BATCHES: usize = 2;
-/// How many batches may still hold something.
+/// How many batches may still have claims to finish.
 const HOLDING: usize = 16;
-/// How many files of one directory are suspected at once to be orphans.
+/// How many files of one directory may be orphan candidates at once.
 const MAX_CANDIDATES: usize = 4096;
-/// How many events wait for the worker; a thread that has more to tell waits.
+/// How many completions wait for the worker; a thread that has more to send waits.
 pub(crate) const MAX_COMPLETIONS: usize = 64;
 
-/// What the threads tell the worker.
+/// A message from a thread to the worker.
 #[derive(Debug)]
 pub(crate) enum Completion {
-    /// A batch of jobs is done, but for what it `holds`, if anything.
+    /// A batch of jobs is done, except for its claims, if it `holds` any.
     Jobs { generation: Generation, found: Vec<JobResult>, took: Duration, holds: bool },
-    /// What a batch of jobs held is done, too.
+    /// The claims of a batch are finished, too.
     Claims { generation: Generation, found: Vec<JobResult>, took: Duration },
-    /// A scan has found this so far.
+    /// A part of what a scan has found.
     ScanBatch { generation: Generation, id: ScanId, found: Vec<JobResult> },
-    /// A scan has told all that it found.
+    /// A scan has ended, and has sent all that it found.
     ScanEnded { generation: Generation, id: ScanId, summary: Summary, took: Duration },
-    /// So much was done about the orphans in some directories.
+    /// The result of a pass over the orphans in some directories.
     Orphans { generation: Generation, pass: Vec<(Due, OrphanPass)>, took: Duration },
-    /// This stands where the cache directory should be, by now or as it was asked for.
+    /// The state of the cache directory, because it has changed or because it was requested.
     RootProbed(CacheRoot),
     /// A thread panicked.
     Panicked(String),
 }
 
-/// Numbers the cache directories that have stood in the cache_root, so that what was found in an
-/// earlier one is told apart.
+/// Incremented whenever the cache directory is replaced; completions from an older generation are stale.
 pub(crate) type Generation = u64;
 
-/// The threads of one worker. Dropping it ends what they do.
+/// The threads of one worker. Dropping it cancels their work.
 pub(crate) struct Executor {
     context: JobContext,
     events: mpsc::Sender<Completion>,
@@ -70,16 +69,16 @@ pub(crate) struct Executor {
     batches: usize,
     holding: usize,
     probing: Arc<Probing>,
-    /// Ends the scans and jobs of this generation.
+    /// Cancels the scans and jobs of this generation.
     cancel: Arc<AtomicBool>,
 }
 
-/// The look at the cache directory. It ends without a word where nothing has changed, since to tell
-/// of it each second would wake the worker up.
+/// The probe of the cache directory. It sends no completion if nothing has changed, because one per
+/// second would wake the worker.
 #[derive(Debug, Default)]
 struct Probing {
     is_under_way: AtomicBool,
-    /// Whether its end is waited for all the same.
+    /// Whether the worker waits for its completion all the same.
     awaited: AtomicBool,
 }
 
@@ -90,7 +89,7 @@ impl Drop for Executor {
 }
 
 impl Executor {
-    /// A executor, and where it tells what happens.
+    /// Creates an executor and the channel on which it sends completions.
     pub(crate) fn new(context: JobContext) -> (Self, mpsc::Receiver<Completion>) {
         let (events, receiver) = mpsc::channel(MAX_COMPLETIONS);
         let (probing, cancel) = (Arc::default(), Arc::default());
@@ -103,7 +102,7 @@ impl Executor {
         self.generation
     }
 
-    /// Ends what is under way as soon as may be.
+    /// Cancels work in progress as soon as possible.
     pub(crate) fn cancel(&self) {
         self.cancel.store(true, Ordering::Relaxed);
     }
@@ -112,24 +111,24 @@ impl Executor {
         self.cancel.load(Ordering::Relaxed)
     }
 
-    /// Another cache directory stands in the cache_root.
+    /// Starts a new generation, because another cache directory replaces the current one.
     pub(crate) fn next_generation(&mut self) {
         self.cancel();
         self.cancel = Arc::default();
         self.generation += 1;
     }
 
-    /// How many more batches of jobs can be begun.
+    /// Returns how many more batches of jobs can start.
     pub(crate) fn free_slots(&self) -> usize {
         (BATCHES - self.batches).min(HOLDING.saturating_sub(self.holding))
     }
 
-    /// Whether jobs are under way.
+    /// Whether jobs are running.
     pub(crate) fn is_working(&self) -> bool {
         self.batches + self.holding > 0
     }
 
-    /// Attends to a batch of jobs.
+    /// Processes a batch of jobs on a thread.
     pub(crate) fn attend(&mut self, open: &Arc<Open>, jobs: Vec<Job>) {
         self.batches += 1;
         let (context, open, generation) = (self.context.clone(), Arc::clone(open), self.generation);
@@ -144,7 +143,7 @@ impl Executor {
                 let (found, holds) = (processor.take_found(), processor.holds());
                 let attended = Completion::Jobs { generation, found, took: start.elapsed(), holds };
                 let Some(until) = processor.next() else { return attended };
-                // Where nobody listens any more, what is held has to be finished all the same.
+                // Even if the worker has ended, the claims have to be finished.
                 let _ = events.blocking_send(attended);
                 thread::sleep(until.saturating_duration_since(Instant::now()));
                 let start = Instant::now();
@@ -158,18 +157,18 @@ impl Executor {
         });
     }
 
-    /// Takes note of [`Completion::Jobs`].
+    /// Records [`Completion::Jobs`].
     pub(crate) fn attended(&mut self, holds: bool) {
         self.batches -= 1;
         self.holding += usize::from(holds);
     }
 
-    /// Takes note of [`Completion::Claims`].
+    /// Records [`Completion::Claims`].
     pub(crate) fn finished(&mut self) {
         self.holding -= 1;
     }
 
-    /// Scans what `trees` names; what has one of `marks` is not read again.
+    /// Scans the subtrees in `trees`. Pairs with one of `marks` are not read again.
     pub(crate) fn scan(&mut self, open: &Arc<Open>, id: ScanId, trees: &SubtreeSet, marks: Marks) {
         let below = trees.trees().cloned().collect::<Vec<_>>();
         let alone = trees.alone().cloned().collect::<Vec<_>>();
@@ -195,7 +194,7 @@ impl Executor {
         });
     }
 
-    /// Removes orphans.
+    /// Removes the orphans in the directories that are due.
     pub(crate) fn tidy(&mut self, open: &Arc<Open>, due: Vec<Due>) {
         let (context, open, generation) = (self.context.clone(), Arc::clone(open), self.generation);
         let cancel = Arc::clone(&self.cancel);
@@ -220,8 +219,8 @@ impl Executor {
         });
     }
 
-    /// Looks at what stands at `path`, where `known` stood before, unless that is under way; with
-    /// `rewatch`, even the same directory is opened anew.
+    /// Probes `path`, where `known` was before, unless a probe is running. With `rewatch`, even the same
+    /// directory is opened again.
     pub(crate) fn probe(
         &mut self,
         path: &Path,
@@ -230,7 +229,8 @@ impl Executor {
         rewatch: bool,
     ) {
         if self.is_probing() {
-            // What is wanted of it is another look than the one that is under way.
+            // The running probe is not the requested one. Its completion lets the worker request
+            // another.
             if rewatch {
                 self.probing.awaited.store(true, Ordering::Relaxed);
             }
@@ -254,7 +254,7 @@ impl Executor {
         });
     }
 
-    /// Tells that `refused` directories of those in `root` are not watched, and why.
+    /// Logs that `refused` directories below `root` are not watched, and why.
     pub(crate) fn tell_refused(
         &self,
         root: &Path,
@@ -271,7 +271,7 @@ impl Executor {
                 &WatchError::TooManyWatches,
             );
         };
-        // Nobody waits for the counting.
+        // Counting runs on its own thread, so that nothing waits for it.
         let counts = *refusal == WatchError::TooManyWatches
             && thread::Builder::new().spawn(count_and_tell).is_ok();
         if !counts {
@@ -279,17 +279,17 @@ impl Executor {
         }
     }
 
-    /// Whether the look at the cache directory is under way.
+    /// Whether a probe of the cache directory is running.
     pub(crate) fn is_probing(&self) -> bool {
         self.probing.is_under_way.load(Ordering::Relaxed)
     }
 
-    /// Takes note of [`Completion::RootProbed`].
+    /// Records [`Completion::RootProbed`].
     pub(crate) fn probed(&self) {
         self.probing.is_under_way.store(false, Ordering::Relaxed);
     }
 
-    /// Runs blocking work on a thread for it, and has its outcome told, if there is one.
+    /// Runs blocking work on a thread of its own, and sends its completion, if there is one.
     fn on_thread<E: Into<Option<Completion>>>(&self, work: impl FnOnce() -> E + Send + 'static) {
         let events = self.events.clone();
         tokio::task::spawn_blocking(move || {
@@ -298,15 +298,15 @@ impl Executor {
                 Into::into,
             );
             if let Some(event) = event {
-                // Without a worker nobody wants to know.
+                // If the worker has ended, the completion is dropped.
                 let _ = events.blocking_send(event);
             }
         });
     }
 }
 
-/// Cuts jobs that are sorted by directory into batches for so many threads. Those of one directory
-/// stay together where they fit, since threads that delete in the same one wait for each other.
+/// Cuts jobs that are sorted by directory into batches for `threads` threads. The jobs of one directory
+/// stay together if they fit, because threads that delete in the same directory wait for each other.
 pub(crate) fn batches(mut jobs: Vec<Job>, threads: usize) -> VecDeque<Vec<Job>> {
     let size = jobs.len().div_ceil(threads.max(1)).clamp(SMALL_BATCH, BATCH);
     let mut batches = VecDeque::new();

@@ -1,5 +1,5 @@
-//! The one actor that owns the state: it takes in changes and outcomes, gives out work, and is the
-//! only one to change the [`Schedule`].
+//! The one actor that owns the state. It takes in changes and outcomes, hands out work, and is the only
+//! one to change the [`Schedule`].
 //!
 //! ```text
 //! events ──► inbox ─┐                              ┌─► jobs and scans, on blocking threads ─┐
@@ -43,38 +43,38 @@ use crate::watch::inbox::Inbox;
 use crate::worker::cache_root::{CacheRoot, Open};
 use crate::worker::executor::{BATCH, Completion, Executor, MAX_COMPLETIONS, batches};
 
-/// How many pairs that are due are taken at once, to be sorted by directory.
+/// How many due pairs are taken at once, to be sorted by directory.
 const MAX_DUE: usize = 16_384;
-/// How long changes gather, and directories to scan, where there are many: at least, and at the most, as
-/// long as the work on those before took.
+/// How long changes gather: the minimum. How long directories to scan gather: as long as the previous scan
+/// took, within these bounds.
 const MIN_CHANGES_PAUSE: Duration = Duration::from_millis(1);
 const MAX_CHANGES_PAUSE: Duration = Duration::from_millis(20);
-/// How many pairs and directories with changes may wait before further changes is left where it is, in an
-/// inbox that merges it.
+/// How many pairs and directories with changes may wait. Beyond that, further changes stay in the inbox,
+/// which merges them.
 const MAX_BACKLOG: usize = 65_536;
-/// How often a directory whose events can't be kept up with is listed instead.
+/// How often the worker lists a directory whose events can't be read fast enough.
 const FLOOD_LIST_INTERVAL: Duration = Duration::from_secs(1);
-/// How often to sweep where nothing is watched because of a flood.
+/// How often to sweep while nothing is watched because of a flood.
 const FLOOD_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// How long work that is under way may take to end when the cleaner is stopped.
+/// How long work in progress may take to end when the cleaner is stopped.
 const STOP_PATIENCE: Duration = Duration::from_millis(400);
 
-/// Where a sweep that was asked for is answered.
+/// The channel for the answer to a requested sweep.
 pub(crate) type SweepAnswer = oneshot::Sender<Result<SweepReport, Error>>;
 
-/// What an outsider asks of the worker.
+/// A request to the worker.
 #[derive(Debug)]
 pub(crate) enum Request {
     /// Make a full sweep that begins from now on.
     Sweep(SweepAnswer),
-    /// Count what expires when.
+    /// Count how many pairs expire when.
     Buckets(oneshot::Sender<Vec<ExpiryBucket>>),
-    /// Answer, to show that it works.
+    /// Answer, to show that the worker responds.
     Ping(oneshot::Sender<()>),
 }
 
 pub(crate) struct Worker {
-    /// The cache directory as it was configured_path, and where that is from any working directory.
+    /// The cache directory as it was configured, and its path from any working directory.
     configured_path: PathBuf,
     path: PathBuf,
     check_interval: Duration,
@@ -84,7 +84,7 @@ pub(crate) struct Worker {
     recorder: Recorder,
     inbox: Arc<Inbox>,
     schedule: Schedule,
-    /// What the schedule gave out as due, and no thread was free for.
+    /// Batches that the schedule handed out as due and for which no thread was free.
     due: VecDeque<Vec<Job>>,
     cache_root: CacheRoot,
     full: Option<ActiveSweep>,
@@ -92,9 +92,9 @@ pub(crate) struct Worker {
     orphans: OrphanSchedule,
     tidying: bool,
     sweeps: Sweeps<SweepAnswer>,
-    /// Why some directories are not watched, as it was told.
+    /// Why some directories are not watched, as it was last reported.
     refused: Option<WatchError>,
-    /// Whether changes was lost, so that watches may be missing of which notify thinks otherwise.
+    /// Whether changes were lost, so that watches may be missing that notify believes to be set.
     watches_lost: bool,
     /// Whether the watcher is a new one, which no sweep has used yet.
     is_rewatched: bool,
@@ -103,22 +103,23 @@ pub(crate) struct Worker {
     next_trees: Instant,
     /// When to list the flooded directories again.
     next_flood_list: Instant,
-    /// What expires when, as it was last counted, and until when that will do.
+    /// How many pairs expire when, as last counted, and until when that count may be reused.
     buckets: Option<(Instant, Vec<ExpiryBucket>)>,
 }
 
-/// A scan that is under way.
+/// A scan that is running.
 struct ActiveSweep {
     id: ScanId,
     tally: Tally,
     waiters: Vec<SweepAnswer>,
-    /// Whether a directory was refused to another scan meanwhile, which this one may have passed.
+    /// Whether another scan meanwhile could not watch a directory, which this scan may have passed
+    /// already.
     refused_meanwhile: bool,
 }
 
 impl Worker {
-    /// A worker for the cache directory at `path`, which was configured_path as `configured_path`, and what others may see
-    /// of it.
+    /// Creates a worker for the cache directory at `path`, which was configured as `configured_path`.
+    /// Also returns the channel of completions, and the handles that read its state.
     pub(crate) fn new(
         config: &Config,
         configured_path: PathBuf,
@@ -160,10 +161,11 @@ impl Worker {
         (worker, events, readers)
     }
 
-    /// Works until `requests` is closed; where to report, and when it was closed.
+    /// Runs until `requests` is closed. Returns the reporter, if there is one, and when `requests` was
+    /// closed.
     ///
     /// # Errors
-    /// The message of a panic on one of the threads that work for it.
+    /// The message of a panic on one of the worker's threads.
     pub(crate) async fn run(
         mut self,
         mut events: mpsc::Receiver<Completion>,
@@ -176,7 +178,7 @@ impl Worker {
                 self.tick();
                 next_tick = Instant::now() + TICK;
             }
-            // Requests must not keep events from being taken in, nor events what is due.
+            // Requests must not delay completions, and completions must not delay due deletions.
             for event in std::iter::from_fn(|| events.try_recv().ok()).take(MAX_COMPLETIONS) {
                 self.complete(event)?;
             }
@@ -191,11 +193,11 @@ impl Worker {
                     None => break,
                 },
                 event = events.recv() => {
-                    // The executor holds a sender, so that there always is an event.
+                    // The executor holds a sender, so that the channel never closes.
                     let Some(event) = event else { break };
                     self.complete(event)?;
                 }
-                // Also amid a pause: else nobody would wake up when it ends.
+                // Also during a pause: otherwise nothing would wake the worker when the pause ends.
                 () = self.inbox.notified(), if self.can_work() => {}
                 () = timer.until(wake) => {}
             }
@@ -206,7 +208,7 @@ impl Worker {
         Ok((self.recorder.take_reporter(), asked_to_stop))
     }
 
-    /// Lets what is under way end, so that its figures are counted.
+    /// Waits until work in progress ends, so that its figures are counted.
     async fn wind_up(&mut self, events: &mut mpsc::Receiver<Completion>) -> Result<(), String> {
         self.executor.cancel();
         let deadline = tokio::time::Instant::now() + STOP_PATIENCE;
@@ -229,7 +231,7 @@ impl Worker {
         Ok(())
     }
 
-    /// What is done each second: the clock and the cache directory are looked at again.
+    /// Runs once per second: checks the clock and the cache directory.
     fn tick(&mut self) {
         if let Some(step) = self.clock.tick() {
             tracing::warn!(
@@ -244,7 +246,7 @@ impl Worker {
         matches!(self.cache_root, CacheRoot::Open(_))
     }
 
-    /// Whether changes is taken in now, and not after a pause.
+    /// Whether changes are taken in now, and not after a pause.
     fn takes_news(&self) -> bool {
         self.can_work() && Instant::now() >= self.next_news
     }
@@ -269,7 +271,7 @@ impl Worker {
         }
     }
 
-    /// Reports the floods that have begun and ended, and has flooded directories listed.
+    /// Logs the floods that have begun and ended, and schedules listings of flooded directories.
     fn follow_floods(&mut self) {
         let FloodReport { begun, ended } = self.inbox.floods.take_report();
         for dir in begun {
@@ -292,7 +294,7 @@ impl Worker {
         }
     }
 
-    /// Something has changed of which no changes will come.
+    /// Records that something has changed and the changes will not arrive.
     fn on_events_lost(&mut self) {
         self.watches_lost = true;
         self.sweeps.something_was_missed();
@@ -316,10 +318,11 @@ impl Worker {
             && self.watches_lost
             && !self.is_rewatched
         {
-            // First new watches: the sweep sets them.
+            // A new watcher comes first: the sweep then sets its watches.
             self.executor.probe(&self.path, &self.cache_root, &self.inbox, true);
         } else if self.full.is_none() && self.sweeps.is_due(now.mono) {
-            // Whatever is lost from now on, this sweep goes first: else a flood would put it off for ever.
+            // Even if more is lost from now on, this sweep comes first. Otherwise a flood would delay it
+            // for ever.
             self.is_rewatched = false;
             let waiters = self.sweeps.begin();
             self.full = Some(self.begin_scan(&open, Scope::Everything, waiters));
@@ -339,12 +342,12 @@ impl Worker {
         }
     }
 
-    /// Answers those who wait for a sweep where nothing stands that could be swept.
+    /// Answers pending sweep requests if there is no directory to sweep.
     fn answer_without_sweep(&mut self) {
         let unreadable = match &self.cache_root {
             CacheRoot::Absent => None,
             CacheRoot::Unreadable { reason } => Some(reason.clone()),
-            // What stands there is about to be known.
+            // The state of the cache directory is about to be known.
             CacheRoot::Unknown | CacheRoot::Open(_) => return,
         };
         for waiter in self.sweeps.take_waiters() {
@@ -352,12 +355,13 @@ impl Worker {
                 let source = std::io::Error::other(reason);
                 Err(Error::Unreadable { path: self.path.clone(), source })
             });
-            // Whoever asked may have gone.
+            // The requester may have gone.
             let _ = waiter.send(answer);
         }
     }
 
-    /// What changes there is, and some of what is due. A flood of the one does not hold up the other.
+    /// Returns pairs with changes, and some of the due pairs. A flood of one kind does not delay the
+    /// other.
     fn next_batch(&mut self, now: Now) -> Vec<Job> {
         let mut batch = self.schedule.take_inspections(BATCH);
         if self.due.is_empty() {
@@ -419,7 +423,7 @@ impl Worker {
         !self.inbox.floods.is_empty()
     }
 
-    /// Takes in what stands where the cache directory should be.
+    /// Takes in the state of the cache directory that a probe found.
     fn probed(&mut self, cache_root: CacheRoot) {
         self.executor.probed();
         if cache_root.is_unchanged_since(&self.cache_root) {
@@ -431,21 +435,22 @@ impl Worker {
             cache_root.announce(&self.cache_root, &self.path, every);
         }
         if is_same {
-            // The same directory with new watches, which a sweep has to set that begins from now on.
+            // The same directory with a new watcher: a sweep that begins from now on has to set the
+            // watches.
             let before = std::mem::replace(&mut self.cache_root, cache_root);
             if let CacheRoot::Open(open) = before
                 && let Ok(watcher) = &open.watcher
             {
                 watcher.retire();
             }
-            // Whatever was lost is made up for by that sweep.
+            // That sweep makes up for everything that was lost.
             self.inbox.take_events_lost();
             self.watches_lost = false;
             self.is_rewatched = true;
             self.sweeps.something_was_missed();
             return self.sweeps.at_the_latest(Instant::now(), Duration::ZERO);
         }
-        // A scan may have told so before.
+        // A scan may have reported this before.
         let is_told = self.schedule.could_not_read(Path::new(""));
         if let CacheRoot::Unreadable { reason } = &cache_root
             && !is_told
@@ -459,7 +464,7 @@ impl Worker {
         self.sweeps.at_the_latest(Instant::now(), Duration::ZERO);
     }
 
-    /// Forgets what is known, since this stands there from now on.
+    /// Discards all state, because `cache_root` replaces the cache directory from now on.
     fn start_over(&mut self, cache_root: CacheRoot) {
         self.executor.next_generation();
         self.cache_root = cache_root;
@@ -472,12 +477,12 @@ impl Worker {
         let _ = self.inbox.drain();
         for run in [self.full.take(), self.trees.take()].into_iter().flatten() {
             self.recorder.between(run.tally);
-            // The sweep that was asked for is made of what stands there now.
+            // A requested sweep now covers the new directory.
             self.sweeps.ask(run.waiters);
         }
     }
 
-    /// Where the cache directory is, or is expected.
+    /// Returns the path where the cache directory is, or is expected.
     fn root(&self) -> &Path {
         self.cache_root.id().map_or(&self.path, |id| &id.path)
     }
@@ -495,10 +500,10 @@ impl Worker {
                     let counted = counted
                         .map(|(within_seconds, count)| ExpiryBucket { within_seconds, count })
                         .collect();
-                    // However many ask, counting takes a twentieth of the time at the most.
+                    // However many requests come, counting takes at most a twentieth of the time.
                     self.buckets = Some((Instant::now() + start.elapsed() * 19, counted));
                 }
-                // Whoever asked may have gone.
+                // The requester may have gone.
                 let _ = waiter.send(self.buckets.iter().flat_map(|(_, b)| b.clone()).collect());
             }
         }
@@ -510,7 +515,8 @@ impl Worker {
         if !self.can_work() {
             return far;
         }
-        // What can't be begun before something ends is not waited for here.
+        // Work that can't start before other work ends has its wake-up from that end, not from the
+        // timer.
         let pair = self.schedule.next_pair(now).filter(|_| self.executor.free_slots() > 0);
         let tree = self.schedule.next_tree(now).filter(|_| self.trees.is_none());
         let tree = tree.map(|at| at.max(self.next_trees));

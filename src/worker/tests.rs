@@ -1,4 +1,4 @@
-//! What crosses at the wrong moment, which a running service can't be made to do on purpose.
+//! Races between the parts of the worker, which a test can't provoke in a running service.
 
 use std::fs;
 
@@ -16,7 +16,7 @@ fn worker(dir: &Path) -> (Worker, mpsc::Receiver<Completion>, SharedStats) {
     (worker, events, readers.stats)
 }
 
-/// One that works on `dir`, where a full sweep with the number 1 is under way.
+/// Returns a worker on `dir` with a running full sweep that has the number 1.
 fn sweeping(dir: &Path) -> Worker {
     let (mut worker, ..) = worker(dir);
     worker.cache_root = probe(dir, None, &worker.inbox);
@@ -28,8 +28,8 @@ fn run(id: ScanId) -> ActiveSweep {
     ActiveSweep { id, tally: Tally::default(), waiters: Vec::new(), refused_meanwhile: false }
 }
 
-/// Makes a cache directory in `temp` with the live pair `a`, and another name of its metadata outside:
-/// the kernel does not report what is written under that one.
+/// Makes a cache directory in `temp` with the live pair `a`, and a hard link to its metadata outside.
+/// The kernel does not report what is written through that link.
 fn live_pair_with_another_name(temp: &Path) -> (PathBuf, PathBuf) {
     let (cache, elsewhere) = (temp.join("cache"), temp.join("elsewhere"));
     fs::create_dir(&cache).unwrap();
@@ -57,9 +57,9 @@ async fn changes_that_do_not_fit_are_made_up_for_by_listings_and_sweeps() {
     let task = tokio::spawn(worker.run(events, asked));
     until("the first scan is over", || stats.get().total_cleanups == 1).await;
 
-    // What is written under another name is not told.
+    // The kernel does not report what is written through the other link.
     fs::write(&elsewhere, r#"{"expires_at": 1.5}"#).unwrap();
-    // The worker shares the only thread with this, so that it can't take anything meanwhile.
+    // The worker shares the only thread with this test, so that it can't take in anything meanwhile.
     for number in 0..=MAX_PENDING {
         let stem = Stem::new(number.to_string().as_bytes());
         inbox.push(Change::Pair(PairKey { dir: Path::new("").into(), stem }, Trigger::default()));
@@ -92,7 +92,7 @@ async fn a_change_that_comes_amid_the_pause_after_another_one_does_not_wait_for_
     };
     let start = Instant::now();
     for round in 1..=ROUNDS {
-        // The kernel reports nothing of what is written under another name.
+        // The kernel does not report what is written through the other link.
         let expires_at = 8_000_000_000 + i64::from(round);
         fs::write(&elsewhere, format!(r#"{{"expires_at": {expires_at}}}"#)).unwrap();
         inbox.push(change(b"unknown"));
@@ -155,7 +155,7 @@ async fn orphans_and_empty_directories_go_while_the_service_runs_and_nothing_els
     };
     let gone = |name: &str| !temp.path().join(name).exists();
     let mut config = Config::new(temp.path());
-    // Less than an application may ask for.
+    // Shorter than the minimum for an application.
     let age = Some(Duration::from_millis(100));
     (config.remove_orphans, config.prune_empty_dirs) = (age, age);
     write("before/a.result.json.lz4", "found by the first scan");

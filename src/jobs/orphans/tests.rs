@@ -52,7 +52,7 @@ impl Cache {
         files
     }
 
-    /// Looks at a directory twice.
+    /// Runs two passes over a directory.
     fn tidy(&self, dir: &str, age: Duration) -> OrphanPass {
         let first = self.look(dir, age, &OrphanCandidates::default());
         assert_eq!(first.removed, OrphanTally::default(), "nothing goes at the first look");
@@ -75,7 +75,7 @@ impl Cache {
     }
 }
 
-/// Waits until what was changed before is older than the returned age.
+/// Waits until all earlier changes are older than the returned age.
 fn some_age() -> Duration {
     let age = Duration::from_millis(20);
     thread::sleep(age * 2);
@@ -137,7 +137,7 @@ fn what_has_changed_since_it_was_suspected_is_a_suspect_anew() {
     let age = some_age();
     let first = cache.look("", age, &OrphanCandidates::default()).candidates;
     let directory = cache.look("empty", age, &OrphanCandidates::default()).candidates;
-    // Both look old, as where the clock of the file system is behind.
+    // Both look old, as if the clock of the file system were behind.
     cache.write("a.result.json.lz4", "y");
     cache.write("c.result.json.lz4", "x");
     fs::remove_dir(cache.path("empty")).unwrap();
@@ -174,7 +174,7 @@ fn a_half_whose_other_one_arrives_meanwhile_is_given_back() {
         let judged = Orphan::Half(half, stem("a"), cache.seen(alone));
         let asked = Cell::new(0);
         let wall = || {
-            // It is claimed by the second time that this is asked for.
+            // It is claimed by the second call.
             asked.set(asked.get() + 1);
             if asked.get() == 2 {
                 assert!(!cache.path(alone).exists());
@@ -263,7 +263,7 @@ fn a_directory_that_fills_or_is_another_one_at_the_last_moment_stays() {
 
 #[test]
 fn names_of_any_length_are_dealt_with() {
-    // The longest that there are, and a half whose other one can't have a name.
+    // The longest possible names, and a half whose other half can't have a name.
     let long = [
         format!("{}.result.json.lz4", "r".repeat(239)),
         format!("{}.metadata.json", "m".repeat(241)),

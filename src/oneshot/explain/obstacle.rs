@@ -1,4 +1,4 @@
-//! What bears a name, and what keeps a result from being deleted.
+//! Checks what kind of file a name refers to, and what prevents a deletion.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use crate::disk::inspect::stat;
 use crate::disk::root::Dir;
 use crate::pair::name::{Half, Stem};
 
-/// What bears a name.
+/// What kind of file a name refers to.
 pub(super) enum Kind {
     File,
     Nothing,
@@ -34,7 +34,7 @@ pub(super) fn kind(dir: &Dir, name: &[u8]) -> Kind {
     }
 }
 
-/// Whether a half of a pair bears its reserved name.
+/// Whether a half of a pair is at its reserved name.
 pub(super) fn taken(dir: &Dir, stem: &Stem) -> io::Result<bool> {
     for half in [Half::Result, Half::Metadata] {
         match kind(dir, &stem.claim(half)) {
@@ -46,7 +46,7 @@ pub(super) fn taken(dir: &Dir, stem: &Stem) -> io::Result<bool> {
     Ok(false)
 }
 
-/// What keeps a result that is due from being deleted by this user, and what to do about it.
+/// Returns what prevents this user from deleting a due result, and what to do about it.
 pub(super) fn obstacle(dir: &Dir, stem: &Stem) -> Option<String> {
     match accessat(dir, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
         Ok(()) => {}

@@ -79,12 +79,12 @@ fn twice_is_the_later_instant_and_never_is_by_the_offset_before() {
         (Tz::America__New_York, "2026-11-01T01:30", "2026-11-01T06:30:00Z"),
         (Tz::Australia__Lord_Howe, "2026-10-04T02:15", "2026-10-03T15:45:00Z"),
         (Tz::Australia__Lord_Howe, "2026-04-05T01:45", "2026-04-04T15:15:00Z"),
-        // In winter clocks go back, to standard time by name of "daylight saving".
+        // In winter, Dublin sets clocks back; its zone data may count winter time as "daylight saving".
         (Tz::Europe__Dublin, "2026-03-29T01:30", "2026-03-29T01:30:00Z"),
         (Tz::Europe__Dublin, "2026-10-25T01:30", "2026-10-25T01:30:00Z"),
         // Clocks change at midnight.
         (Tz::America__Santiago, "2026-09-06", "2026-09-06T04:00:00Z"),
-        // A whole day was left out, and one came twice.
+        // One whole day was skipped, and one day came twice.
         (Tz::Pacific__Apia, "2011-12-30T12:00", "2011-12-30T22:00:00Z"),
         (Tz::Pacific__Apia, "2011-12-29T23:59:59", "2011-12-30T09:59:59Z"),
         (Tz::Pacific__Apia, "2011-12-31", "2011-12-30T10:00:00Z"),
@@ -202,8 +202,8 @@ proptest! {
         let _ = parse(&s, &Tz::Europe__Berlin);
     }
 
-    /// Of the instants that show this local time none is later; where none shows it, the result
-    /// shows a time that is as much later as the clocks went forward.
+    /// Of the instants that show this local time, the result is the latest. If no instant shows it, the
+    /// result shows a time that is later by as much as the clocks were set forward.
     #[test]
     fn local_time_is_resolved_to_the_last_instant(
         secs in 1_000_000_000_i64..2_500_000_000, zone in prop::sample::select(&ZONES[..]),

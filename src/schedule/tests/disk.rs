@@ -1,5 +1,5 @@
-//! A pretended disk: what writers, the clock and other cleaners do there, which events tell of it,
-//! and what comes of an attempt at a pair.
+//! A simulated disk: what writers, the clock and other cleaners do there, which events report it, and
+//! the outcome of an attempt at a pair.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -23,16 +23,16 @@ use crate::trial::Random;
 pub(super) type Name = (String, u8);
 
 const DIRS: [&str; 5] = ["", "a", "a/b", "c", "c/d/e"];
-/// What is moved deeper down than this is moved away.
+/// The greatest depth of a directory; what is moved deeper than this is dropped.
 const DEPTH: usize = 6;
 pub(super) const REASON: Broken = Broken::Unreadable(5);
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Metadata {
     Valid(DateTime<Utc>),
-    /// Which version of a broken file it is.
+    /// A broken file, and its version.
     Broken(u64),
-    /// One that is still being written.
+    /// A file that is still being written, and its version.
     HalfWritten(u64),
 }
 
@@ -40,11 +40,11 @@ pub(super) enum Metadata {
 pub(super) struct Result {
     version: u64,
     changed: Instant,
-    /// Whether it is newer than its metadata.
+    /// True if the result is newer than its metadata.
     newer: bool,
 }
 
-/// The two halves of a pair, and those under their reserved names.
+/// The two halves of a pair, and the claimed halves under their reserved names.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Halves {
     pub result: Option<Result>,
@@ -56,17 +56,17 @@ pub(super) struct Disk {
     pub random: Random,
     pub now: Now,
     pub names: BTreeMap<Name, Halves>,
-    /// SubtreeSet that were moved out of the cache directory.
+    /// Trees that were moved out of the cache directory.
     outside: Vec<Vec<(PathBuf, u8, Halves)>>,
     unreadable: BTreeSet<String>,
-    /// Directories in which another cleaner is at work.
+    /// Directories in which another cleaner is working.
     recoveries: BTreeSet<String>,
     /// Files that are being written.
     writers: Vec<u64>,
     versions: u64,
-    /// Events that were not delivered yet.
+    /// Events that have not been delivered yet.
     pub events: Vec<Change>,
-    /// Whether only a sweep can find out what has happened.
+    /// True if only a sweep can detect what has happened.
     pub needs_sweep: bool,
 }
 
@@ -78,7 +78,7 @@ pub(super) fn name(key: &PairKey) -> Name {
     (key.dir.to_str().unwrap().to_owned(), key.stem.bytes()[1])
 }
 
-/// Metadata that says the same is the same version here.
+/// Returns the mark of metadata. Here, metadata with the same expiry has the same version.
 fn mark(name: &Name, expires_at: DateTime<Utc>) -> Mark {
     let mut hasher = DefaultHasher::new();
     (name, expires_at).hash(&mut hasher);
@@ -112,7 +112,7 @@ impl Disk {
 
     fn emit(&mut self, change: Change) {
         match self.random.below(400) {
-            // The queue overflows: this is lost, and what is left says so.
+            // The queue overflows: the kernel drops the event and reports the overflow.
             0 | 1 => self.events.push(Change::EventsLost),
             // The directory has no watch.
             2 => self.needs_sweep = true,
@@ -129,8 +129,8 @@ impl Disk {
         self.emit(Change::Subtree(Path::new(dir).into()));
     }
 
-    /// The next event to be delivered. Hints come in any order; what tells of a writer or of a
-    /// directory does not overtake the like.
+    /// Returns the next event to deliver. Hints arrive in any order. All other events, which report a
+    /// writer or a directory, keep their order among themselves.
     pub fn next_event(&mut self) -> Option<Change> {
         if self.events.is_empty() {
             return None;
@@ -162,7 +162,7 @@ impl Disk {
         DIRS[1 + self.random.below(DIRS.len() - 1)]
     }
 
-    /// One operation of a writer, of the clock, or of whoever owns the machine.
+    /// Performs one operation of a writer, of the clock, or of the owner of the machine.
     pub fn operate(&mut self) {
         match self.random.below(24) {
             0..=5 => self.write_metadata(),
@@ -259,7 +259,7 @@ impl Disk {
         self.put_metadata(&name, Metadata::HalfWritten(version), WriteState::Writing);
     }
 
-    /// The writer closes its file, whatever that is called by now.
+    /// Closes the file of a writer, whatever name the file has by now.
     fn end_writing(&mut self) {
         if self.writers.is_empty() {
             return;
@@ -276,7 +276,7 @@ impl Disk {
         }
     }
 
-    /// Takes a tree away, with all that is known of it.
+    /// Removes a tree and returns its pairs.
     fn cut(&mut self, tree: &str) -> Vec<(PathBuf, u8, Halves)> {
         let names: Vec<Name> =
             self.names.keys().filter(|(dir, _)| is_below(dir, tree)).cloned().collect();
@@ -298,7 +298,7 @@ impl Disk {
         self.tell_of_tree(tree);
     }
 
-    /// Renames a directory with all below it; what stood there before was moved away.
+    /// Renames a directory with all below it; a tree that was at the target before is moved away.
     fn move_tree(&mut self) {
         let (from, to) = (self.tree(), self.tree());
         if !is_below(from, to) && !is_below(to, from) {
@@ -336,7 +336,7 @@ impl Disk {
         }
     }
 
-    /// Another cleaner begins to work in a directory, or ends.
+    /// Another cleaner starts or stops working in a directory.
     fn change_owner(&mut self) {
         let (dir, _) = self.name();
         if !self.recoveries.remove(&dir) {
@@ -350,7 +350,7 @@ impl Disk {
         self.now.mono += Duration::from_millis(self.random.below(5000) as u64);
     }
 
-    /// Everybody ends what they were about.
+    /// Lets all writers and other cleaners end their work, and makes all directories readable.
     pub fn calm_down(&mut self) {
         while !self.writers.is_empty() {
             self.end_writing();
@@ -361,7 +361,7 @@ impl Disk {
         }
     }
 
-    /// The cleaner is killed: some of what it was deleting is left under reserved names.
+    /// Kills the cleaner: some of the pairs that it was deleting keep reserved names.
     pub fn crash(&mut self) {
         self.events.clear();
         for halves in self.names.values_mut() {
@@ -379,7 +379,7 @@ impl Disk {
         !self.unreadable.iter().any(|closed| is_below(dir, closed))
     }
 
-    /// The names that a scan lists, and the directories that it can't read.
+    /// Returns the names that a scan lists, and the directories that it can't read.
     pub fn list(&self, scope: &Scope) -> (Vec<Name>, Summary) {
         let covered = |dir: &str| scope.covers(Path::new(dir));
         let names = self.names.keys().filter(|(dir, _)| covered(dir) && self.can_read(dir));
@@ -392,7 +392,8 @@ impl Disk {
         (names.cloned().collect(), Summary { unreadable, ..Summary::default() })
     }
 
-    /// Takes up what lies under reserved names where a scan has been; the pairs that this changed_since.
+    /// Recovers the files with reserved names in directories that a scan has covered; returns the pairs
+    /// that this changed.
     pub fn recover(&mut self, scope: &Scope, summary: &mut Summary) -> Vec<Name> {
         let mut changed_since = Vec::new();
         for name in self.names.keys().cloned().collect::<Vec<_>>() {
@@ -429,7 +430,8 @@ impl Disk {
         changed_since
     }
 
-    /// What a scan finds of a pair that does not read again what has one of `marks`.
+    /// Returns what a scan finds of a pair. The scan does not read metadata again that has one of
+    /// `marks`.
     pub fn attend_listed(&mut self, name: &Name, marks: &Marks) -> JobResult {
         let is_unchanged = match self.names.get(name) {
             Some(Halves { result: Some(_), metadata: Some(Metadata::Valid(at)), .. }) => {
@@ -443,7 +445,7 @@ impl Disk {
         self.attend(Job { key: key(name), settled: None })
     }
 
-    /// What the disk has of a pair now; deletes it if it may go.
+    /// Returns the current state of a pair on the disk; deletes the pair if it is due.
     pub fn attend(&mut self, Job { key, settled }: Job) -> JobResult {
         let name = name(&key);
         let outcome = self.outcome(&name, settled);

@@ -1,20 +1,20 @@
-//! The worker's clock and schedule in generated timelines: the wall clock is set by ±1 s to ±10
-//! years, once, several times in a row, and back and forth; the machine falls asleep; all on
-//! clocks that only this file moves.
+//! The worker's clock and schedule in generated timelines. The wall clock is set by ±1 s to ±10 years,
+//! once, several times in a row, and back and forth. The machine falls asleep. Only this file moves the
+//! clocks.
 //!
-//! The rule that is checked. An *offset* is how far the wall clock is ahead of the time since boot;
-//! only setting the clock changes it. Setting it back, or forward by a day at the most, is believed
-//! at once. Setting it forward by more makes nothing due before the clock has been seen that far
-//! ahead for 60 s. So what decides is the lowest offset of the last 60 s (each raised by those jumps
-//! forward since then that were believed). A pair that is due by it
+//! The test checks this rule. An *offset* is how far the wall clock is ahead of the time since boot;
+//! only setting the clock changes it. Setting it back, or forward by at most one day, takes effect at
+//! once. Setting it forward by more makes nothing due until the clock has been seen that far ahead for
+//! 60 s. So the lowest offset of the last 60 s decides (each raised by the forward jumps since then that
+//! took effect). A pair that is due by it
 //! - is not deleted early: not before the wall clock has reached its `expires_at`, nor before the
 //!   deciding time has; and
-//! - is not deleted late: it is gone once it has been due for 2 s. Time asleep does not count, but
-//!   what became due in it is gone 2 s after waking.
+//! - is not deleted late: it is gone once it has been due for 2 s. Time asleep does not count, but pairs
+//!   that became due in it are gone 2 s after waking.
 //!
-//! The clocks are looked at once a second. A step is seen by the next look, and what the clock did
-//! between two looks is one step to the cleaner; so the rule leaves open whether jumps that follow
-//! each other so quickly count each or together.
+//! The worker reads the clocks once per second. The next reading detects a step, and the cleaner sees
+//! all steps between two readings as one. The rule therefore leaves open whether jumps that follow each
+//! other so quickly count separately or together.
 
 mod world;
 
@@ -34,21 +34,21 @@ const YEAR: i64 = 365 * DAY;
 const EPOCH: i64 = 1_800_000_000 * SECOND;
 const LATEST: i64 = 2 * SECOND;
 const HOLD: i64 = 60 * SECOND;
-/// How long the worker may take to wake up, and a job to be done.
+/// How long the worker may take to wake up, and how long a job may take.
 const SLOWEST: i64 = 300;
 
 #[derive(Debug, Clone)]
 enum Event {
     Pass(i64),
-    /// The clock is set.
+    /// The clock is set by this much.
     Step(i64),
-    /// The last step is taken back, but for so much.
+    /// The last step is undone, except for this much.
     TakeBack(i64),
-    /// The machine is asleep.
+    /// The machine is asleep for this long.
     Sleep(i64),
 }
 
-/// A pair, and when it is published: it expires at a moment that one of the clocks passes.
+/// A pair, and when it is published. It expires at `away` from a moment that one of the clocks passes.
 #[derive(Debug, Clone)]
 struct Plan {
     moment: Index,
@@ -71,7 +71,7 @@ fn timelines() -> impl Strategy<Value = Timeline> {
     all.prop_map(|(events, plans, slow)| Timeline { events: resolved(events), plans, slow })
 }
 
-/// Says of each step how far it goes.
+/// Replaces each [`Event::TakeBack`] with the step that it stands for.
 fn resolved(mut events: Vec<Event>) -> Vec<Event> {
     let mut last = 0;
     for event in &mut events {
@@ -110,7 +110,7 @@ fn plan() -> impl Strategy<Value = Plan> {
     all.prop_map(|(moment, away, published)| Plan { moment, away, published })
 }
 
-/// What the wall clock shows around each event, and what it would show had it never been set.
+/// Returns what the wall clock shows around each event, and what it would show if it had never been set.
 fn moments(events: &[Event]) -> Vec<i64> {
     let (mut wall, mut unset) = (EPOCH, EPOCH);
     let mut moments = vec![EPOCH];

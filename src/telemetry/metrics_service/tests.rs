@@ -6,7 +6,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 
-/// More than a busy machine needs for a report.
+/// More time than a busy machine needs for a report.
 const FINISH: Duration = Duration::from_secs(5);
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -25,8 +25,8 @@ fn tally(deleted: u64) -> Tally {
     }
 }
 
-/// A metrics service that answers the n-th request by `answer(n)`: the first line of the
-/// answer, or `None` for silence.
+/// A metrics service that answers the n-th request with `answer(n)`: the first line of the answer, or
+/// `None` for no answer.
 struct Metrics {
     url: String,
     got: Arc<Mutex<Vec<(String, Value)>>>,
@@ -93,7 +93,7 @@ fn sum(bodies: &[Value], key: &str) -> u64 {
     bodies.iter().map(|body| body[key].as_u64().unwrap()).sum()
 }
 
-/// What is logged on this thread, which is all there is in these tests.
+/// Collects the log lines of this thread, the only one in these tests.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 

@@ -1,4 +1,4 @@
-//! How events become changes, and which of them arrive.
+//! Tests of how events become changes, and which of them arrive.
 
 use std::fs;
 use std::thread;
@@ -11,7 +11,7 @@ use super::*;
 use crate::pair::change::{Changes, Trigger, WriteState};
 use crate::pair::name::PairKey;
 
-/// What an event of `kind` about `path` below the cache directory is translated to.
+/// The changes that an event of `kind` about `path` below the cache directory becomes.
 fn changes(kind: EventKind, path: &str) -> Vec<Change> {
     let watched = Watched::default();
     watched.insert(&Path::new("session").into());
@@ -27,7 +27,7 @@ fn watch(watcher: &Watcher, rel: &str) {
     assert_eq!(answers(watcher, &[Path::new(rel).into()]), [Ok(true)]);
 }
 
-/// Has `rels` watched.
+/// Asks for watches of `rels`, and returns the answers.
 fn answers(watcher: &Watcher, rels: &[Arc<Path>]) -> Vec<Result<bool, WatchError>> {
     let answers = watcher.begin_watch(rels);
     watcher.finish_watch(rels, answers, &AtomicBool::new(false))
@@ -101,7 +101,7 @@ fn a_watch_that_was_set_below_what_is_being_renamed_is_set_anew() {
     let inbox = Arc::new(Inbox::default());
     let watcher = Watcher::start(&root, Arc::clone(&inbox)).unwrap();
     watch(&watcher, "");
-    // As a scan does that was under way when the watch of `s` was dropped.
+    // A scan that was running when the watch of `s` was dropped does the same.
     watch(&watcher, "s/deep");
     fs::rename(root.join("s"), temp.path().join("away")).unwrap();
     fs::rename(&aside, root.join("s")).unwrap();

@@ -1,4 +1,4 @@
-//! The pretended clocks, the worker that reads them, and an observer who knows the rule.
+//! The simulated clocks, the worker that reads them, and an observer that knows the rule.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,17 +14,17 @@ use crate::pair::outcome::{Job, JobResult, Outcome};
 use crate::schedule::{Schedule, Source};
 
 const BOOTED: i64 = 100 * SECOND;
-/// ClockJumps that are closer may be seen as one: the pause between two looks, and a slow wake-up.
+/// Jumps that are closer may be seen as one: the pause between two readings, and a slow wake-up.
 const APART: i64 = SECOND + SLOWEST;
 
-/// The clock was set.
+/// One setting of the clock.
 struct Step {
     boot: i64,
     mono: i64,
     by: i64,
-    /// The offset before.
+    /// The offset before the step.
     before: i64,
-    /// When since boot the worker looked at the clocks again.
+    /// When since boot the worker next read the clocks.
     seen: Option<i64>,
 }
 
@@ -32,11 +32,11 @@ struct Pair {
     expires_at: i64,
     key: PairKey,
     is_there: bool,
-    /// Whether it was ever given out.
+    /// True if the schedule has returned a job for it.
     is_known: bool,
-    /// Since when it is to go, by the monotonic clock.
+    /// Since when it has to be deleted, by the monotonic clock.
     due_since: Option<i64>,
-    /// Whether only a step that is held makes it due, or did so.
+    /// True if only a step that is held back makes it due, or did so.
     was_held: bool,
 }
 
@@ -57,9 +57,9 @@ pub(super) struct World {
     // The observer.
     checked: i64,
     pub deleted: u64,
-    /// How many of these were held back.
+    /// How many of these deletions were held back.
     pub held: u64,
-    /// How late the latest of them was.
+    /// How late the latest of them was, in milliseconds.
     pub latest: i64,
 }
 
@@ -136,7 +136,7 @@ impl World {
         self.check()
     }
 
-    /// Time passes, and the worker works.
+    /// Lets time pass while the worker runs.
     fn pass(&mut self, time: i64) -> Result<(), TestCaseError> {
         let end = self.mono + time;
         loop {
@@ -159,7 +159,7 @@ impl World {
         self.wall += time;
     }
 
-    /// What the worker does when something wakes it; and its threads.
+    /// Performs the work of the worker, and of its threads, after a wake-up.
     fn round(&mut self) -> Result<(), TestCaseError> {
         if self.mono >= self.next_tick {
             self.jumps.observe(wall(self.wall), TimeDelta::milliseconds(self.boot));
@@ -182,7 +182,7 @@ impl World {
         jobs.extend(self.schedule.take_due(now, 256));
         for pair in self.pairs.iter_mut().filter(|pair| jobs.iter().any(|job| job.key == pair.key))
         {
-            // The first job is to look at what was published.
+            // The first job inspects the published pair.
             let is_due = pair.expires_at <= self.wall;
             prop_assert!(is_due || !pair.is_known, "{} was given out early", pair.expires_at);
             pair.is_known = true;
@@ -197,7 +197,7 @@ impl World {
         self.check()
     }
 
-    /// Deletes the pair if the clock of the worker says that it may go.
+    /// Deletes the pair if it is due by the worker's clock.
     fn attend(&mut self, job: &Job) -> Result<Outcome, TestCaseError> {
         let now = self.now().wall;
         let high = self.highest();
@@ -217,7 +217,7 @@ impl World {
         Ok(Outcome::Deleted { freed: 1, leftover: None, late: TimeDelta::zero() })
     }
 
-    /// Nothing that is due is still there after 2 s.
+    /// Checks that no pair is still there after it has been due for 2 s.
     fn check(&mut self) -> Result<(), TestCaseError> {
         let together = |group: &[Step], step: &Step| {
             let forward = group.iter().all(|step| step.by > 0);
@@ -239,14 +239,14 @@ impl World {
         Ok(())
     }
 
-    /// The latest that the deciding time may be.
+    /// Returns the latest possible deciding time.
     fn highest(&self) -> i64 {
         self.deciding_time(|step| Some(step.boot), |group, _| group.len() > 1)
     }
 
-    /// The time that decides. `held_from` says since when a step is held, if it is; `believed`, which
-    /// jumps forward are believed of those that were close to each other, besides small ones that
-    /// stand alone.
+    /// Returns the time that decides whether a pair is due. `held_from` returns since when a step is
+    /// held back, if it is. `believed` returns which forward jumps of a group of close jumps take
+    /// effect, besides small jumps that occur alone.
     fn deciding_time(
         &self,
         held_from: impl Fn(&Step) -> Option<i64>,
@@ -255,7 +255,7 @@ impl World {
         let is_held = |step: &Step| held_from(step).is_none_or(|from| self.boot < from + HOLD);
         let mut lowest = self.wall - self.boot;
         let mut raised = 0;
-        // From the last group to the first.
+        // Go from the last group to the first.
         let mut earlier = &self.history[..];
         while earlier.last().is_some_and(is_held) {
             let pause = earlier.windows(2).rposition(|two| two[1].mono - two[0].mono >= APART);
