@@ -15,7 +15,8 @@ use crate::telemetry::Reporter;
 use crate::telemetry::events::Events;
 use crate::telemetry::recorder::Readers;
 use crate::telemetry::stats::{Recent, Stats, SweepReport};
-use crate::worker::{Request, Worker};
+use crate::worker::Worker;
+use crate::worker::requests::Request;
 
 /// The time limit for stopping. It leaves enough of the one second that is promised for the process to
 /// end.

@@ -56,7 +56,7 @@ struct World<'a> {
     told: HashMap<PairKey, bool>,
     /// Whether changes were lost: as the inbox knows, and as the schedule's owner knows.
     lost: bool,
-    missed: bool,
+    events_lost: bool,
     /// Pairs that have to be inspected, and those that may be.
     owed: HashSet<PairKey>,
     hinted: HashSet<PairKey>,
@@ -93,7 +93,7 @@ impl<'a> World<'a> {
             named: Vec::new(),
             told: HashMap::new(),
             lost: false,
-            missed: false,
+            events_lost: false,
             owed: HashSet::new(),
             hinted: HashSet::new(),
             waiting: HashMap::new(),
@@ -266,8 +266,8 @@ impl<'a> World<'a> {
 
     fn deliver(&mut self) {
         let news = self.inbox.drain();
-        assert_eq!(news.missed, self.lost);
-        self.missed |= std::mem::take(&mut self.lost);
+        assert_eq!(news.events_lost, self.lost);
+        self.events_lost |= std::mem::take(&mut self.lost);
         for (key, appeared) in self.told.drain() {
             // The outcome of a running inspection will show what has vanished.
             let in_flight = self.in_flight.iter().any(|job| job.key == key);
@@ -349,11 +349,11 @@ impl<'a> World<'a> {
     /// Scans the subtrees that are due, or everything, and finds some of the pairs there.
     fn scan(&mut self) {
         let trees = self.schedule.take_trees(self.now);
-        let missed = std::mem::take(&mut self.missed);
+        let missed = std::mem::take(&mut self.events_lost);
         if !missed && trees.is_empty() {
             return;
         }
-        let scope = if missed { Scope::Everything } else { Scope::SubtreeSet(trees.clone()) };
+        let scope = if missed { Scope::Everything } else { Scope::Subtrees(trees.clone()) };
         let covers = |dir: &Path| scope == Scope::Everything || trees.cover(dir);
         let id = self.schedule.begin_scan(scope.clone());
         for job in &self.in_flight {
@@ -389,7 +389,7 @@ impl<'a> World<'a> {
             self.now.mono += Duration::from_secs(600);
             let rests = self.schedule.next_tree(self.now).is_none()
                 && self.schedule.next_pair(self.now).is_none_or(|at| at > self.now.mono);
-            if rests && !self.missed {
+            if rests && !self.events_lost {
                 assert!(self.owed.is_empty(), "never looked at: {:?}", self.owed);
                 let due = self.waiting.values().filter(|at| **at <= self.now.wall).count();
                 assert_eq!(due, 0, "{:?}", self.waiting);

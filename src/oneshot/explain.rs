@@ -1,8 +1,5 @@
 //! Explains why a file is deleted or kept.
 
-mod obstacle;
-mod verdicts;
-
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -12,7 +9,8 @@ use std::sync::atomic::AtomicBool;
 
 use chrono::{DateTime, Utc};
 
-use self::obstacle::{Kind, kind, obstacle, taken};
+use super::obstacles::{Kind, kind, obstacle, taken};
+use super::verdicts;
 use crate::config::Config;
 use crate::disk::inspect::{Metadata, read_metadata};
 use crate::disk::root::{Dir, Root, is_mounted_over};
@@ -406,6 +404,6 @@ fn unless_orphans(stays: &str, removed: &str) -> String {
     format!("{stays} (With --remove-orphans AGE {removed} AGE.)")
 }
 
-fn shown(name: &[u8]) -> String {
+pub(super) fn shown(name: &[u8]) -> String {
     display_path(Path::new(OsStr::from_bytes(name)))
 }

@@ -2,4 +2,6 @@
 
 pub(crate) mod doctor;
 pub(crate) mod explain;
+mod obstacles;
 pub(crate) mod sweep;
+mod verdicts;

@@ -71,7 +71,7 @@ pub(crate) struct Changes {
     pub trees: HashSet<Arc<Path>>,
     pub dirs: HashSet<Arc<Path>>,
     pub orphans: HashSet<Arc<Path>>,
-    pub missed: bool,
+    pub events_lost: bool,
 }
 
 impl Changes {
@@ -96,7 +96,7 @@ impl Changes {
                 self.orphans.insert(dir);
             }
             Change::Directory(_) | Change::Subtree(_) | Change::Orphans(_) | Change::EventsLost => {
-                self.missed = true;
+                self.events_lost = true;
             }
         }
     }
@@ -106,7 +106,7 @@ impl Changes {
             && self.trees.is_empty()
             && self.dirs.is_empty()
             && self.orphans.is_empty()
-            && !self.missed
+            && !self.events_lost
     }
 }
 

@@ -119,7 +119,7 @@ impl<V> Expiries<V> {
     pub(super) fn any_in(&self, scope: &Scope) -> bool {
         match scope {
             Scope::Everything => self.len > 0,
-            Scope::SubtreeSet(trees) => trees.covered(&self.sorted).next().is_some(),
+            Scope::Subtrees(trees) => trees.covered(&self.sorted).next().is_some(),
         }
     }
 
@@ -127,7 +127,7 @@ impl<V> Expiries<V> {
     pub(super) fn retain_in(&mut self, scope: &Scope, mut keep: impl FnMut(&Path, &V) -> bool) {
         let covered: Vec<Arc<Path>> = match scope {
             Scope::Everything => self.sorted.keys().cloned().collect(),
-            Scope::SubtreeSet(trees) => trees.covered(&self.sorted).cloned().collect(),
+            Scope::Subtrees(trees) => trees.covered(&self.sorted).cloned().collect(),
         };
         for dir in covered {
             let Some(pairs) = self.dirs.get_mut(&dir) else { continue };
@@ -193,7 +193,7 @@ mod tests {
                     _ => {
                         let mut trees = SubtreeSet::default();
                         if time % 2 == 0 { trees.insert(key.dir) } else { trees.insert_alone(key.dir) }
-                        let scope = if time == 0 { Scope::Everything } else { Scope::SubtreeSet(trees) };
+                        let scope = if time == 0 { Scope::Everything } else { Scope::Subtrees(trees) };
                         let in_scope = model.keys().any(|key| scope.covers(&key.dir));
                         prop_assert_eq!(expiries.any_in(&scope), in_scope);
                         expiries.retain_in(&scope, |_, value| *value > 0);

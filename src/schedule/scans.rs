@@ -17,20 +17,20 @@ pub(crate) type ScanId = u32;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Scope {
     Everything,
-    SubtreeSet(SubtreeSet),
+    Subtrees(SubtreeSet),
 }
 
 impl Scope {
     pub(crate) fn covers(&self, dir: &Path) -> bool {
         match self {
             Self::Everything => true,
-            Self::SubtreeSet(trees) => trees.cover(dir),
+            Self::Subtrees(trees) => trees.cover(dir),
         }
     }
 
     pub(crate) fn extend(&mut self, other: &Self) {
         match (&mut *self, other) {
-            (Self::SubtreeSet(trees), Self::SubtreeSet(more)) => {
+            (Self::Subtrees(trees), Self::Subtrees(more)) => {
                 more.trees.iter().for_each(|tree| trees.insert(Arc::clone(tree)));
                 more.alone.iter().for_each(|dir| trees.insert_alone(Arc::clone(dir)));
             }
@@ -138,7 +138,7 @@ pub(super) struct ActiveScan {
 
 impl ActiveScan {
     pub(super) fn new(id: ScanId, scope: Scope, covers_known: bool) -> Self {
-        let superseded = Scope::SubtreeSet(SubtreeSet::default());
+        let superseded = Scope::Subtrees(SubtreeSet::default());
         let (changed_since, vanished) = (HashSet::new(), HashSet::new());
         Self { id, scope, changed_since, vanished, covers_known, superseded }
     }
@@ -157,7 +157,7 @@ impl ActiveScan {
     fn note(pairs: &mut HashSet<PairKey>, superseded: &mut Scope, key: &PairKey) {
         if pairs.len() < MAX_NOTED {
             pairs.insert(key.clone());
-        } else if let Scope::SubtreeSet(trees) = superseded {
+        } else if let Scope::Subtrees(trees) = superseded {
             trees.insert_alone(Arc::clone(&key.dir));
         }
     }

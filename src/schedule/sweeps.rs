@@ -13,14 +13,14 @@ pub(crate) struct Sweeps<W> {
     next: Instant,
     /// The earliest start of a sweep for lost events, however many were lost.
     not_before: Instant,
-    missed: bool,
+    are_events_lost: bool,
     waiters: Vec<W>,
 }
 
 impl<W> Sweeps<W> {
     /// Returns a schedule whose first sweep is due at `now`.
     pub(crate) fn new(now: Instant) -> Self {
-        Self { next: now, not_before: now, missed: false, waiters: Vec::new() }
+        Self { next: now, not_before: now, are_events_lost: false, waiters: Vec::new() }
     }
 
     pub(crate) fn is_due(&self, now: Instant) -> bool {
@@ -29,12 +29,12 @@ impl<W> Sweeps<W> {
 
     /// Returns when the next sweep is due, if nobody requests one before.
     pub(crate) fn next(&self) -> Instant {
-        if self.missed { self.next.min(self.not_before) } else { self.next }
+        if self.are_events_lost { self.next.min(self.not_before) } else { self.next }
     }
 
     /// Records that events were lost, so that a sweep has to make up for them soon.
-    pub(crate) fn something_was_missed(&mut self) {
-        self.missed = true;
+    pub(crate) fn events_lost(&mut self) {
+        self.are_events_lost = true;
     }
 
     /// Requests a sweep that starts after this call, for these waiters.
@@ -49,7 +49,7 @@ impl<W> Sweeps<W> {
 
     /// Records that a sweep starts; returns the waiters to notify.
     pub(crate) fn begin(&mut self) -> Vec<W> {
-        self.missed = false;
+        self.are_events_lost = false;
         self.take_waiters()
     }
 

@@ -17,7 +17,7 @@ struct World {
     disk: Disk,
     schedule: Schedule,
     /// True if changes were lost, so that a sweep has to start.
-    missed: bool,
+    events_lost: bool,
     /// Jobs that were not started, and outcomes that were not applied.
     jobs: Vec<Job>,
     outcomes: Vec<JobResult>,
@@ -49,7 +49,7 @@ impl World {
         Self {
             disk: Disk::new(seed),
             schedule: Schedule::default(),
-            missed: true,
+            events_lost: true,
             jobs: Vec::new(),
             outcomes: Vec::new(),
             scans: Vec::new(),
@@ -94,7 +94,7 @@ impl World {
                 Some(Change::Subtree(tree)) => drop(changes.trees.insert(tree)),
                 Some(Change::Directory(dir)) => drop(changes.dirs.insert(dir)),
                 Some(Change::Orphans(_)) => unreachable!("nobody asked for it"),
-                Some(Change::EventsLost) => self.missed = true,
+                Some(Change::EventsLost) => self.events_lost = true,
                 None => {}
             }
             self.schedule.apply_changes(changes);
@@ -144,11 +144,11 @@ impl World {
     fn begin_scans(&mut self, sweep: bool) {
         let trees = self.schedule.take_trees(self.disk.now);
         if !trees.is_empty() {
-            self.begin_scan(Scope::SubtreeSet(trees));
+            self.begin_scan(Scope::Subtrees(trees));
         }
         let sweeping = self.scans.iter().any(|scan| scan.scope == Scope::Everything);
-        if (sweep || self.missed) && !sweeping {
-            self.missed = false;
+        if (sweep || self.events_lost) && !sweeping {
+            self.events_lost = false;
             self.begin_scan(Scope::Everything);
         }
     }
@@ -205,7 +205,7 @@ impl World {
         for _ in 0..20_000 {
             self.deliver_events();
             if self.disk.events.is_empty() {
-                self.missed |= std::mem::take(&mut self.disk.needs_sweep);
+                self.events_lost |= std::mem::take(&mut self.disk.needs_sweep);
             }
             self.begin_scans(false);
             self.take_jobs();
@@ -221,7 +221,7 @@ impl World {
             let now = self.disk.now;
             let at_rest = self.disk.events.is_empty()
                 && self.scans.is_empty()
-                && !self.missed
+                && !self.events_lost
                 && !self.disk.needs_sweep
                 && self.schedule.next_pair(now).is_none_or(|at| at > now.mono)
                 && self.schedule.retries.len() == 0

@@ -126,24 +126,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_reader_is_told_how_much_it_has_missed() {
-        let teller = EventSender::new();
-        let mut events = teller.subscriptions().subscribe();
+        let sender = EventSender::new();
+        let mut events = sender.subscriptions().subscribe();
         let total = MAX_WAITING as u64 + 10;
-        (0..total).for_each(|number| teller.tell(|| sweep(number)));
+        (0..total).for_each(|number| sender.tell(|| sweep(number)));
         assert_eq!(events.next().await, Some(Event::Lagged(10)));
         for number in 10..total {
             assert_eq!(events.next().await, Some(sweep(number)));
         }
-        drop(teller);
+        drop(sender);
         assert_eq!(events.next().await, None);
     }
 
     #[tokio::test]
     async fn whoever_comes_too_late_is_told_so() {
-        let teller = EventSender::new();
-        teller.tell(|| unreachable!("nobody wants to know"));
-        let subscriptions = teller.subscriptions();
-        drop(teller);
+        let sender = EventSender::new();
+        sender.tell(|| unreachable!("nobody wants to know"));
+        let subscriptions = sender.subscriptions();
+        drop(sender);
         assert_eq!(subscriptions.subscribe().next().await, None);
     }
 }

@@ -137,21 +137,21 @@ impl Service {
         request: impl FnOnce(&Client) -> RequestBuilder,
     ) -> Result<(), String> {
         let request = request(&self.client);
-        let (mut teller, told) = oneshot::channel();
+        let (mut sender, told) = oneshot::channel();
         let exchange = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let outcome = runtime.map_err(|error| error.to_string()).and_then(|runtime| {
                 let outcome = runtime.block_on(async {
                     tokio::select! {
                         outcome = answer(request) => outcome.map(drop),
-                        () = teller.closed() => Err("nobody waits for it".to_owned()),
+                        () = sender.closed() => Err("nobody waits for it".to_owned()),
                     }
                 });
                 // A name lookup may hang.
                 runtime.shutdown_background();
                 outcome
             });
-            let _ = teller.send(outcome);
+            let _ = sender.send(outcome);
         };
         thread::Builder::new().spawn(exchange).map_err(|error| error.to_string())?;
         told.await.unwrap_or_else(|_| Err("the request failed".to_owned()))

@@ -32,7 +32,7 @@ pub(crate) struct Recorder {
     history: History,
     #[cfg(feature = "server")]
     telemetry: Telemetry,
-    teller: EventSender,
+    sender: EventSender,
 }
 
 impl Drop for Recorder {
@@ -54,7 +54,7 @@ impl Recorder {
             history: History::default(),
             #[cfg(feature = "server")]
             telemetry: Telemetry::new(),
-            teller: EventSender::new(),
+            sender: EventSender::new(),
         }
     }
 
@@ -64,7 +64,7 @@ impl Recorder {
             history: self.history.clone(),
             #[cfg(feature = "server")]
             telemetry: self.telemetry.clone(),
-            subscriptions: self.teller.subscriptions(),
+            subscriptions: self.sender.subscriptions(),
         }
     }
 
@@ -97,20 +97,20 @@ impl Recorder {
             let late = (*late).max(TimeDelta::zero());
             #[cfg(feature = "server")]
             self.telemetry.deleted(late);
-            self.teller.tell(|| Event::Deleted {
+            self.sender.tell(|| Event::Deleted {
                 result: result(),
                 freed_bytes: *freed,
                 late: late.to_std().unwrap_or_default(),
             });
         } else if let Some(reason) = outcome.delay() {
-            self.teller.tell(|| Event::Skipped { path: result(), reason: reason.to_owned() });
+            self.sender.tell(|| Event::Skipped { path: result(), reason: reason.to_owned() });
         }
     }
 
     /// Records an error that was counted, and sends an event for it.
     pub(crate) fn error(&self, path: &Path, reason: String, now: Now) {
         self.history.error(path_field(path), reason.clone(), now.wall);
-        self.teller.tell(|| Event::Skipped { path: path.to_owned(), reason });
+        self.sender.tell(|| Event::Skipped { path: path.to_owned(), reason });
     }
 
     /// Records that a full sweep was completed, and returns its report.
@@ -120,7 +120,7 @@ impl Recorder {
         self.history.sweep(report, now.wall);
         #[cfg(feature = "server")]
         self.telemetry.swept(report.duration_ms);
-        self.teller.tell(|| Event::SweepDone(report));
+        self.sender.tell(|| Event::SweepDone(report));
         if let Some(reporter) = &self.reporter {
             reporter.sweep(tally);
         }

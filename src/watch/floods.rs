@@ -4,7 +4,7 @@
 //! So one flooded directory costs the events of all others. Such a directory loses its watch: the worker
 //! lists it every second instead, until it calms down.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::mem::MaybeUninit;
 use std::path::Path;
@@ -27,7 +27,14 @@ const MEASURE_TIME: Duration = Duration::from_millis(20);
 
 /// The flooded directories of one cache directory, relative to it.
 #[derive(Debug, Default)]
-pub(crate) struct Floods(Mutex<BTreeMap<Arc<Path>, Episode>>);
+pub(crate) struct Floods(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    episodes: BTreeMap<Arc<Path>, Episode>,
+    /// The directories whose floods have ended since the last report.
+    calm: BTreeSet<Arc<Path>>,
+}
 
 /// How much of a flood was reported to the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,29 +49,32 @@ enum Episode {
 pub(crate) struct FloodReport {
     pub begun: Vec<Arc<Path>>,
     pub ended: Vec<Arc<Path>>,
+    /// The directories to list again: whoever saw the end of the flood may have watched them with a watcher
+    /// that was replaced meanwhile, and the new watcher may have skipped them as flooded.
+    pub calm: BTreeSet<Arc<Path>>,
 }
 
 impl Floods {
     /// Whether the directory `rel` is flooded.
     pub(crate) fn contains(&self, rel: &Path) -> bool {
-        self.lock().get(rel).is_some_and(|episode| *episode != Episode::Ended)
+        self.lock().episodes.get(rel).is_some_and(|episode| *episode != Episode::Ended)
     }
 
     /// The flooded directories.
     pub(crate) fn all(&self) -> Vec<Arc<Path>> {
-        let floods = self.lock();
-        let open = floods.iter().filter(|(_, episode)| **episode != Episode::Ended);
+        let state = self.lock();
+        let open = state.episodes.iter().filter(|(_, episode)| **episode != Episode::Ended);
         open.map(|(rel, _)| Arc::clone(rel)).collect()
     }
 
     /// Whether no directory is flooded.
     pub(crate) fn is_empty(&self) -> bool {
-        self.lock().values().all(|episode| *episode == Episode::Ended)
+        self.lock().episodes.values().all(|episode| *episode == Episode::Ended)
     }
 
     /// Records that the directory `rel` is flooded.
     pub(crate) fn begin(&self, rel: &Arc<Path>) {
-        let mut floods = self.lock();
+        let floods = &mut self.lock().episodes;
         if let Some(episode) = floods.get_mut(rel) {
             // Its end was not reported yet: the episode goes on.
             if *episode == Episode::Ended {
@@ -77,19 +87,22 @@ impl Floods {
 
     /// Records that the directory `rel` has calmed down, or is gone.
     pub(crate) fn end(&self, rel: &Path) {
-        let mut floods = self.lock();
-        match floods.get_mut(rel) {
+        let State { episodes, calm } = &mut *self.lock();
+        match episodes.get_mut(rel) {
             Some(episode @ Episode::Reported) => *episode = Episode::Ended,
             // Its beginning was not reported yet.
-            Some(Episode::Begun) => drop(floods.remove(rel)),
-            _ => {}
+            Some(Episode::Begun) => drop(episodes.remove(rel)),
+            _ => return,
         }
+        calm.insert(rel.into());
     }
 
     /// The floods that have begun or ended since the last call.
     pub(crate) fn take_report(&self) -> FloodReport {
-        let mut report = FloodReport::default();
-        self.lock().retain(|rel, episode| match episode {
+        let mut state = self.lock();
+        let mut report =
+            FloodReport { calm: std::mem::take(&mut state.calm), ..FloodReport::default() };
+        state.episodes.retain(|rel, episode| match episode {
             Episode::Begun => {
                 report.begun.push(Arc::clone(rel));
                 *episode = Episode::Reported;
@@ -106,7 +119,7 @@ impl Floods {
 
     /// Forgets all floods, because another cache directory is in place.
     pub(crate) fn clear(&self) {
-        self.lock().clear();
+        *self.lock() = State::default();
     }
 
     /// Ends the floods among `rels` that are over. Takes [`MEASURE_TIME`].
@@ -127,7 +140,7 @@ impl Floods {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<Path>, Episode>> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -230,7 +243,9 @@ mod tests {
         let report = |begun: &[&str], ended: &[&str]| FloodReport {
             begun: begun.iter().map(|path| rel(path)).collect(),
             ended: ended.iter().map(|path| rel(path)).collect(),
+            calm: BTreeSet::new(),
         };
+        let with_calm = |report, calm: &str| FloodReport { calm: [rel(calm)].into(), ..report };
         floods.begin(&rel("a"));
         floods.begin(&rel("a"));
         assert!(floods.contains(&rel("a")) && !floods.is_empty());
@@ -238,12 +253,13 @@ mod tests {
         floods.end(&rel("a"));
         assert!(!floods.contains(&rel("a")) && floods.is_empty());
         floods.begin(&rel("a"));
-        assert_eq!(floods.take_report(), report(&[], &[]));
+        assert_eq!(floods.take_report(), with_calm(report(&[], &[]), "a"));
         floods.end(&rel("a"));
-        assert_eq!(floods.take_report(), report(&[], &["a"]));
+        assert_eq!(floods.take_report(), with_calm(report(&[], &["a"]), "a"));
+        // The log need not know of this one, but the directory may have lost its watch.
         floods.begin(&rel("b"));
         floods.end(&rel("b"));
-        assert_eq!(floods.take_report(), report(&[], &[]));
+        assert_eq!(floods.take_report(), with_calm(report(&[], &[]), "b"));
     }
 
     #[test]

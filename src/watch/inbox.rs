@@ -47,7 +47,7 @@ impl Inbox {
 
     /// Returns whether events were lost, and resets that. Leaves all other changes.
     pub(crate) fn take_events_lost(&self) -> bool {
-        std::mem::take(&mut self.lock().missed)
+        std::mem::take(&mut self.lock().events_lost)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -102,13 +102,13 @@ mod tests {
         let dir = Arc::clone(&key(0).dir);
         let changes = inbox.drain();
         assert_eq!(
-            (changes.pairs.len(), changes.dirs, changes.missed),
+            (changes.pairs.len(), changes.dirs, changes.events_lost),
             (MAX_PENDING, [dir].into(), false)
         );
         for number in 0..=MAX_PENDING {
             inbox.push(Change::Subtree(Path::new(&number.to_string()).into()));
         }
         let changes = inbox.drain();
-        assert_eq!((changes.trees.len(), changes.missed), (MAX_PENDING, true));
+        assert_eq!((changes.trees.len(), changes.events_lost), (MAX_PENDING, true));
     }
 }

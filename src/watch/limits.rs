@@ -11,7 +11,12 @@ use crate::pair::change::WatchError;
 
 /// Logs that `refused` directories are not watched, but swept `every` so often. Where more watches would
 /// help, `of` is the number of all directories, so that the limit can be chosen.
-pub(crate) fn tell_refused(refused: u64, of: Option<usize>, every: Duration, refusal: &WatchError) {
+pub(crate) fn log_unwatched(
+    refused: u64,
+    of: Option<usize>,
+    every: Duration,
+    refusal: &WatchError,
+) {
     tracing::warn!(
         directories = refused,
         of,

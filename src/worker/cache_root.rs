@@ -2,12 +2,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::Worker;
 use crate::disk::filesystem::gives_events;
 use crate::disk::root::{Located, Root, RootId, locate};
 use crate::display::path_field;
 use crate::pair::change::WatchError;
+use crate::pair::tally::Tally;
+use crate::schedule::Schedule;
+use crate::schedule::orphans::OrphanSchedule;
 use crate::watch::Watcher;
 use crate::watch::inbox::Inbox;
 
@@ -124,5 +128,71 @@ pub(crate) fn probe(path: &Path, known: Option<&Open>, inbox: &Arc<Inbox>) -> Ca
         Ok(open) => CacheRoot::Open(Arc::new(open)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => CacheRoot::Absent,
         Err(error) => CacheRoot::Unreadable { reason: error.to_string() },
+    }
+}
+
+impl Worker {
+    /// Takes in the state of the cache directory that a probe found.
+    pub(super) fn probed(&mut self, cache_root: CacheRoot) {
+        self.executor.probed();
+        if cache_root.is_unchanged_since(&self.cache_root) {
+            return;
+        }
+        let is_same = cache_root.id().is_some() && cache_root.id() == self.cache_root.id();
+        if !is_same || cache_root.is_watched() != self.cache_root.is_watched() {
+            let every = self.check_interval.min(self.fallback_interval);
+            cache_root.announce(&self.cache_root, &self.path, every);
+        }
+        if is_same {
+            // The same directory with a new watcher: a sweep that begins from now on has to set the
+            // watches.
+            let before = std::mem::replace(&mut self.cache_root, cache_root);
+            if let CacheRoot::Open(open) = before
+                && let Ok(watcher) = &open.watcher
+            {
+                watcher.retire();
+            }
+            // That sweep makes up for everything that was lost.
+            self.inbox.take_events_lost();
+            self.watches_lost = false;
+            self.is_rewatched = true;
+            self.sweeps.events_lost();
+            return self.sweeps.at_the_latest(Instant::now(), Duration::ZERO);
+        }
+        // A scan may have reported this before.
+        let is_told = self.schedule.could_not_read(Path::new(""));
+        if let CacheRoot::Unreadable { reason } = &cache_root
+            && !is_told
+        {
+            let (now, tally) = (self.clock.now(), Tally { errors: 1, ..Tally::default() });
+            self.recorder.count(tally, now);
+            self.recorder.between(tally);
+            self.recorder.error(&self.path, reason.clone(), now);
+        }
+        self.start_over(cache_root);
+        self.sweeps.at_the_latest(Instant::now(), Duration::ZERO);
+    }
+
+    /// Discards all state, because `cache_root` replaces the cache directory from now on.
+    pub(super) fn start_over(&mut self, cache_root: CacheRoot) {
+        self.executor.next_generation();
+        self.cache_root = cache_root;
+        self.schedule = Schedule::new(self.root());
+        self.due.clear();
+        self.orphans = OrphanSchedule::default();
+        self.refused = None;
+        (self.watches_lost, self.is_rewatched) = (false, false);
+        self.inbox.floods.clear();
+        let _ = self.inbox.drain();
+        for run in [self.full.take(), self.trees.take()].into_iter().flatten() {
+            self.recorder.between(run.tally);
+            // A requested sweep now covers the new directory.
+            self.sweeps.ask(run.waiters);
+        }
+    }
+
+    /// Returns the path where the cache directory is, or is expected.
+    pub(super) fn root(&self) -> &Path {
+        self.cache_root.id().map_or(&self.path, |id| &id.path)
     }
 }

@@ -154,7 +154,7 @@ impl Worker {
     fn refused_by(&mut self, refused: Option<(u64, WatchError)>) {
         match refused {
             Some((count, refusal)) if self.refused.as_ref() < Some(&refusal) => {
-                self.executor.tell_refused(self.root(), count, self.fallback_interval, &refusal);
+                self.executor.log_unwatched(self.root(), count, self.fallback_interval, &refusal);
                 self.refused = Some(refusal);
             }
             None if self.refused.is_some() => {

@@ -23,7 +23,7 @@ use crate::schedule::orphans::Due;
 use crate::schedule::{ScanId, SubtreeSet};
 use crate::sys::runtime::panic_message;
 use crate::watch::inbox::Inbox;
-use crate::watch::limits::{count_directories, tell_refused};
+use crate::watch::limits::{count_directories, log_unwatched};
 use crate::worker::cache_root::{CacheRoot, Open, probe};
 
 /// How many pairs of one kind one batch has at most. A batch up to the small size is not divided, and
@@ -255,7 +255,7 @@ impl Executor {
     }
 
     /// Logs that `refused` directories below `root` are not watched, and why.
-    pub(crate) fn tell_refused(
+    pub(crate) fn log_unwatched(
         &self,
         root: &Path,
         refused: u64,
@@ -264,7 +264,7 @@ impl Executor {
     ) {
         let root = root.to_owned();
         let count_and_tell = move || {
-            tell_refused(
+            log_unwatched(
                 refused,
                 Some(count_directories(&root)),
                 every,
@@ -275,7 +275,7 @@ impl Executor {
         let counts = *refusal == WatchError::TooManyWatches
             && thread::Builder::new().spawn(count_and_tell).is_ok();
         if !counts {
-            tell_refused(refused, None, every, refusal);
+            log_unwatched(refused, None, every, refusal);
         }
     }
 

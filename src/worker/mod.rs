@@ -11,6 +11,8 @@
 pub(crate) mod cache_root;
 mod completions;
 pub(crate) mod executor;
+mod lost_events;
+pub(crate) mod requests;
 #[cfg(test)]
 mod tests;
 
@@ -19,12 +21,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 
+use self::cache_root::{CacheRoot, Open};
+use self::executor::{BATCH, Completion, Executor, MAX_COMPLETIONS, batches};
+use self::requests::{Request, SweepAnswer};
 use crate::config::{Ages, Config};
-use crate::display::path_field;
-use crate::error::Error;
 use crate::jobs::context::JobContext;
 use crate::pair::change::WatchError;
 use crate::pair::mark::Marks;
@@ -37,11 +40,8 @@ use crate::sys::clock::{Clock, Now, TICK};
 use crate::sys::timer::Timer;
 use crate::telemetry::Reporter;
 use crate::telemetry::recorder::{Readers, Recorder};
-use crate::telemetry::stats::{ExpiryBucket, SweepReport, WatchState};
-use crate::watch::floods::FloodReport;
+use crate::telemetry::stats::{ExpiryBucket, WatchState};
 use crate::watch::inbox::Inbox;
-use crate::worker::cache_root::{CacheRoot, Open};
-use crate::worker::executor::{BATCH, Completion, Executor, MAX_COMPLETIONS, batches};
 
 /// How many due pairs are taken at once, to be sorted by directory.
 const MAX_DUE: usize = 16_384;
@@ -58,20 +58,6 @@ const FLOOD_LIST_INTERVAL: Duration = Duration::from_secs(1);
 const FLOOD_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How long work in progress may take to end when the cleaner is stopped.
 const STOP_PATIENCE: Duration = Duration::from_millis(400);
-
-/// The channel for the answer to a requested sweep.
-pub(crate) type SweepAnswer = oneshot::Sender<Result<SweepReport, Error>>;
-
-/// A request to the worker.
-#[derive(Debug)]
-pub(crate) enum Request {
-    /// Make a full sweep that begins from now on.
-    Sweep(SweepAnswer),
-    /// Count how many pairs expire when.
-    Buckets(oneshot::Sender<Vec<ExpiryBucket>>),
-    /// Answer, to show that the worker responds.
-    Ping(oneshot::Sender<()>),
-}
 
 pub(crate) struct Worker {
     /// The cache directory as it was configured, and its path from any working directory.
@@ -99,7 +85,7 @@ pub(crate) struct Worker {
     /// Whether the watcher is a new one, which no sweep has used yet.
     is_rewatched: bool,
     /// When to take in changes again, and when to scan directories again.
-    next_news: Instant,
+    next_changes: Instant,
     next_trees: Instant,
     /// When to list the flooded directories again.
     next_flood_list: Instant,
@@ -153,7 +139,7 @@ impl Worker {
             refused: None,
             watches_lost: false,
             is_rewatched: false,
-            next_news: Instant::now(),
+            next_changes: Instant::now(),
             next_trees: Instant::now(),
             next_flood_list: Instant::now(),
             buckets: None,
@@ -182,7 +168,7 @@ impl Worker {
             for event in std::iter::from_fn(|| events.try_recv().ok()).take(MAX_COMPLETIONS) {
                 self.complete(event)?;
             }
-            self.take_news();
+            self.take_changes();
             self.start_work();
             self.publish();
             let wake = self.next_wake().min(next_tick);
@@ -247,57 +233,28 @@ impl Worker {
     }
 
     /// Whether changes are taken in now, and not after a pause.
-    fn takes_news(&self) -> bool {
-        self.can_work() && Instant::now() >= self.next_news
+    fn takes_changes(&self) -> bool {
+        self.can_work() && Instant::now() >= self.next_changes
     }
 
-    fn take_news(&mut self) {
+    fn take_changes(&mut self) {
         if self.can_work() {
             if self.inbox.take_events_lost() {
                 self.on_events_lost();
             }
             self.follow_floods();
         }
-        if self.takes_news() && self.schedule.backlog() < MAX_BACKLOG {
+        if self.takes_changes() && self.schedule.backlog() < MAX_BACKLOG {
             let mut changes = self.inbox.drain();
             if !changes.is_empty() {
-                self.next_news = Instant::now() + MIN_CHANGES_PAUSE;
+                self.next_changes = Instant::now() + MIN_CHANGES_PAUSE;
             }
             self.orphans.note(std::mem::take(&mut changes.orphans), self.clock.now());
-            if changes.missed {
+            if changes.events_lost {
                 self.on_events_lost();
             }
             self.schedule.apply_changes(changes);
         }
-    }
-
-    /// Logs the floods that have begun and ended, and schedules listings of flooded directories.
-    fn follow_floods(&mut self) {
-        let FloodReport { begun, ended } = self.inbox.floods.take_report();
-        for dir in begun {
-            tracing::warn!(
-                path = path_field(&self.root().join(&dir)),
-                "directory flooded with events, listing it every second until it calms down"
-            );
-        }
-        for dir in ended {
-            tracing::info!(
-                path = path_field(&self.root().join(&dir)),
-                "flooded directory has calmed down, watching it again"
-            );
-        }
-        if Instant::now() >= self.next_flood_list {
-            self.next_flood_list = Instant::now() + FLOOD_LIST_INTERVAL;
-            for dir in self.inbox.floods.all() {
-                self.schedule.list(dir);
-            }
-        }
-    }
-
-    /// Records that something has changed and the changes will not arrive.
-    fn on_events_lost(&mut self) {
-        self.watches_lost = true;
-        self.sweeps.something_was_missed();
     }
 
     fn start_work(&mut self) {
@@ -337,26 +294,8 @@ impl Worker {
         if self.trees.is_none() && Instant::now() >= self.next_trees {
             let trees = self.schedule.take_trees(now);
             if !trees.is_empty() {
-                self.trees = Some(self.begin_scan(&open, Scope::SubtreeSet(trees), Vec::new()));
+                self.trees = Some(self.begin_scan(&open, Scope::Subtrees(trees), Vec::new()));
             }
-        }
-    }
-
-    /// Answers pending sweep requests if there is no directory to sweep.
-    fn answer_without_sweep(&mut self) {
-        let unreadable = match &self.cache_root {
-            CacheRoot::Absent => None,
-            CacheRoot::Unreadable { reason } => Some(reason.clone()),
-            // The state of the cache directory is about to be known.
-            CacheRoot::Unknown | CacheRoot::Open(_) => return,
-        };
-        for waiter in self.sweeps.take_waiters() {
-            let answer = unreadable.clone().map_or(Ok(SweepReport::default()), |reason| {
-                let source = std::io::Error::other(reason);
-                Err(Error::Unreadable { path: self.path.clone(), source })
-            });
-            // The requester may have gone.
-            let _ = waiter.send(answer);
         }
     }
 
@@ -379,11 +318,11 @@ impl Worker {
     ) -> ActiveSweep {
         let trees = match &scope {
             Scope::Everything => SubtreeSet::from_iter([Path::new("").into()]),
-            Scope::SubtreeSet(trees) => trees.clone(),
+            Scope::Subtrees(trees) => trees.clone(),
         };
         let marks = match &scope {
             Scope::Everything => self.schedule.marks(),
-            Scope::SubtreeSet(_) => Marks::default(),
+            Scope::Subtrees(_) => Marks::default(),
         };
         let id = self.schedule.begin_scan(scope);
         self.executor.scan(open, id, &trees, marks);
@@ -418,97 +357,6 @@ impl Worker {
         }
     }
 
-    /// Whether some directory has more events than can be read.
-    fn is_flooded(&self) -> bool {
-        !self.inbox.floods.is_empty()
-    }
-
-    /// Takes in the state of the cache directory that a probe found.
-    fn probed(&mut self, cache_root: CacheRoot) {
-        self.executor.probed();
-        if cache_root.is_unchanged_since(&self.cache_root) {
-            return;
-        }
-        let is_same = cache_root.id().is_some() && cache_root.id() == self.cache_root.id();
-        if !is_same || cache_root.is_watched() != self.cache_root.is_watched() {
-            let every = self.check_interval.min(self.fallback_interval);
-            cache_root.announce(&self.cache_root, &self.path, every);
-        }
-        if is_same {
-            // The same directory with a new watcher: a sweep that begins from now on has to set the
-            // watches.
-            let before = std::mem::replace(&mut self.cache_root, cache_root);
-            if let CacheRoot::Open(open) = before
-                && let Ok(watcher) = &open.watcher
-            {
-                watcher.retire();
-            }
-            // That sweep makes up for everything that was lost.
-            self.inbox.take_events_lost();
-            self.watches_lost = false;
-            self.is_rewatched = true;
-            self.sweeps.something_was_missed();
-            return self.sweeps.at_the_latest(Instant::now(), Duration::ZERO);
-        }
-        // A scan may have reported this before.
-        let is_told = self.schedule.could_not_read(Path::new(""));
-        if let CacheRoot::Unreadable { reason } = &cache_root
-            && !is_told
-        {
-            let (now, tally) = (self.clock.now(), Tally { errors: 1, ..Tally::default() });
-            self.recorder.count(tally, now);
-            self.recorder.between(tally);
-            self.recorder.error(&self.path, reason.clone(), now);
-        }
-        self.start_over(cache_root);
-        self.sweeps.at_the_latest(Instant::now(), Duration::ZERO);
-    }
-
-    /// Discards all state, because `cache_root` replaces the cache directory from now on.
-    fn start_over(&mut self, cache_root: CacheRoot) {
-        self.executor.next_generation();
-        self.cache_root = cache_root;
-        self.schedule = Schedule::new(self.root());
-        self.due.clear();
-        self.orphans = OrphanSchedule::default();
-        self.refused = None;
-        (self.watches_lost, self.is_rewatched) = (false, false);
-        self.inbox.floods.clear();
-        let _ = self.inbox.drain();
-        for run in [self.full.take(), self.trees.take()].into_iter().flatten() {
-            self.recorder.between(run.tally);
-            // A requested sweep now covers the new directory.
-            self.sweeps.ask(run.waiters);
-        }
-    }
-
-    /// Returns the path where the cache directory is, or is expected.
-    fn root(&self) -> &Path {
-        self.cache_root.id().map_or(&self.path, |id| &id.path)
-    }
-
-    fn answer(&mut self, request: Request) {
-        match request {
-            Request::Sweep(waiter) => self.sweeps.ask([waiter]),
-            Request::Ping(waiter) => {
-                let _ = waiter.send(());
-            }
-            Request::Buckets(waiter) => {
-                let start = Instant::now();
-                if self.buckets.as_ref().is_none_or(|(until, _)| start >= *until) {
-                    let counted = self.schedule.buckets(self.clock.wall()).into_iter();
-                    let counted = counted
-                        .map(|(within_seconds, count)| ExpiryBucket { within_seconds, count })
-                        .collect();
-                    // However many requests come, counting takes at most a twentieth of the time.
-                    self.buckets = Some((Instant::now() + start.elapsed() * 19, counted));
-                }
-                // The requester may have gone.
-                let _ = waiter.send(self.buckets.iter().flat_map(|(_, b)| b.clone()).collect());
-            }
-        }
-    }
-
     fn next_wake(&self) -> Instant {
         let now = self.clock.now();
         let far = now.mono + TICK;
@@ -521,7 +369,7 @@ impl Worker {
         let tree = self.schedule.next_tree(now).filter(|_| self.trees.is_none());
         let tree = tree.map(|at| at.max(self.next_trees));
         let changes =
-            (self.next_news > now.mono && !self.inbox.is_empty()).then_some(self.next_news);
+            (self.next_changes > now.mono && !self.inbox.is_empty()).then_some(self.next_changes);
         let flood = self.is_flooded().then_some(self.next_flood_list);
         let can_sweep = self.full.is_none() && !(self.watches_lost && self.executor.is_probing());
         let sweep = can_sweep.then(|| self.sweeps.next());

@@ -145,6 +145,21 @@ fn watches_that_can_be_set_again_amid_a_sweep_without_them_are_set_by_another() 
     assert!(worker.sweeps.is_due(Instant::now() + Duration::from_secs(2)), "nothing is watched");
 }
 
+#[test]
+fn a_directory_that_has_calmed_down_is_watched_by_the_present_watcher() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut worker = sweeping(temp.path());
+    let top: Arc<Path> = Path::new("").into();
+    worker.inbox.floods.begin(&top);
+    worker.follow_floods();
+    let _ = worker.schedule.take_trees(worker.clock.now());
+    // A listing that an earlier watcher still watches for finds the end of the flood.
+    worker.inbox.floods.end(&top);
+    worker.follow_floods();
+    let listed = worker.schedule.take_trees(worker.clock.now());
+    assert_eq!(listed.alone().collect::<Vec<_>>(), [&top]);
+}
+
 #[tokio::test]
 async fn orphans_and_empty_directories_go_while_the_service_runs_and_nothing_else() {
     let temp = tempfile::tempdir().unwrap();

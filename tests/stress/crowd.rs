@@ -24,7 +24,7 @@ use serde_json::Value;
 
 const CLEANERS: usize = 8;
 const DELETED: &str = "deleted an expired result";
-const UNCOUNTED: &str = "does not end in time, and is not counted";
+const UNCOUNTED: &str = "jobs that are still running at shutdown are not counted";
 const TAKEN_UP: &str = "completing an interrupted deletion";
 
 #[test]

@@ -5,7 +5,7 @@ use std::io;
 use rustix::fs::{Access, AtFlags, FileType, FlockOperation, accessat, flock};
 use rustix::io::Errno;
 
-use super::shown;
+use super::explain::shown;
 use crate::disk::inspect::stat;
 use crate::disk::root::Dir;
 use crate::pair::name::{Half, Stem};
