@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{CacheDir, PATIENCE, Pair, Random, Service, extent, figure, now, seed};
-use shadow::{Disk, Shadow, is_reserved, read};
+use shadow::{Disk, Shadow, read};
 
 /// How many directories with a service each there are at once, so that their rests overlap.
 const WORLDS: u64 = 4;
@@ -186,10 +186,12 @@ impl World {
         };
         self.shadow.adopt(&disk);
         if std::mem::take(&mut self.killed) {
-            for path in disk.0.keys().filter(|path| is_reserved(path)) {
+            let left = disk.0.keys().filter(|path| self.shadow.may_be_left(path));
+            for path in left {
                 fs::remove_file(path).unwrap();
             }
         }
+        self.shadow.claimable.clear();
         let number = |key: &str| stats[key].as_u64().unwrap();
         for (what, least, most) in [
             ("total_errors", self.told.len() as u64, self.perhaps_told.len() as u64),

@@ -1,7 +1,8 @@
 //! What has to be there: all that was put there and not taken away again, without what a cleaner
 //! that polls would have deleted. Knows nothing of the code that is tested.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -35,6 +36,9 @@ pub struct Shadow {
     pub dirs: BTreeSet<PathBuf>,
     /// How often a pair was touched when it could go, so that it was deleted or not.
     pub touched: u64,
+    /// The names of files that were changed when a cleaner may have claimed them. A cleaner that is killed then
+    /// leaves the old file claimed, and the next one gives it its name back if that is free by then.
+    pub claimable: HashSet<OsString>,
     serial: u64,
 }
 
@@ -55,6 +59,7 @@ impl Shadow {
             files: BTreeMap::new(),
             dirs: BTreeSet::from([cache.to_owned()]),
             touched: 0,
+            claimable: HashSet::new(),
             serial: 0,
         }
     }
@@ -174,6 +179,7 @@ impl Shadow {
         if self.may_go(pair) {
             self.touched += 1;
             for half in [&pair.result, &pair.metadata] {
+                self.claimable.insert(half.file_name().unwrap().to_owned());
                 self.files.get_mut(half).unwrap().maybe = true;
             }
         }
@@ -215,7 +221,7 @@ impl Shadow {
         }
         for (path, bytes) in files {
             let Some(file) = self.files.get(path) else {
-                if killed && is_reserved(path) && !self.holds(path) {
+                if killed && self.may_be_left(path) {
                     continue;
                 }
                 return Err(format!("{path:?} should not be there"));
@@ -238,7 +244,9 @@ impl Shadow {
                 continue;
             }
             let Some(at) = expiry(bytes) else {
-                polled.broken.insert(self.files[metadata].version.0, metadata.clone());
+                if let Some(file) = self.files.get(metadata) {
+                    polled.broken.insert(file.version.0, metadata.clone());
+                }
                 continue;
             };
             if at < self.soon {
@@ -248,6 +256,13 @@ impl Shadow {
             polled.next_expiry = Some(polled.next_expiry.map_or(at, |next| next.min(at)));
         }
         Ok(polled)
+    }
+
+    /// Whether a cleaner that was killed may have left a file that is not known here.
+    pub fn may_be_left(&self, path: &Path) -> bool {
+        let is_unknown = !self.files.contains_key(path);
+        let is_claim = is_reserved(path) && !self.holds(path);
+        is_unknown && (is_claim || self.claimable.contains(path.file_name().unwrap()))
     }
 
     /// Whether the file belongs to a pair that goes.
