@@ -115,9 +115,8 @@ pub use display::display_path;
 pub use error::Error;
 pub use oneshot::doctor::{Check, CheckStatus, diagnose};
 pub use oneshot::explain::{Condition, Explanation, Fate, explain};
-pub use oneshot::sweep::{
-    ListedPair, Progress, list, sweep_dry_run, sweep_once, sweep_with_progress,
-};
+pub use oneshot::list::{ListedPair, list};
+pub use oneshot::sweep::{Progress, sweep_dry_run, sweep_once, sweep_with_progress};
 pub use telemetry::events::{Event, Events};
 #[cfg(feature = "report")]
 pub use telemetry::http_client::fetch_stats;

@@ -25,15 +25,13 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::disk::list;
-use crate::disk::root::{Dir, Root, is_not_ours, is_unrelated};
-use crate::display::path_field;
-use crate::jobs::context::{JobContext, result_path};
+use crate::disk::root::{Dir, Root, is_not_ours};
+use crate::jobs::context::JobContext;
 use crate::jobs::pairs::{Hint, PairProcessor};
 use crate::pair::change::WatchError;
 use crate::pair::mark::Marks;
 use crate::pair::name::{Half, Name, Stem};
 use crate::pair::outcome::{JobResult, Summary};
-use crate::remove::{Recovery, recover};
 use crate::sys::clock::thread_time;
 use crate::sys::descriptors::share_of_open_files;
 use crate::watch::{Answers, Watcher};
@@ -47,11 +45,6 @@ const QUEUE: usize = 4;
 /// threads help, so that the disk has more requests to choose from.
 const SLOW: Duration = Duration::from_micros(40);
 const MAX_HELPERS: usize = 15;
-/// If errors kept more directories than this from being read, the whole cache directory is scanned again
-/// instead of each of them.
-const MAX_RESCANS: usize = 64;
-/// How long a scan waits for the owners of claims before it leaves the claims alone.
-const OWNERS_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A scan and what it needs.
 pub(crate) struct Scan<'a> {
@@ -71,19 +64,6 @@ pub(crate) struct Scan<'a> {
 struct Opened {
     dirs: Vec<(Arc<Path>, io::Result<Arc<Dir>>)>,
     watches: Option<(Vec<Arc<Path>>, Answers)>,
-}
-
-impl Summary {
-    /// Requests another scan of `rel` if `error` says nothing about it.
-    fn scan_again(&mut self, rel: &Arc<Path>, error: &io::Error) {
-        if !is_unrelated(error) {
-            return;
-        }
-        let rel = if self.recoveries.len() < MAX_RESCANS { rel } else { &Path::new("").into() };
-        if !self.recoveries.contains(rel) {
-            self.recoveries.push(Arc::clone(rel));
-        }
-    }
 }
 
 /// The threads that help to process the pairs that one thread lists.
@@ -130,9 +110,9 @@ struct Listing<'a> {
 }
 
 /// Pairs of one directory to process.
-struct Batch {
-    dir: Arc<Dir>,
-    pairs: Vec<(Stem, Hint)>,
+pub(super) struct Batch {
+    pub(super) dir: Arc<Dir>,
+    pub(super) pairs: Vec<(Stem, Hint)>,
 }
 
 impl Scan<'_> {
@@ -172,7 +152,7 @@ impl Scan<'_> {
         // Only now, when no thread of this scan has claims of its own any more.
         if self.context.deletes() {
             let start = Instant::now();
-            self.take_up(claims, &mut summary);
+            self.recover_claims(claims, &mut summary);
             summary.waited += start.elapsed();
         }
         summary
@@ -379,7 +359,7 @@ impl Scan<'_> {
         (self.found)(processor.take_found());
     }
 
-    fn attend_at_once(&self, batch: Batch, slow: &AtomicBool) {
+    pub(super) fn attend_at_once(&self, batch: Batch, slow: &AtomicBool) {
         let mut processor = self.processor();
         self.attend_batch(&mut processor, batch, slow);
         processor.finish();
@@ -401,71 +381,7 @@ impl Scan<'_> {
         slow.store(only_looked && waited > SLOW * count, Ordering::Relaxed);
     }
 
-    /// Recovers the claims that killed cleaners left behind.
-    fn take_up(&self, claims: Vec<(Arc<Path>, Vec<Vec<u8>>)>, summary: &mut Summary) {
-        let deadline = Instant::now() + OWNERS_PATIENCE;
-        for (rel, names) in claims {
-            match self.take_up_one(&rel, &names, deadline) {
-                Ok(recovery) => self.recovered(rel, recovery, summary),
-                Err(error) => self.not_recovered(rel, error, summary),
-            }
-        }
-    }
-
-    /// Records that a directory with claims can't be opened or locked.
-    fn not_recovered(&self, rel: Arc<Path>, error: io::Error, summary: &mut Summary) {
-        if is_not_ours(&error) {
-            return;
-        }
-        summary.scan_again(&rel, &error);
-        summary.stranded.push((rel.to_path_buf(), error));
-    }
-
-    fn take_up_one(
-        &self,
-        rel: &Arc<Path>,
-        names: &[Vec<u8>],
-        deadline: Instant,
-    ) -> io::Result<Recovery> {
-        loop {
-            let recovery = recover(self.root, rel, names, self.context.clock().wall())?;
-            if !recovery.owned || self.cancelled() || Instant::now() >= deadline {
-                return Ok(recovery);
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn recovered(&self, rel: Arc<Path>, recovery: Recovery, summary: &mut Summary) {
-        // They were not listed under their own names.
-        summary.results += recovery.finished.len() as u64;
-        summary.finished += recovery.finished.len() as u64;
-        for stem in &recovery.finished {
-            tracing::debug!(
-                path = path_field(&result_path(self.root, &rel, stem)),
-                "deleted an expired result, completing an interrupted deletion"
-            );
-            self.context.report_removed(self.root, &rel, stem);
-        }
-        summary.freed += recovery.freed;
-        if recovery.owned {
-            summary.recoveries.push(Arc::clone(&rel));
-        }
-        for (path, error) in recovery.failed {
-            summary.scan_again(&rel, &error);
-            summary.stranded.push((path, error));
-        }
-        match self.root.open_dir(&rel) {
-            Ok(dir) => {
-                let pairs = recovery.touched.into_iter().map(|stem| (stem, Hint::Nothing));
-                let batch = Batch { dir: Arc::new(dir), pairs: pairs.collect() };
-                self.attend_at_once(batch, &AtomicBool::default());
-            }
-            Err(error) => self.not_recovered(rel, error, summary),
-        }
-    }
-
-    fn cancelled(&self) -> bool {
+    pub(super) fn cancelled(&self) -> bool {
         self.cancel.load(Ordering::Relaxed)
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 
 use chrono::{DateTime, Utc};
 
-use super::obstacles::{Kind, kind, obstacle, taken};
+use super::obstacles::{Kind, is_missing, kind, obstacle, says_missing, taken};
 use super::verdicts;
 use crate::config::Config;
 use crate::disk::inspect::{Metadata, read_metadata};
@@ -269,7 +269,8 @@ impl Explaining {
             }
             [Kind::File, Kind::Nothing] => {
                 let why = format!("there is no {metadata} beside it");
-                let verdict = unless_orphans(verdicts::RESULT_ALONE_STAYS, verdicts::UNCHANGED_FOR);
+                let verdict =
+                    verdicts::unless_orphans(verdicts::RESULT_ALONE_STAYS, verdicts::UNCHANGED_FOR);
                 return draft.stop(why, Fate::Stays, verdict);
             }
             [Kind::Nothing, Kind::File] if taken => {
@@ -285,7 +286,7 @@ impl Explaining {
                     Ok(Some(Metadata { expires_at: Err(reason), .. })) => {
                         format!("{stays} (It is broken besides: {reason}.)")
                     }
-                    _ => unless_orphans(stays, removed),
+                    _ => verdicts::unless_orphans(stays, removed),
                 };
                 return draft.stop(why, Fate::Stays, verdict);
             }
@@ -361,7 +362,7 @@ fn explain_other(draft: Draft, file: &Path, name: &Name) -> Explanation {
         Name::Tmp(half, stem) => {
             let half = shown(&stem.name(*half));
             let verdict = if is_file {
-                unless_orphans(verdicts::TMP_STAYS, verdicts::UNCHANGED_FOR)
+                verdicts::unless_orphans(verdicts::TMP_STAYS, verdicts::UNCHANGED_FOR)
             } else {
                 verdicts::ODD_RESULT_STAYS.to_owned()
             };
@@ -388,20 +389,7 @@ fn explain_other(draft: Draft, file: &Path, name: &Name) -> Explanation {
 }
 
 fn claimed(name: &str) -> String {
-    format!("it is a reserved name: a cleaner has taken {name} there")
-}
-
-fn is_missing(file: &Path) -> bool {
-    std::fs::symlink_metadata(file).is_err_and(|error| says_missing(&error))
-}
-
-fn says_missing(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-}
-
-/// Returns `stays`, and what `--remove-orphans` would change.
-fn unless_orphans(stays: &str, removed: &str) -> String {
-    format!("{stays} (With --remove-orphans AGE {removed} AGE.)")
+    format!("it is a reserved name: a cleaner has claimed {name}")
 }
 
 pub(super) fn shown(name: &[u8]) -> String {

@@ -2,6 +2,7 @@
 
 pub(crate) mod doctor;
 pub(crate) mod explain;
+pub(crate) mod list;
 mod obstacles;
 pub(crate) mod sweep;
 mod verdicts;

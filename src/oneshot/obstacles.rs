@@ -1,6 +1,7 @@
 //! Checks what kind of file a name refers to, and what prevents a deletion.
 
 use std::io;
+use std::path::Path;
 
 use rustix::fs::{Access, AtFlags, FileType, FlockOperation, accessat, flock};
 use rustix::io::Errno;
@@ -72,4 +73,12 @@ pub(super) fn obstacle(dir: &Dir, stem: &Stem) -> Option<String> {
         );
     }
     None
+}
+
+pub(super) fn is_missing(file: &Path) -> bool {
+    std::fs::symlink_metadata(file).is_err_and(|error| says_missing(&error))
+}
+
+pub(super) fn says_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }

@@ -7,8 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
-
 use crate::config::Config;
 use crate::disk::root::Root;
 use crate::display::path_field;
@@ -136,44 +134,9 @@ impl Progress {
     }
 }
 
-/// A pair that [`list`] found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ListedPair {
-    /// The result's path.
-    pub result: PathBuf,
-    /// The size of both files, in bytes.
-    pub bytes: u64,
-    /// When the pair expires, or why its metadata is invalid.
-    pub expires_at: Result<DateTime<Utc>, String>,
-}
-
-/// Lists the pairs: the earliest expiry first, those with invalid metadata last.
-///
-/// ```
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), result_cleaner::Error> {
-/// # let dir = tempfile::tempdir().unwrap();
-/// for pair in result_cleaner::list(&result_cleaner::Config::new(dir.path())).await? {
-///     match pair.expires_at {
-///         Ok(at) => println!("{at} {}", pair.result.display()),
-///         Err(reason) => println!("{}: {reason}", pair.result.display()),
-///     }
-/// }
-/// # Ok(())
-/// # }
-/// ```
-///
-/// # Errors
-/// As for [`sweep_once`].
-pub async fn list(config: &Config) -> Result<Vec<ListedPair>, Error> {
-    let context = JobContext::listing(Arc::new(Clock::default()), config);
-    on_thread(config, move |root| list_blocking(root, &context)).await
-}
-
 /// Runs `work` on the cache directory, on a thread that may block. Returns the default value if there is
 /// no such directory.
-async fn on_thread<T: Default + Send + 'static>(
+pub(super) async fn on_thread<T: Default + Send + 'static>(
     config: &Config,
     work: impl FnOnce(&Root) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
@@ -197,7 +160,7 @@ async fn on_thread<T: Default + Send + 'static>(
 ///
 /// # Errors
 /// [`Error::Unreadable`] if the cache directory itself could not be read.
-fn scan(
+pub(super) fn scan(
     root: &Root,
     context: &JobContext,
     found: &(dyn Fn(Vec<JobResult>) + Sync),
@@ -392,38 +355,4 @@ impl Sums {
 
 fn suspect(metadata: &FileState) -> About {
     About::Metadata(metadata.version, metadata.ctime)
-}
-
-fn list_blocking(root: &Root, context: &JobContext) -> Result<Vec<ListedPair>, Error> {
-    let pairs = Mutex::new(Vec::new());
-    let summary = scan(root, context, &|found| {
-        let listed = found.into_iter().filter_map(|found| listed(root, found));
-        pairs.lock().unwrap_or_else(PoisonError::into_inner).extend(listed);
-    })?;
-    for (path, error) in summary.unreadable {
-        tracing::warn!(path = path_field(&root.path().join(path)), %error, "can't read a directory");
-    }
-    let mut pairs = pairs.into_inner().unwrap_or_else(PoisonError::into_inner);
-    pairs.sort_by(|a: &ListedPair, b: &ListedPair| {
-        match (&a.expires_at, &b.expires_at) {
-            (Ok(a), Ok(b)) => a.cmp(b),
-            (a, b) => a.is_err().cmp(&b.is_err()),
-        }
-        .then_with(|| a.result.cmp(&b.result))
-    });
-    Ok(pairs)
-}
-
-fn listed(root: &Root, found: JobResult) -> Option<ListedPair> {
-    let (expires_at, bytes) = match found.outcome {
-        Outcome::NotDue { expires_at, bytes, .. } => (Ok(expires_at), bytes.unwrap_or(0)),
-        Outcome::Due { expires_at, bytes } | Outcome::Unsettled { expires_at, bytes, .. } => {
-            (Ok(expires_at), bytes)
-        }
-        Outcome::Broken { reason, bytes, .. } => (Err(reason.to_string()), bytes),
-        Outcome::Failed(failure) => (Err(failure.to_string()), 0),
-        _ => return None,
-    };
-    let result = root.path().join(found.key.path(Half::Result));
-    Some(ListedPair { result, bytes, expires_at })
 }

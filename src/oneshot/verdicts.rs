@@ -40,3 +40,8 @@ pub(super) const TRIED_AGAIN: &str =
 pub(super) const NO_FILE: &str = "There is no such file.";
 pub(super) const DIRECTORY_STAYS: &str = "Kept: directories are not removed. (--prune-empty-dirs AGE removes one below the cache \
      directory once it has been empty and unchanged for AGE.)";
+
+/// Returns `stays`, and what `--remove-orphans` would change.
+pub(super) fn unless_orphans(stays: &str, removed: &str) -> String {
+    format!("{stays} (With --remove-orphans AGE {removed} AGE.)")
+}

@@ -9,6 +9,7 @@ mod backoff;
 mod expiries;
 mod half_written;
 pub(crate) mod orphans;
+mod outcomes;
 pub(crate) mod queue;
 mod scans;
 pub(crate) mod sweeps;
@@ -22,32 +23,25 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
-use self::backoff::{backoff, changed_pause};
+use self::backoff::backoff;
 use self::expiries::Expiries;
-use self::half_written::{HalfWritten, confirm_at};
+use self::half_written::HalfWritten;
+pub(crate) use self::outcomes::figures_alone;
 use self::scans::ActiveScan;
 pub(crate) use self::scans::{ScanId, Scope, SubtreeSet};
 use crate::display::path_field;
 use crate::pair::change::{Changes, Trigger, WriteState};
 use crate::pair::mark::{Mark, Marks};
-use crate::pair::name::{Half, PairKey, Stem};
+use crate::pair::name::{PairKey, Stem};
+use crate::pair::outcome::Job;
 use crate::pair::outcome::Summary;
-use crate::pair::outcome::{Failure, Job, JobResult, Outcome};
 use crate::pair::tally::Tally;
-use crate::pair::version::{Broken, FileState, FileTime, Version};
+use crate::pair::version::{FileState, FileTime, Version};
 use crate::schedule::queue::Queue;
 use crate::sys::clock::Now;
 
-/// How often a pair may be found claimed by another cleaner before its directory is scanned. The scan
-/// recovers the claims of cleaners that died.
-const CLAIMS_BEFORE_RECOVERY: u32 = 2;
-/// How often a pair may be found claimed by another cleaner before that counts as an error. This takes
-/// some 15 s, because other cleaners that delete in the directory can delay a recovery.
-const CLAIMS_BEFORE_ERROR: u32 = 7;
 const IS_UNREAD: &str = "can't read a directory, results kept";
 const IS_STRANDED: &str = "can't recover an interrupted deletion";
-const IS_BROKEN: &str = "invalid metadata, result kept";
-const NAME_IN_USE: &str = "can't delete the result: the reserved name stays in use";
 /// How many errors are kept for reports between two calls of [`Schedule::take_errors`].
 const MAX_ERRORS: usize = 1024;
 /// The ends of the spans in which the schedule counts expiries, in seconds from now.
@@ -241,220 +235,9 @@ impl Schedule {
         Some(Job { key, settled: attempts.settled })
     }
 
-    /// Applies an outcome and returns what it adds to the tally.
-    pub(crate) fn complete(&mut self, found: JobResult, source: Source, now: Now) -> Tally {
-        let JobResult { key, outcome } = found;
-        let in_flight_pair = match source {
-            Source::Job => self.in_flight.remove(&key).unwrap_or_default(),
-            Source::Scan(id) => {
-                if let Some(contested) = self.contested(&key, id, &outcome) {
-                    // It is unknown which of the two was read last: inspect the pair once more.
-                    contested.merge(Trigger { appeared: true, writer: WriteState::Unknown });
-                    if let Outcome::Failed(failure) | Outcome::RestoreFailed(failure) = &outcome {
-                        self.failed_besides(&key, failure, now);
-                    }
-                    if let Outcome::RestoreFailed(_) = outcome {
-                        self.scan_later(&key.dir, now);
-                    }
-                    return figures_alone(&outcome);
-                }
-                InFlight { attempts: self.unripe_attempts(&key), ..InFlight::default() }
-            }
-        };
-        for scan in &mut self.scans {
-            if source != Source::Scan(scan.id) && scan.scope.covers(&key.dir) {
-                scan.note_changed(&key);
-            }
-        }
-        let tally = self.apply(key.clone(), outcome, &in_flight_pair, now);
-        if let Some(changes) = in_flight_pair.changes {
-            self.apply_change(key, changes);
-        }
-        tally
-    }
-
-    /// Returns the trigger for another inspection if what scan `id` read of a pair may be outdated. This
-    /// is so if the pair is in flight or vanished, or if another source updated it.
-    fn contested(&mut self, key: &PairKey, id: ScanId, outcome: &Outcome) -> Option<&mut Trigger> {
-        if let Some(in_flight_pair) = self.in_flight.get_mut(key) {
-            return Some(in_flight_pair.changes.get_or_insert_default());
-        }
-        let scan = self.scans.iter_mut().find(|scan| scan.id == id)?;
-        let stays = !matches!(outcome, Outcome::Deleted { .. } | Outcome::Incomplete);
-        let has_vanished = scan.vanished.remove(key) && stays;
-        (has_vanished || scan.may_be_outdated_on(key))
-            .then(|| self.inspections.entry(key.clone()).or_default())
-    }
-
-    fn apply(
-        &mut self,
-        key: PairKey,
-        outcome: Outcome,
-        in_flight_pair: &InFlight,
-        now: Now,
-    ) -> Tally {
-        tracing::trace!(?key, ?outcome, trigger = ?in_flight_pair.trigger, attempts = ?in_flight_pair.attempts, "settled");
-        let mut tally = Tally { checked: 1, ..Tally::default() };
-        if let Outcome::Unchanged = outcome {
-            self.unchanged(key);
-            return tally;
-        }
-        if !matches!(outcome, Outcome::Broken { .. } | Outcome::Incomplete) {
-            self.half_written.forget_writer(&key);
-        }
-        let pause = self.retries.remove(&key);
-        // A scan may have failed to process the pair meanwhile.
-        let known_failures = pause.as_ref().map_or(0, |(_, known)| known.failures);
-        let attempts = in_flight_pair.attempts;
-        let attempts = Attempts { failures: attempts.failures.max(known_failures), ..attempts };
-        if let Outcome::NotDue { expires_at, mark, .. } = outcome {
-            self.expiries.insert(key, expires_at, Entry { scan: self.last_scan, mark });
-            return tally;
-        }
-        self.expiries.remove(&key);
-        match outcome {
-            Outcome::NotDue { .. }
-            | Outcome::Unchanged
-            | Outcome::Due { .. }
-            | Outcome::Incomplete => {}
-            Outcome::Unsettled { result, wait, .. } => {
-                self.unsettled(key, result, wait, attempts, pause, now);
-            }
-            Outcome::Broken { metadata, reason, wait, .. } => {
-                let writer =
-                    self.half_written.writer(&key).unwrap_or(in_flight_pair.trigger.writer);
-                let confirm_at = confirm_at(&metadata, wait, writer, attempts, pause, now);
-                let counts = self.broken(key, &metadata, reason, confirm_at, attempts, now);
-                tally.errors += u64::from(counts);
-            }
-            Outcome::Deleted { freed, leftover, .. } => {
-                tally.deleted += 1;
-                tally.freed_bytes += freed;
-                if let Some(failure) = leftover {
-                    tally.errors += 1;
-                    self.warn_of(&key, Half::Metadata, &failure);
-                    // The metadata may still have its reserved name.
-                    self.scan_later(&key.dir, now);
-                }
-            }
-            Outcome::Changed => {
-                let (changes, until) =
-                    (attempts.changes, now.mono + changed_pause(attempts.changes));
-                self.pause(key, until, Attempts { changes: changes.saturating_add(1), ..attempts });
-            }
-            Outcome::ClaimedElsewhere => {
-                tally.errors += u64::from(self.claimed_elsewhere(key, attempts, pause, now));
-            }
-            Outcome::Failed(ref failure) | Outcome::RestoreFailed(ref failure) => {
-                tally.errors += 1;
-                if let Outcome::RestoreFailed(_) = outcome {
-                    self.scan_later(&key.dir, now);
-                }
-                self.failed(key, failure, attempts, now);
-            }
-        }
-        tally
-    }
-
-    /// Waits until the result of a due pair has settled.
-    fn unsettled(
-        &mut self,
-        key: PairKey,
-        result: FileState,
-        wait: Duration,
-        attempts: Attempts,
-        pause: Option<(Instant, Attempts)>,
-        now: Now,
-    ) {
-        let until = match pause {
-            // The schedule is waiting for this version of the result already.
-            Some((until, Attempts { settled: Some(then), .. }))
-                if result.is_unchanged_since(&then) =>
-            {
-                until
-            }
-            // A restored result that can't be deleted is not a new result.
-            Some((until, Attempts { failures: 1.., .. })) => until.max(now.mono + wait),
-            _ => now.mono + wait,
-        };
-        self.pause(key, until, Attempts { settled: Some(result), ..attempts });
-    }
-
-    /// Waits until the other cleaner has deleted or restored a pair. Returns true if the pair has been
-    /// claimed for so long that this counts as an error.
-    fn claimed_elsewhere(
-        &mut self,
-        key: PairKey,
-        attempts: Attempts,
-        pause: Option<(Instant, Attempts)>,
-        now: Now,
-    ) -> bool {
-        let soon = if attempts.changes < CLAIMS_BEFORE_RECOVERY {
-            now.mono + changed_pause(attempts.changes)
-        } else {
-            // The owner of the claim may be dead.
-            self.scan_later(&key.dir, now)
-        };
-        // Another cleaner's attempt at a pair that can't be deleted is no reason for an earlier retry
-        // here.
-        let until = match pause {
-            Some((until, Attempts { failures: 1.., .. })) => until.max(soon),
-            _ => soon,
-        };
-        let is_error = attempts.changes == CLAIMS_BEFORE_ERROR;
-        if is_error {
-            let path = key.path(Half::Result);
-            tracing::warn!(path = path_field(&self.root.join(&path)), "{NAME_IN_USE}");
-            self.report_error(path, NAME_IN_USE.to_owned());
-        }
-        let changes = attempts.changes.saturating_add(1);
-        self.pause(key, until, Attempts { changes, ..attempts });
-        is_error
-    }
-
-    /// Records that a pair is unchanged since the scan started.
-    fn unchanged(&mut self, key: PairKey) {
-        let scan = self.last_scan;
-        let waits = self.expiries.update(&key, |known| known.scan = scan);
-        if !waits && !self.retries.contains(&key) {
-            let again = Trigger { appeared: true, writer: WriteState::Unknown };
-            self.inspections.entry(key).or_default().merge(again);
-        }
-    }
-
     /// Returns the marks of all waiting pairs.
     pub(crate) fn marks(&self) -> Marks {
         self.expiries.values().filter_map(|known| known.mark).collect()
-    }
-
-    /// Records broken metadata, which is confirmed at `confirm_at` (`None`: an event of its writer
-    /// decides). Returns true if the metadata counts as an error now.
-    fn broken(
-        &mut self,
-        key: PairKey,
-        metadata: &FileState,
-        reason: Broken,
-        confirm_at: Option<Instant>,
-        attempts: Attempts,
-        now: Now,
-    ) -> bool {
-        let version = metadata.version;
-        if self.half_written.was_told(version, &reason, self.last_scan) {
-            return false;
-        }
-        let Some(confirm_at) = confirm_at else {
-            return false;
-        };
-        if confirm_at > now.mono {
-            let attempts = Attempts { suspect: Some((version, metadata.ctime)), ..attempts };
-            self.pause(key, confirm_at, attempts);
-            return false;
-        }
-        let path = key.path(Half::Metadata);
-        tracing::warn!(path = path_field(&self.root.join(&path)), %reason, "{IS_BROKEN}");
-        self.report_error(path, format!("{IS_BROKEN}: {reason}"));
-        self.half_written.tell(version, reason, self.last_scan);
-        true
     }
 
     /// Scans a directory after a pause that grows each time, to recover the claims in it or to read it.
@@ -465,55 +248,6 @@ impl Schedule {
         *tries = tries.saturating_add(1);
         self.rescans_later.insert(Arc::clone(dir), until, ());
         until
-    }
-
-    fn failed(&mut self, key: PairKey, failure: &Failure, attempts: Attempts, now: Now) {
-        let pause = backoff(attempts.failures);
-        if attempts.failures == 0 {
-            self.warn_of(&key, Half::Result, failure);
-        } else {
-            self.tell_again(&key, failure, Some(pause));
-        }
-        let attempts =
-            Attempts { failures: attempts.failures.saturating_add(1), changes: 0, ..attempts };
-        self.pause(key, now.mono + pause, attempts);
-    }
-
-    /// Records that a scan failed to process a pair that is inspected again in any case.
-    fn failed_besides(&mut self, key: &PairKey, failure: &Failure, now: Now) {
-        let Some(in_flight_pair) = self.in_flight.get_mut(key) else {
-            let attempts = self.unripe_attempts(key);
-            return self.failed(key.clone(), failure, attempts, now);
-        };
-        let is_first = in_flight_pair.attempts.failures == 0;
-        in_flight_pair.attempts.failures = in_flight_pair.attempts.failures.saturating_add(1);
-        if is_first {
-            self.warn_of(key, Half::Result, failure);
-        } else {
-            self.tell_again(key, failure, None);
-        }
-    }
-
-    fn tell_again(&mut self, key: &PairKey, failure: &Failure, again_in: Option<Duration>) {
-        let path = key.path(Half::Result);
-        let again_in = again_in.map(tracing::field::debug);
-        tracing::debug!(
-            path = path_field(&self.root.join(&path)),
-            reason = %failure,
-            again_in,
-            "still failing"
-        );
-        self.report_error(path, failure.to_string());
-    }
-
-    fn warn_of(&mut self, key: &PairKey, half: Half, failure: &Failure) {
-        let path = key.path(half);
-        tracing::warn!(path = path_field(&self.root.join(&path)), "{failure}");
-        self.report_error(path, failure.to_string());
-    }
-
-    fn pause(&mut self, key: PairKey, until: Instant, attempts: Attempts) {
-        self.retries.insert(key, until, attempts);
     }
 
     /// Returns the directories to scan now, and removes them from the schedule.
@@ -642,23 +376,6 @@ impl Schedule {
         }
         let ends = BUCKETS.iter().copied().map(Some).chain([None]);
         ends.zip(counts).collect()
-    }
-}
-
-/// Returns what an outcome adds to the tally if it does not update the state of the pair.
-pub(crate) fn figures_alone(outcome: &Outcome) -> Tally {
-    match outcome {
-        Outcome::Deleted { freed, leftover, .. } => Tally {
-            deleted: 1,
-            freed_bytes: *freed,
-            checked: 1,
-            errors: u64::from(leftover.is_some()),
-            ..Tally::default()
-        },
-        Outcome::Failed(_) | Outcome::RestoreFailed(_) => {
-            Tally { checked: 1, errors: 1, ..Tally::default() }
-        }
-        _ => Tally { checked: 1, ..Tally::default() },
     }
 }
 

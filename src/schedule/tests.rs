@@ -11,6 +11,7 @@ mod disk;
 use self::disk::{Disk, Halves, Metadata, Name, REASON, name};
 use super::*;
 use crate::pair::change::Change;
+use crate::pair::outcome::{JobResult, Outcome};
 use crate::trial::{extent, figure, seed};
 
 struct World {

@@ -231,8 +231,8 @@ async fn a_hanging_attempt_does_not_keep_the_end_waiting() {
     silent.wait_for(1).await;
     tokio::time::timeout(PATIENCE, reporter.finish(FINISH)).await.unwrap();
     assert_eq!(silent.bodies().len(), 1, "it could have been taken: no reason to repeat it");
-    let warnings = log.lines("WARN");
-    assert!(warnings.last().unwrap().contains(NO_TIME), "{warnings:?}");
+    // On a busy machine the task may write it after the end that was waited for.
+    until(|| log.lines("WARN").iter().any(|line| line.contains(NO_TIME))).await;
 }
 
 #[tokio::test]
