@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use chrono::{DateTime, Utc};
 
 use super::obstacles::{Kind, is_missing, kind, obstacle, says_missing, taken};
-use super::verdicts;
+use super::reasons;
 use crate::config::Config;
 use crate::disk::inspect::{Metadata, read_metadata};
 use crate::disk::root::{Dir, Root, is_mounted_over};
@@ -193,7 +193,7 @@ impl Explaining {
                 draft.add(true, format!("that is {}", display_path(root.path())));
                 self.explain_pair(draft, root, &dir, &stem)
             }
-            Err((why, _)) if is_missing(&file) => draft.stop(why, Fate::Gone, verdicts::NO_FILE),
+            Err((why, _)) if is_missing(&file) => draft.stop(why, Fate::Gone, reasons::NO_FILE),
             Err((why, verdict)) => draft.stop(why, Fate::Stays, verdict),
         }
     }
@@ -201,7 +201,7 @@ impl Explaining {
     /// Opens the directory of `file` in the cache directory. The error says why that fails, and what it
     /// means for the file.
     fn open(&self, file: &Path) -> Result<(&Root, Dir), (String, &'static str)> {
-        let stays = |why: String| (why, verdicts::OUTSIDE_STAYS);
+        let stays = |why: String| (why, reasons::OUTSIDE_STAYS);
         let Some(root) = &self.root else {
             return Err(stays(format!("{} does not exist", display_path(&self.cache_dir))));
         };
@@ -232,11 +232,11 @@ impl Explaining {
                     "{} lies on another file system, which is mounted there",
                     display_path(&resolved)
                 ),
-                verdicts::MOUNT_STAYS,
+                reasons::MOUNT_STAYS,
             )),
             Err(error) => Err((
                 format!("{} can't be opened: {error}", display_path(&resolved)),
-                verdicts::UNREAD_STAYS,
+                reasons::UNREAD_STAYS,
             )),
         }
     }
@@ -250,43 +250,43 @@ impl Explaining {
         // After `kinds`: a file that a cleaner claims in between is found at its reserved name.
         let taken = match taken(dir, stem) {
             Ok(taken) => taken,
-            Err(error) => return draft.stop(unseen(&error), Fate::Stays, verdicts::UNSEEN_STAYS),
+            Err(error) => return draft.stop(unseen(&error), Fate::Stays, reasons::UNSEEN_STAYS),
         };
         match kinds {
             [Kind::Nothing, Kind::Nothing] => {
-                let verdict = if taken { verdicts::TAKEN } else { verdicts::GONE };
+                let verdict = if taken { reasons::TAKEN } else { reasons::GONE };
                 let why = "neither the result nor its metadata is there";
                 return draft.stop(why, Fate::Gone, verdict);
             }
             [Kind::Other(what), _] => {
-                return draft.stop(odd(&result, what), Fate::Stays, verdicts::ODD_RESULT_STAYS);
+                return draft.stop(odd(&result, what), Fate::Stays, reasons::ODD_RESULT_STAYS);
             }
             [_, Kind::Other(what)] => {
-                return draft.stop(odd(&metadata, what), Fate::Stays, verdicts::ODD_METADATA_STAYS);
+                return draft.stop(odd(&metadata, what), Fate::Stays, reasons::ODD_METADATA_STAYS);
             }
             [Kind::Unknown(error), _] | [_, Kind::Unknown(error)] => {
-                return draft.stop(unseen(&error), Fate::Stays, verdicts::UNSEEN_STAYS);
+                return draft.stop(unseen(&error), Fate::Stays, reasons::UNSEEN_STAYS);
             }
             [Kind::File, Kind::Nothing] => {
                 let why = format!("there is no {metadata} beside it");
                 let verdict =
-                    verdicts::unless_orphans(verdicts::RESULT_ALONE_STAYS, verdicts::UNCHANGED_FOR);
+                    reasons::unless_orphans(reasons::RESULT_ALONE_STAYS, reasons::UNCHANGED_FOR);
                 return draft.stop(why, Fate::Stays, verdict);
             }
             [Kind::Nothing, Kind::File] if taken => {
                 let why = format!("its result {result} is at its reserved name");
-                return draft.stop(why, Fate::Due, verdicts::TAKEN);
+                return draft.stop(why, Fate::Due, reasons::TAKEN);
             }
             [Kind::Nothing, Kind::File] => {
                 let (stays, removed) =
-                    (verdicts::METADATA_ALONE_STAYS, verdicts::EXPIRED_AND_UNCHANGED_FOR);
+                    (reasons::METADATA_ALONE_STAYS, reasons::EXPIRED_AND_UNCHANGED_FOR);
                 let why = format!("its result {result} is not there");
                 let read = read_metadata(dir, &stem.name(Half::Metadata), &mut Vec::new());
                 let verdict = match read {
                     Ok(Some(Metadata { expires_at: Err(reason), .. })) => {
                         format!("{stays} (It is broken besides: {reason}.)")
                     }
-                    _ => verdicts::unless_orphans(stays, removed),
+                    _ => reasons::unless_orphans(stays, removed),
                 };
                 return draft.stop(why, Fate::Stays, verdict);
             }
@@ -300,12 +300,12 @@ impl Explaining {
         let expires_at = match read_metadata(dir, &stem.name(Half::Metadata), &mut Vec::new()) {
             Ok(Some(Metadata { expires_at: Ok(at), .. })) => at,
             Ok(Some(Metadata { expires_at: Err(reason), .. })) => {
-                return draft.stop(reason.to_string(), Fate::Stays, verdicts::BROKEN_STAYS);
+                return draft.stop(reason.to_string(), Fate::Stays, reasons::BROKEN_STAYS);
             }
-            Ok(None) => return draft.stop("it has just vanished", Fate::Gone, verdicts::VANISHED),
+            Ok(None) => return draft.stop("it has just vanished", Fate::Gone, reasons::VANISHED),
             Err(error) => {
                 let why = format!("it can't be read: {error}");
-                return draft.stop(why, Fate::Stays, verdicts::UNREADABLE_STAYS);
+                return draft.stop(why, Fate::Stays, reasons::UNREADABLE_STAYS);
             }
         };
         draft.expires_at = Some(expires_at);
@@ -326,19 +326,17 @@ impl Explaining {
             return (Fate::Stays, "It can't be told what becomes of it.".to_owned());
         };
         match outcome {
-            Outcome::NotDue { .. } | Outcome::Unchanged => {
-                (Fate::Waits, verdicts::WAITS.to_owned())
-            }
+            Outcome::NotDue { .. } | Outcome::Unchanged => (Fate::Waits, reasons::WAITS.to_owned()),
             Outcome::Due { .. } => match obstacle(dir, stem) {
                 None if stem.claim(Half::Result).len() > MAX_NAME => {
-                    (Fate::Due, format!("{} {}", verdicts::GOES, verdicts::LONG_NAME))
+                    (Fate::Due, format!("{} {}", reasons::GOES, reasons::LONG_NAME))
                 }
-                None => (Fate::Due, verdicts::GOES.to_owned()),
+                None => (Fate::Due, reasons::GOES.to_owned()),
                 Some(obstacle) => {
-                    (Fate::Due, format!("It may go, but {obstacle}. {}", verdicts::TRIED_AGAIN))
+                    (Fate::Due, format!("It may go, but {obstacle}. {}", reasons::TRIED_AGAIN))
                 }
             },
-            Outcome::Unsettled { .. } => (Fate::Due, verdicts::UNSETTLED.to_owned()),
+            Outcome::Unsettled { .. } => (Fate::Due, reasons::UNSETTLED.to_owned()),
             Outcome::Broken { reason, .. } => (Fate::Stays, format!("It stays: {reason}.")),
             Outcome::Failed(failure) | Outcome::RestoreFailed(failure) => {
                 (Fate::Stays, format!("It stays for now: {failure}."))
@@ -347,7 +345,7 @@ impl Explaining {
                 (Fate::Gone, "It has just vanished.".to_owned())
             }
             Outcome::Changed | Outcome::ClaimedElsewhere => {
-                (Fate::Due, verdicts::IN_HANDS.to_owned())
+                (Fate::Due, reasons::IN_HANDS.to_owned())
             }
         }
     }
@@ -362,29 +360,29 @@ fn explain_other(draft: Draft, file: &Path, name: &Name) -> Explanation {
         Name::Tmp(half, stem) => {
             let half = shown(&stem.name(*half));
             let verdict = if is_file {
-                verdicts::unless_orphans(verdicts::TMP_STAYS, verdicts::UNCHANGED_FOR)
+                reasons::unless_orphans(reasons::TMP_STAYS, reasons::UNCHANGED_FOR)
             } else {
-                verdicts::ODD_RESULT_STAYS.to_owned()
+                reasons::ODD_RESULT_STAYS.to_owned()
             };
             (format!("it ends in .tmp: a writer has not completed {half} yet"), verdict)
         }
         Name::Claim(half, stem) | Name::OrphanClaim(half, stem) => {
             let half = shown(&stem.name(*half));
-            (claimed(&half), verdicts::CLAIM_STAYS.to_owned())
+            (claimed(&half), reasons::CLAIM_STAYS.to_owned())
         }
         Name::TmpClaim(half, stem) => {
             let half = shown(&stem.tmp_name(*half));
-            (claimed(&half), verdicts::CLAIM_STAYS.to_owned())
+            (claimed(&half), reasons::CLAIM_STAYS.to_owned())
         }
         _ => {
             let why = "it ends neither in .result.json.lz4 nor in .metadata.json".to_owned();
-            (why, if is_dir { verdicts::DIRECTORY_STAYS } else { verdicts::OTHER_STAYS }.to_owned())
+            (why, if is_dir { reasons::DIRECTORY_STAYS } else { reasons::OTHER_STAYS }.to_owned())
         }
     };
     match found {
         Ok(_) => draft.stop(why, Fate::Stays, verdict),
-        Err(error) if says_missing(&error) => draft.stop(why, Fate::Gone, verdicts::NO_FILE),
-        Err(error) => draft.stop(why, Fate::Stays, format!("{} ({error})", verdicts::UNSEEN_STAYS)),
+        Err(error) if says_missing(&error) => draft.stop(why, Fate::Gone, reasons::NO_FILE),
+        Err(error) => draft.stop(why, Fate::Stays, format!("{} ({error})", reasons::UNSEEN_STAYS)),
     }
 }
 

@@ -4,5 +4,5 @@ pub(crate) mod doctor;
 pub(crate) mod explain;
 pub(crate) mod list;
 mod obstacles;
+mod reasons;
 pub(crate) mod sweep;
-mod verdicts;

@@ -1,4 +1,4 @@
-//! What happens to a file, in words.
+//! The reasons for which a file is kept or deleted, in words.
 
 pub(super) const TMP_STAYS: &str = "Kept: it is no result before its writer renames it.";
 pub(super) const UNCHANGED_FOR: &str = "the cleaner removes it once it has been unchanged for";
