@@ -13,6 +13,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use uuid::Uuid;
+use uuid::fmt::Hyphenated;
+
 const RESULT_SUFFIX: &[u8] = b".result.json.lz4";
 const METADATA_SUFFIX: &[u8] = b".metadata.json";
 /// The suffix that a writer appends to the name of a half until the file is complete.
@@ -126,7 +129,7 @@ impl Name {
 /// The result store names its results by UUIDs; a UUID takes 16 bytes here and no allocation.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Stem {
-    Uuid([u8; 16]),
+    Uuid(Uuid),
     Bytes(Box<[u8]>),
 }
 
@@ -170,7 +173,7 @@ impl Stem {
 
     fn between(&self, prefix: &[u8], suffix: &[u8]) -> Vec<u8> {
         let stem = match self {
-            Self::Uuid(_) => UUID_LENGTH,
+            Self::Uuid(_) => Hyphenated::LENGTH,
             Self::Bytes(bytes) => bytes.len(),
         };
         let mut name = Vec::with_capacity(prefix.len() + stem + suffix.len());
@@ -219,43 +222,16 @@ impl PairKey {
     }
 }
 
-const UUID_LENGTH: usize = 36;
-const UUID_DASHES: [usize; 4] = [8, 13, 18, 23];
-
 /// Parses a UUID in the canonical lower-case form only, so that [`format_uuid`] restores every byte of
 /// the name.
-fn parse_uuid(text: &[u8]) -> Option<[u8; 16]> {
-    if text.len() != UUID_LENGTH {
-        return None;
-    }
-    let mut uuid = [0; 16];
-    let mut digits = 0;
-    for (at, &byte) in text.iter().enumerate() {
-        if UUID_DASHES.contains(&at) {
-            if byte != b'-' {
-                return None;
-            }
-            continue;
-        }
-        let digit = match byte {
-            b'0'..=b'9' => byte - b'0',
-            b'a'..=b'f' => byte - b'a' + 10,
-            _ => return None,
-        };
-        uuid[digits / 2] = uuid[digits / 2] << 4 | digit;
-        digits += 1;
-    }
-    Some(uuid)
+fn parse_uuid(text: &[u8]) -> Option<Uuid> {
+    let uuid = Uuid::try_parse_ascii(text).ok()?;
+    (format_uuid(&uuid) == *text).then_some(uuid)
 }
 
-fn format_uuid(uuid: &[u8; 16]) -> [u8; UUID_LENGTH] {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = [b'-'; UUID_LENGTH];
-    let places = (0..UUID_LENGTH).filter(|place| !UUID_DASHES.contains(place));
-    let digits = uuid.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    for (place, digit) in places.zip(digits) {
-        text[place] = DIGITS[usize::from(digit)];
-    }
+fn format_uuid(uuid: &Uuid) -> [u8; Hyphenated::LENGTH] {
+    let mut text = [0; Hyphenated::LENGTH];
+    uuid.hyphenated().encode_lower(&mut text);
     text
 }
 
