@@ -2,12 +2,7 @@
 //!
 //! `cargo bench --bench pure` (or `-- metadata` for those whose names contain that).
 
-#![allow(
-    clippy::disallowed_methods,
-    clippy::expect_used,
-    clippy::print_stderr,
-    clippy::print_stdout,
-    clippy::too_many_lines,
+#![expect(
     clippy::unwrap_used,
     unreachable_pub,
     reason = "a benchmark ends where something unexpected happens, and prints its figures"

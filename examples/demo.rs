@@ -3,14 +3,9 @@
 //!
 //! `cargo run --release --example demo`
 
-#![allow(
+#![expect(
     clippy::disallowed_methods,
-    clippy::expect_used,
-    clippy::print_stderr,
     clippy::print_stdout,
-    clippy::too_many_lines,
-    clippy::unwrap_used,
-    unreachable_pub,
     reason = "an example is as short as may be, and prints what it does"
 )]
 

@@ -2,14 +2,8 @@
 //!
 //! `cargo run --example embed [DIR]` — until Ctrl-C.
 
-#![allow(
-    clippy::disallowed_methods,
-    clippy::expect_used,
-    clippy::print_stderr,
+#![expect(
     clippy::print_stdout,
-    clippy::too_many_lines,
-    clippy::unwrap_used,
-    unreachable_pub,
     reason = "an example is as short as may be, and prints what it does"
 )]
 

@@ -3,14 +3,8 @@
 //! `cargo run --example mcp_server [DIR]` — a client starts it, and speaks with it over its standard
 //! input and output. It logs to standard error, and ends when its input is closed, or by SIGTERM.
 
-#![allow(
+#![expect(
     clippy::disallowed_methods,
-    clippy::expect_used,
-    clippy::print_stderr,
-    clippy::print_stdout,
-    clippy::too_many_lines,
-    clippy::unwrap_used,
-    unreachable_pub,
     reason = "an example is as short as may be, and prints what it does"
 )]
 

@@ -7,14 +7,9 @@
 //!
 //! Each flood ends after a few seconds, which bounds the memory that the cases use.
 
-#![allow(
+#![expect(
     clippy::disallowed_methods,
-    clippy::expect_used,
-    clippy::print_stderr,
     clippy::print_stdout,
-    clippy::too_many_lines,
-    clippy::unwrap_used,
-    unreachable_pub,
     reason = "an example is as short as may be, and prints what it does"
 )]
 

@@ -4,12 +4,10 @@
 //! `cargo run --example pictures`, on Linux with chromium, faketime, script and unshare. The service is
 //! a real one with a demo cache, whose clock runs through a day in three minutes, if the machine has little else to do.
 
-#![allow(
+#![expect(
     clippy::disallowed_methods,
-    clippy::expect_used,
     clippy::print_stderr,
     clippy::print_stdout,
-    clippy::too_many_lines,
     clippy::unwrap_used,
     unreachable_pub,
     reason = "an example is as short as may be, and prints what it does"

@@ -1,13 +1,8 @@
 //! Rules about the source that no compiler and no lint knows.
 
-#![allow(
-    clippy::disallowed_methods,
+#![expect(
     clippy::expect_used,
-    clippy::print_stderr,
-    clippy::print_stdout,
-    clippy::too_many_lines,
     clippy::unwrap_used,
-    unreachable_pub,
     reason = "a test ends where something unexpected happens, and prints its figures"
 )]
 

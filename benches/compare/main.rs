@@ -11,13 +11,10 @@
 //!
 //! Trees are made in `TMPDIR`, which chooses the file system.
 
-#![allow(
+#![expect(
     clippy::disallowed_methods,
-    clippy::expect_used,
     clippy::print_stderr,
     clippy::print_stdout,
-    clippy::too_many_lines,
-    clippy::unwrap_used,
     unreachable_pub,
     reason = "a benchmark ends where something unexpected happens, and prints its figures"
 )]

@@ -47,7 +47,7 @@ impl FileState {
 
     /// Returns a file that exists only for a test; another `ino` is another file.
     #[cfg(any(fuzzing, test))]
-    pub fn pretended(ino: u64) -> Self {
+    pub(crate) fn pretended(ino: u64) -> Self {
         Self { version: Version { ino, size: 1, mtime: (0, 0) }, ctime: (0, 0), linked: false }
     }
 

@@ -86,7 +86,7 @@ impl Watched {
 
     /// Whether `rel`, or a directory below it, is known.
     #[cfg(any(fuzzing, test))]
-    pub fn has_below(&self, rel: &Path) -> bool {
+    pub(crate) fn has_below(&self, rel: &Path) -> bool {
         self.lock().below(rel).next().is_some()
     }
 

@@ -5,7 +5,6 @@
     clippy::expect_used,
     clippy::print_stderr,
     clippy::print_stdout,
-    clippy::too_many_lines,
     clippy::unwrap_used,
     unreachable_pub,
     reason = "a test ends where something unexpected happens, and prints its figures"
