@@ -377,7 +377,7 @@ impl<'a> PairProcessor<'a> {
                     _ => Removal::DeletedElsewhere,
                 }
             }
-            // It may have been moved away. To restore names deletes nothing, wherever the directory is.
+            // It may have been moved away. A claimed file may be restored wherever its directory is.
             Err(_) => {
                 if let Removal::RestoreFailed(_) = removal {
                     self.context.note_moved_away(dir, stem);

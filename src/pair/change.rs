@@ -40,6 +40,9 @@ pub(crate) struct Trigger {
 }
 
 impl Trigger {
+    /// Something may have changed that no event has reported.
+    pub(crate) const UNREPORTED: Self = Self { appeared: true, writer: WriteState::Unknown };
+
     /// Merges a later trigger into this one.
     pub(crate) fn merge(&mut self, later: Self) {
         self.appeared |= later.appeared;

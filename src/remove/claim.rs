@@ -57,12 +57,12 @@ impl<'a> Claim<'a> {
 
     /// Whether something other than a regular file has the reserved name. No cleaner put it there, and no
     /// recovery will remove it.
-    pub(super) fn is_blocked(&self) -> io::Result<bool> {
+    pub(super) fn is_blocked(&self) -> rustix::io::Result<bool> {
         match stat(self.dir, &self.reserved) {
             Ok(stat) => Ok(FileState::of(&stat).is_none()),
             // Its owner has removed or renamed it meanwhile.
             Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         }
     }
 
@@ -112,6 +112,11 @@ impl<'a> Claim<'a> {
             other => other,
         }
     }
+
+    /// The same, if a regular file has the reserved name.
+    fn restore_if_regular(&self) -> rustix::io::Result<()> {
+        if self.is_blocked()? { Ok(()) } else { self.restore_or_discard() }
+    }
 }
 
 /// Restores both halves, the result last.
@@ -151,12 +156,12 @@ pub(super) fn unlink(dir: &Dir, name: &[u8]) -> rustix::io::Result<()> {
 }
 
 /// Restores all claimed files of a pair in a directory that was moved out of the cache directory during a
-/// deletion. A confined thread can't. Deletes nothing.
+/// deletion, or deletes a claimed file if a writer published its name anew. A confined thread can't.
 pub(crate) fn restore(dir: &Dir, stem: &Stem) {
     for half in [Half::Metadata, Half::Result] {
         for claim in [Claim::new, Claim::of_orphan, Claim::of_tmp].map(|of| of(dir, stem, half)) {
-            match claim.restore() {
-                Ok(()) | Err(Errno::NOENT | Errno::NAMETOOLONG) => {}
+            match claim.restore_if_regular() {
+                Ok(()) | Err(Errno::NAMETOOLONG) => {}
                 Err(error) => tracing::warn!(
                     path = path_field(&dir.rel.join(OsStr::from_bytes(&claim.reserved))),
                     %error,

@@ -269,7 +269,7 @@ fn taken_by_others(claim: &Claim<'_>) -> Removal {
     match claim.is_blocked() {
         Ok(true) => Removal::Failed(Errno::EXIST.into()),
         Ok(false) => Removal::ClaimedElsewhere,
-        Err(error) => Removal::Failed(error),
+        Err(error) => Removal::Failed(error.into()),
     }
 }
 

@@ -275,8 +275,7 @@ impl Schedule {
         }
         for (key, in_flight_pair) in &mut self.in_flight {
             if scope.covers(&key.dir) {
-                let again = Trigger { appeared: true, writer: WriteState::Unknown };
-                in_flight_pair.changes.get_or_insert_default().merge(again);
+                in_flight_pair.changes.get_or_insert_default().merge(Trigger::UNREPORTED);
             }
         }
         for scan in &mut self.scans {
@@ -297,7 +296,9 @@ impl Schedule {
         let Some(at) = self.scans.iter().position(|scan| scan.id == id) else {
             return tally;
         };
-        let ActiveScan { scope, covers_known, superseded, .. } = self.scans.swap_remove(at);
+        let ActiveScan { scope, covers_known, superseded, changed_since, .. } =
+            self.scans.swap_remove(at);
+        self.inspect_unconfirmed(&scope, changed_since);
         if scope == Scope::Everything {
             self.half_written.full_scan_ended(id);
         }
@@ -329,6 +330,21 @@ impl Schedule {
             self.report_error(path, format!("{IS_STRANDED}: {error}"));
         }
         tally
+    }
+
+    /// Inspects again what jobs have read in `scope` while a scan ran. The scan may have passed after the pair
+    /// was gone, but before the directory had a watch, so that no event reports that.
+    fn inspect_unconfirmed(&mut self, scope: &Scope, changed_since: HashSet<PairKey>) {
+        for (key, in_flight_pair) in &mut self.in_flight {
+            if scope.covers(&key.dir) {
+                in_flight_pair.changes.get_or_insert_default().merge(Trigger::UNREPORTED);
+            }
+        }
+        for key in changed_since {
+            if self.expiries.contains(&key) {
+                self.inspections.entry(key).or_default().merge(Trigger::UNREPORTED);
+            }
+        }
     }
 
     /// Returns whether the directory `dir` could not be read when it was last scanned.

@@ -31,7 +31,7 @@ impl Schedule {
             Source::Scan(id) => {
                 if let Some(contested) = self.contested(&key, id, &outcome) {
                     // It is unknown which of the two was read last: inspect the pair once more.
-                    contested.merge(Trigger { appeared: true, writer: WriteState::Unknown });
+                    contested.merge(Trigger::UNREPORTED);
                     if let Outcome::Failed(failure) | Outcome::RestoreFailed(failure) = &outcome {
                         self.failed_besides(&key, failure, now);
                     }
@@ -199,8 +199,7 @@ impl Schedule {
         let scan = self.last_scan;
         let waits = self.expiries.update(&key, |known| known.scan = scan);
         if !waits && !self.retries.contains(&key) {
-            let again = Trigger { appeared: true, writer: WriteState::Unknown };
-            self.inspections.entry(key).or_default().merge(again);
+            self.inspections.entry(key).or_default().merge(Trigger::UNREPORTED);
         }
     }
 

@@ -290,3 +290,34 @@ fn whatever_happens_it_ends_as_a_polling_cleaner_would() {
     assert!(deleted > 0, "nothing was ever deleted, so that little was tested");
     figure("model against polling oracle", format!("{operations} operations, 0 divergences"));
 }
+
+#[test]
+fn what_a_job_reads_during_a_scan_that_does_not_find_it_is_inspected_again() {
+    let now =
+        Now { wall: DateTime::from_timestamp(1_800_000_000, 0).unwrap(), mono: Instant::now() };
+    let mut schedule = Schedule::default();
+    let keys = [1, 2].map(|stem| disk::key(&("a".to_owned(), stem)));
+    let appeared = |key: &PairKey| (key.clone(), Trigger { appeared: true, ..Trigger::default() });
+    let waits = |key: &PairKey| JobResult {
+        key: key.clone(),
+        outcome: Outcome::NotDue {
+            expires_at: now.wall + chrono::TimeDelta::hours(1),
+            bytes: None,
+            mark: None,
+        },
+    };
+    let tree: SubtreeSet = [Arc::clone(&keys[0].dir)].into_iter().collect();
+    let scan = schedule.begin_scan(Scope::Subtrees(tree));
+    schedule.apply_changes(Changes {
+        pairs: keys.iter().map(appeared).collect(),
+        ..Changes::default()
+    });
+    assert_eq!(schedule.take_inspections(2).len(), 2);
+    // The directory has no watch yet. It is moved away before the scan gets there, but after these jobs.
+    schedule.complete(waits(&keys[0]), Source::Job, now);
+    schedule.end_scan(scan, Summary::default(), now);
+    schedule.complete(waits(&keys[1]), Source::Job, now);
+    let mut again = schedule.take_inspections(3);
+    again.sort_by_key(|job| name(&job.key));
+    assert_eq!(again.into_iter().map(|job| job.key).collect::<Vec<_>>(), keys);
+}

@@ -69,7 +69,7 @@ struct World {
 
 #[test]
 fn whatever_is_done_it_ends_as_with_a_polling_cleaner() {
-    let operations = extent("RESULT_CLEANER_TEST_REAL_OPERATIONS", 1800, 100_000);
+    let operations = extent("RESULT_CLEANER_TEST_REAL_OPERATIONS", 3600, 100_000);
     let seed = seed();
     let mut sum = Tally::default();
     thread::scope(|scope| {

@@ -294,6 +294,26 @@ fn what_was_taken_in_a_directory_that_was_moved_away_gets_its_name_back() {
 }
 
 #[test]
+fn what_was_published_anew_before_its_directory_was_moved_away_replaces_the_claimed_file() {
+    let cache = Cache::with(&[
+        (".result-cleaner-a.r", "old"),
+        ("a.result.json.lz4", "new"),
+        (".result-cleaner-a.m", EXPIRED),
+        (".result-cleaner-b.r", "old"),
+    ]);
+    let blocked = cache.path(".result-cleaner-b.m");
+    std::os::unix::fs::symlink("elsewhere", &blocked).unwrap();
+    for name in ["a", "b"] {
+        crate::remove::restore(&cache.dir(), &stem(name));
+    }
+    assert_eq!(
+        cache.files(),
+        [".result-cleaner-b.m", "a.metadata.json", "a.result.json.lz4", "b.result.json.lz4"]
+    );
+    assert_eq!(std::fs::read(cache.path("a.result.json.lz4")).unwrap(), b"new");
+}
+
+#[test]
 fn a_canary_that_was_left_behind_is_removed_unless_something_else_bears_the_name() {
     let names = [".result-cleaner-canary-1-2", ".result-cleaner-canary-3-4-claimed"];
     let cache = Cache::with(&[(names[0], ""), (names[1], "not empty")]);
