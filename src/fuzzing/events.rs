@@ -84,7 +84,7 @@ impl<'a> World<'a> {
             translator: Translator::new(Path::new(ROOT), watched.clone()),
             watched,
             inbox: Inbox::default(),
-            schedule: Schedule::new(Path::new(ROOT)),
+            schedule: Schedule::default(),
             now: Now {
                 wall: DateTime::from_timestamp(1_800_000_000, 0).unwrap(),
                 mono: Instant::now(),

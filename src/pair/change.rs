@@ -4,8 +4,11 @@
 //! therefore be merged, duplicated and reordered without harm.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 use super::name::PairKey;
 
@@ -119,6 +122,32 @@ impl Changes {
 /// The kernel's path length limit allows a chain of 2,000 directories. Watching such a chain would cost
 /// 18 MiB, and half a minute when it is removed.
 pub(crate) const MAX_WATCHED_PATH: usize = 1024;
+
+/// How the cleaner learns of changes.
+///
+/// ```
+/// assert_eq!(result_cleaner::WatchState::Active.to_string(), "active");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum WatchState {
+    /// The kernel reports every change.
+    Active,
+    /// Some watches were refused, or the directory can't be read: sweeps are more frequent.
+    Degraded,
+    /// The file system does not report all changes: sweeps are more frequent.
+    Polling,
+    /// The cache directory does not exist; the cleaner picks it up when it appears.
+    Absent,
+}
+
+impl fmt::Display for WatchState {
+    /// Writes the same word as in the JSON.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
 
 /// Why the kernel does not report changes. Variants that an administrator can fix come last, so that
 /// they compare as the greatest.

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use super::change::WatchError;
 use super::mark::Mark;
 use super::name::PairKey;
-use super::tally::OrphanTally;
+use super::tally::{OrphanTally, Tally};
 use super::version::{Broken, FileState, FileTime};
 
 /// The state in which a pair was found, and what the cleaner did with it.
@@ -46,6 +46,21 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
+    /// Returns the work that it stands for, if it does not update the state of the pair.
+    pub(crate) fn tally(&self) -> Tally {
+        let mut tally = Tally { checked: 1, ..Tally::default() };
+        match self {
+            Self::Deleted { freed, leftover, .. } => {
+                tally.deleted = 1;
+                tally.freed_bytes = *freed;
+                tally.errors = u64::from(leftover.is_some());
+            }
+            Self::Failed(_) | Self::RestoreFailed(_) => tally.errors = 1,
+            _ => {}
+        }
+        tally
+    }
+
     /// Returns why a due pair has to wait, if nothing else prevents its deletion.
     pub(crate) fn delay(&self) -> Option<&'static str> {
         Some(match self {
@@ -134,6 +149,13 @@ pub(crate) struct Summary {
     pub new_dirs: Vec<Arc<Path>>,
     /// How long the scan waited for answers instead of working.
     pub waited: Duration,
+}
+
+impl Summary {
+    /// Returns the deletions that the scan finished.
+    pub(crate) fn tally(&self) -> Tally {
+        Tally { deleted: self.finished, freed_bytes: self.freed, ..Tally::default() }
+    }
 }
 
 /// The outcome of a search for orphans in one directory.

@@ -1,35 +1,44 @@
-//! The schedule: which pairs and directories the worker inspects, and when. Pure: it uses no clock, no
-//! disk and no thread.
+//! The core of the service: its state and its decisions. Pure: it uses no clock, no disk, no thread and no
+//! log, so that a simulator can drive it.
+//!
+//! [`Core`] decides what the worker does. Its [`Schedule`] tracks the pairs and directories.
 //!
 //! Pairs that expire later wait in a min-heap keyed on `expires_at`. Pairs to retry after a pause wait
 //! in a second heap. The schedule tracks each pair in flight until its outcome is applied, so no pair is
 //! forgotten. Changes that arrive meanwhile for such a pair are kept.
 
 mod backoff;
+pub(crate) mod batches;
+mod cache_root;
+pub(crate) mod command;
+mod completions;
+mod core;
 mod expiries;
 mod half_written;
+pub(crate) mod input;
+mod lost_events;
 pub(crate) mod orphans;
 mod outcomes;
 pub(crate) mod queue;
 mod scans;
-pub(crate) mod sweeps;
+mod sweeps;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
 use self::backoff::backoff;
+use self::command::{CountedError, Notice};
+pub(crate) use self::core::{Core, Intervals};
 use self::expiries::Expiries;
 use self::half_written::HalfWritten;
-pub(crate) use self::outcomes::figures_alone;
 use self::scans::ActiveScan;
 pub(crate) use self::scans::{ScanId, Scope, SubtreeSet};
-use crate::display::path_field;
 use crate::pair::change::{Changes, Trigger, WriteState};
 use crate::pair::mark::{Mark, Marks};
 use crate::pair::name::{PairKey, Stem};
@@ -40,10 +49,6 @@ use crate::pair::version::{FileState, FileTime, Version};
 use crate::schedule::queue::Queue;
 use crate::sys::clock::Now;
 
-const IS_UNREAD: &str = "can't read a directory, results kept";
-const IS_STRANDED: &str = "can't recover an interrupted deletion";
-/// How many errors are kept for reports between two calls of [`Schedule::take_errors`].
-const MAX_ERRORS: usize = 1024;
 /// The ends of the spans in which the schedule counts expiries, in seconds from now.
 const BUCKETS: [u64; 7] = [60, 600, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400];
 
@@ -56,11 +61,9 @@ pub(crate) enum Source {
     Scan(ScanId),
 }
 
-/// The state of the worker: all pairs and directories that wait.
+/// All pairs and directories that wait.
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
-    /// The cache directory, to name files in the log.
-    root: PathBuf,
     /// Complete, valid pairs that have not expired, by `expires_at`.
     expiries: Expiries<Entry>,
     /// Pairs to inspect again after a pause.
@@ -84,16 +87,8 @@ pub(crate) struct Schedule {
     retried: HashMap<Arc<Path>, u32>,
     scans: Vec<ActiveScan>,
     last_scan: ScanId,
-    /// Errors that were counted since the worker last took them.
-    errors: Vec<ErrorNotice>,
-}
-
-/// An error that was counted.
-#[derive(Debug)]
-pub(crate) struct ErrorNotice {
-    /// Relative to the cache directory.
-    pub path: PathBuf,
-    pub reason: String,
+    /// What to report since the core last took it.
+    notices: Vec<Notice>,
 }
 
 /// The data that the schedule keeps for a waiting pair.
@@ -129,11 +124,6 @@ struct InFlight {
 }
 
 impl Schedule {
-    /// Returns an empty schedule for the cache directory `root`.
-    pub(crate) fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), ..Self::default() }
-    }
-
     /// Applies changes.
     pub(crate) fn apply_changes(&mut self, changes: Changes) {
         self.rescans.extend(changes.trees);
@@ -153,16 +143,9 @@ impl Schedule {
         self.inspections.len() + self.rescans.len() + self.lists.len()
     }
 
-    /// Returns the errors that were counted since the last call. If there were more than [`MAX_ERRORS`],
-    /// only the first ones are kept.
-    pub(crate) fn take_errors(&mut self) -> Vec<ErrorNotice> {
-        std::mem::take(&mut self.errors)
-    }
-
-    fn report_error(&mut self, path: PathBuf, reason: String) {
-        if self.errors.len() < MAX_ERRORS {
-            self.errors.push(ErrorNotice { path, reason });
-        }
+    /// Returns what to report since the last call.
+    pub(crate) fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
     }
 
     fn apply_change(&mut self, key: PairKey, trigger: Trigger) {
@@ -291,8 +274,7 @@ impl Schedule {
     /// Ends a completed scan, all of whose outcomes were applied. Drops pairs that it should have seen
     /// and did not. Returns what it adds to the tally.
     pub(crate) fn end_scan(&mut self, id: ScanId, summary: Summary, now: Now) -> Tally {
-        let mut tally =
-            Tally { deleted: summary.finished, freed_bytes: summary.freed, ..Tally::default() };
+        let mut tally = summary.tally();
         let Some(at) = self.scans.iter().position(|scan| scan.id == id) else {
             return tally;
         };
@@ -315,8 +297,8 @@ impl Schedule {
         for (dir, error) in summary.unreadable {
             if is_judged(&dir) && self.unreadable.insert(Arc::clone(&dir)) {
                 tally.errors += 1;
-                tracing::warn!(path = path_field(&self.root.join(&dir)), %error, "{IS_UNREAD}");
-                self.report_error(dir.to_path_buf(), format!("{IS_UNREAD}: {error}"));
+                self.notices
+                    .push(Notice::Error(dir.to_path_buf(), CountedError::Unreadable(error)));
             }
         }
         self.retried.retain(|dir, _| !scope.covers(dir) || summary.recoveries.contains(dir));
@@ -326,8 +308,7 @@ impl Schedule {
         }
         for (path, error) in summary.stranded {
             tally.errors += 1;
-            tracing::warn!(path = path_field(&self.root.join(&path)), %error, "{IS_STRANDED}");
-            self.report_error(path, format!("{IS_STRANDED}: {error}"));
+            self.notices.push(Notice::Error(path, CountedError::Stranded(error)));
         }
         tally
     }

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::backoff::{backoff, changed_pause};
+use super::command::{CountedError, Notice};
 use super::half_written::confirm_at;
 use super::{Attempts, Entry, InFlight, ScanId, Schedule, Source};
-use crate::display::path_field;
-use crate::pair::change::{Trigger, WriteState};
+use crate::pair::change::Trigger;
 use crate::pair::name::{Half, PairKey};
 use crate::pair::outcome::{Failure, JobResult, Outcome};
 use crate::pair::tally::Tally;
@@ -19,8 +19,6 @@ const CLAIMS_BEFORE_RECOVERY: u32 = 2;
 /// How often a pair may be found claimed by another cleaner before that counts as an error. This takes
 /// some 15 s, because other cleaners that delete in the directory can delay a recovery.
 const CLAIMS_BEFORE_ERROR: u32 = 7;
-const IS_BROKEN: &str = "invalid metadata, result kept";
-const NAME_IN_USE: &str = "can't delete the result: the reserved name stays in use";
 
 impl Schedule {
     /// Applies an outcome and returns what it adds to the tally.
@@ -38,7 +36,7 @@ impl Schedule {
                     if let Outcome::RestoreFailed(_) = outcome {
                         self.scan_later(&key.dir, now);
                     }
-                    return figures_alone(&outcome);
+                    return outcome.tally();
                 }
                 InFlight { attempts: self.unripe_attempts(&key), ..InFlight::default() }
             }
@@ -75,7 +73,6 @@ impl Schedule {
         in_flight_pair: &InFlight,
         now: Now,
     ) -> Tally {
-        tracing::trace!(?key, ?outcome, trigger = ?in_flight_pair.trigger, attempts = ?in_flight_pair.attempts, "settled");
         let mut tally = Tally { checked: 1, ..Tally::default() };
         if let Outcome::Unchanged = outcome {
             self.unchanged(key);
@@ -114,7 +111,7 @@ impl Schedule {
                 tally.freed_bytes += freed;
                 if let Some(failure) = leftover {
                     tally.errors += 1;
-                    self.warn_of(&key, Half::Metadata, &failure);
+                    self.count_error(&key, Half::Metadata, CountedError::first(failure));
                     // The metadata may still have its reserved name.
                     self.scan_later(&key.dir, now);
                 }
@@ -185,9 +182,7 @@ impl Schedule {
         };
         let is_error = attempts.changes == CLAIMS_BEFORE_ERROR;
         if is_error {
-            let path = key.path(Half::Result);
-            tracing::warn!(path = path_field(&self.root.join(&path)), "{NAME_IN_USE}");
-            self.report_error(path, NAME_IN_USE.to_owned());
+            self.count_error(&key, Half::Result, CountedError::NameInUse);
         }
         let changes = attempts.changes.saturating_add(1);
         self.pause(key, until, Attempts { changes, ..attempts });
@@ -226,20 +221,16 @@ impl Schedule {
             self.pause(key, confirm_at, attempts);
             return false;
         }
-        let path = key.path(Half::Metadata);
-        tracing::warn!(path = path_field(&self.root.join(&path)), %reason, "{IS_BROKEN}");
-        self.report_error(path, format!("{IS_BROKEN}: {reason}"));
+        self.count_error(&key, Half::Metadata, CountedError::Broken(reason.clone()));
         self.half_written.tell(version, reason, self.last_scan);
         true
     }
 
     pub(super) fn failed(&mut self, key: PairKey, failure: &Failure, attempts: Attempts, now: Now) {
         let pause = backoff(attempts.failures);
-        if attempts.failures == 0 {
-            self.warn_of(&key, Half::Result, failure);
-        } else {
-            self.tell_again(&key, failure, Some(pause));
-        }
+        let (failure, is_first) = (*failure, attempts.failures == 0);
+        let error = CountedError::Failed { failure, is_first, retry_in: Some(pause) };
+        self.count_error(&key, Half::Result, error);
         let attempts =
             Attempts { failures: attempts.failures.saturating_add(1), changes: 0, ..attempts };
         self.pause(key, now.mono + pause, attempts);
@@ -253,49 +244,15 @@ impl Schedule {
         };
         let is_first = in_flight_pair.attempts.failures == 0;
         in_flight_pair.attempts.failures = in_flight_pair.attempts.failures.saturating_add(1);
-        if is_first {
-            self.warn_of(key, Half::Result, failure);
-        } else {
-            self.tell_again(key, failure, None);
-        }
+        let error = CountedError::Failed { failure: *failure, is_first, retry_in: None };
+        self.count_error(key, Half::Result, error);
     }
 
-    fn tell_again(&mut self, key: &PairKey, failure: &Failure, again_in: Option<Duration>) {
-        let path = key.path(Half::Result);
-        let again_in = again_in.map(tracing::field::debug);
-        tracing::debug!(
-            path = path_field(&self.root.join(&path)),
-            reason = %failure,
-            again_in,
-            "still failing"
-        );
-        self.report_error(path, failure.to_string());
-    }
-
-    pub(super) fn warn_of(&mut self, key: &PairKey, half: Half, failure: &Failure) {
-        let path = key.path(half);
-        tracing::warn!(path = path_field(&self.root.join(&path)), "{failure}");
-        self.report_error(path, failure.to_string());
+    fn count_error(&mut self, key: &PairKey, half: Half, error: CountedError) {
+        self.notices.push(Notice::Error(key.path(half), error));
     }
 
     pub(super) fn pause(&mut self, key: PairKey, until: Instant, attempts: Attempts) {
         self.retries.insert(key, until, attempts);
-    }
-}
-
-/// Returns what an outcome adds to the tally if it does not update the state of the pair.
-pub(crate) fn figures_alone(outcome: &Outcome) -> Tally {
-    match outcome {
-        Outcome::Deleted { freed, leftover, .. } => Tally {
-            deleted: 1,
-            freed_bytes: *freed,
-            checked: 1,
-            errors: u64::from(leftover.is_some()),
-            ..Tally::default()
-        },
-        Outcome::Failed(_) | Outcome::RestoreFailed(_) => {
-            Tally { checked: 1, errors: 1, ..Tally::default() }
-        }
-        _ => Tally { checked: 1, ..Tally::default() },
     }
 }

@@ -2,66 +2,73 @@
 
 use std::time::{Duration, Instant};
 
+use super::input::RequestId;
+
 /// The shortest pause before a sweep that makes up for lost events. The pause is as long as the previous
 /// sweep worked, if that was longer.
 const MIN_PAUSE: Duration = Duration::from_millis(500);
 
-/// When full sweeps start, and who waits for them.
+/// When full sweeps start, and the requests for them.
 #[derive(Debug)]
-pub(crate) struct Sweeps<W> {
+pub(super) struct Sweeps {
     /// When the next regular sweep starts.
     next: Instant,
     /// The earliest start of a sweep for lost events, however many were lost.
     not_before: Instant,
     are_events_lost: bool,
-    waiters: Vec<W>,
+    requests: Vec<RequestId>,
 }
 
-impl<W> Sweeps<W> {
+impl Sweeps {
     /// Returns a schedule whose first sweep is due at `now`.
-    pub(crate) fn new(now: Instant) -> Self {
-        Self { next: now, not_before: now, are_events_lost: false, waiters: Vec::new() }
+    pub(super) fn new(now: Instant) -> Self {
+        Self { next: now, not_before: now, are_events_lost: false, requests: Vec::new() }
     }
 
-    pub(crate) fn is_due(&self, now: Instant) -> bool {
-        !self.waiters.is_empty() || self.next() <= now
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.is_asked() || self.next() <= now
     }
 
     /// Returns when the next sweep is due, if nobody requests one before.
-    pub(crate) fn next(&self) -> Instant {
+    pub(super) fn next(&self) -> Instant {
         if self.are_events_lost { self.next.min(self.not_before) } else { self.next }
     }
 
     /// Records that events were lost, so that a sweep has to make up for them soon.
-    pub(crate) fn events_lost(&mut self) {
+    pub(super) fn events_lost(&mut self) {
         self.are_events_lost = true;
     }
 
-    /// Requests a sweep that starts after this call, for these waiters.
-    pub(crate) fn ask(&mut self, waiters: impl IntoIterator<Item = W>) {
-        self.waiters.extend(waiters);
+    /// Requests a sweep that starts after this call.
+    pub(super) fn ask(&mut self, requests: impl IntoIterator<Item = RequestId>) {
+        self.requests.extend(requests);
     }
 
-    /// Removes and returns the waiters; called directly if there is nothing to sweep.
-    pub(crate) fn take_waiters(&mut self) -> Vec<W> {
-        std::mem::take(&mut self.waiters)
+    /// Whether a sweep was requested.
+    pub(super) fn is_asked(&self) -> bool {
+        !self.requests.is_empty()
     }
 
-    /// Records that a sweep starts; returns the waiters to notify.
-    pub(crate) fn begin(&mut self) -> Vec<W> {
+    /// Removes and returns the requests; called directly if there is nothing to sweep.
+    pub(super) fn take_requests(&mut self) -> Vec<RequestId> {
+        std::mem::take(&mut self.requests)
+    }
+
+    /// Records that a sweep starts; returns the requests to answer.
+    pub(super) fn begin(&mut self) -> Vec<RequestId> {
         self.are_events_lost = false;
-        self.take_waiters()
+        self.take_requests()
     }
 
     /// Records that a sweep has ended. It `worked` for this long, without its waits; the next regular
     /// sweep starts after `interval`.
-    pub(crate) fn ended(&mut self, now: Instant, worked: Duration, interval: Duration) {
+    pub(super) fn ended(&mut self, now: Instant, worked: Duration, interval: Duration) {
         self.not_before = after(now, worked.max(MIN_PAUSE));
         self.next = after(now, interval);
     }
 
     /// Starts the next regular sweep after `interval`, or earlier if that was planned.
-    pub(crate) fn at_the_latest(&mut self, now: Instant, interval: Duration) {
+    pub(super) fn at_the_latest(&mut self, now: Instant, interval: Duration) {
         self.next = self.next.min(after(now, interval));
     }
 }

@@ -1,6 +1,5 @@
 //! The figures that the cleaner reports about itself.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,33 +7,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, Serializer};
 
+pub use crate::pair::change::WatchState;
 use crate::pair::tally::{OrphanTally, Tally};
-
-/// How the cleaner learns of changes.
-///
-/// ```
-/// assert_eq!(result_cleaner::WatchState::Active.to_string(), "active");
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum WatchState {
-    /// The kernel reports every change.
-    Active,
-    /// Some watches were refused, or the directory can't be read: sweeps are more frequent.
-    Degraded,
-    /// The file system does not report all changes: sweeps are more frequent.
-    Polling,
-    /// The cache directory does not exist; the cleaner picks it up when it appears.
-    Absent,
-}
-
-impl fmt::Display for WatchState {
-    /// Writes the same word as in the JSON.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.serialize(f)
-    }
-}
 
 /// The state of a cleaner at one moment.
 ///

@@ -34,6 +34,8 @@ struct State {
     episodes: BTreeMap<Arc<Path>, Episode>,
     /// The directories whose floods have ended since the last report.
     calm: BTreeSet<Arc<Path>>,
+    /// Whether a flood has begun or ended since the last report.
+    is_changed: bool,
 }
 
 /// How much of a flood was reported to the log.
@@ -44,12 +46,15 @@ enum Episode {
     Ended,
 }
 
-/// The floods to report.
+/// What has changed since the last report.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct FloodReport {
+    /// All directories that are flooded now.
+    pub flooded: Vec<Arc<Path>>,
+    /// The floods that have begun, and those that have ended, for the log.
     pub begun: Vec<Arc<Path>>,
     pub ended: Vec<Arc<Path>>,
-    /// The directories to list again: whoever saw the end of the flood may have watched them with a watcher
+    /// The directories to list again, because their floods have ended: whoever saw the end of the flood may have watched them with a watcher
     /// that was replaced meanwhile, and the new watcher may have skipped them as flooded.
     pub calm: BTreeSet<Arc<Path>>,
 }
@@ -60,34 +65,22 @@ impl Floods {
         self.lock().episodes.get(rel).is_some_and(|episode| *episode != Episode::Ended)
     }
 
-    /// The flooded directories.
-    pub(crate) fn all(&self) -> Vec<Arc<Path>> {
-        let state = self.lock();
-        let open = state.episodes.iter().filter(|(_, episode)| **episode != Episode::Ended);
-        open.map(|(rel, _)| Arc::clone(rel)).collect()
-    }
-
-    /// Whether no directory is flooded.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.lock().episodes.values().all(|episode| *episode == Episode::Ended)
-    }
-
     /// Records that the directory `rel` is flooded.
     pub(crate) fn begin(&self, rel: &Arc<Path>) {
-        let floods = &mut self.lock().episodes;
-        if let Some(episode) = floods.get_mut(rel) {
+        let State { episodes, is_changed, .. } = &mut *self.lock();
+        let has_room = episodes.len() < MAX_FLOODED;
+        match episodes.get_mut(rel) {
             // Its end was not reported yet: the episode goes on.
-            if *episode == Episode::Ended {
-                *episode = Episode::Reported;
-            }
-        } else if floods.len() < MAX_FLOODED {
-            floods.insert(Arc::clone(rel), Episode::Begun);
+            Some(episode @ Episode::Ended) => *episode = Episode::Reported,
+            None if has_room => drop(episodes.insert(Arc::clone(rel), Episode::Begun)),
+            _ => return,
         }
+        *is_changed = true;
     }
 
     /// Records that the directory `rel` has calmed down, or is gone.
     pub(crate) fn end(&self, rel: &Path) {
-        let State { episodes, calm } = &mut *self.lock();
+        let State { episodes, calm, is_changed } = &mut *self.lock();
         match episodes.get_mut(rel) {
             Some(episode @ Episode::Reported) => *episode = Episode::Ended,
             // Its beginning was not reported yet.
@@ -95,26 +88,30 @@ impl Floods {
             _ => return,
         }
         calm.insert(rel.into());
+        *is_changed = true;
     }
 
-    /// The floods that have begun or ended since the last call.
-    pub(crate) fn take_report(&self) -> FloodReport {
+    /// What has changed since the last call; `None` if nothing has.
+    pub(crate) fn take_report(&self) -> Option<FloodReport> {
         let mut state = self.lock();
+        if !std::mem::take(&mut state.is_changed) {
+            return None;
+        }
         let mut report =
             FloodReport { calm: std::mem::take(&mut state.calm), ..FloodReport::default() };
-        state.episodes.retain(|rel, episode| match episode {
-            Episode::Begun => {
+        state.episodes.retain(|rel, episode| {
+            if *episode == Episode::Ended {
+                report.ended.push(Arc::clone(rel));
+                return false;
+            }
+            if *episode == Episode::Begun {
                 report.begun.push(Arc::clone(rel));
                 *episode = Episode::Reported;
-                true
             }
-            Episode::Reported => true,
-            Episode::Ended => {
-                report.ended.push(Arc::clone(rel));
-                false
-            }
+            report.flooded.push(Arc::clone(rel));
+            true
         });
-        report
+        Some(report)
     }
 
     /// Forgets all floods, because another cache directory is in place.
@@ -240,26 +237,27 @@ mod tests {
     #[test]
     fn an_episode_is_reported_once_however_often_it_flares_up() {
         let floods = Floods::default();
-        let report = |begun: &[&str], ended: &[&str]| FloodReport {
-            begun: begun.iter().map(|path| rel(path)).collect(),
-            ended: ended.iter().map(|path| rel(path)).collect(),
-            calm: BTreeSet::new(),
+        let rels = |paths: &[&str]| paths.iter().map(|path| rel(path)).collect::<Vec<_>>();
+        let report = |flooded: &[&str], begun: &[&str], ended: &[&str], calm: &[&str]| {
+            let (flooded, begun, ended) = (rels(flooded), rels(begun), rels(ended));
+            Some(FloodReport { flooded, begun, ended, calm: rels(calm).into_iter().collect() })
         };
-        let with_calm = |report, calm: &str| FloodReport { calm: [rel(calm)].into(), ..report };
+        assert_eq!(floods.take_report(), None);
         floods.begin(&rel("a"));
         floods.begin(&rel("a"));
-        assert!(floods.contains(&rel("a")) && !floods.is_empty());
-        assert_eq!(floods.take_report(), report(&["a"], &[]));
+        assert!(floods.contains(&rel("a")));
+        assert_eq!(floods.take_report(), report(&["a"], &["a"], &[], &[]));
+        assert_eq!(floods.take_report(), None);
         floods.end(&rel("a"));
-        assert!(!floods.contains(&rel("a")) && floods.is_empty());
+        assert!(!floods.contains(&rel("a")));
         floods.begin(&rel("a"));
-        assert_eq!(floods.take_report(), with_calm(report(&[], &[]), "a"));
+        assert_eq!(floods.take_report(), report(&["a"], &[], &[], &["a"]));
         floods.end(&rel("a"));
-        assert_eq!(floods.take_report(), with_calm(report(&[], &["a"]), "a"));
+        assert_eq!(floods.take_report(), report(&[], &[], &["a"], &["a"]));
         // The log need not know of this one, but the directory may have lost its watch.
         floods.begin(&rel("b"));
         floods.end(&rel("b"));
-        assert_eq!(floods.take_report(), with_calm(report(&[], &[]), "b"));
+        assert_eq!(floods.take_report(), report(&[], &[], &[], &["b"]));
     }
 
     #[test]
@@ -288,6 +286,8 @@ mod tests {
             fs::create_dir(temp.path().join(dir)).unwrap();
         }
         let floods = Floods::default();
+        let are_flooded =
+            || -> Vec<_> { dirs.iter().filter(|dir| floods.contains(dir)).cloned().collect() };
         dirs.iter().for_each(|dir| floods.begin(dir));
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -302,14 +302,14 @@ mod tests {
                 }
             });
             let give_up = Instant::now() + Duration::from_secs(60);
-            while floods.all() != [rel("flooded")] && Instant::now() < give_up {
+            while are_flooded() != [rel("flooded")] && Instant::now() < give_up {
                 floods.end_those_that_are_over(temp.path(), &dirs);
                 floods.begin(&dirs[1]);
             }
             stop.store(true, Ordering::Relaxed);
         });
-        assert_eq!(floods.all(), [rel("flooded")]);
+        assert_eq!(are_flooded(), [rel("flooded")]);
         floods.end_those_that_are_over(temp.path(), &dirs);
-        assert!(floods.is_empty());
+        assert!(are_flooded().is_empty());
     }
 }

@@ -2,16 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Worker;
 use crate::disk::filesystem::gives_events;
 use crate::disk::root::{Located, Root, RootId, locate};
 use crate::display::path_field;
 use crate::pair::change::WatchError;
-use crate::pair::tally::Tally;
-use crate::schedule::Schedule;
-use crate::schedule::orphans::OrphanSchedule;
+use crate::schedule::input::{RootSeen, Watching};
 use crate::watch::Watcher;
 use crate::watch::inbox::Inbox;
 
@@ -85,6 +83,11 @@ pub(crate) struct Open {
 }
 
 impl Open {
+    fn watching(&self) -> Watching {
+        let refusal = self.watcher.as_ref().err().cloned();
+        Watching { refusal, gives_events: self.gives_events }
+    }
+
     fn announce(&self, every: Duration) {
         let path = self.root.path();
         match &self.watcher {
@@ -132,67 +135,34 @@ pub(crate) fn probe(path: &Path, known: Option<&Open>, inbox: &Arc<Inbox>) -> Ca
 }
 
 impl Worker {
-    /// Takes in the state of the cache directory that a probe found.
-    pub(super) fn probed(&mut self, cache_root: CacheRoot) {
+    /// Takes over the state of the cache directory that a probe has found. Returns what it means for the core.
+    pub(super) fn root_probed(&mut self, found: CacheRoot) -> RootSeen {
         self.executor.probed();
-        if cache_root.is_unchanged_since(&self.cache_root) {
-            return;
+        if found.is_unchanged_since(&self.cache_root) {
+            return RootSeen::Unchanged;
         }
-        let is_same = cache_root.id().is_some() && cache_root.id() == self.cache_root.id();
-        if !is_same || cache_root.is_watched() != self.cache_root.is_watched() {
-            let every = self.check_interval.min(self.fallback_interval);
-            cache_root.announce(&self.cache_root, &self.path, every);
+        let is_same = found.id().is_some() && found.id() == self.cache_root.id();
+        if !is_same || found.is_watched() != self.cache_root.is_watched() {
+            let every = self.intervals.check.min(self.intervals.fallback);
+            found.announce(&self.cache_root, &self.path, every);
         }
+        let seen = match &found {
+            CacheRoot::Unknown => RootSeen::Unchanged,
+            CacheRoot::Absent => RootSeen::Absent,
+            CacheRoot::Unreadable { reason } => RootSeen::Unreadable { reason: reason.clone() },
+            CacheRoot::Open(open) if is_same => RootSeen::Rewatched(open.watching()),
+            CacheRoot::Open(open) => RootSeen::Replaced(open.watching()),
+        };
+        let before = std::mem::replace(&mut self.cache_root, found);
         if is_same {
-            // The same directory with a new watcher: a sweep that begins from now on has to set the
-            // watches.
-            let before = std::mem::replace(&mut self.cache_root, cache_root);
             if let CacheRoot::Open(open) = before
                 && let Ok(watcher) = &open.watcher
             {
                 watcher.retire();
             }
-            // That sweep makes up for everything that was lost.
+            // The sweep that sets the new watches makes up for everything that was lost so far.
             self.inbox.take_events_lost();
-            self.watches_lost = false;
-            self.is_rewatched = true;
-            self.sweeps.events_lost();
-            return self.sweeps.at_the_latest(Instant::now(), Duration::ZERO);
         }
-        // A scan may have reported this before.
-        let is_told = self.schedule.could_not_read(Path::new(""));
-        if let CacheRoot::Unreadable { reason } = &cache_root
-            && !is_told
-        {
-            let (now, tally) = (self.clock.now(), Tally { errors: 1, ..Tally::default() });
-            self.recorder.count(tally, now);
-            self.recorder.between(tally);
-            self.recorder.error(&self.path, reason.clone(), now);
-        }
-        self.start_over(cache_root);
-        self.sweeps.at_the_latest(Instant::now(), Duration::ZERO);
-    }
-
-    /// Discards all state, because `cache_root` replaces the cache directory from now on.
-    pub(super) fn start_over(&mut self, cache_root: CacheRoot) {
-        self.executor.next_generation();
-        self.cache_root = cache_root;
-        self.schedule = Schedule::new(self.root());
-        self.due.clear();
-        self.orphans = OrphanSchedule::default();
-        self.refused = None;
-        (self.watches_lost, self.is_rewatched) = (false, false);
-        self.inbox.floods.clear();
-        let _ = self.inbox.drain();
-        for run in [self.full.take(), self.trees.take()].into_iter().flatten() {
-            self.recorder.between(run.tally);
-            // A requested sweep now covers the new directory.
-            self.sweeps.ask(run.waiters);
-        }
-    }
-
-    /// Returns the path where the cache directory is, or is expected.
-    pub(super) fn root(&self) -> &Path {
-        self.cache_root.id().map_or(&self.path, |id| &id.path)
+        seen
     }
 }

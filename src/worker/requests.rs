@@ -7,6 +7,8 @@ use tokio::sync::oneshot;
 use super::Worker;
 use super::cache_root::CacheRoot;
 use crate::error::Error;
+use crate::pair::tally::Tally;
+use crate::schedule::input::{Input, RequestId};
 use crate::telemetry::stats::{ExpiryBucket, SweepReport};
 
 /// The channel for the answer to a requested sweep.
@@ -24,42 +26,71 @@ pub(crate) enum Request {
 }
 
 impl Worker {
-    /// Answers pending sweep requests if there is no directory to sweep.
-    pub(super) fn answer_without_sweep(&mut self) {
-        let unreadable = match &self.cache_root {
-            CacheRoot::Absent => None,
-            CacheRoot::Unreadable { reason } => Some(reason.clone()),
-            // The state of the cache directory is about to be known.
-            CacheRoot::Unknown | CacheRoot::Open(_) => return,
-        };
-        for waiter in self.sweeps.take_waiters() {
-            let answer = unreadable.clone().map_or(Ok(SweepReport::default()), |reason| {
-                let source = std::io::Error::other(reason);
-                Err(Error::Unreadable { path: self.path.clone(), source })
-            });
-            // The requester may have gone.
-            let _ = waiter.send(answer);
+    /// Answers a request, or returns what the core has to know of it. Whoever made it may have gone.
+    pub(super) fn answer(&mut self, request: Request) -> Option<Input> {
+        match request {
+            Request::Sweep(answer) => {
+                self.last_request += 1;
+                self.sweep_requests.insert(self.last_request, answer);
+                return Some(Input::Sweep(self.last_request));
+            }
+            Request::Ping(answer) => drop(answer.send(())),
+            Request::Buckets(answer) => drop(answer.send(self.buckets())),
         }
+        None
     }
 
-    pub(super) fn answer(&mut self, request: Request) {
-        match request {
-            Request::Sweep(waiter) => self.sweeps.ask([waiter]),
-            Request::Ping(waiter) => {
-                let _ = waiter.send(());
+    fn buckets(&mut self) -> Vec<ExpiryBucket> {
+        let start = Instant::now();
+        if let Some((until, counted)) = &self.buckets
+            && start < *until
+        {
+            return counted.clone();
+        }
+        let counted = self.core.buckets(self.clock.wall()).into_iter();
+        let counted: Vec<_> =
+            counted.map(|(within_seconds, count)| ExpiryBucket { within_seconds, count }).collect();
+        // However many requests come, counting takes at most a twentieth of the time.
+        self.buckets = Some((Instant::now() + start.elapsed() * 19, counted.clone()));
+        counted
+    }
+
+    /// Reports a full sweep, and answers those who requested it.
+    pub(super) fn sweep_done(&mut self, tally: Tally, requests: Vec<RequestId>) {
+        let report = self.recorder.swept(tally, self.clock.now());
+        tracing::info!(
+            deleted = report.deleted_count,
+            freed_bytes = report.freed_bytes,
+            checked = report.checked_count,
+            errors = report.errors,
+            duration_ms = report.duration_ms,
+            "Cleanup completed"
+        );
+        self.answer_sweeps(requests, || Ok(report));
+    }
+
+    /// Answers requests for a sweep if there is no directory to sweep.
+    pub(super) fn answer_without_sweep(&mut self, requests: Vec<RequestId>) {
+        let unreadable = match &self.cache_root {
+            CacheRoot::Unreadable { reason } => Some((self.path.clone(), reason.clone())),
+            _ => None,
+        };
+        self.answer_sweeps(requests, || match unreadable.clone() {
+            None => Ok(SweepReport::default()),
+            Some((path, reason)) => {
+                Err(Error::Unreadable { path, source: std::io::Error::other(reason) })
             }
-            Request::Buckets(waiter) => {
-                let start = Instant::now();
-                if self.buckets.as_ref().is_none_or(|(until, _)| start >= *until) {
-                    let counted = self.schedule.buckets(self.clock.wall()).into_iter();
-                    let counted = counted
-                        .map(|(within_seconds, count)| ExpiryBucket { within_seconds, count })
-                        .collect();
-                    // However many requests come, counting takes at most a twentieth of the time.
-                    self.buckets = Some((Instant::now() + start.elapsed() * 19, counted));
-                }
-                // The requester may have gone.
-                let _ = waiter.send(self.buckets.iter().flat_map(|(_, b)| b.clone()).collect());
+        });
+    }
+
+    fn answer_sweeps(
+        &mut self,
+        requests: Vec<RequestId>,
+        answer: impl Fn() -> Result<SweepReport, Error>,
+    ) {
+        for request in requests {
+            if let Some(requester) = self.sweep_requests.remove(&request) {
+                let _ = requester.send(answer());
             }
         }
     }

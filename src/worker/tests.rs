@@ -3,29 +3,15 @@
 use std::fs;
 
 use super::*;
-use crate::pair::change::WatchError;
 use crate::pair::change::{Change, MAX_PENDING, Trigger};
 use crate::pair::name::{PairKey, Stem};
-use crate::pair::outcome::Summary;
+use crate::sys::clock::TICK;
 use crate::telemetry::stats::SharedStats;
-use crate::worker::cache_root::probe;
 
-fn worker(dir: &Path) -> (Worker, mpsc::Receiver<Completion>, SharedStats) {
-    let (worker, events, readers) =
+fn worker(dir: &Path) -> (Worker, mpsc::Receiver<Message>, SharedStats) {
+    let (worker, messages, readers) =
         Worker::new(&Config::new(dir), dir.to_owned(), dir.to_owned(), None);
-    (worker, events, readers.stats)
-}
-
-/// Returns a worker on `dir` with a running full sweep that has the number 1.
-fn sweeping(dir: &Path) -> Worker {
-    let (mut worker, ..) = worker(dir);
-    worker.cache_root = probe(dir, None, &worker.inbox);
-    worker.full = Some(run(1));
-    worker
-}
-
-fn run(id: ScanId) -> ActiveSweep {
-    ActiveSweep { id, tally: Tally::default(), waiters: Vec::new(), refused_meanwhile: false }
+    (worker, messages, readers.stats)
 }
 
 /// Makes a cache directory in `temp` with the live pair `a`, and a hard link to its metadata outside.
@@ -51,10 +37,10 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 async fn changes_that_do_not_fit_are_made_up_for_by_listings_and_sweeps() {
     let temp = tempfile::tempdir().unwrap();
     let (cache, elsewhere) = live_pair_with_another_name(temp.path());
-    let (worker, events, stats) = worker(&cache);
+    let (worker, messages, stats) = worker(&cache);
     let inbox = Arc::clone(&worker.inbox);
     let (requests, asked) = mpsc::unbounded_channel();
-    let task = tokio::spawn(worker.run(events, asked));
+    let task = tokio::spawn(worker.run(messages, asked));
     until("the first scan is over", || stats.get().total_cleanups == 1).await;
 
     // The kernel does not report what is written through the other link.
@@ -80,10 +66,10 @@ async fn a_change_that_comes_amid_the_pause_after_another_one_does_not_wait_for_
     const ROUNDS: u32 = 20;
     let temp = tempfile::tempdir().unwrap();
     let (cache, elsewhere) = live_pair_with_another_name(temp.path());
-    let (worker, events, stats) = worker(&cache);
+    let (worker, messages, stats) = worker(&cache);
     let inbox = Arc::clone(&worker.inbox);
     let (requests, asked) = mpsc::unbounded_channel();
-    let task = tokio::spawn(worker.run(events, asked));
+    let task = tokio::spawn(worker.run(messages, asked));
     until("the first scan is over", || stats.get().total_cleanups == 1).await;
 
     let change = |stem: &[u8]| {
@@ -108,58 +94,6 @@ async fn a_change_that_comes_amid_the_pause_after_another_one_does_not_wait_for_
     assert!(task.await.unwrap().is_ok());
 }
 
-#[test]
-fn a_directory_that_is_refused_amid_a_sweep_which_has_passed_it_is_not_forgotten() {
-    let temp = tempfile::tempdir().unwrap();
-    let mut worker = sweeping(temp.path());
-    let fallback = worker.fallback_interval;
-    worker.trees = Some(run(2));
-    let summary = Summary { refused: Some((1, WatchError::TooManyWatches)), ..Summary::default() };
-    worker.scan_ended(0, 2, summary, Duration::ZERO);
-    worker.scan_ended(0, 1, Summary::default(), Duration::ZERO);
-    assert_eq!(worker.watch_state(), WatchState::Degraded);
-    assert!(worker.sweeps.is_due(Instant::now() + fallback));
-
-    worker.full = Some(run(3));
-    worker.scan_ended(0, 3, Summary::default(), Duration::ZERO);
-    assert_eq!(worker.watch_state(), WatchState::Active);
-    assert!(!worker.sweeps.is_due(Instant::now() + fallback));
-}
-
-#[test]
-fn watches_that_can_be_set_again_amid_a_sweep_without_them_are_set_by_another() {
-    let temp = tempfile::tempdir().unwrap();
-    let mut worker = sweeping(temp.path());
-    let CacheRoot::Open(open) = std::mem::replace(&mut worker.cache_root, CacheRoot::Unknown)
-    else {
-        panic!()
-    };
-    let mut open = Arc::into_inner(open).unwrap();
-    open.watcher = Err(WatchError::TooManyInstances);
-    let open = Arc::new(open);
-    worker.cache_root = CacheRoot::Open(Arc::clone(&open));
-    assert_eq!(worker.watch_state(), WatchState::Degraded);
-    worker.probed(probe(temp.path(), Some(&open), &worker.inbox));
-    assert_eq!(worker.watch_state(), WatchState::Active);
-    worker.scan_ended(0, 1, Summary::default(), Duration::ZERO);
-    assert!(worker.sweeps.is_due(Instant::now() + Duration::from_secs(2)), "nothing is watched");
-}
-
-#[test]
-fn a_directory_that_has_calmed_down_is_watched_by_the_present_watcher() {
-    let temp = tempfile::tempdir().unwrap();
-    let mut worker = sweeping(temp.path());
-    let top: Arc<Path> = Path::new("").into();
-    worker.inbox.floods.begin(&top);
-    worker.follow_floods();
-    let _ = worker.schedule.take_trees(worker.clock.now());
-    // A listing that an earlier watcher still watches for finds the end of the flood.
-    worker.inbox.floods.end(&top);
-    worker.follow_floods();
-    let listed = worker.schedule.take_trees(worker.clock.now());
-    assert_eq!(listed.alone().collect::<Vec<_>>(), [&top]);
-}
-
 #[tokio::test]
 async fn orphans_and_empty_directories_go_while_the_service_runs_and_nothing_else() {
     let temp = tempfile::tempdir().unwrap();
@@ -176,9 +110,9 @@ async fn orphans_and_empty_directories_go_while_the_service_runs_and_nothing_els
     write("before/a.result.json.lz4", "found by the first scan");
     write("live/b.metadata.json", r#"{"expires_at": 8000000000}"#);
     let path = temp.path().to_owned();
-    let (worker, events, readers) = Worker::new(&config, path.clone(), path, None);
+    let (worker, messages, readers) = Worker::new(&config, path.clone(), path, None);
     let (requests, asked) = mpsc::unbounded_channel();
-    let task = tokio::spawn(worker.run(events, asked));
+    let task = tokio::spawn(worker.run(messages, asked));
     until("the first scan has ended", || readers.stats.get().total_cleanups == 1).await;
     write("after/c.result.json.lz4", "told by the kernel");
     write("after/d.metadata.json.tmp", "{");

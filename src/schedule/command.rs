@@ -1,0 +1,101 @@
+//! What the core tells the worker to do.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::ScanId;
+use super::input::{Generation, RequestId};
+use super::orphans::Due;
+use super::scans::SubtreeSet;
+use crate::pair::change::WatchError;
+use crate::pair::mark::Marks;
+use crate::pair::outcome::{Failure, Job};
+use crate::pair::tally::Tally;
+use crate::pair::version::Broken;
+
+/// One command to the worker. Work is started on other threads, which report its completion.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Check the clock, and probe the cache directory, unless a probe is running.
+    Tick,
+    /// Open the cache directory again, with a new watcher. A probe has to end even if it was started before.
+    Rewatch,
+    /// Another cache directory is in place: cancel all work. Completions carry this generation from now on.
+    StartOver(Generation),
+    /// Inspect these pairs, and delete those that are due.
+    Process(Vec<Job>),
+    /// Scan these directories. Pairs with one of the marks need not be read again.
+    Scan(ScanId, SubtreeSet, Marks),
+    /// Remove the orphans in these directories.
+    RemoveOrphans(Vec<Due>),
+    /// Add this to the totals.
+    Count(Tally),
+    /// Report this as done between full sweeps.
+    Between(Tally),
+    /// A full sweep has ended: report it, and answer these requests.
+    SweepDone(Tally, Vec<RequestId>),
+    /// Answer these requests: there is no directory to sweep.
+    NothingToSweep(Vec<RequestId>),
+    /// Write this to the log, and record it if it is an error.
+    Report(Notice),
+}
+
+/// Something to report.
+#[derive(Debug)]
+pub(crate) enum Notice {
+    /// An error that was counted, and the path of its file or directory, relative to the cache directory.
+    Error(PathBuf, CountedError),
+    /// The cache directory can't be read, which counts as an error.
+    RootUnreadable(String),
+    /// The kernel refuses to watch this many directories.
+    Unwatched(u64, WatchError),
+    /// All directories are watched again.
+    WatchedAgain,
+}
+
+/// An error that was counted.
+#[derive(Debug)]
+pub(crate) enum CountedError {
+    /// A directory can't be read.
+    Unreadable(io::Error),
+    /// An interrupted deletion can't be recovered.
+    Stranded(io::Error),
+    /// The reserved name of a result stays in use.
+    NameInUse,
+    /// Metadata is invalid.
+    Broken(Broken),
+    /// An operation has failed, for the first time or again. It is retried after a pause, if that is known.
+    Failed { failure: Failure, is_first: bool, retry_in: Option<Duration> },
+}
+
+impl CountedError {
+    pub(super) fn first(failure: Failure) -> Self {
+        Self::Failed { failure, is_first: true, retry_in: None }
+    }
+
+    /// What happened, without the reason of the system.
+    pub(crate) fn message(&self) -> &'static str {
+        match self {
+            Self::Unreadable(_) => "can't read a directory, results kept",
+            Self::Stranded(_) => "can't recover an interrupted deletion",
+            Self::NameInUse => "can't delete the result: the reserved name stays in use",
+            Self::Broken(_) => "invalid metadata, result kept",
+            Self::Failed { .. } => "still failing",
+        }
+    }
+}
+
+impl fmt::Display for CountedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreadable(error) | Self::Stranded(error) => {
+                write!(f, "{}: {error}", self.message())
+            }
+            Self::NameInUse => f.write_str(self.message()),
+            Self::Broken(reason) => write!(f, "{}: {reason}", self.message()),
+            Self::Failed { failure, .. } => failure.fmt(f),
+        }
+    }
+}

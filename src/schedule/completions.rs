@@ -1,0 +1,141 @@
+//! What the core makes of the completions that threads report.
+
+use std::time::Duration;
+
+use super::command::{Command, CountedError, Notice};
+use super::core::{Core, FullScan};
+use super::input::{Completion, Generation};
+use super::orphans::Due;
+use super::{ScanId, Source};
+use crate::pair::change::WatchError;
+use crate::pair::outcome::{JobResult, OrphanPass, Summary};
+use crate::pair::tally::Tally;
+use crate::sys::clock::Now;
+
+impl Core {
+    pub(super) fn completed(&mut self, generation: Generation, completion: Completion, now: Now) {
+        self.release(&completion, now);
+        if generation != self.generation {
+            // It is about another cache directory, but what was deleted there still counts.
+            return self.count_between(completion.tally());
+        }
+        match completion {
+            Completion::Jobs { found, took, .. } | Completion::Claims { found, took } => {
+                let tally = self.settle(found, Source::Job, now);
+                self.count_between(Tally { duration: took, ..tally });
+            }
+            Completion::ScanBatch { id, found } => {
+                let tally = Tally { checked: 0, ..self.settle(found, Source::Scan(id), now) };
+                self.command(Command::Count(tally));
+                match &mut self.full {
+                    Some(full) if full.id == id && !self.is_stopping => full.tally += tally,
+                    _ => self.command(Command::Between(tally)),
+                }
+            }
+            Completion::ScanEnded { id, summary, took } => self.scan_ended(id, *summary, took, now),
+            Completion::Orphans { pass, took } => self.orphans_removed(pass, took, now),
+        }
+    }
+
+    /// Records that a thread is free again.
+    fn release(&mut self, completion: &Completion, now: Now) {
+        match completion {
+            Completion::Jobs { holds, .. } => self.slots.attended(*holds),
+            Completion::Claims { .. } => self.slots.finished(),
+            Completion::Orphans { took, .. } => {
+                self.removes_orphans = false;
+                self.orphans.ended(*took, now);
+            }
+            Completion::ScanBatch { .. } | Completion::ScanEnded { .. } => {}
+        }
+    }
+
+    fn settle(&mut self, found: Vec<JobResult>, source: Source, now: Now) -> Tally {
+        let mut tally = Tally::default();
+        for found in found {
+            tally += self.schedule.complete(found, source, now);
+        }
+        tally
+    }
+
+    fn scan_ended(&mut self, id: ScanId, mut summary: Summary, took: Duration, now: Now) {
+        let refused = summary.refused.take();
+        let (astray, results) = (summary.astray, summary.results);
+        let worked = took.saturating_sub(summary.waited);
+        self.orphans.note(std::mem::take(&mut summary.orphans), now);
+        // A scan that was cancelled did not see everything.
+        let end = if self.is_stopping {
+            summary.tally()
+        } else {
+            self.schedule.end_scan(id, summary, now)
+        };
+        self.command(Command::Count(end));
+        let end = Tally { checked: results, duration: took, ..end };
+        if astray {
+            self.events_lost();
+        }
+        match self.full.take_if(|full| full.id == id) {
+            Some(full) if !self.is_stopping => self.sweep_ended(full, end, refused, worked, now),
+            Some(_) => self.command(Command::Between(end)),
+            None => {
+                self.trees = None;
+                self.pause_trees(took, now);
+                self.flooded.rest_until(now.mono + worked);
+                self.command(Command::Between(end));
+                if refused.is_some() {
+                    if let Some(full) = &mut self.full {
+                        full.refused_meanwhile = true;
+                    }
+                    self.refused_by(refused, now);
+                }
+            }
+        }
+    }
+
+    fn sweep_ended(
+        &mut self,
+        full: FullScan,
+        end: Tally,
+        refused: Option<(u64, WatchError)>,
+        worked: Duration,
+        now: Now,
+    ) {
+        let FullScan { mut tally, requests, refused_meanwhile, .. } = full;
+        tally += end;
+        if refused.is_some() || !refused_meanwhile {
+            self.refused_by(refused, now);
+        }
+        self.sweeps.ended(now.mono, worked, self.sweep_interval());
+        self.command(Command::SweepDone(tally, requests));
+    }
+
+    /// Records how many directories the kernel refused to watch, and why.
+    fn refused_by(&mut self, refused: Option<(u64, WatchError)>, now: Now) {
+        match refused {
+            Some((count, refusal)) if self.refused.as_ref() < Some(&refusal) => {
+                self.report(Notice::Unwatched(count, refusal.clone()));
+                self.refused = Some(refusal);
+            }
+            None if self.refused.is_some() => {
+                self.report(Notice::WatchedAgain);
+                self.refused = None;
+            }
+            _ => {}
+        }
+        self.sweeps.at_the_latest(now.mono, self.sweep_interval());
+    }
+
+    fn orphans_removed(&mut self, pass: Vec<(Due, OrphanPass)>, took: Duration, now: Now) {
+        let mut tally = Tally { duration: took, ..Tally::default() };
+        for (due, mut pass) in pass {
+            tally.orphans += pass.removed;
+            tally.errors += pass.failures.len() as u64;
+            let is_first = self.orphans.settle(due, &mut pass, now);
+            for (path, failure) in pass.failures {
+                let error = CountedError::Failed { failure, is_first, retry_in: None };
+                self.report(Notice::Error(path, error));
+            }
+        }
+        self.count_between(tally);
+    }
+}

@@ -1,0 +1,356 @@
+//! The core: every decision of the worker. When to probe, to sweep, to scan, to watch anew, to process
+//! pairs, and to wake up.
+//!
+//! The worker reports what has happened and carries out the commands that the core returns.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+
+use super::batches::{BATCH, Slots, batches};
+use super::cache_root::{Rewatching, RootState};
+use super::command::{Command, Notice};
+use super::input::{Generation, Input, RequestId};
+use super::lost_events::Flooded;
+use super::orphans::OrphanSchedule;
+use super::sweeps::Sweeps;
+use super::{ScanId, Schedule, Scope, SubtreeSet};
+use crate::pair::change::{Changes, WatchError, WatchState};
+use crate::pair::mark::Marks;
+use crate::pair::outcome::Job;
+use crate::pair::tally::Tally;
+use crate::sys::clock::{Now, TICK};
+
+/// How many due pairs are taken at once, to be sorted by directory.
+const MAX_DUE: usize = 16_384;
+/// How long changes gather: the minimum. How long directories to scan gather: as long as the previous scan
+/// took, within these bounds.
+const MIN_CHANGES_PAUSE: Duration = Duration::from_millis(1);
+const MAX_CHANGES_PAUSE: Duration = Duration::from_millis(20);
+/// How many pairs and directories with changes may wait. Beyond that, further changes stay in the inbox,
+/// which merges them.
+const MAX_BACKLOG: usize = 65_536;
+/// How often to sweep while nothing is watched because of a flood.
+const FLOOD_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The intervals between full sweeps.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Intervals {
+    pub check: Duration,
+    /// The longest interval while the kernel does not report all changes.
+    pub fallback: Duration,
+}
+
+/// The state of the worker, and its decisions.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(super) intervals: Intervals,
+    pub(super) root: RootState,
+    pub(super) generation: Generation,
+    pub(super) schedule: Schedule,
+    pub(super) slots: Slots,
+    /// Batches that the schedule handed out as due and for which no thread was free.
+    due: VecDeque<Vec<Job>>,
+    pub(super) full: Option<FullScan>,
+    /// The running scan of some directories.
+    pub(super) trees: Option<ScanId>,
+    pub(super) orphans: OrphanSchedule,
+    /// Whether a search for orphans is running.
+    pub(super) removes_orphans: bool,
+    pub(super) sweeps: Sweeps,
+    /// Why some directories are not watched, as it was last reported.
+    pub(super) refused: Option<WatchError>,
+    pub(super) rewatching: Rewatching,
+    pub(super) flooded: Flooded,
+    next_tick: Instant,
+    /// When to take in changes again, and when to scan directories again.
+    next_changes: Instant,
+    pub(super) next_trees: Instant,
+    pub(super) is_stopping: bool,
+    commands: Vec<Command>,
+}
+
+/// A full scan that is running.
+#[derive(Debug)]
+pub(super) struct FullScan {
+    pub id: ScanId,
+    pub tally: Tally,
+    pub requests: Vec<RequestId>,
+    /// Whether another scan meanwhile could not watch a directory, which this scan may have passed
+    /// already.
+    pub refused_meanwhile: bool,
+}
+
+impl Core {
+    /// Returns the state of a worker that knows nothing yet. It probes the cache directory at once.
+    pub(crate) fn new(intervals: Intervals, now: Instant) -> Self {
+        Self {
+            intervals,
+            root: RootState::Unknown,
+            generation: 0,
+            schedule: Schedule::default(),
+            slots: Slots::default(),
+            due: VecDeque::new(),
+            full: None,
+            trees: None,
+            orphans: OrphanSchedule::default(),
+            removes_orphans: false,
+            sweeps: Sweeps::new(now),
+            refused: None,
+            rewatching: Rewatching::default(),
+            flooded: Flooded::new(now),
+            next_tick: now,
+            next_changes: now,
+            next_trees: now,
+            is_stopping: false,
+            commands: Vec::new(),
+        }
+    }
+
+    /// Takes in what has happened, and returns what to do now.
+    ///
+    /// It has to be called again at [`Core::next_wake`], or earlier with more inputs.
+    pub(crate) fn poll(
+        &mut self,
+        now: Now,
+        inputs: impl IntoIterator<Item = Input>,
+    ) -> Vec<Command> {
+        for input in inputs {
+            match input {
+                Input::RootProbed(seen) => self.root_probed(seen, now),
+                Input::Changes(changes) => self.apply_changes(changes, now),
+                Input::EventsLost => self.events_lost(),
+                Input::Floods { flooded, calm } => self.floods_changed(flooded, calm, now),
+                Input::Sweep(request) => self.sweeps.ask([request]),
+                Input::Completed(generation, completion) => {
+                    self.completed(generation, completion, now)
+                }
+                Input::Stop => self.stop(),
+            }
+            let notices = self.schedule.take_notices();
+            self.commands.extend(notices.into_iter().map(Command::Report));
+        }
+        if !self.is_stopping {
+            self.start_work(now);
+        }
+        std::mem::take(&mut self.commands)
+    }
+
+    pub(super) fn command(&mut self, command: Command) {
+        self.commands.push(command);
+    }
+
+    pub(super) fn report(&mut self, notice: Notice) {
+        self.command(Command::Report(notice));
+    }
+
+    /// Counts work that belongs to no full sweep.
+    pub(super) fn count_between(&mut self, tally: Tally) {
+        self.command(Command::Count(tally));
+        self.command(Command::Between(tally));
+    }
+
+    fn apply_changes(&mut self, mut changes: Changes, now: Now) {
+        if !changes.is_empty() {
+            self.next_changes = now.mono + MIN_CHANGES_PAUSE;
+        }
+        self.orphans.note(std::mem::take(&mut changes.orphans), now);
+        if changes.events_lost {
+            self.events_lost();
+        }
+        self.schedule.apply_changes(changes);
+    }
+
+    fn start_work(&mut self, now: Now) {
+        if now.mono >= self.next_tick {
+            self.next_tick = now.mono + TICK;
+            self.command(Command::Tick);
+        }
+        if !self.can_work() {
+            return self.answer_without_sweep();
+        }
+        while self.slots.free() > 0 {
+            let jobs = self.next_batch(now);
+            if jobs.is_empty() {
+                break;
+            }
+            self.slots.taken();
+            self.command(Command::Process(jobs));
+        }
+        if self.full.is_none() && self.sweeps.is_due(now.mono) {
+            self.start_sweep();
+        }
+        if !self.removes_orphans {
+            let due = self.orphans.take_due(now);
+            if !due.is_empty() {
+                self.removes_orphans = true;
+                self.command(Command::RemoveOrphans(due));
+            }
+        }
+        self.list_flooded(now);
+        if self.trees.is_none() && now.mono >= self.next_trees {
+            let trees = self.schedule.take_trees(now);
+            if !trees.is_empty() {
+                self.trees = Some(self.start_scan(Scope::Subtrees(trees)));
+            }
+        }
+    }
+
+    /// Starts a full sweep. If events were lost, a new watcher comes first: the sweep then sets its watches.
+    fn start_sweep(&mut self) {
+        if self.rewatching.is_needed() {
+            if self.rewatching.ask() {
+                self.command(Command::Rewatch);
+            }
+            return;
+        }
+        // Even if more is lost from now on, this sweep comes first. Otherwise a flood would delay it for
+        // ever.
+        self.rewatching.sweep_begins();
+        let requests = self.sweeps.begin();
+        let id = self.start_scan(Scope::Everything);
+        let tally = Tally::default();
+        self.full = Some(FullScan { id, tally, requests, refused_meanwhile: false });
+    }
+
+    /// Returns pairs with changes, and some of the due pairs. A flood of one kind does not delay the
+    /// other.
+    fn next_batch(&mut self, now: Now) -> Vec<Job> {
+        let mut batch = self.schedule.take_inspections(BATCH);
+        if self.due.is_empty() {
+            self.due = batches(self.schedule.take_due(now, MAX_DUE), self.slots.free());
+        }
+        batch.extend(self.due.pop_front().unwrap_or_default());
+        batch
+    }
+
+    fn start_scan(&mut self, scope: Scope) -> ScanId {
+        let (trees, marks) = match &scope {
+            Scope::Everything => {
+                (SubtreeSet::from_iter([Path::new("").into()]), self.schedule.marks())
+            }
+            Scope::Subtrees(trees) => (trees.clone(), Marks::default()),
+        };
+        let id = self.schedule.begin_scan(scope);
+        self.command(Command::Scan(id, trees, marks));
+        id
+    }
+
+    /// Answers pending sweep requests if there is no directory to sweep.
+    fn answer_without_sweep(&mut self) {
+        // Before the first probe, the state of the cache directory is about to be known.
+        if self.root != RootState::Unknown && self.sweeps.is_asked() {
+            let requests = self.sweeps.take_requests();
+            self.command(Command::NothingToSweep(requests));
+        }
+    }
+
+    fn stop(&mut self) {
+        self.is_stopping = true;
+        if let Some(full) = &mut self.full {
+            let tally = std::mem::take(&mut full.tally);
+            self.command(Command::Between(tally));
+        }
+    }
+
+    /// Discards all state of the cache directory, because another one is in place from now on.
+    pub(super) fn start_over(&mut self) {
+        self.generation += 1;
+        self.schedule = Schedule::default();
+        self.due.clear();
+        self.trees = None;
+        self.orphans = OrphanSchedule::default();
+        self.refused = None;
+        self.rewatching = Rewatching::default();
+        self.flooded.clear();
+        if let Some(full) = self.full.take() {
+            self.command(Command::Between(full.tally));
+            // A requested sweep now covers the new directory.
+            self.sweeps.ask(full.requests);
+        }
+        self.command(Command::StartOver(self.generation));
+    }
+
+    /// Whether there is a cache directory to work on.
+    pub(crate) fn can_work(&self) -> bool {
+        matches!(self.root, RootState::Open(_)) && !self.is_stopping
+    }
+
+    /// Whether a thread works, and will report its completion.
+    pub(crate) fn is_working(&self) -> bool {
+        self.slots.are_taken()
+            || self.full.is_some()
+            || self.trees.is_some()
+            || self.removes_orphans
+    }
+
+    /// Returns when the core takes in changes; `None` while it can't.
+    pub(crate) fn takes_changes_at(&self) -> Option<Instant> {
+        (self.can_work() && self.schedule.backlog() < MAX_BACKLOG).then_some(self.next_changes)
+    }
+
+    /// Returns when to poll again if nothing happens before.
+    pub(crate) fn next_wake(&self, now: Now) -> Instant {
+        if !self.can_work() {
+            return self.next_tick;
+        }
+        // Work that can't start before other work ends has its wake-up from that end, not from the
+        // timer.
+        let pair = self.schedule.next_pair(now).filter(|_| self.slots.free() > 0);
+        let tree = self.schedule.next_tree(now).filter(|_| self.trees.is_none());
+        let tree = tree.map(|at| at.max(self.next_trees));
+        let can_sweep = self.full.is_none() && !self.rewatching.is_asked();
+        let sweep = can_sweep.then(|| self.sweeps.next());
+        let orphans = self.orphans.next(now).filter(|_| !self.removes_orphans);
+        let wakes = [pair, tree, self.flooded.next_list(), orphans, sweep];
+        wakes.into_iter().flatten().fold(self.next_tick, Instant::min)
+    }
+
+    pub(super) fn sweep_interval(&self) -> Duration {
+        let Intervals { check, fallback } = self.intervals;
+        match (&self.root, self.watch_state()) {
+            (RootState::Open(watching), _) if watching.refusal == Some(WatchError::Flooded) => {
+                check.min(FLOOD_SWEEP_INTERVAL)
+            }
+            (_, WatchState::Degraded | WatchState::Polling) => check.min(fallback),
+            _ => check,
+        }
+    }
+
+    /// Returns how the cleaner learns of changes now.
+    pub(crate) fn watch_state(&self) -> WatchState {
+        match &self.root {
+            RootState::Unknown | RootState::Absent => WatchState::Absent,
+            RootState::Unreadable => WatchState::Degraded,
+            RootState::Open(watching) if !watching.gives_events => WatchState::Polling,
+            RootState::Open(watching)
+                if watching.refusal.is_some() || self.refused.is_some() || self.flooded.any() =>
+            {
+                WatchState::Degraded
+            }
+            RootState::Open(_) => WatchState::Active,
+        }
+    }
+
+    /// Returns how many complete, valid pairs wait for their expiry.
+    pub(crate) fn heap_size(&self) -> usize {
+        self.schedule.heap_size()
+    }
+
+    /// Returns the earliest `expires_at` of the waiting pairs.
+    pub(crate) fn next_expiry(&self) -> Option<DateTime<Utc>> {
+        self.schedule.next_expiry()
+    }
+
+    /// Returns how many pairs wait, by when they expire, as [`Schedule::buckets`] does.
+    pub(crate) fn buckets(&self, now: DateTime<Utc>) -> Vec<(Option<u64>, u64)> {
+        self.schedule.buckets(now)
+    }
+
+    /// When to scan directories again after a scan that took this long.
+    pub(super) fn pause_trees(&mut self, took: Duration, now: Now) {
+        self.next_trees = now.mono + took.clamp(MIN_CHANGES_PAUSE, MAX_CHANGES_PAUSE);
+    }
+}

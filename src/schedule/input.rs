@@ -1,0 +1,112 @@
+//! What the worker reports to the core.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ScanId;
+use super::orphans::Due;
+use crate::pair::change::{Changes, WatchError};
+use crate::pair::outcome::{JobResult, OrphanPass, Summary};
+use crate::pair::tally::Tally;
+
+/// Incremented whenever the cache directory is replaced; completions of an older generation are stale.
+pub(crate) type Generation = u64;
+
+/// Identifies a request for a full sweep.
+pub(crate) type RequestId = u64;
+
+/// Something that has happened outside of the core.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A probe of the cache directory has ended.
+    RootProbed(RootSeen),
+    /// Changes in the cache directory.
+    Changes(Changes),
+    /// Events were lost, so that some changes will never be reported.
+    EventsLost,
+    /// Floods have begun or ended.
+    Floods {
+        /// All directories that are flooded now.
+        flooded: Vec<Arc<Path>>,
+        /// The directories whose floods have ended since the last report.
+        calm: BTreeSet<Arc<Path>>,
+    },
+    /// Somebody requests a full sweep that begins from now on.
+    Sweep(RequestId),
+    /// A thread has done a part of its work, or all of it.
+    Completed(Generation, Completion),
+    /// Start no more work: the cleaner is being stopped.
+    Stop,
+}
+
+/// What a probe has found at the path of the cache directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum RootSeen {
+    /// The same as before.
+    Unchanged,
+    /// No directory.
+    Absent,
+    /// A directory that can't be read, and why.
+    Unreadable { reason: String },
+    /// The same directory as before, with a new watcher or the reason why there is none.
+    Rewatched(Watching),
+    /// Another directory than before.
+    Replaced(Watching),
+}
+
+/// Whether the kernel reports the changes in a cache directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Watching {
+    /// Why the directory has no watcher, if it has none.
+    pub refusal: Option<WatchError>,
+    /// Whether the file system reports all changes, even those of other hosts.
+    pub gives_events: bool,
+}
+
+/// A message from a thread.
+#[derive(Debug)]
+pub(crate) enum Completion {
+    /// A batch of jobs is done, except for its claims, if it `holds` any.
+    Jobs { found: Vec<JobResult>, took: Duration, holds: bool },
+    /// The claims of a batch are finished, too.
+    Claims { found: Vec<JobResult>, took: Duration },
+    /// A part of what a scan has found.
+    ScanBatch { id: ScanId, found: Vec<JobResult> },
+    /// A scan has ended, and has sent all that it found.
+    ScanEnded { id: ScanId, summary: Box<Summary>, took: Duration },
+    /// The result of a search for orphans in some directories.
+    Orphans { pass: Vec<(Due, OrphanPass)>, took: Duration },
+}
+
+impl Completion {
+    /// The outcomes of pairs in it.
+    pub(crate) fn outcomes(&self) -> &[JobResult] {
+        match self {
+            Self::Jobs { found, .. }
+            | Self::Claims { found, .. }
+            | Self::ScanBatch { found, .. } => found,
+            Self::ScanEnded { .. } | Self::Orphans { .. } => &[],
+        }
+    }
+
+    /// The work that it stands for, if it updates the state of no pair.
+    pub(super) fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        self.outcomes().iter().for_each(|found| tally += found.outcome.tally());
+        match self {
+            Self::Jobs { took, .. } | Self::Claims { took, .. } => tally.duration = *took,
+            Self::ScanBatch { .. } => tally.checked = 0,
+            Self::ScanEnded { summary, .. } => tally = summary.tally(),
+            Self::Orphans { pass, took } => {
+                tally.duration = *took;
+                for (_, pass) in pass {
+                    tally.orphans += pass.removed;
+                    tally.errors += pass.failures.len() as u64;
+                }
+            }
+        }
+        tally
+    }
+}

@@ -1,0 +1,59 @@
+//! Writes what the core reports to the log, and records its errors.
+
+use crate::display::path_field;
+use crate::schedule::command::{CountedError, Notice};
+use crate::watch::floods::FloodReport;
+
+use super::Worker;
+
+impl Worker {
+    pub(super) fn report(&self, notice: Notice) {
+        match notice {
+            Notice::Error(path, error) => {
+                let path = self.root().join(path);
+                log_error(&path, &error);
+                self.recorder.error(&path, error.to_string(), self.clock.now());
+            }
+            // The log has it already: the state of the cache directory has changed.
+            Notice::RootUnreadable(reason) => {
+                self.recorder.error(&self.path, reason, self.clock.now());
+            }
+            Notice::Unwatched(count, refusal) => {
+                let every = self.intervals.fallback;
+                self.executor.log_unwatched(self.root(), count, every, &refusal);
+            }
+            Notice::WatchedAgain => tracing::info!("all directories are watched again"),
+        }
+    }
+
+    pub(super) fn log_floods(&self, report: &FloodReport) {
+        for dir in &report.begun {
+            tracing::warn!(
+                path = path_field(&self.root().join(dir)),
+                "directory flooded with events, listing it every second until it calms down"
+            );
+        }
+        for dir in &report.ended {
+            tracing::info!(
+                path = path_field(&self.root().join(dir)),
+                "flooded directory has calmed down, watching it again"
+            );
+        }
+    }
+}
+
+fn log_error(path: &std::path::Path, error: &CountedError) {
+    let (path, message) = (path_field(path), error.message());
+    match error {
+        CountedError::Unreadable(error) | CountedError::Stranded(error) => {
+            tracing::warn!(path, %error, "{message}");
+        }
+        CountedError::NameInUse => tracing::warn!(path, "{message}"),
+        CountedError::Broken(reason) => tracing::warn!(path, %reason, "{message}"),
+        CountedError::Failed { failure, is_first: true, .. } => tracing::warn!(path, "{failure}"),
+        CountedError::Failed { failure, retry_in, .. } => {
+            let again_in = retry_in.map(tracing::field::debug);
+            tracing::debug!(path, reason = %failure, again_in, "{message}");
+        }
+    }
+}
