@@ -22,7 +22,7 @@ const ROOMS: &str = "
     watch     pair
     disk      pair error
     remove    disk pair display
-    schedule  pair sys display
+    schedule  pair sys
     jobs      remove disk watch pair sys config display
     telemetry pair sys config error display
     worker    jobs schedule watch disk telemetry pair sys config error display

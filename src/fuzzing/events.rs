@@ -1,18 +1,14 @@
-//! Kernel events, from the watcher's translation to their effect on the schedule.
+//! Kernel events and their translation.
 //!
-//! The events come in any order, duplicated, with names that are relevant and names that are not. Three
-//! rules have to hold. A change is about a path of its event and is within the root. A pair of which
-//! something appeared is inspected afterwards. The pairs that wait in the end match the last outcome of
-//! each pair.
+//! The events have names that are relevant and names that are not, within the root and outside of it. Two rules
+//! have to hold. A change is about a path of its event and is within the root. All that an event says of a pair
+//! or of a known directory is in the changes.
 
-use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use chrono::{DateTime, TimeDelta, Utc};
 use notify::event::{
     AccessKind, AccessMode, CreateKind, DataChange, Flag, MetadataKind, ModifyKind, RemoveKind,
     RenameMode,
@@ -20,48 +16,32 @@ use notify::event::{
 use notify::{Event, EventKind};
 
 use super::Input;
-use crate::pair::change::{Change, Trigger};
-use crate::pair::name::{Half, PairKey};
-use crate::pair::outcome::Summary;
-use crate::pair::outcome::{Failure, Job, JobResult, Outcome};
-use crate::pair::version::{Broken, FileState};
-use crate::schedule::{Schedule, Scope, Source};
-use crate::sys::clock::Now;
-use crate::watch::inbox::Inbox;
+use crate::pair::change::Change;
+use crate::pair::name::Half;
 use crate::watch::{Translator, Watched};
 
 /// Does not exist, so that the disk does not show what an event is about.
 const ROOT: &str = "/nonexistent/cache";
 
-/// Interprets `bytes` as events and as what happens between them.
+/// Interprets `bytes` as events, and as directories that are watched.
 pub fn events(bytes: &[u8]) {
-    let mut world = World::new(Input(bytes));
+    let watched = Watched::default();
+    let translator = Translator::new(Path::new(ROOT), watched.clone());
+    let mut world = World { input: Input(bytes), watched, translator };
     while !world.input.is_empty() {
-        world.step();
+        if world.input.below(8) == 7 {
+            let rel = world.directory();
+            world.watched.insert(&rel.into());
+        } else {
+            world.event();
+        }
     }
-    world.come_to_rest();
 }
 
 struct World<'a> {
     input: Input<'a>,
     watched: Watched,
     translator: Translator,
-    inbox: Inbox,
-    schedule: Schedule,
-    now: Now,
-    in_flight: Vec<Job>,
-    /// Every pair that any change was about.
-    named: Vec<PairKey>,
-    /// Pairs with changes in the inbox, and whether something appeared.
-    told: HashMap<PairKey, bool>,
-    /// Whether changes were lost: as the inbox knows, and as the schedule's owner knows.
-    lost: bool,
-    events_lost: bool,
-    /// Pairs that have to be inspected, and those that may be.
-    owed: HashSet<PairKey>,
-    hinted: HashSet<PairKey>,
-    /// The last known expiry of pairs that expire later.
-    waiting: HashMap<PairKey, DateTime<Utc>>,
 }
 
 /// What an event means for a path.
@@ -76,56 +56,7 @@ enum Says {
     Nothing,
 }
 
-impl<'a> World<'a> {
-    fn new(input: Input<'a>) -> Self {
-        let watched = Watched::default();
-        Self {
-            input,
-            translator: Translator::new(Path::new(ROOT), watched.clone()),
-            watched,
-            inbox: Inbox::default(),
-            schedule: Schedule::default(),
-            now: Now {
-                wall: DateTime::from_timestamp(1_800_000_000, 0).unwrap(),
-                mono: Instant::now(),
-            },
-            in_flight: Vec::new(),
-            named: Vec::new(),
-            told: HashMap::new(),
-            lost: false,
-            events_lost: false,
-            owed: HashSet::new(),
-            hinted: HashSet::new(),
-            waiting: HashMap::new(),
-        }
-    }
-
-    fn step(&mut self) {
-        match self.input.below(16) {
-            0..6 => self.event(),
-            6 | 7 => self.deliver(),
-            8 | 9 => self.take_jobs(),
-            10 | 11 => {
-                if !self.in_flight.is_empty() {
-                    let at = self.input.below(self.in_flight.len());
-                    let key = self.in_flight.swap_remove(at).key;
-                    let outcome = self.outcome();
-                    self.settle(key, outcome, Source::Job);
-                }
-            }
-            12 => {
-                let seconds = i64::from(self.input.byte()) - 64;
-                self.now.wall += TimeDelta::seconds(seconds);
-                self.now.mono += Duration::from_secs(self.input.byte().into());
-            }
-            13 | 14 => self.scan(),
-            _ => {
-                let rel = self.directory();
-                self.watched.insert(&rel.into());
-            }
-        }
-    }
-
+impl World<'_> {
     fn event(&mut self) {
         let (kind, says) = self.kind();
         let mut event = Event::new(kind);
@@ -153,19 +84,6 @@ impl<'a> World<'a> {
             for change in &changes {
                 assert_justified(change, &paths, &shown);
             }
-        }
-        for change in changes {
-            match &change {
-                Change::Pair(key, Trigger { appeared, .. }) => {
-                    if !self.named.contains(key) {
-                        self.named.push(key.clone());
-                    }
-                    *self.told.entry(key.clone()).or_default() |= appeared;
-                }
-                Change::Subtree(_) | Change::Directory(_) | Change::Orphans(_) => {}
-                Change::EventsLost => self.lost = true,
-            }
-            self.inbox.push(change);
         }
     }
 
@@ -262,143 +180,6 @@ impl<'a> World<'a> {
             (Says::Nothing, _) => assert!(changes.is_empty(), "{shown}: {changes:?}"),
             _ => {}
         }
-    }
-
-    fn deliver(&mut self) {
-        let news = self.inbox.drain();
-        assert_eq!(news.events_lost, self.lost);
-        self.events_lost |= std::mem::take(&mut self.lost);
-        for (key, appeared) in self.told.drain() {
-            // The outcome of a running inspection will show what has vanished.
-            let in_flight = self.in_flight.iter().any(|job| job.key == key);
-            if appeared || !in_flight && self.waiting.contains_key(&key) {
-                self.owed.insert(key.clone());
-            }
-            self.hinted.insert(key);
-        }
-        self.schedule.apply_changes(news);
-    }
-
-    fn take_jobs(&mut self) {
-        // Takes all of them, and sorts them, so that the order of a hash map changes nothing.
-        let mut jobs = self.schedule.take_inspections(usize::MAX);
-        jobs.extend(self.schedule.take_due(self.now, usize::MAX));
-        jobs.sort_by_key(|job| job.key.path(Half::Result));
-        for job in jobs {
-            assert!(self.named.contains(&job.key), "nobody has told of {:?}", job.key);
-            let twice = self.in_flight.iter().any(|other| other.key == job.key);
-            assert!(!twice, "{:?} is in in_flight_pair", job.key);
-            self.owed.remove(&job.key);
-            if let Some(at) = self.waiting.get(&job.key) {
-                let early = *at > self.now.wall && !self.hinted.contains(&job.key);
-                assert!(!early, "{:?} waits for {at}", job.key);
-            }
-            self.hinted.remove(&job.key);
-            self.in_flight.push(job);
-        }
-    }
-
-    fn outcome(&mut self) -> Outcome {
-        let failure = Failure::new("x", &std::io::Error::from_raw_os_error(13));
-        let seen = FileState::pretended(self.input.below(4) as u64);
-        let wait = Duration::from_millis(u64::from(self.input.byte()) * 4);
-        let seconds = i64::from(self.input.byte()) - 64;
-        let expires_at = self.now.wall + TimeDelta::seconds(seconds);
-        match self.input.below(12) {
-            0..4 => Outcome::NotDue { expires_at, bytes: None, mark: None },
-            4 => Outcome::Incomplete,
-            5 => Outcome::Unsettled { result: seen, wait, expires_at, bytes: 1 },
-            6 => Outcome::Broken { metadata: seen, reason: Broken::Unreadable(5), wait, bytes: 1 },
-            7 => Outcome::Deleted {
-                freed: 7,
-                leftover: (seconds > 0).then_some(failure),
-                late: TimeDelta::zero(),
-            },
-            8 => Outcome::Changed,
-            9 => Outcome::ClaimedElsewhere,
-            10 => Outcome::Failed(failure),
-            _ => Outcome::RestoreFailed(failure),
-        }
-    }
-
-    fn settle(&mut self, key: PairKey, outcome: Outcome, source: Source) {
-        let deleted = u64::from(matches!(outcome, Outcome::Deleted { .. }));
-        let fails = match &outcome {
-            Outcome::Failed(_) | Outcome::RestoreFailed(_) => true,
-            Outcome::Deleted { leftover, .. } => leftover.is_some(),
-            _ => false,
-        };
-        let may_fail =
-            fails || matches!(outcome, Outcome::Broken { .. } | Outcome::ClaimedElsewhere);
-        let contested = source != Source::Job && self.in_flight.iter().any(|job| job.key == key);
-        if contested {
-            // The pair is read again, because it is unknown which of the two reads was the last.
-            self.owed.insert(key.clone());
-            self.hinted.insert(key.clone());
-        } else {
-            self.waiting.remove(&key);
-            if let Outcome::NotDue { expires_at, .. } = outcome {
-                self.waiting.insert(key.clone(), expires_at);
-            }
-        }
-        let tally = self.schedule.complete(JobResult { key, outcome }, source, self.now);
-        assert_eq!((tally.deleted, tally.freed_bytes), (deleted, 7 * deleted));
-        assert!(u64::from(fails) <= tally.errors && tally.errors <= u64::from(may_fail));
-    }
-
-    /// Scans the subtrees that are due, or everything, and finds some of the pairs there.
-    fn scan(&mut self) {
-        let trees = self.schedule.take_trees(self.now);
-        let missed = std::mem::take(&mut self.events_lost);
-        if !missed && trees.is_empty() {
-            return;
-        }
-        let scope = if missed { Scope::Everything } else { Scope::Subtrees(trees.clone()) };
-        let covers = |dir: &Path| scope == Scope::Everything || trees.cover(dir);
-        let id = self.schedule.begin_scan(scope.clone());
-        for job in &self.in_flight {
-            if covers(&job.key.dir) {
-                self.owed.insert(job.key.clone());
-                self.hinted.insert(job.key.clone());
-            }
-        }
-        let mut found = HashSet::new();
-        let there: Vec<PairKey> =
-            self.named.iter().filter(|key| covers(&key.dir)).cloned().collect();
-        for key in there {
-            if self.input.below(3) == 2 {
-                let outcome = self.outcome();
-                found.insert(key.clone());
-                self.settle(key, outcome, Source::Scan(id));
-            }
-        }
-        let tally = self.schedule.end_scan(id, Summary::default(), self.now);
-        assert_eq!(tally, Default::default());
-        self.waiting.retain(|key, _| !covers(&key.dir) || found.contains(key));
-    }
-
-    /// Adds no more events, and runs until all work is done.
-    fn come_to_rest(&mut self) {
-        for _ in 0..1000 {
-            self.deliver();
-            self.scan();
-            self.take_jobs();
-            while let Some(job) = self.in_flight.pop() {
-                self.settle(job.key, Outcome::Incomplete, Source::Job);
-            }
-            self.now.mono += Duration::from_secs(600);
-            let rests = self.schedule.next_tree(self.now).is_none()
-                && self.schedule.next_pair(self.now).is_none_or(|at| at > self.now.mono);
-            if rests && !self.events_lost {
-                assert!(self.owed.is_empty(), "never looked at: {:?}", self.owed);
-                let due = self.waiting.values().filter(|at| **at <= self.now.wall).count();
-                assert_eq!(due, 0, "{:?}", self.waiting);
-                assert_eq!(self.schedule.heap_size(), self.waiting.len());
-                assert_eq!(self.schedule.next_expiry(), self.waiting.values().min().copied());
-                return;
-            }
-        }
-        panic!("it never comes to rest");
     }
 }
 

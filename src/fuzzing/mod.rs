@@ -11,6 +11,7 @@
 )]
 
 mod events;
+mod simulation;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -25,6 +26,7 @@ use crate::pair::expires_at::InvalidExpiry;
 use crate::pair::metadata::InvalidMetadata;
 
 pub use self::events::events;
+pub use self::simulation::simulation;
 pub use self::text::expires_at;
 
 /// A value of `TZ` with a rule that the reference knows.

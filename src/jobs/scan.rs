@@ -179,6 +179,10 @@ impl Scan<'_> {
                         if let Some(watcher) = self.watcher {
                             watcher.forget(&rel);
                         }
+                        if !descends {
+                            // All that was below it is gone, too.
+                            listing.summary.new_dirs.push(rel);
+                        }
                     }
                     Err(error) => {
                         if let Some(watcher) = self.watcher {

@@ -144,8 +144,8 @@ pub(crate) struct Summary {
     pub stranded: Vec<(PathBuf, io::Error)>,
     /// Directories that may contain orphans, if orphans are to be removed.
     pub orphans: Vec<Arc<Path>>,
-    /// Directories to scan next: unknown directories whose parent alone was listed, and directories that
-    /// were elsewhere when the scan set their watch.
+    /// Directories to scan next: unknown directories whose parent alone was listed, directories that were
+    /// to be listed alone and are gone, and directories that were elsewhere when the scan set their watch.
     pub new_dirs: Vec<Arc<Path>>,
     /// How long the scan waited for answers instead of working.
     pub waited: Duration,

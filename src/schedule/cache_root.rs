@@ -26,8 +26,6 @@ pub(super) struct Rewatching {
     is_needed: bool,
     /// Whether a new watcher was asked for.
     is_asked: bool,
-    /// Whether the watcher is a new one, which no sweep has used yet.
-    is_fresh: bool,
 }
 
 impl Rewatching {
@@ -35,15 +33,14 @@ impl Rewatching {
         self.is_needed = true;
     }
 
-    /// Whether a sweep has to wait for a new watcher. It does not wait for a second one: otherwise a flood,
-    /// whose events are lost again and again, would delay it for ever.
+    /// Whether a sweep has to wait for a new watcher.
     pub(super) fn is_needed(&self) -> bool {
-        self.is_needed && !self.is_fresh
+        self.is_needed
     }
 
     /// Whether the next sweep waits for an answer.
     pub(super) fn is_asked(&self) -> bool {
-        self.is_needed() && self.is_asked
+        self.is_needed && self.is_asked
     }
 
     /// Returns whether to ask for a new watcher now.
@@ -51,16 +48,12 @@ impl Rewatching {
         !std::mem::replace(&mut self.is_asked, true)
     }
 
-    pub(super) fn sweep_begins(&mut self) {
-        self.is_fresh = false;
-    }
-
     fn answered(&mut self) {
         self.is_asked = false;
     }
 
     fn done(&mut self) {
-        (self.is_needed, self.is_fresh) = (false, true);
+        self.is_needed = false;
     }
 }
 
@@ -71,7 +64,9 @@ impl Core {
         let root = match seen {
             RootSeen::Unchanged => return,
             RootSeen::Rewatched(watching) => {
-                // A sweep that begins from now on sets the watches, and makes up for all that was lost.
+                // The next sweep sets the watches, and makes up for all that was lost. It begins at once. If
+                // events could be lost again before, a flood would delay it for ever: a new watcher would
+                // follow another.
                 self.root = RootState::Open(watching);
                 self.rewatching.done();
                 self.sweeps.events_lost();

@@ -19,6 +19,8 @@ use super::sweeps::Sweeps;
 use super::{ScanId, Schedule, Scope, SubtreeSet};
 use crate::pair::change::{Changes, WatchError, WatchState};
 use crate::pair::mark::Marks;
+#[cfg(any(fuzzing, test))]
+use crate::pair::name::PairKey;
 use crate::pair::outcome::Job;
 use crate::pair::tally::Tally;
 use crate::sys::clock::{Now, TICK};
@@ -206,9 +208,6 @@ impl Core {
             }
             return;
         }
-        // Even if more is lost from now on, this sweep comes first. Otherwise a flood would delay it for
-        // ever.
-        self.rewatching.sweep_begins();
         let requests = self.sweeps.begin();
         let id = self.start_scan(Scope::Everything);
         let tally = Tally::default();
@@ -347,6 +346,25 @@ impl Core {
     /// Returns how many pairs wait, by when they expire, as [`Schedule::buckets`] does.
     pub(crate) fn buckets(&self, now: DateTime<Utc>) -> Vec<(Option<u64>, u64)> {
         self.schedule.buckets(now)
+    }
+
+    /// Whether nothing is left to do but to wait for expiries, and for the next regular sweep.
+    #[cfg(any(fuzzing, test))]
+    pub(crate) fn is_at_rest(&self, now: Now) -> bool {
+        let is_late = |at: Option<Instant>| at.is_some_and(|at| at <= now.mono);
+        self.can_work()
+            && !self.is_working()
+            && !self.sweeps.is_asked()
+            && !self.sweeps.is_due(now.mono)
+            && !self.sweeps.are_events_lost()
+            && self.schedule.is_at_rest()
+            && !is_late(self.schedule.next_pair(now))
+    }
+
+    /// Returns the waiting pairs, in no order.
+    #[cfg(any(fuzzing, test))]
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = (PairKey, DateTime<Utc>)> {
+        self.schedule.waiting()
     }
 
     /// When to scan directories again after a scan that took this long.

@@ -102,8 +102,8 @@ impl<V> Expiries<V> {
     }
 
     /// Returns the waiting pairs, in no order.
-    #[cfg(test)]
-    pub fn iter(&self) -> impl Iterator<Item = (PairKey, DateTime<Utc>)> {
+    #[cfg(any(fuzzing, test))]
+    pub(super) fn iter(&self) -> impl Iterator<Item = (PairKey, DateTime<Utc>)> {
         self.dirs.iter().flat_map(|(dir, pairs)| {
             let key = |stem: &Stem| PairKey { dir: Arc::clone(dir), stem: stem.clone() };
             pairs.iter().map(move |(stem, at)| (key(stem), at))

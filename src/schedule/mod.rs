@@ -223,14 +223,15 @@ impl Schedule {
         self.expiries.values().filter_map(|known| known.mark).collect()
     }
 
-    /// Scans a directory after a pause that grows each time, to recover the claims in it or to read it.
-    /// Returns the end of the pause.
-    fn scan_later(&mut self, dir: &Arc<Path>, now: Now) -> Instant {
-        let tries = self.retried.entry(Arc::clone(dir)).or_default();
-        let until = now.mono + backoff(*tries);
-        *tries = tries.saturating_add(1);
-        self.rescans_later.insert(Arc::clone(dir), until, ());
-        until
+    /// Scans a directory after a pause that grows each time, to recover the claims in it or to read it. A scan
+    /// that waits already is not delayed: several pairs with claims in one directory would otherwise delay it
+    /// for each other for ever.
+    fn scan_later(&mut self, dir: &Arc<Path>, now: Now) {
+        if !self.rescans_later.contains(dir) {
+            let tries = self.retried.entry(Arc::clone(dir)).or_default();
+            self.rescans_later.insert(Arc::clone(dir), now.mono + backoff(*tries), ());
+            *tries = tries.saturating_add(1);
+        }
     }
 
     /// Returns the directories to scan now, and removes them from the schedule.
@@ -247,15 +248,7 @@ impl Schedule {
     /// Starts a scan. An outcome that was read before and is not applied yet may be outdated when the
     /// scan ends.
     pub(crate) fn begin_scan(&mut self, scope: Scope) -> ScanId {
-        for key in self.half_written.forget_writers(&scope) {
-            if let Some(trigger) = self.inspections.get_mut(&key) {
-                trigger.writer = WriteState::Unknown;
-            }
-            if let Some(in_flight_pair) = self.in_flight.get_mut(&key) {
-                in_flight_pair.trigger.writer = WriteState::Unknown;
-                in_flight_pair.changes = None;
-            }
-        }
+        self.forget_writers(&scope);
         for (key, in_flight_pair) in &mut self.in_flight {
             if scope.covers(&key.dir) {
                 in_flight_pair.changes.get_or_insert_default().merge(Trigger::UNREPORTED);
@@ -273,7 +266,7 @@ impl Schedule {
 
     /// Ends a completed scan, all of whose outcomes were applied. Drops pairs that it should have seen
     /// and did not. Returns what it adds to the tally.
-    pub(crate) fn end_scan(&mut self, id: ScanId, summary: Summary, now: Now) -> Tally {
+    pub(crate) fn end_scan(&mut self, id: ScanId, mut summary: Summary, now: Now) -> Tally {
         let mut tally = summary.tally();
         let Some(at) = self.scans.iter().position(|scan| scan.id == id) else {
             return tally;
@@ -301,6 +294,13 @@ impl Schedule {
                     .push(Notice::Error(dir.to_path_buf(), CountedError::Unreadable(error)));
             }
         }
+        // The events of a directory that was listed alone may be lost, and with them the news that one in it can be
+        // read again.
+        let parent_listed = |dir: &Path| dir.parent().is_some_and(|parent| scope.covers(parent));
+        let retried = self.unreadable.iter().filter(|dir| !scope.covers(dir) && parent_listed(dir));
+        self.rescans.extend(retried.cloned());
+        // No event reports when the cache directory itself can be read again.
+        summary.recoveries.extend(unread.get(Path::new("")).cloned());
         self.retried.retain(|dir, _| !scope.covers(dir) || summary.recoveries.contains(dir));
         self.rescans.extend(summary.new_dirs);
         for dir in summary.recoveries {
@@ -313,9 +313,28 @@ impl Schedule {
         tally
     }
 
-    /// Inspects again what jobs have read in `scope` while a scan ran. The scan may have passed after the pair
-    /// was gone, but before the directory had a watch, so that no event reports that.
+    /// Forgets what events have reported of writers in `scope`, and returns the pairs that they write to.
+    fn forget_writers(&mut self, scope: &Scope) -> Vec<PairKey> {
+        let keys: Vec<PairKey> = self.half_written.forget_writers(scope).collect();
+        for key in &keys {
+            if let Some(trigger) = self.inspections.get_mut(key) {
+                trigger.writer = WriteState::Unknown;
+            }
+            if let Some(in_flight_pair) = self.in_flight.get_mut(key) {
+                in_flight_pair.trigger.writer = WriteState::Unknown;
+                in_flight_pair.changes = None;
+            }
+        }
+        keys
+    }
+
+    /// Inspects again what jobs have read in `scope` while a scan ran, and what was being written. The scan may
+    /// have passed after the pair was gone, or before the writer was done, and the directory may have had no
+    /// watch that reports it.
     fn inspect_unconfirmed(&mut self, scope: &Scope, changed_since: HashSet<PairKey>) {
+        for key in self.forget_writers(scope) {
+            self.inspections.entry(key).or_default().merge(Trigger::UNREPORTED);
+        }
         for (key, in_flight_pair) in &mut self.in_flight {
             if scope.covers(&key.dir) {
                 in_flight_pair.changes.get_or_insert_default().merge(Trigger::UNREPORTED);
@@ -361,6 +380,23 @@ impl Schedule {
             return Some(now.mono);
         }
         self.rescans_later.next()
+    }
+
+    /// Returns whether no pair and no directory waits for another attempt.
+    #[cfg(any(fuzzing, test))]
+    fn is_at_rest(&self) -> bool {
+        self.retries.len() == 0
+            && self.inspections.is_empty()
+            && self.in_flight.is_empty()
+            && self.rescans.is_empty()
+            && self.lists.is_empty()
+            && self.rescans_later.len() == 0
+            && self.retried.is_empty()
+    }
+
+    #[cfg(any(fuzzing, test))]
+    fn waiting(&self) -> impl Iterator<Item = (PairKey, DateTime<Utc>)> {
+        self.expiries.iter()
     }
 
     /// Returns how many pairs wait, by when they expire.

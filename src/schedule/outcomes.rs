@@ -30,12 +30,7 @@ impl Schedule {
                 if let Some(contested) = self.contested(&key, id, &outcome) {
                     // It is unknown which of the two was read last: inspect the pair once more.
                     contested.merge(Trigger::UNREPORTED);
-                    if let Outcome::Failed(failure) | Outcome::RestoreFailed(failure) = &outcome {
-                        self.failed_besides(&key, failure, now);
-                    }
-                    if let Outcome::RestoreFailed(_) = outcome {
-                        self.scan_later(&key.dir, now);
-                    }
+                    self.apply_contested(&key, &outcome, now);
                     return outcome.tally();
                 }
                 InFlight { attempts: self.unripe_attempts(&key), ..InFlight::default() }
@@ -64,6 +59,26 @@ impl Schedule {
         let has_vanished = scan.vanished.remove(key) && stays;
         (has_vanished || scan.may_be_outdated_on(key))
             .then(|| self.inspections.entry(key.clone()).or_default())
+    }
+
+    /// Reports what failed when a scan processed a pair that is inspected again in any case.
+    fn apply_contested(&mut self, key: &PairKey, outcome: &Outcome, now: Now) {
+        match outcome {
+            Outcome::Failed(failure) => self.failed_besides(key, failure, now),
+            Outcome::RestoreFailed(failure) => {
+                self.failed_besides(key, failure, now);
+                self.scan_later(&key.dir, now);
+            }
+            Outcome::Deleted { leftover: Some(failure), .. } => self.left_over(key, *failure, now),
+            _ => {}
+        }
+    }
+
+    /// Records that the result of a pair was deleted, but its metadata was not.
+    fn left_over(&mut self, key: &PairKey, failure: Failure, now: Now) {
+        self.count_error(key, Half::Metadata, CountedError::first(failure));
+        // The metadata may still have its reserved name.
+        self.scan_later(&key.dir, now);
     }
 
     fn apply(
@@ -111,9 +126,7 @@ impl Schedule {
                 tally.freed_bytes += freed;
                 if let Some(failure) = leftover {
                     tally.errors += 1;
-                    self.count_error(&key, Half::Metadata, CountedError::first(failure));
-                    // The metadata may still have its reserved name.
-                    self.scan_later(&key.dir, now);
+                    self.left_over(&key, failure, now);
                 }
             }
             Outcome::Changed => {
@@ -168,12 +181,15 @@ impl Schedule {
         pause: Option<(Instant, Attempts)>,
         now: Now,
     ) -> bool {
-        let soon = if attempts.changes < CLAIMS_BEFORE_RECOVERY {
-            now.mono + changed_pause(attempts.changes)
-        } else {
-            // The owner of the claim may be dead.
-            self.scan_later(&key.dir, now)
+        let wait = match attempts.changes.checked_sub(CLAIMS_BEFORE_RECOVERY) {
+            None => changed_pause(attempts.changes),
+            Some(tries) => {
+                // The owner of the claim may be dead.
+                self.scan_later(&key.dir, now);
+                backoff(tries)
+            }
         };
+        let soon = now.mono + wait;
         // Another cleaner's attempt at a pair that can't be deleted is no reason for an earlier retry
         // here.
         let until = match pause {

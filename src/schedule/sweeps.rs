@@ -34,6 +34,11 @@ impl Sweeps {
         if self.are_events_lost { self.next.min(self.not_before) } else { self.next }
     }
 
+    #[cfg(any(fuzzing, test))]
+    pub(super) fn are_events_lost(&self) -> bool {
+        self.are_events_lost
+    }
+
     /// Records that events were lost, so that a sweep has to make up for them soon.
     pub(super) fn events_lost(&mut self) {
         self.are_events_lost = true;

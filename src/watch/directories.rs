@@ -35,6 +35,12 @@ impl Watched {
         self.set(rel, State::Watched);
     }
 
+    /// Records that the directory `rel` has no watch, but that the event of a change of its permissions has to
+    /// be reported.
+    pub(crate) fn expect(&self, rel: &Arc<Path>) {
+        self.set(rel, State::Unwatched);
+    }
+
     pub(super) fn set(&self, rel: &Arc<Path>, state: State) {
         let mut directories = self.lock();
         if rel.ancestors().any(|above| directories.moved.contains_key(above)) {
@@ -48,7 +54,7 @@ impl Watched {
     /// If the directory, or one above it, was moved meanwhile, it is unknown which directory has the watch.
     /// Returns whether it has to be scanned again. It has to if another scan has ended stale watches meanwhile,
     /// too early for this one.
-    pub(super) fn confirm(&self, rel: &Arc<Path>) -> bool {
+    pub(crate) fn confirm(&self, rel: &Arc<Path>) -> bool {
         let mut directories = self.lock();
         let is_forgotten = !directories.known.contains_key(rel);
         if is_forgotten {
@@ -72,13 +78,13 @@ impl Watched {
     }
 
     /// Whether `rel` was seen to be a directory, and is still in place.
-    pub(super) fn is_known(&self, rel: &Path) -> bool {
+    pub(crate) fn is_known(&self, rel: &Path) -> bool {
         let directories = self.lock();
         directories.known.contains_key(rel) && !directories.moved.contains_key(rel)
     }
 
     /// Whether `rel` has a watch that need not be set again.
-    pub(super) fn is_settled(&self, rel: &Path) -> bool {
+    pub(crate) fn is_settled(&self, rel: &Path) -> bool {
         let directories = self.lock();
         directories.known.get(rel) == Some(&State::Watched)
             && !rel.ancestors().any(|above| directories.moved.contains_key(above))
@@ -110,7 +116,7 @@ impl Watched {
     ///
     /// If a watched directory is moved away or removed, notify drops its watch and those of all directories
     /// below. It keeps them if another directory replaces it.
-    pub(super) fn take_stale(&self) -> Vec<Arc<Path>> {
+    pub(crate) fn take_stale(&self) -> Vec<Arc<Path>> {
         let mut directories = self.lock();
         let mut stale = Vec::new();
         for (rel, drops) in std::mem::take(&mut directories.moved) {
@@ -131,16 +137,19 @@ impl Watched {
     }
 
     /// Forgets the directories without a watch, because no event reports their removal.
-    pub(super) fn forget_unwatched(&self) {
+    pub(crate) fn forget_unwatched(&self) {
         self.lock().known.retain(|_, state| *state == State::Watched);
     }
 
-    /// Forgets `rel` and all below it: the directory is gone.
-    pub(super) fn forget(&self, rel: &Path) {
+    /// Forgets `rel` and all below it: the directory is gone. Returns whether one of them was known. The event of
+    /// its removal may come later, and will then seem to be about a file.
+    pub(crate) fn forget(&self, rel: &Path) -> bool {
         let mut directories = self.lock();
-        for dir in directories.below(rel).cloned().collect::<Vec<_>>() {
-            directories.known.remove(&dir);
+        let below: Vec<_> = directories.below(rel).cloned().collect();
+        for dir in &below {
+            directories.known.remove(dir);
         }
+        !below.is_empty()
     }
 
     fn lock(&self) -> MutexGuard<'_, Directories> {

@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 
 use super::backpressure::Backpressure;
 use super::floods::Floods;
-use crate::pair::change::{Change, Changes};
+use crate::pair::change::{Change, Changes, WriteState};
 
 /// Where producers push changes, and the worker drains them.
 #[derive(Debug, Default)]
@@ -50,6 +50,16 @@ impl Inbox {
         std::mem::take(&mut self.lock().events_lost)
     }
 
+    /// Records that a new watcher reports events from now on, and that a sweep makes up for those that were
+    /// lost. The events of a writer after its last one here may be among them.
+    pub(crate) fn rewatched(&self) {
+        let mut changes = self.lock();
+        changes.events_lost = false;
+        for trigger in changes.pairs.values_mut() {
+            trigger.writer = WriteState::Unknown;
+        }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }
@@ -69,7 +79,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::pair::change::{MAX_PENDING, Trigger, WriteState};
+    use crate::pair::change::{MAX_PENDING, Trigger};
     use crate::pair::name::{PairKey, Stem};
 
     fn key(number: usize) -> PairKey {

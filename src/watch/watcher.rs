@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use notify::{EventKindMask, INotifyWatcher, RecursiveMode, WatchPathConfig, Watcher as _};
 use rustix::io::Errno;
 
-use super::directories::{State, Watched};
+use super::directories::Watched;
 use super::inbox::Inbox;
 use super::reader::{Handler, Load, admit};
 use super::translate::Translator;
@@ -118,7 +118,7 @@ impl Watcher {
                 gave_up.then_some(WatchError::Flooded)
             };
             if refusal.is_some() {
-                self.watched.set(rel, State::Unwatched);
+                self.watched.expect(rel);
                 answers.push(refusal.map(Err));
                 continue;
             }
@@ -160,8 +160,9 @@ impl Watcher {
                             self.inbox.push(Change::Subtree(Arc::clone(&rels[place])));
                         }
                     }
-                    Ok(false) => self.watched.forget(&rels[place]),
-                    Err(_) => self.watched.set(&rels[place], State::Unwatched),
+                    // Another scan may have taken it for watched meanwhile.
+                    Ok(false) => self.forget_known(&rels[place]),
+                    Err(_) => self.watched.expect(&rels[place]),
                 }
                 answers[place] = Some(answer);
             }
@@ -199,7 +200,7 @@ impl Watcher {
     /// events of that have to be reported.
     pub(crate) fn expect(&self, rel: &Arc<Path>) {
         if rel.as_os_str().len() <= MAX_WATCHED_PATH {
-            self.watched.set(rel, State::Unwatched);
+            self.watched.expect(rel);
         }
     }
 
@@ -239,10 +240,17 @@ impl Watcher {
     }
 
     /// Forgets that `rel` and all directories below it were watched. The directory is gone, and notify learns
-    /// that from the same events.
-    pub(crate) fn forget(&self, rel: &Path) {
-        self.watched.forget(rel);
+    /// that from the same events. If one was known, they are scanned again: another scan may have read pairs there
+    /// meanwhile.
+    pub(crate) fn forget(&self, rel: &Arc<Path>) {
+        self.forget_known(rel);
         self.inbox.floods.end(rel);
+    }
+
+    fn forget_known(&self, rel: &Arc<Path>) {
+        if self.watched.forget(rel) {
+            self.inbox.push(Change::Subtree(Arc::clone(rel)));
+        }
     }
 
     /// Retires the watcher: it reports nothing any more, and sets no watches.

@@ -160,8 +160,7 @@ impl Worker {
             {
                 watcher.retire();
             }
-            // The sweep that sets the new watches makes up for everything that was lost so far.
-            self.inbox.take_events_lost();
+            self.inbox.rewatched();
         }
         seen
     }

@@ -168,6 +168,8 @@ fn its_own_reading_and_deleting_sets_off_no_sweep_and_no_work() {
     let cache = CacheDir::in_memory();
     write_pairs(&cache.path().join("live"), pairs as usize / 2, now() + HOUR);
     write_pairs(&cache.path().join("expired"), pairs as usize / 2, LONG_AGO);
+    let written = now();
+    wait_until("each result has settled", || now() > written + 1.1);
     let metrics = MetricsStub::start();
     let args = ["--metrics-url", &metrics.url, "--report-interval", "200ms"];
     let service = Service::start(cache.path(), &args);

@@ -10,8 +10,10 @@ use super::super::*;
 use super::{DAY, EPOCH, Event, HOLD, LATEST, Plan, SECOND, SLOWEST, Timeline, moments};
 use crate::pair::change::{Changes, Trigger, WriteState};
 use crate::pair::name::{PairKey, Stem};
-use crate::pair::outcome::{Job, JobResult, Outcome};
-use crate::schedule::{Schedule, Source};
+use crate::pair::outcome::{Job, JobResult, Outcome, Summary};
+use crate::schedule::command::Command;
+use crate::schedule::input::{Completion, Input, RootSeen, Watching};
+use crate::schedule::{Core, Intervals};
 
 const BOOTED: i64 = 100 * SECOND;
 /// Jumps that are closer may be seen as one: the pause between two readings, and a slow wake-up.
@@ -49,9 +51,9 @@ pub(super) struct World {
     pairs: Vec<Pair>,
     // The worker.
     jumps: ClockJumps,
-    schedule: Schedule,
+    core: Core,
+    inputs: Vec<Input>,
     slow: (i64, i64),
-    next_tick: i64,
     wake: i64,
     jobs: Vec<(i64, Vec<Job>)>,
     // The observer.
@@ -77,17 +79,20 @@ impl World {
             due_since: None,
             was_held: false,
         };
+        let start = Instant::now();
+        let day = Duration::from_secs(86_400);
+        let watching = Watching { refusal: None, gives_events: true };
         Self {
             wall: EPOCH,
             boot: BOOTED,
             mono: 0,
-            start: Instant::now(),
+            start,
             history: Vec::new(),
             pairs: timeline.plans.iter().enumerate().map(pair).collect(),
             jumps: ClockJumps::default(),
-            schedule: Schedule::default(),
+            core: Core::new(Intervals { check: day, fallback: day }, start),
+            inputs: vec![Input::RootProbed(RootSeen::Replaced(watching))],
             slow: timeline.slow,
-            next_tick: 0,
             wake: 0,
             jobs: Vec::new(),
             checked: 0,
@@ -124,7 +129,7 @@ impl World {
         pair.is_there = true;
         let told = Trigger { appeared: true, writer: WriteState::Closed };
         let pairs = HashMap::from([(pair.key.clone(), told)]);
-        self.schedule.apply_changes(Changes { pairs, ..Changes::default() });
+        self.inputs.push(Input::Changes(Changes { pairs, ..Changes::default() }));
         self.wake = self.wake.min(self.mono);
     }
 
@@ -161,25 +166,52 @@ impl World {
 
     /// Performs the work of the worker, and of its threads, after a wake-up.
     fn round(&mut self) -> Result<(), TestCaseError> {
-        if self.mono >= self.next_tick {
-            self.jumps.observe(wall(self.wall), TimeDelta::milliseconds(self.boot));
-            self.next_tick = self.mono + TICK.as_millis() as i64;
-            for step in self.history.iter_mut().filter(|step| step.seen.is_none()) {
-                prop_assert!(self.mono - step.mono < APART, "it looked too late");
-                step.seen = Some(self.boot);
-            }
-        }
         let mono = self.mono;
         for (_, jobs) in self.jobs.extract_if(.., |(at, _)| *at <= mono).collect::<Vec<_>>() {
+            let mut found = Vec::new();
             for job in jobs {
                 let outcome = self.attend(&job)?;
-                let now = self.now();
-                self.schedule.complete(JobResult { key: job.key, outcome }, Source::Job, now);
+                found.push(JobResult { key: job.key, outcome });
+            }
+            let done = Completion::Jobs { found, took: Duration::ZERO, holds: false };
+            self.inputs.push(Input::Completed(1, done));
+        }
+        while !self.poll()? {}
+        // Timers are a millisecond late rather than early.
+        let now = self.now();
+        let next = self.core.next_wake(now) - self.start;
+        self.wake = next.as_micros().div_ceil(1000) as i64;
+        self.check()
+    }
+
+    /// Polls the core, and carries out what it asks for. Returns whether it has no more inputs.
+    fn poll(&mut self) -> Result<bool, TestCaseError> {
+        let (now, inputs) = (self.now(), std::mem::take(&mut self.inputs));
+        for command in self.core.poll(now, inputs) {
+            match command {
+                Command::Tick => self.tick()?,
+                Command::Process(jobs) => self.start(jobs)?,
+                Command::Scan(id, ..) => {
+                    let summary = Box::new(Summary::default());
+                    let ended = Completion::ScanEnded { id, summary, took: Duration::ZERO };
+                    self.inputs.push(Input::Completed(1, ended));
+                }
+                _ => {}
             }
         }
-        let now = self.now();
-        let mut jobs = self.schedule.take_inspections(256);
-        jobs.extend(self.schedule.take_due(now, 256));
+        Ok(self.inputs.is_empty())
+    }
+
+    fn tick(&mut self) -> Result<(), TestCaseError> {
+        self.jumps.observe(wall(self.wall), TimeDelta::milliseconds(self.boot));
+        for step in self.history.iter_mut().filter(|step| step.seen.is_none()) {
+            prop_assert!(self.mono - step.mono < APART, "it looked too late");
+            step.seen = Some(self.boot);
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, jobs: Vec<Job>) -> Result<(), TestCaseError> {
         for pair in self.pairs.iter_mut().filter(|pair| jobs.iter().any(|job| job.key == pair.key))
         {
             // The first job inspects the published pair.
@@ -187,14 +219,8 @@ impl World {
             prop_assert!(is_due || !pair.is_known, "{} was given out early", pair.expires_at);
             pair.is_known = true;
         }
-        if !jobs.is_empty() {
-            self.jobs.push((self.mono + self.slow.1, jobs));
-        }
-        // Timers are a millisecond late rather than early.
-        let since_start = |at: Instant| (at - self.start).as_micros().div_ceil(1000) as i64;
-        let next = self.schedule.next_pair(now).map_or(i64::MAX, since_start);
-        self.wake = next.min(self.next_tick).min(self.mono + TICK.as_millis() as i64);
-        self.check()
+        self.jobs.push((self.mono + self.slow.1, jobs));
+        Ok(())
     }
 
     /// Deletes the pair if it is due by the worker's clock.

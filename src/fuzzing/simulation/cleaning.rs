@@ -1,0 +1,171 @@
+//! What the cleaner finds on the simulated disk, and does there.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::Chance;
+use super::disk::{DirId, Disk, FROM, Halves, Metadata, REASON, ResultFile, TO};
+use crate::pair::mark::{Mark, Marks};
+use crate::pair::name::Half;
+use crate::pair::outcome::{Failure, Outcome};
+use crate::pair::version::{FileState, SETTLE_TIME};
+
+/// The mark of metadata. Here, metadata with the same expiry has the same version.
+fn mark(rel: &Path, stem: u8, expires_at: DateTime<Utc>) -> Mark {
+    let mut hasher = DefaultHasher::new();
+    (rel, stem, expires_at).hash(&mut hasher);
+    Mark::of_hash(hasher.finish())
+}
+
+pub(super) fn error() -> io::Error {
+    io::Error::from_raw_os_error(13)
+}
+
+fn failure() -> Failure {
+    Failure::new("do it", &error())
+}
+
+impl Disk {
+    /// Kills the cleaner: some of the pairs that it was deleting keep reserved names.
+    pub fn crash(&mut self, chance: &mut dyn Chance) {
+        let wall = self.now.wall;
+        for halves in self.dirs.values_mut().flat_map(|dir| dir.pairs.values_mut()) {
+            let is_due = matches!(halves.metadata, Some(Metadata::Valid(at)) if at <= wall);
+            if is_due && halves.claimed == (None, None) && chance.one_in(2) {
+                halves.claimed.0 = halves.result.take();
+                if halves.claimed.0.is_some() && chance.one_in(2) {
+                    halves.claimed.1 = halves.metadata.take();
+                }
+            }
+        }
+    }
+
+    /// Recovers the claims in a directory. Returns the pairs that this changed and how many deletions it
+    /// finished; `None` if another cleaner works there.
+    pub fn recover(&mut self, dir: DirId) -> Option<(Vec<u8>, u64)> {
+        let directory = &self.dirs[&dir];
+        if directory.is_locked {
+            return None;
+        }
+        let claimed = |halves: &Halves| halves.claimed != (None, None);
+        let stems: Vec<u8> = directory
+            .pairs
+            .iter()
+            .filter(|(_, halves)| claimed(halves))
+            .map(|(stem, _)| *stem)
+            .collect();
+        let mut finished = 0;
+        for &stem in &stems {
+            let (version, now) = (self.version(), self.now);
+            let halves = self.halves(dir, stem);
+            let (result, metadata) = std::mem::take(&mut halves.claimed);
+            let is_due = matches!(metadata, Some(Metadata::Valid(at)) if at <= now.wall);
+            if is_due && halves.result.is_none() && halves.metadata.is_none() {
+                finished += u64::from(result.is_some());
+                continue;
+            }
+            halves.metadata = halves.metadata.or(metadata);
+            let restored =
+                result.map(|_| ResultFile { version, changed: now.mono, is_newer: true });
+            halves.result = halves.result.or(restored);
+            self.emit(dir, stem, Half::Metadata, &[TO]);
+            self.emit(dir, stem, Half::Result, &[TO]);
+        }
+        Some((stems, finished))
+    }
+
+    /// Whether a scan does not read a pair again, because its metadata has one of `marks`.
+    pub fn is_marked(&self, dir: DirId, rel: &Path, stem: u8, marks: &Marks) -> bool {
+        let halves = self.dirs.get(&dir).and_then(|dir| dir.pairs.get(&stem));
+        match halves {
+            Some(Halves { result: Some(_), metadata: Some(Metadata::Valid(at)), .. }) => {
+                self.can_read(dir) && marks.contains(&mark(rel, stem, *at))
+            }
+            _ => false,
+        }
+    }
+
+    /// Inspects a pair in a directory that was opened as `rel`, and deletes the pair if it is due.
+    pub fn attend(
+        &mut self,
+        dir: DirId,
+        rel: &Path,
+        stem: u8,
+        settled: Option<FileState>,
+        chance: &mut dyn Chance,
+    ) -> Outcome {
+        if !self.dirs.contains_key(&dir) {
+            return Outcome::Incomplete;
+        }
+        if !self.can_read(dir) || chance.one_in(80) {
+            return Outcome::Failed(failure());
+        }
+        let Halves { result, metadata, claimed } = *self.halves(dir, stem);
+        let (Some(result), Some(metadata)) = (result, metadata) else {
+            let is_claimed = result.is_none() && claimed.0.is_some();
+            return if is_claimed { Outcome::ClaimedElsewhere } else { Outcome::Incomplete };
+        };
+        let expires_at = match metadata {
+            Metadata::Valid(at) => at,
+            Metadata::Broken(version) | Metadata::HalfWritten(version) => {
+                let wait = Duration::from_secs(chance.below(2) as u64);
+                let metadata = FileState::pretended(version);
+                return Outcome::Broken { metadata, reason: REASON, wait, bytes: 1 };
+            }
+        };
+        if expires_at > self.now.wall {
+            let mark = chance.one_in(2).then(|| mark(rel, stem, expires_at));
+            return Outcome::NotDue { expires_at, bytes: None, mark };
+        }
+        let seen = FileState::pretended(result.version);
+        let wait = SETTLE_TIME.saturating_sub(self.now.mono - result.changed);
+        if result.is_newer && !wait.is_zero() && settled != Some(seen) {
+            return Outcome::Unsettled { result: seen, wait, expires_at, bytes: 1 };
+        }
+        if claimed.0.is_some() {
+            return Outcome::ClaimedElsewhere;
+        }
+        if self.rel(dir).as_deref() != Some(rel) {
+            return Outcome::Incomplete;
+        }
+        self.delete(dir, stem, chance)
+    }
+
+    fn delete(&mut self, dir: DirId, stem: u8, chance: &mut dyn Chance) -> Outcome {
+        let mut leftover = None;
+        match chance.below(30) {
+            20..22 => return Outcome::Changed,
+            22..24 => return Outcome::Failed(failure()),
+            24 | 25 => {
+                let halves = self.halves(dir, stem);
+                halves.claimed.0 = halves.result.take();
+                self.emit(dir, stem, Half::Result, &[FROM]);
+                return Outcome::RestoreFailed(failure());
+            }
+            26 | 27 => {
+                // Another cleaner was faster.
+                self.delete_halves(dir, stem, true);
+                return Outcome::ClaimedElsewhere;
+            }
+            28 => {
+                self.delete_halves(dir, stem, false);
+                leftover = Some(failure());
+            }
+            _ => self.delete_halves(dir, stem, true),
+        }
+        Outcome::Deleted { freed: 1, leftover, late: TimeDelta::zero() }
+    }
+
+    fn delete_halves(&mut self, dir: DirId, stem: u8, both: bool) {
+        self.halves(dir, stem).result = None;
+        self.emit(dir, stem, Half::Result, &[FROM]);
+        if both {
+            self.halves(dir, stem).metadata = None;
+            self.emit(dir, stem, Half::Metadata, &[FROM]);
+        }
+    }
+}

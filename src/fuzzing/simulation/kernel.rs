@@ -1,0 +1,155 @@
+//! The simulated kernel's queue of events, and notify, which reads it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use notify::event::{Flag, ModifyKind, RemoveKind, RenameMode};
+use notify::{Event, EventKind};
+
+use super::disk::DirId;
+use crate::pair::change::Change;
+use crate::watch::inbox::Inbox;
+use crate::watch::{Translator, Watched};
+
+/// Does not exist, so that the disk does not show what an event is about.
+pub(super) const ROOT: &str = "/nonexistent/cache";
+/// How many events the queue holds. The real queue holds 16,384.
+const QUEUE_LENGTH: usize = 40;
+
+/// One instance of inotify and its reader.
+pub(super) struct Kernel {
+    /// Incremented for each new watcher.
+    pub instance: u64,
+    /// What the real watcher knows, and its translation of events.
+    pub watched: Watched,
+    translator: Translator,
+    /// The directories that the kernel watches.
+    watches: BTreeSet<DirId>,
+    /// The paths that notify has for them. It reports events under the last one.
+    paths: BTreeMap<DirId, Vec<PathBuf>>,
+    dirs: BTreeMap<PathBuf, DirId>,
+    queue: VecDeque<Queued>,
+    /// Whether the reader has lost events, so that it sets no more watches.
+    pub is_overrun: bool,
+}
+
+enum Queued {
+    /// An event in a directory: the name, which is empty for the directory itself, and what happened.
+    Event(DirId, String, EventKind),
+    Overflow,
+}
+
+impl Kernel {
+    pub fn new(instance: u64) -> Self {
+        let watched = Watched::default();
+        Self {
+            instance,
+            translator: Translator::new(Path::new(ROOT), watched.clone()),
+            watched,
+            watches: BTreeSet::new(),
+            paths: BTreeMap::new(),
+            dirs: BTreeMap::new(),
+            queue: VecDeque::new(),
+            is_overrun: false,
+        }
+    }
+
+    /// Queues an event in the directory `dir`, if that is watched. Without a name, it is about the directory
+    /// itself. An event that does not fit is dropped.
+    pub fn emit(&mut self, dir: DirId, name: &str, kind: EventKind) {
+        if !self.watches.contains(&dir) {
+            return;
+        }
+        if self.queue.len() < QUEUE_LENGTH {
+            self.queue.push_back(Queued::Event(dir, name.to_owned(), kind));
+        } else {
+            self.overflow();
+        }
+    }
+
+    /// Reports that an event was dropped, if anything is watched.
+    pub fn overflow(&mut self) {
+        let is_reported = matches!(self.queue.back(), Some(Queued::Overflow));
+        if !is_reported && !self.watches.is_empty() {
+            self.queue.push_back(Queued::Overflow);
+        }
+    }
+
+    /// Drops the watch of a directory without an event.
+    pub fn drop_watch(&mut self, dir: DirId) {
+        self.watches.remove(&dir);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Watches the directory `dir`, which is at `rel` now.
+    pub fn watch(&mut self, dir: DirId, rel: &Path) {
+        let path = Path::new(ROOT).join(rel);
+        self.drop_path(&path);
+        self.watches.insert(dir);
+        self.paths.entry(dir).or_default().push(path.clone());
+        self.dirs.insert(path, dir);
+    }
+
+    /// Ends the watch that notify has for `rel`.
+    pub fn unwatch(&mut self, rel: &Path) {
+        self.drop_path(&Path::new(ROOT).join(rel));
+    }
+
+    /// Makes notify forget a path. A directory without a path loses its watch.
+    fn drop_path(&mut self, path: &Path) {
+        let Some(dir) = self.dirs.remove(path) else { return };
+        let paths = self.paths.entry(dir).or_default();
+        paths.retain(|known| known != path);
+        if paths.is_empty() {
+            self.paths.remove(&dir);
+            self.watches.remove(&dir);
+        }
+    }
+
+    /// Reads one event as notify does, and reports what it means.
+    pub fn read(&mut self, inbox: &Inbox) {
+        let mut is_own = false;
+        let event = match self.queue.pop_front() {
+            None => return,
+            Some(Queued::Overflow) => Event::new(EventKind::Other).set_flag(Flag::Rescan),
+            Some(Queued::Event(dir, name, kind)) => {
+                let Some(dir) = self.paths.get(&dir).and_then(|paths| paths.last()) else { return };
+                is_own = name.is_empty();
+                let path = if is_own { dir.clone() } else { dir.join(name) };
+                Event::new(kind).add_path(path)
+            }
+        };
+        let (kind, gone) = (event.kind, event.paths.first().cloned());
+        let mut changes = Vec::new();
+        self.translator.translate(Ok(event), &mut |change| changes.push(change));
+        for change in changes {
+            self.is_overrun |= change == Change::EventsLost;
+            inbox.push(change);
+        }
+        // notify ends the watches of a directory that was moved away or removed, and those below.
+        let is_gone = match kind {
+            // A directory does not report where it was moved to.
+            EventKind::Modify(ModifyKind::Name(RenameMode::From)) => !is_own,
+            EventKind::Remove(RemoveKind::Folder) => true,
+            _ => false,
+        };
+        if let Some(gone) = gone.filter(|gone| is_gone && self.dirs.contains_key(gone)) {
+            let below = self.dirs.keys().filter(|path| path.starts_with(&gone));
+            for path in below.cloned().collect::<Vec<_>>() {
+                self.drop_path(&path);
+            }
+        }
+    }
+
+    /// Ends the watches that may belong to another directory than the one with their name now.
+    pub fn drop_stale(&mut self) {
+        for rel in self.watched.take_stale() {
+            let rel: Arc<Path> = rel;
+            self.unwatch(&rel);
+        }
+    }
+}

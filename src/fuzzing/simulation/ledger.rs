@@ -1,0 +1,115 @@
+//! What has to hold in the simulated world: what was counted, and how all is at rest.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+
+use super::World;
+use super::disk::{self, CACHE, Metadata, RootIs, key};
+use crate::pair::change::WatchState;
+use crate::pair::name::PairKey;
+use crate::pair::outcome::Outcome;
+use crate::schedule::command::{CountedError, Notice};
+use crate::schedule::input::{Completion, Generation};
+
+/// What the core has asked for and what has come of it.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    pub deleted: u64,
+    pub counted: u64,
+    /// Errors that were counted, those that were reported, and those of stale outcomes, which are not.
+    pub errors: u64,
+    reported: u64,
+    stale: u64,
+    /// Versions of broken metadata that were reported.
+    broken: u64,
+    /// Versions that were seen, and those that existed at rest, each with the generation that saw it.
+    broken_seen: HashSet<(Generation, u64)>,
+    broken_at_rest: HashSet<(Generation, u64)>,
+    pub sweeps: u64,
+    pub rewatches: u64,
+}
+
+impl World {
+    /// Records what a completion has to be counted as.
+    pub(super) fn record(&mut self, generation: Generation, completion: &Completion) {
+        let is_stale = generation != self.generation;
+        let is_job = matches!(completion, Completion::Jobs { .. } | Completion::Claims { .. });
+        for found in completion.outcomes() {
+            if is_job && !is_stale {
+                assert!(self.in_flight.remove(&found.key), "{:?} was not asked for", found.key);
+            }
+            let errors = found.outcome.tally().errors;
+            self.ledger.stale += if is_stale { errors } else { 0 };
+            self.ledger.deleted += found.outcome.tally().deleted;
+            if let Outcome::Broken { metadata, .. } = &found.outcome {
+                self.ledger.broken_seen.insert((generation, metadata.version.ino));
+            }
+        }
+        if let Completion::ScanEnded { id, summary, .. } = completion {
+            self.ledger.deleted += summary.finished;
+            if !is_stale {
+                self.scans.retain(|running| running != id);
+            }
+        }
+    }
+
+    pub(super) fn report(&mut self, notice: &Notice) {
+        match notice {
+            Notice::Error(_, error) => {
+                self.ledger.reported += 1;
+                self.ledger.broken += u64::from(matches!(error, CountedError::Broken(_)));
+            }
+            Notice::RootUnreadable(_) => self.ledger.reported += 1,
+            Notice::Unwatched(..) | Notice::WatchedAgain => {}
+        }
+    }
+
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.inbox.is_empty()
+            && self.requests.is_empty()
+            && self.core.watch_state() == WatchState::Active
+            && self.core.is_at_rest(self.disk.now)
+    }
+
+    /// Checks that disk and core are as a polling cleaner would have left them.
+    pub(super) fn assert_equals_polling(&mut self) {
+        assert_eq!(self.disk.root, RootIs::There);
+        assert!(self.disk.dirs.contains_key(&CACHE) && self.in_flight.is_empty());
+        let mut expected = BTreeMap::new();
+        for (_, rel, stem, halves) in self.disk.pairs() {
+            let shown = (&rel, stem);
+            assert_eq!(halves.claimed, (None, None), "{shown:?} was not recovered");
+            match halves.metadata.filter(|_| halves.result.is_some()) {
+                Some(Metadata::Valid(at)) => {
+                    assert!(at > self.disk.now.wall, "{shown:?} should have been deleted");
+                    expected.insert(shown_key(&key(&rel, stem)), at);
+                }
+                Some(Metadata::Broken(version)) => {
+                    self.ledger.broken_at_rest.insert((self.generation, version));
+                }
+                Some(Metadata::HalfWritten(_)) => panic!("nobody writes any more"),
+                None => {}
+            }
+        }
+        let heap: BTreeMap<_, DateTime<Utc>> =
+            self.core.waiting().map(|(key, at)| (shown_key(&key), at)).collect();
+        assert_eq!(heap, expected);
+        assert_eq!(self.core.heap_size(), expected.len());
+        assert_eq!(self.core.next_expiry(), expected.values().min().copied());
+        let Ledger { deleted, counted, errors, reported, stale, broken, .. } = self.ledger;
+        assert_eq!(counted, deleted, "deletions are not counted once");
+        assert_eq!(errors, reported + stale, "errors are not reported once");
+        let (least, most) =
+            (self.ledger.broken_at_rest.len() as u64, self.ledger.broken_seen.len() as u64);
+        assert!(
+            (least..=most).contains(&broken),
+            "{broken} broken versions, not {least} to {most}"
+        );
+    }
+}
+
+pub(super) fn shown_key(key: &PairKey) -> (PathBuf, u8) {
+    (key.dir.to_path_buf(), disk::stem_of(key))
+}

@@ -1,0 +1,34 @@
+//! The simulation, driven by a seed.
+//!
+//! `RESULT_CLEANER_TEST_OPERATIONS` sets the number of steps.
+
+use super::{Chance, World};
+use crate::trial::{Random, extent, figure, seed};
+
+impl Chance for Random {
+    fn below(&mut self, bound: usize) -> usize {
+        Random::below(self, bound)
+    }
+}
+
+#[test]
+fn whatever_happens_it_ends_as_a_polling_cleaner_would() {
+    let steps = extent("RESULT_CLEANER_TEST_OPERATIONS", 50_000, 1_000_000);
+    let mut seed = seed();
+    let mut deleted = 0;
+    for _ in 0..steps.div_ceil(2000) {
+        println!("from seed {seed}");
+        let mut random = Random(seed);
+        let mut world = World::new(&mut random);
+        for step in 1..=2000 {
+            world.step(&mut random);
+            if step % 250 == 0 {
+                world.come_to_rest(&mut random);
+            }
+        }
+        deleted += world.deleted;
+        seed = seed.wrapping_add(1);
+    }
+    assert!(deleted > 0, "nothing was deleted, so that little was tested");
+    figure("simulated steps", format!("{steps}, {deleted} pairs deleted, 0 divergences"));
+}

@@ -1,0 +1,187 @@
+//! The simulated worker: reports to the core what has happened, and carries out its commands.
+
+use std::collections::BTreeMap;
+
+use super::ledger::shown_key;
+use super::tasks::{Jobs, Message, Probe, Probed, Scan, Task};
+use super::{Chance, Root, World};
+use crate::schedule::command::Command;
+use crate::schedule::input::{Generation, Input, RequestId, RootSeen, Watching};
+use crate::sys::clock::TICK;
+
+impl World {
+    /// Polls the core as the worker does.
+    pub(super) fn poll(&mut self, chance: &mut dyn Chance) {
+        let mut inputs = Vec::new();
+        for _ in 0..chance.below(self.messages.len() + 1) {
+            let message = self.messages.pop_front().unwrap();
+            self.receive(message, &mut inputs);
+        }
+        self.take_changes(&mut inputs);
+        self.poll_with(inputs);
+    }
+
+    pub(super) fn take_changes(&mut self, inputs: &mut Vec<Input>) {
+        if !self.core.can_work() {
+            return;
+        }
+        if self.inbox.take_events_lost() {
+            inputs.push(Input::EventsLost);
+        }
+        if let Some(report) = self.inbox.floods.take_report() {
+            inputs.push(Input::Floods { flooded: report.flooded, calm: report.calm });
+        }
+        if self.core.takes_changes_at().is_some_and(|at| at <= self.disk.now.mono) {
+            inputs.push(Input::Changes(self.inbox.drain()));
+        }
+    }
+
+    pub(super) fn receive(&mut self, message: Message, inputs: &mut Vec<Input>) {
+        match message {
+            Message::Completed(generation, completion) => {
+                self.record(generation, &completion);
+                inputs.push(Input::Completed(generation, completion));
+            }
+            Message::Probed(probed) => {
+                self.poll_with(std::mem::take(inputs));
+                (self.is_probing, self.is_rewatching) = (false, false);
+                let seen = self.root_seen(probed);
+                let is_same = matches!(seen, RootSeen::Unchanged | RootSeen::Rewatched(_));
+                inputs.push(Input::RootProbed(seen));
+                if !is_same {
+                    // From now on, the worker has another generation.
+                    self.poll_with(std::mem::take(inputs));
+                }
+            }
+        }
+    }
+
+    fn root_seen(&mut self, probed: Probed) -> RootSeen {
+        let (epoch, watcher) = match probed {
+            Probed::Unchanged => return RootSeen::Unchanged,
+            Probed::Absent if self.root == Root::Absent => return RootSeen::Unchanged,
+            Probed::Unreadable if self.root == Root::Unreadable => return RootSeen::Unchanged,
+            Probed::Absent => {
+                self.root = Root::Absent;
+                return RootSeen::Absent;
+            }
+            Probed::Unreadable => {
+                self.root = Root::Unreadable;
+                return RootSeen::Unreadable { reason: "it is closed".to_owned() };
+            }
+            Probed::Open(epoch, watcher) => (epoch, watcher),
+        };
+        let is_same = matches!(self.root, Root::Open(known, _) if known == epoch);
+        self.root = Root::Open(epoch, watcher.clone().ok());
+        let watching = Watching { refusal: watcher.err(), gives_events: true };
+        if is_same {
+            self.inbox.rewatched();
+            RootSeen::Rewatched(watching)
+        } else {
+            RootSeen::Replaced(watching)
+        }
+    }
+
+    pub(super) fn poll_with(&mut self, inputs: Vec<Input>) {
+        let now = self.disk.now;
+        let commands = self.core.poll(now, inputs);
+        for command in commands {
+            self.carry_out(command);
+        }
+        assert!(self.core.poll(now, []).is_empty(), "one poll was not enough");
+        let wake = self.core.next_wake(now);
+        assert!(wake > now.mono, "it would spin");
+        assert!(wake <= now.mono + TICK, "it would oversleep");
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        let now = self.disk.now.mono;
+        match command {
+            Command::Tick => {
+                let too_soon = self.last_tick.is_some_and(|last| now - last < TICK);
+                assert!(!too_soon, "it ticks too often");
+                self.last_tick = Some(now);
+                let known = match self.root {
+                    Root::Open(epoch, watcher) => Some((epoch, watcher.is_some())),
+                    _ => None,
+                };
+                self.probe(known);
+            }
+            Command::Rewatch => {
+                assert!(!self.is_rewatching, "it asks for a watcher twice");
+                self.is_rewatching = true;
+                self.ledger.rewatches += u64::from(self.probe(None));
+            }
+            Command::StartOver(generation) => self.start_over(generation),
+            Command::Process(mut jobs) => {
+                // A hash map has put them in an order that no seed repeats.
+                jobs.sort_by_key(|job| shown_key(&job.key));
+                for job in &jobs {
+                    assert!(self.in_flight.insert(job.key.clone()), "{:?} twice", job.key);
+                }
+                self.tasks.push(Task::Jobs(Jobs {
+                    generation: self.generation,
+                    is_cancelled: false,
+                    jobs: jobs.into(),
+                    opened: BTreeMap::new(),
+                    found: Vec::new(),
+                    start: now,
+                    holds: false,
+                }));
+            }
+            Command::Scan(id, trees, marks) => {
+                self.scans.push(id);
+                assert!(self.scans.len() <= 2, "too many scans");
+                let Root::Open(_, watcher) = self.root else { panic!("there is nothing to scan") };
+                let scan = Scan::new(id, self.generation, watcher, &trees, marks, now);
+                self.tasks.push(Task::Scan(Box::new(scan)));
+            }
+            Command::RemoveOrphans(_) => panic!("nobody asked for it"),
+            Command::Count(tally) => {
+                self.ledger.counted += tally.deleted;
+                self.deleted += tally.deleted;
+                self.ledger.errors += tally.errors;
+            }
+            Command::Between(_) => {}
+            Command::SweepDone(_, requests) => {
+                self.ledger.sweeps += 1;
+                self.answer(&requests);
+            }
+            Command::NothingToSweep(requests) => {
+                assert!(!matches!(self.root, Root::Open(..) | Root::Unknown));
+                self.answer(&requests);
+            }
+            Command::Report(notice) => self.report(&notice),
+        }
+    }
+
+    /// Starts a probe, unless one is running. A probe that ends lets the core ask again.
+    fn probe(&mut self, known: Option<(u64, bool)>) -> bool {
+        let is_free = !std::mem::replace(&mut self.is_probing, true);
+        if is_free {
+            self.tasks.push(Task::Probe(Probe { known }));
+        }
+        is_free
+    }
+
+    fn start_over(&mut self, generation: Generation) {
+        self.generation = generation;
+        self.inbox.floods.clear();
+        let _ = self.inbox.drain();
+        self.in_flight.clear();
+        self.scans.clear();
+        for task in &mut self.tasks {
+            match task {
+                Task::Jobs(jobs) => jobs.is_cancelled = true,
+                Task::Scan(scan) => scan.is_cancelled = true,
+                Task::Probe(_) => {}
+            }
+        }
+    }
+
+    fn answer(&mut self, requests: &[RequestId]) {
+        for request in requests {
+            assert!(self.requests.remove(request), "a request was answered twice");
+        }
+    }
+}
