@@ -171,7 +171,7 @@ impl Cleaner {
 }
 
 fn died_before() -> Error {
-    Error::Died { message: "it was told before".to_owned() }
+    Error::Died { message: "its end was reported before".to_owned() }
 }
 
 async fn join(task: &mut JoinHandle<Result<(), Error>>) -> Result<(), Error> {
@@ -265,9 +265,12 @@ mod tests {
         let config = Config::new(temp.path()).with_metrics_url(None);
         let mut cleaner = Cleaner::spawn(config).await.unwrap();
         let alive = cleaner.task.replace(tokio::spawn(async { panic!("on purpose") }));
-        for told in ["on purpose", "before"] {
+        for reason in ["on purpose", "before"] {
             let error = cleaner.died().await;
-            assert!(matches!(&error, Error::Died { message } if message.contains(told)), "{error}");
+            assert!(
+                matches!(&error, Error::Died { message } if message.contains(reason)),
+                "{error}"
+            );
         }
         assert!(matches!(cleaner.stop().await, Err(Error::Died { .. })));
         alive.unwrap().await.unwrap().unwrap();

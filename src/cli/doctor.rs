@@ -51,6 +51,6 @@ pub(crate) fn execute(args: DoctorArgs) -> Result<(), Failure> {
     match checks.iter().filter(|check| check.status == CheckStatus::Wrong).count() {
         0 => Ok(()),
         1 => Err("something is wrong; its line tells what to do".into()),
-        count => Err(format!("{count} things are wrong; their lines tell what to do").into()),
+        count => Err(format!("{count} things are wrong; their lines say what to do").into()),
     }
 }

@@ -20,26 +20,26 @@ pub(crate) async fn keep_told(observer: Observer) -> Infallible {
     }
     let watchdog = sd_notify::watchdog_enabled();
     let interval = watchdog.map_or(STATUS_INTERVAL, |within| within / 3);
-    tell(&[NotifyState::Ready, NotifyState::Status(&status(&observer.get_stats()))]);
+    notify(&[NotifyState::Ready, NotifyState::Status(&status(&observer.get_stats()))]);
     loop {
         tokio::time::sleep(interval).await;
         // If the worker hangs, the watchdog gets no notification.
         let patience = PATIENCE.min(interval);
         if tokio::time::timeout(patience, observer.responds()).await == Ok(true) {
             let status = status(&observer.get_stats());
-            tell(&[NotifyState::Watchdog, NotifyState::Status(&status)]);
+            notify(&[NotifyState::Watchdog, NotifyState::Status(&status)]);
         }
     }
 }
 
 /// Reports that the service is about to end.
 pub(crate) fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping]);
 }
 
-fn tell(state: &[NotifyState<'_>]) {
+fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "can't notify the service manager");
+        tracing::debug!(reason = error.to_string(), "can't notify the service manager");
     }
 }
 

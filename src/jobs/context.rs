@@ -85,7 +85,7 @@ impl JobContext {
     ) -> T {
         let prepare = || {
             if low_priority {
-                give_way();
+                lower_priority();
             }
             if self.confined {
                 sandbox::enter(root, self.orphan_ages.empty_dirs.is_some());
@@ -158,7 +158,7 @@ impl JobContext {
 ///
 /// Beside one other program, the kernel gives it a third of the processor time that it would have otherwise.
 /// I/O schedulers that know priorities serve its requests after those of others.
-fn give_way() {
+fn lower_priority() {
     // If the system refuses, or the priority is low already, the thread goes on unchanged.
     if getpriority_process(None).is_ok_and(|nice| nice < NICE) {
         let _ = setpriority_process(None, NICE);

@@ -45,7 +45,7 @@ impl OrphanPass {
 /// Removes the orphans in the directory `rel` that are old enough and were candidates `before`.
 ///
 /// If the context only inspects, counts all old orphans instead. Returns at most `limit` new candidates.
-pub(crate) fn tidy(
+pub(crate) fn search(
     root: &Root,
     context: &JobContext,
     rel: &Arc<Path>,
@@ -54,19 +54,19 @@ pub(crate) fn tidy(
 ) -> OrphanPass {
     let mut pass = OrphanPass::default();
     let _spending = context.throttle().spend();
-    let mut tidy = || -> io::Result<()> {
+    let mut run = || -> io::Result<()> {
         let dir = Arc::new(root.open_dir(rel)?);
         let contents = Contents::of(&dir)?;
-        let tidying = Tidying { root, context, dir, before, limit };
+        let search = Search { root, context, dir, before, limit };
         if let Some(age) = context.orphan_ages().orphans {
-            tidying.remove_orphans(&contents, age, &mut pass)?;
+            search.remove_old(&contents, age, &mut pass)?;
         }
         if let Some(age) = context.orphan_ages().empty_dirs {
-            tidying.prune(&contents, age, &mut pass)?;
+            search.prune(&contents, age, &mut pass)?;
         }
         Ok(())
     };
-    match tidy() {
+    match run() {
         Err(error) if !is_not_ours(&error) => {
             pass.fail(rel.to_path_buf(), "look for orphans", &error);
         }
@@ -121,7 +121,7 @@ impl Contents {
     }
 }
 
-struct Tidying<'a> {
+struct Search<'a> {
     root: &'a Root,
     context: &'a JobContext,
     dir: Arc<Dir>,
@@ -129,7 +129,7 @@ struct Tidying<'a> {
     limit: usize,
 }
 
-impl Tidying<'_> {
+impl Search<'_> {
     /// The orphans that are old enough. Those that were no candidates before are candidates from now on.
     fn old_orphans(
         &self,
@@ -166,7 +166,7 @@ impl Tidying<'_> {
         Ok(judged)
     }
 
-    fn remove_orphans(
+    fn remove_old(
         &self,
         contents: &Contents,
         age: Duration,

@@ -237,9 +237,9 @@ fn check_instances() -> Check {
 fn check_canary(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
     const CHECK: &str = "canary";
     let name = probe_file_name(now_utc());
-    let (made, is_told) =
+    let (made, is_reported) =
         match delivers_event(root.path(), &name, || ProbeFile::make(dir, &name), EVENT_PATIENCE) {
-            Ok(told) => told,
+            Ok(reported) => reported,
             Err(refusal) => {
                 let remedy = match refusal {
                     WatchError::TooManyWatches | WatchError::TooManyInstances => "raise that limit",
@@ -263,7 +263,7 @@ fn check_canary(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
             ));
         }
     };
-    checks.push(if is_told {
+    checks.push(if is_reported {
         Check::ok(CHECK, "created a file, and the kernel reported it")
     } else {
         let found =
@@ -294,7 +294,7 @@ fn check_clock(made: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Check {
         Some(made) if (made - now).num_seconds().abs() > CLOCK_TOLERANCE => Check::wrong(
             CHECK,
             format!("the file system says that it is {made}, this machine {now}"),
-            "synchronise both clocks: which half of a result is newer is told by the file system's",
+            "synchronise both clocks: the cleaner learns which half of a result is newer from the file system's",
         ),
         _ => Check::ok(
             CHECK,

@@ -157,10 +157,10 @@ impl Draft {
     }
 
     fn finish(self, fate: Fate, verdict: impl Into<String>) -> Explanation {
-        let mut told = self.conditions.into_iter();
+        let mut conditions = self.conditions.into_iter();
         let or_not_looked_at = |what| {
             let why = "not looked at, since an earlier condition is not met".to_owned();
-            told.next().unwrap_or(Condition { what, met: None, why })
+            conditions.next().unwrap_or(Condition { what, met: None, why })
         };
         Explanation {
             file: self.file,
@@ -323,7 +323,7 @@ impl Explaining {
         let mut processor = PairProcessor::new(&self.context, root);
         processor.attend_all(&[Job { key, settled: None }], &AtomicBool::new(false));
         let Some(JobResult { outcome, .. }) = processor.take_found().pop() else {
-            return (Fate::Stays, "It can't be told what becomes of it.".to_owned());
+            return (Fate::Stays, "It is unknown what becomes of it.".to_owned());
         };
         match outcome {
             Outcome::NotDue { .. } | Outcome::Unchanged => (Fate::Waits, reasons::WAITS.to_owned()),

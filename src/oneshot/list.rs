@@ -57,7 +57,11 @@ fn list_blocking(root: &Root, context: &JobContext) -> Result<Vec<ListedPair>, E
         pairs.lock().unwrap_or_else(PoisonError::into_inner).extend(listed);
     })?;
     for (path, error) in summary.unreadable {
-        tracing::warn!(path = path_field(&root.path().join(path)), %error, "can't read a directory");
+        tracing::warn!(
+            path = path_field(&root.path().join(path)),
+            reason = error.to_string(),
+            "can't read a directory"
+        );
     }
     let mut pairs = pairs.into_inner().unwrap_or_else(PoisonError::into_inner);
     pairs.sort_by(|a: &ListedPair, b: &ListedPair| {

@@ -244,7 +244,7 @@ impl Orphans {
         let mut orphans = Self { is_wanted, candidates: Vec::new(), failures: Vec::new() };
         for dir in dirs {
             let pass =
-                orphans::tidy(root, &looking, &dir, &OrphanCandidates::default(), usize::MAX);
+                orphans::search(root, &looking, &dir, &OrphanCandidates::default(), usize::MAX);
             if pass.candidates.is_empty() {
                 orphans.failures.extend(pass.failures);
             } else {
@@ -269,7 +269,7 @@ impl Orphans {
             sums.error(path, failure);
         }
         for (dir, candidates) in &self.candidates {
-            let pass = orphans::tidy(root, context, dir, candidates, 0);
+            let pass = orphans::search(root, context, dir, candidates, 0);
             removed += pass.removed;
             for (path, failure) in pass.failures {
                 sums.error(&path, &failure);

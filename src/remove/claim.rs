@@ -164,7 +164,7 @@ pub(crate) fn restore(dir: &Dir, stem: &Stem) {
                 Ok(()) | Err(Errno::NAMETOOLONG) => {}
                 Err(error) => tracing::warn!(
                     path = path_field(&dir.rel.join(OsStr::from_bytes(&claim.reserved))),
-                    %error,
+                    reason = error.to_string(),
                     "can't restore a claimed file in a directory that was moved away"
                 ),
             }

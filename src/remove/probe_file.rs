@@ -56,7 +56,11 @@ pub(crate) fn probe_file_name(now: DateTime<Utc>) -> String {
 impl Drop for ProbeFile<'_> {
     fn drop(&mut self) {
         if let Err(error) = unlink(self.dir, &self.name) {
-            tracing::warn!(%error, "can't remove the file {}", self.name.escape_ascii());
+            tracing::warn!(
+                reason = error.to_string(),
+                "can't remove the file {}",
+                self.name.escape_ascii()
+            );
         }
     }
 }

@@ -44,7 +44,9 @@ fn tell_once(confinement: &Result<bool, RulesetError>) {
     once.call_once(|| match confinement {
         Ok(true) => tracing::debug!("Landlock sandbox enabled for deletion threads"),
         Ok(false) => tracing::info!("no Landlock sandbox: the kernel does not support it"),
-        Err(error) => tracing::info!(%error, "can't enable the Landlock sandbox"),
+        Err(error) => {
+            tracing::info!(reason = error.to_string(), "can't enable the Landlock sandbox")
+        }
     });
 }
 

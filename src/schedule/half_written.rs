@@ -11,7 +11,7 @@ use crate::sys::clock::Now;
 
 /// How many versions of broken metadata, and how many writers, are tracked. Beyond these limits, an old
 /// version may be counted again, and a writer may be considered done one second after its last change.
-const MAX_TOLD: usize = 131_072;
+const MAX_COUNTED: usize = 131_072;
 const MAX_WRITERS: usize = 16_384;
 
 /// The writers of metadata, and the broken metadata that was counted.
@@ -21,7 +21,7 @@ pub(super) struct HalfWritten {
     writers: HashMap<PairKey, WriteState>,
     /// Broken metadata that was counted, and the latest scan that had started when it was last seen.
     /// Each version of a file counts once, even if the file was renamed since.
-    told: HashMap<(Version, Broken), ScanId>,
+    counted: HashMap<(Version, Broken), ScanId>,
     /// The last full scan that was completed.
     last_full: ScanId,
 }
@@ -59,29 +59,29 @@ impl HalfWritten {
 
     /// Returns whether this version of a file, broken for this reason, was counted before. Updates when
     /// it was last seen.
-    pub(super) fn was_told(&mut self, version: Version, reason: &Broken, scan: ScanId) -> bool {
-        let told = self.told.get_mut(&(version, reason.clone()));
-        told.is_some_and(|seen| {
+    pub(super) fn was_counted(&mut self, version: Version, reason: &Broken, scan: ScanId) -> bool {
+        let counted = self.counted.get_mut(&(version, reason.clone()));
+        counted.is_some_and(|seen| {
             *seen = scan;
             true
         })
     }
 
     /// Records that it is counted now.
-    pub(super) fn tell(&mut self, version: Version, reason: Broken, scan: ScanId) {
-        if self.told.len() >= MAX_TOLD {
+    pub(super) fn count(&mut self, version: Version, reason: Broken, scan: ScanId) {
+        if self.counted.len() >= MAX_COUNTED {
             let last_full = self.last_full;
-            self.told.retain(|_, seen| *seen >= last_full);
+            self.counted.retain(|_, seen| *seen >= last_full);
         }
-        if self.told.len() >= MAX_TOLD {
+        if self.counted.len() >= MAX_COUNTED {
             // Drop any half of them, so that this is not done at each call.
             let mut is_kept = false;
-            self.told.retain(|_, _| {
+            self.counted.retain(|_, _| {
                 is_kept = !is_kept;
                 is_kept
             });
         }
-        self.told.insert((version, reason), scan);
+        self.counted.insert((version, reason), scan);
     }
 
     pub(super) fn full_scan_ended(&mut self, id: ScanId) {

@@ -226,7 +226,7 @@ impl Schedule {
         now: Now,
     ) -> bool {
         let version = metadata.version;
-        if self.half_written.was_told(version, &reason, self.last_scan) {
+        if self.half_written.was_counted(version, &reason, self.last_scan) {
             return false;
         }
         let Some(confirm_at) = confirm_at else {
@@ -238,7 +238,7 @@ impl Schedule {
             return false;
         }
         self.count_error(&key, Half::Metadata, CountedError::Broken(reason.clone()));
-        self.half_written.tell(version, reason, self.last_scan);
+        self.half_written.count(version, reason, self.last_scan);
         true
     }
 

@@ -28,7 +28,7 @@ impl Timer {
         }
         let timer = kernel_timer();
         if let Err(error) = &timer {
-            tracing::debug!(%error, "no kernel timer available, using tokio's");
+            tracing::debug!(reason = error.to_string(), "no kernel timer available, using tokio's");
         }
         Self(timer.ok())
     }

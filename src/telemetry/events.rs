@@ -95,7 +95,7 @@ impl EventSender {
     }
 
     /// Sends the event if there is a subscriber.
-    pub(crate) fn tell(&self, event: impl FnOnce() -> Event) {
+    pub(crate) fn send(&self, event: impl FnOnce() -> Event) {
         if self.0.receiver_count() > 0 {
             // The subscribers may have gone in the meantime.
             let _ = self.0.send(event());
@@ -129,7 +129,7 @@ mod tests {
         let sender = EventSender::new();
         let mut events = sender.subscriptions().subscribe();
         let total = MAX_WAITING as u64 + 10;
-        (0..total).for_each(|number| sender.tell(|| sweep(number)));
+        (0..total).for_each(|number| sender.send(|| sweep(number)));
         assert_eq!(events.next().await, Some(Event::Lagged(10)));
         for number in 10..total {
             assert_eq!(events.next().await, Some(sweep(number)));
@@ -141,7 +141,7 @@ mod tests {
     #[tokio::test]
     async fn whoever_comes_too_late_is_told_so() {
         let sender = EventSender::new();
-        sender.tell(|| unreachable!("nobody wants to know"));
+        sender.send(|| unreachable!("nobody wants to know"));
         let subscriptions = sender.subscriptions();
         drop(sender);
         assert_eq!(subscriptions.subscribe().next().await, None);

@@ -137,7 +137,7 @@ impl Service {
         request: impl FnOnce(&Client) -> RequestBuilder,
     ) -> Result<(), String> {
         let request = request(&self.client);
-        let (mut sender, told) = oneshot::channel();
+        let (mut sender, result) = oneshot::channel();
         let exchange = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let outcome = runtime.map_err(|error| error.to_string()).and_then(|runtime| {
@@ -154,7 +154,7 @@ impl Service {
             let _ = sender.send(outcome);
         };
         thread::Builder::new().spawn(exchange).map_err(|error| error.to_string())?;
-        told.await.unwrap_or_else(|_| Err("the request failed".to_owned()))
+        result.await.unwrap_or_else(|_| Err("the request failed".to_owned()))
     }
 }
 
@@ -310,8 +310,8 @@ mod tests {
             .envs(variables.iter().copied())
             .output()
             .unwrap();
-        let told = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && told.contains("1 passed"), "{told}");
+        let output_text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && output_text.contains("1 passed"), "{output_text}");
     }
 
     #[test]

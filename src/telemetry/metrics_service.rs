@@ -65,8 +65,10 @@ impl Reporter {
         runtime::require_sockets()?;
         let service = Service::new(url, timeout)
             .map_err(|reason| Error::MetricsUrl { url: redacted(url), reason })?;
-        let shared =
-            Arc::new(Shared { waiting: Mutex::new(Waiting::new(interval)), news: Notify::new() });
+        let shared = Arc::new(Shared {
+            waiting: Mutex::new(Waiting::new(interval)),
+            changed: Notify::new(),
+        });
         let (end, ended) = oneshot::channel();
         let task = runtime.spawn(deliver_all(shared.clone(), service, ended));
         Ok(Self { shared, end, task })
@@ -75,13 +77,13 @@ impl Reporter {
     /// Reports a completed full sweep in a report of its own, as soon as no other report is being sent.
     pub(crate) fn sweep(&self, tally: Tally) {
         self.shared.lock().add_sweep(tally);
-        self.shared.news.notify_one();
+        self.shared.changed.notify_one();
     }
 
     /// Reports work that was done between sweeps, combined with further such work.
     pub(crate) fn between(&self, tally: Tally) {
         if self.shared.lock().add_between(tally) {
-            self.shared.news.notify_one();
+            self.shared.changed.notify_one();
         }
     }
 
@@ -100,7 +102,7 @@ impl Reporter {
 struct Shared {
     waiting: Mutex<Waiting>,
     /// Signals that there may be something to do earlier than the task expects.
-    news: Notify,
+    changed: Notify,
 }
 
 impl Shared {
@@ -257,7 +259,7 @@ async fn deliver_all(shared: Arc<Shared>, service: Service, mut ended: oneshot::
                         Ok(deadline) => return last_attempt(&shared, &service, deadline, None).await,
                         Err(_) => return,
                     },
-                    () = shared.news.notified() => {}
+                    () = shared.changed.notified() => {}
                     () = time => {}
                 }
                 continue;

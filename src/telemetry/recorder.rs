@@ -97,20 +97,20 @@ impl Recorder {
             let late = (*late).max(TimeDelta::zero());
             #[cfg(feature = "server")]
             self.telemetry.deleted(late);
-            self.sender.tell(|| Event::Deleted {
+            self.sender.send(|| Event::Deleted {
                 result: result(),
                 freed_bytes: *freed,
                 late: late.to_std().unwrap_or_default(),
             });
         } else if let Some(reason) = outcome.delay() {
-            self.sender.tell(|| Event::Skipped { path: result(), reason: reason.to_owned() });
+            self.sender.send(|| Event::Skipped { path: result(), reason: reason.to_owned() });
         }
     }
 
     /// Records an error that was counted, and sends an event for it.
     pub(crate) fn error(&self, path: &Path, reason: String, now: Now) {
         self.history.error(path_field(path), reason.clone(), now.wall);
-        self.sender.tell(|| Event::Skipped { path: path.to_owned(), reason });
+        self.sender.send(|| Event::Skipped { path: path.to_owned(), reason });
     }
 
     /// Records that a full sweep was completed, and returns its report.
@@ -120,7 +120,7 @@ impl Recorder {
         self.history.sweep(report, now.wall);
         #[cfg(feature = "server")]
         self.telemetry.swept(report.duration_ms);
-        self.sender.tell(|| Event::SweepDone(report));
+        self.sender.send(|| Event::SweepDone(report));
         if let Some(reporter) = &self.reporter {
             reporter.sweep(tally);
         }

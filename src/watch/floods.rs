@@ -133,7 +133,9 @@ impl Floods {
                 }
             }
             // inotify is not available now: the directories are listed for another second.
-            Err(error) => tracing::debug!(%error, "can't measure the rate of events"),
+            Err(error) => {
+                tracing::debug!(reason = error.to_string(), "can't measure the rate of events")
+            }
         }
     }
 

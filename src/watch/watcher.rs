@@ -363,16 +363,16 @@ pub(crate) fn delivers_event<T>(
     make: impl FnOnce() -> T,
     patience: Duration,
 ) -> Result<(T, bool), WatchError> {
-    let (told, is_told) = mpsc::channel();
+    let (report, reported) = mpsc::channel();
     let wanted = dir.join(name);
     let handler = move |event: notify::Result<notify::Event>| {
         if event.is_ok_and(|event| event.paths.contains(&wanted)) {
             // The kernel may report it several times.
-            let _ = told.send(());
+            let _ = report.send(());
         }
     };
     let mut notify = start(handler)?;
     notify.watch(dir, RecursiveMode::NonRecursive).map_err(|error| refusal(&error))?;
     let made = make();
-    Ok((made, is_told.recv_timeout(patience).is_ok()))
+    Ok((made, reported.recv_timeout(patience).is_ok()))
 }

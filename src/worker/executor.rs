@@ -152,7 +152,7 @@ impl Executor {
                 context.throttle().rest(&cancel);
                 let is_cancelled = cancel.load(Ordering::Relaxed);
                 (!is_cancelled).then(|| {
-                    let pass = orphans::tidy(
+                    let pass = orphans::search(
                         &open.root,
                         &context,
                         &due.0,

@@ -46,14 +46,16 @@ fn log_error(path: &std::path::Path, error: &CountedError) {
     let (path, message) = (path_field(path), error.message());
     match error {
         CountedError::Unreadable(error) | CountedError::Stranded(error) => {
-            tracing::warn!(path, %error, "{message}");
+            tracing::warn!(path, reason = error.to_string(), "{message}");
         }
         CountedError::NameInUse => tracing::warn!(path, "{message}"),
-        CountedError::Broken(reason) => tracing::warn!(path, %reason, "{message}"),
+        CountedError::Broken(reason) => {
+            tracing::warn!(path, reason = reason.to_string(), "{message}")
+        }
         CountedError::Failed { failure, is_first: true, .. } => tracing::warn!(path, "{failure}"),
         CountedError::Failed { failure, retry_in, .. } => {
-            let again_in = retry_in.map(tracing::field::debug);
-            tracing::debug!(path, reason = %failure, again_in, "{message}");
+            let retry_in = retry_in.map(tracing::field::debug);
+            tracing::debug!(path, reason = failure.to_string(), retry_in, "{message}");
         }
     }
 }

@@ -80,7 +80,7 @@ fn two_services_that_fail_at_the_same_pairs_do_not_spur_each_other_on() {
         let log = services.each_ref().map(Service::log).concat();
         let tried = |pair: &Pair| {
             let name = pair.result.file_name().unwrap().to_str().unwrap();
-            log.lines().any(|line| line.contains(name) && line.contains("again_in=8s"))
+            log.lines().any(|line| line.contains(name) && line.contains("retry_in=8s"))
         };
         pairs.iter().all(tried)
     });

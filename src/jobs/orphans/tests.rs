@@ -53,7 +53,7 @@ impl Cache {
     }
 
     /// Runs two passes over a directory.
-    fn tidy(&self, dir: &str, age: Duration) -> OrphanPass {
+    fn search(&self, dir: &str, age: Duration) -> OrphanPass {
         let first = self.look(dir, age, &OrphanCandidates::default());
         assert_eq!(first.removed, OrphanTally::default(), "nothing goes at the first look");
         self.look(dir, age, &first.candidates)
@@ -63,7 +63,7 @@ impl Cache {
         let mut config = Config::new("x");
         (config.remove_orphans, config.prune_empty_dirs) = (Some(age), Some(age));
         let context = JobContext::deleting(Arc::new(Clock::default()), &config);
-        tidy(&self.root, &context, &Path::new(dir).into(), before, 4096)
+        super::search(&self.root, &context, &Path::new(dir).into(), before, 4096)
     }
 
     fn dir(&self) -> Arc<Dir> {
@@ -113,14 +113,14 @@ fn what_is_old_and_stands_alone_goes_and_nothing_else_does() {
     symlink("gone", cache.path("linked.metadata.json")).unwrap();
     cache.write("linked.result.json.lz4", "x");
     let before = cache.files();
-    assert_eq!(cache.tidy("", Duration::from_secs(3600)).removed, OrphanTally::default());
+    assert_eq!(cache.search("", Duration::from_secs(3600)).removed, OrphanTally::default());
     assert_eq!(cache.files(), before);
 
     let age = some_age();
     // Its metadata is being written.
     cache.write("written.metadata.json.tmp", "{");
     let size = orphans.iter().map(|(_, content)| content.len() as u64).sum();
-    let pass = cache.tidy("", age);
+    let pass = cache.search("", age);
     assert_eq!(pass.removed, OrphanTally { orphans: 4, orphan_bytes: size, pruned: 0 });
     let gone = |name: &String| !orphans.iter().any(|(orphans, _)| orphans == name);
     let mut left: Vec<_> = before.into_iter().filter(gone).collect();
@@ -155,11 +155,11 @@ fn what_has_changed_since_it_was_suspected_is_a_suspect_anew() {
 #[test]
 fn what_is_too_young_is_told_of() {
     let cache = Cache::with(&[("a.result.json.lz4", "x"), ("later.metadata.json", LIVE)]);
-    let next = cache.tidy("", Duration::from_secs(3600)).next.unwrap();
+    let next = cache.search("", Duration::from_secs(3600)).next.unwrap();
     let (seconds, nanos) = cache.seen("a.result.json.lz4").ctime;
     assert_eq!(next, DateTime::from_timestamp(seconds + 3600, nanos).unwrap());
     fs::remove_file(cache.path("a.result.json.lz4")).unwrap();
-    assert_eq!(cache.tidy("", some_age()).next.unwrap().timestamp(), 8_000_000_000);
+    assert_eq!(cache.search("", some_age()).next.unwrap().timestamp(), 8_000_000_000);
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn only_old_and_empty_directories_below_the_cache_directory_go() {
     let cache = Cache::with(&[("full/x", "x"), ("above/below/x", "x")]);
     fs::create_dir(cache.path("empty")).unwrap();
     fs::remove_file(cache.path("above/below/x")).unwrap();
-    assert_eq!(cache.tidy("empty", Duration::from_secs(3600)).removed.pruned, 0);
+    assert_eq!(cache.search("empty", Duration::from_secs(3600)).removed.pruned, 0);
     let age = some_age();
     for (dir, pruned) in [
         ("", 0),
@@ -232,13 +232,13 @@ fn only_old_and_empty_directories_below_the_cache_directory_go() {
         ("above", 0),
         ("gone", 0),
     ] {
-        let pass = cache.tidy(dir, age);
+        let pass = cache.search(dir, age);
         assert_eq!(pass.removed.pruned, pruned, "{dir}");
         assert!(pass.failures.is_empty());
     }
     // It was changed when it became empty.
     assert_eq!(cache.files(), ["above", "full", "full/x"]);
-    assert_eq!(cache.tidy("above", some_age()).removed.pruned, 1);
+    assert_eq!(cache.search("above", some_age()).removed.pruned, 1);
 }
 
 #[test]
@@ -274,7 +274,7 @@ fn names_of_any_length_are_dealt_with() {
         assert_eq!(name.len(), 255);
         cache.write(name, EXPIRED);
     }
-    let pass = cache.tidy("", some_age());
+    let pass = cache.search("", some_age());
     assert_eq!(pass.removed.orphans, 3, "{pass:?}");
     assert!(pass.failures.is_empty() && cache.files().is_empty());
 }
@@ -348,7 +348,7 @@ fn a_thousand_orphans_do_not_take_a_thousand_pauses() {
     }
     let age = some_age();
     let start = Instant::now();
-    assert_eq!(cache.tidy("", age).removed.orphans, 1000);
+    assert_eq!(cache.search("", age).removed.orphans, 1000);
     assert_eq!(cache.files(), [""; 0]);
     println!("figure: 1000 orphans: {:?}", start.elapsed());
 }
