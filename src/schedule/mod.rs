@@ -32,19 +32,16 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
-use self::backoff::backoff;
-use self::command::{CountedError, Notice};
+use self::command::Notice;
 pub(crate) use self::core::{Core, Intervals};
 use self::expiries::Expiries;
 use self::half_written::HalfWritten;
 use self::scans::ActiveScan;
 pub(crate) use self::scans::{ScanId, Scope, SubtreeSet};
-use crate::pair::change::{Changes, Trigger, WriteState};
+use crate::pair::change::{Changes, Trigger};
 use crate::pair::mark::{Mark, Marks};
 use crate::pair::name::{PairKey, Stem};
 use crate::pair::outcome::Job;
-use crate::pair::outcome::Summary;
-use crate::pair::tally::Tally;
 use crate::pair::version::{FileState, FileTime, Version};
 use crate::schedule::queue::Queue;
 use crate::sys::clock::Now;
@@ -221,130 +218,6 @@ impl Schedule {
     /// Returns the marks of all waiting pairs.
     pub(crate) fn marks(&self) -> Marks {
         self.expiries.values().filter_map(|known| known.mark).collect()
-    }
-
-    /// Scans a directory after a pause that grows each time, to recover the claims in it or to read it. A scan
-    /// that waits already is not delayed: several pairs with claims in one directory would otherwise delay it
-    /// for each other for ever.
-    fn scan_later(&mut self, dir: &Arc<Path>, now: Now) {
-        if !self.rescans_later.contains(dir) {
-            let tries = self.retried.entry(Arc::clone(dir)).or_default();
-            self.rescans_later.insert(Arc::clone(dir), now.mono + backoff(*tries), ());
-            *tries = tries.saturating_add(1);
-        }
-    }
-
-    /// Returns the directories to scan now, and removes them from the schedule.
-    pub(crate) fn take_trees(&mut self, now: Now) -> SubtreeSet {
-        while let Some((tree, _)) = self.rescans_later.pop_due(now.mono) {
-            self.rescans.insert(tree);
-        }
-        // A scan of a directory covers all below it.
-        let mut trees: SubtreeSet = std::mem::take(&mut self.rescans).into_iter().collect();
-        std::mem::take(&mut self.lists).into_iter().for_each(|dir| trees.insert_alone(dir));
-        trees
-    }
-
-    /// Starts a scan. An outcome that was read before and is not applied yet may be outdated when the
-    /// scan ends.
-    pub(crate) fn begin_scan(&mut self, scope: Scope) -> ScanId {
-        self.forget_writers(&scope);
-        for (key, in_flight_pair) in &mut self.in_flight {
-            if scope.covers(&key.dir) {
-                in_flight_pair.changes.get_or_insert_default().merge(Trigger::UNREPORTED);
-            }
-        }
-        for scan in &mut self.scans {
-            scan.superseded.extend(&scope);
-        }
-        self.last_scan += 1;
-        let id = self.last_scan;
-        let covers_known = self.expiries.any_in(&scope);
-        self.scans.push(ActiveScan::new(id, scope, covers_known));
-        id
-    }
-
-    /// Ends a completed scan, all of whose outcomes were applied. Drops pairs that it should have seen
-    /// and did not. Returns what it adds to the tally.
-    pub(crate) fn end_scan(&mut self, id: ScanId, mut summary: Summary, now: Now) -> Tally {
-        let mut tally = summary.tally();
-        let Some(at) = self.scans.iter().position(|scan| scan.id == id) else {
-            return tally;
-        };
-        let ActiveScan { scope, covers_known, superseded, changed_since, .. } =
-            self.scans.swap_remove(at);
-        self.inspect_unconfirmed(&scope, changed_since);
-        if scope == Scope::Everything {
-            self.half_written.full_scan_ended(id);
-        }
-        let unread: HashSet<Arc<Path>> =
-            summary.unreadable.iter().map(|(dir, _)| Arc::clone(dir)).collect();
-        let below_unread: SubtreeSet = unread.iter().cloned().collect();
-        let gone = |dir: &Path, seen: ScanId| seen < id && !below_unread.cover(dir);
-        if covers_known {
-            self.expiries.retain_in(&scope, |dir, known| !gone(dir, known.scan));
-        }
-        // A scan that started later reports the newer state.
-        let is_judged = |dir: &Path| scope.covers(dir) && !superseded.covers(dir);
-        self.unreadable.retain(|dir| !is_judged(dir) || unread.contains(dir));
-        for (dir, error) in summary.unreadable {
-            if is_judged(&dir) && self.unreadable.insert(Arc::clone(&dir)) {
-                tally.errors += 1;
-                self.notices
-                    .push(Notice::Error(dir.to_path_buf(), CountedError::Unreadable(error)));
-            }
-        }
-        // The events of a directory that was listed alone may be lost, and with them the news that one in it can be
-        // read again.
-        let parent_listed = |dir: &Path| dir.parent().is_some_and(|parent| scope.covers(parent));
-        let retried = self.unreadable.iter().filter(|dir| !scope.covers(dir) && parent_listed(dir));
-        self.rescans.extend(retried.cloned());
-        // No event reports when the cache directory itself can be read again.
-        summary.recoveries.extend(unread.get(Path::new("")).cloned());
-        self.retried.retain(|dir, _| !scope.covers(dir) || summary.recoveries.contains(dir));
-        self.rescans.extend(summary.new_dirs);
-        for dir in summary.recoveries {
-            self.scan_later(&dir, now);
-        }
-        for (path, error) in summary.stranded {
-            tally.errors += 1;
-            self.notices.push(Notice::Error(path, CountedError::Stranded(error)));
-        }
-        tally
-    }
-
-    /// Forgets what events have reported of writers in `scope`, and returns the pairs that they write to.
-    fn forget_writers(&mut self, scope: &Scope) -> Vec<PairKey> {
-        let keys: Vec<PairKey> = self.half_written.forget_writers(scope).collect();
-        for key in &keys {
-            if let Some(trigger) = self.inspections.get_mut(key) {
-                trigger.writer = WriteState::Unknown;
-            }
-            if let Some(in_flight_pair) = self.in_flight.get_mut(key) {
-                in_flight_pair.trigger.writer = WriteState::Unknown;
-                in_flight_pair.changes = None;
-            }
-        }
-        keys
-    }
-
-    /// Inspects again what jobs have read in `scope` while a scan ran, and what was being written. The scan may
-    /// have passed after the pair was gone, or before the writer was done, and the directory may have had no
-    /// watch that reports it.
-    fn inspect_unconfirmed(&mut self, scope: &Scope, changed_since: HashSet<PairKey>) {
-        for key in self.forget_writers(scope) {
-            self.inspections.entry(key).or_default().merge(Trigger::UNREPORTED);
-        }
-        for (key, in_flight_pair) in &mut self.in_flight {
-            if scope.covers(&key.dir) {
-                in_flight_pair.changes.get_or_insert_default().merge(Trigger::UNREPORTED);
-            }
-        }
-        for key in changed_since {
-            if self.expiries.contains(&key) {
-                self.inspections.entry(key).or_default().merge(Trigger::UNREPORTED);
-            }
-        }
     }
 
     /// Returns whether the directory `dir` could not be read when it was last scanned.

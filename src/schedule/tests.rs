@@ -6,7 +6,7 @@ use super::command::Command;
 use super::input::{Completion, Input, RootSeen, Watching};
 use super::*;
 use crate::pair::change::{WatchError, WatchState};
-use crate::pair::outcome::{JobResult, Outcome};
+use crate::pair::outcome::{JobResult, Outcome, Summary};
 
 const FALLBACK: Duration = Duration::from_secs(60);
 
