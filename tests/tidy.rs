@@ -143,6 +143,27 @@ fn rooms_use_only_those_that_the_table_allows() {
 }
 
 #[test]
+fn the_core_has_no_input_or_output() {
+    const OUTSIDE: [&str; 9] = [
+        "tracing::",
+        "std::fs",
+        "std::thread",
+        "std::process",
+        "std::net",
+        "tokio",
+        "rustix",
+        "::now()",
+        "println!",
+    ];
+    for (path, code) in sources() {
+        for outside in OUTSIDE {
+            let is_pure = !path.starts_with("schedule/") || !code.contains(outside);
+            assert!(is_pure, "{path} uses {outside}");
+        }
+    }
+}
+
+#[test]
 fn every_form_of_use_is_seen() {
     let code = "use crate::{disk::{list, root}, pair};\nfn f() { crate::sys::g(); super::super::watch::h() }";
     let used: Vec<String> = rooms_used("jobs/scan.rs", code).into_iter().collect();
