@@ -21,46 +21,21 @@ pub(super) enum RootState {
 
 /// Whether the cache directory needs a new watcher, because events were lost. notify may believe that watches
 /// are set which the kernel has dropped.
-#[derive(Debug, Default)]
-pub(super) struct Rewatching {
-    is_needed: bool,
-    /// Whether a new watcher was asked for.
-    is_asked: bool,
-}
-
-impl Rewatching {
-    pub(super) fn events_lost(&mut self) {
-        self.is_needed = true;
-    }
-
-    /// Whether a sweep has to wait for a new watcher.
-    pub(super) fn is_needed(&self) -> bool {
-        self.is_needed
-    }
-
-    /// Whether the next sweep waits for an answer.
-    pub(super) fn is_asked(&self) -> bool {
-        self.is_needed && self.is_asked
-    }
-
-    /// Returns whether to ask for a new watcher now.
-    pub(super) fn ask(&mut self) -> bool {
-        !std::mem::replace(&mut self.is_asked, true)
-    }
-
-    fn answered(&mut self) {
-        self.is_asked = false;
-    }
-
-    fn done(&mut self) {
-        self.is_needed = false;
-    }
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rewatch {
+    #[default]
+    No,
+    Needed,
+    /// The core has asked for it. No sweep begins before the answer.
+    Asked,
 }
 
 impl Core {
     /// Takes in what a probe has found at the path of the cache directory.
     pub(super) fn root_probed(&mut self, seen: RootSeen, now: Now) {
-        self.rewatching.answered();
+        if self.rewatch == Rewatch::Asked {
+            self.rewatch = Rewatch::Needed;
+        }
         let root = match seen {
             RootSeen::Unchanged => return,
             RootSeen::Rewatched(watching) => {
@@ -68,7 +43,7 @@ impl Core {
                 // events could be lost again before, a flood would delay it for ever: a new watcher would
                 // follow another.
                 self.root = RootState::Open(watching);
-                self.rewatching.done();
+                self.rewatch = Rewatch::No;
                 self.sweeps.events_lost();
                 return self.sweeps.at_the_latest(now.mono, Duration::ZERO);
             }
@@ -76,7 +51,7 @@ impl Core {
             RootSeen::Unreadable { reason } => {
                 // A scan may have reported this before.
                 if !self.schedule.could_not_read(Path::new("")) {
-                    self.count_between(Tally { errors: 1, ..Tally::default() });
+                    self.count_outside_sweeps(Tally { errors: 1, ..Tally::default() });
                     self.report(Notice::RootUnreadable(reason));
                 }
                 RootState::Unreadable

@@ -20,7 +20,8 @@ use crate::pair::version::Broken;
 pub(crate) enum Command {
     /// Check the clock, and probe the cache directory, unless a probe is running.
     Tick,
-    /// Open the cache directory again, with a new watcher. A probe has to end even if it was started before.
+    /// Open the cache directory again, with a new watcher. If a probe is running, it sends its message even if
+    /// nothing has changed; the core then asks again.
     Rewatch,
     /// Another cache directory is in place: cancel all work. Completions carry this generation from now on.
     StartOver(Generation),
@@ -32,8 +33,8 @@ pub(crate) enum Command {
     RemoveOrphans(Vec<Due>),
     /// Add this to the totals.
     Count(Tally),
-    /// Report this as done between full sweeps.
-    Between(Tally),
+    /// Report this as done outside of full sweeps.
+    CountOutsideSweeps(Tally),
     /// A full sweep has ended: report it, and answer these requests.
     SweepDone(Tally, Vec<RequestId>),
     /// Answer these requests: there is no directory to sweep.

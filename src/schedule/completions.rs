@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::command::{Command, CountedError, Notice};
 use super::core::{Core, FullScan};
-use super::input::{Completion, Generation};
+use super::input::{Completion, Generation, orphans_tally};
 use super::orphans::Due;
 use super::{ScanId, Source};
 use crate::pair::change::WatchError;
@@ -14,26 +14,29 @@ use crate::sys::clock::Now;
 
 impl Core {
     pub(super) fn completed(&mut self, generation: Generation, completion: Completion, now: Now) {
-        self.release(&completion, now);
         if generation != self.generation {
             // It is about another cache directory, but what was deleted there still counts.
-            return self.count_between(completion.tally());
+            return self.count_outside_sweeps(completion.tally());
         }
+        self.release(&completion, now);
         match completion {
             Completion::Jobs { found, took, .. } | Completion::Claims { found, took } => {
                 let tally = self.settle(found, Source::Job, now);
-                self.count_between(Tally { duration: took, ..tally });
+                self.count_outside_sweeps(Tally { duration: took, ..tally });
             }
             Completion::ScanBatch { id, found } => {
                 let tally = Tally { checked: 0, ..self.settle(found, Source::Scan(id), now) };
                 self.command(Command::Count(tally));
                 match &mut self.full {
                     Some(full) if full.id == id && !self.is_stopping => full.tally += tally,
-                    _ => self.command(Command::Between(tally)),
+                    _ => self.command(Command::CountOutsideSweeps(tally)),
                 }
             }
             Completion::ScanEnded { id, summary, took } => self.scan_ended(id, *summary, took, now),
-            Completion::Orphans { pass, took } => self.orphans_removed(pass, took, now),
+            Completion::Orphans { pass, took } => {
+                self.count_outside_sweeps(orphans_tally(&pass, took));
+                self.orphans_removed(pass, now);
+            }
         }
     }
 
@@ -76,12 +79,12 @@ impl Core {
         }
         match self.full.take_if(|full| full.id == id) {
             Some(full) if !self.is_stopping => self.sweep_ended(full, end, refused, worked, now),
-            Some(_) => self.command(Command::Between(end)),
+            Some(_) => self.command(Command::CountOutsideSweeps(end)),
             None => {
-                self.trees = None;
+                self.subtree_scan = None;
                 self.pause_trees(took, now);
                 self.flooded.rest_until(now.mono + worked);
-                self.command(Command::Between(end));
+                self.command(Command::CountOutsideSweeps(end));
                 if refused.is_some() {
                     if let Some(full) = &mut self.full {
                         full.refused_meanwhile = true;
@@ -125,17 +128,13 @@ impl Core {
         self.sweeps.at_the_latest(now.mono, self.sweep_interval());
     }
 
-    fn orphans_removed(&mut self, pass: Vec<(Due, OrphanPass)>, took: Duration, now: Now) {
-        let mut tally = Tally { duration: took, ..Tally::default() };
+    fn orphans_removed(&mut self, pass: Vec<(Due, OrphanPass)>, now: Now) {
         for (due, mut pass) in pass {
-            tally.orphans += pass.removed;
-            tally.errors += pass.failures.len() as u64;
             let is_first = self.orphans.settle(due, &mut pass, now);
             for (path, failure) in pass.failures {
                 let error = CountedError::Failed { failure, is_first, retry_in: None };
                 self.report(Notice::Error(path, error));
             }
         }
-        self.count_between(tally);
     }
 }

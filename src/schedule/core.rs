@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 
 use super::batches::{BATCH, Slots, batches};
-use super::cache_root::{Rewatching, RootState};
+use super::cache_root::{Rewatch, RootState};
 use super::command::{Command, Notice};
 use super::input::{Generation, Input, RequestId};
 use super::lost_events::Flooded;
@@ -27,10 +27,10 @@ use crate::sys::clock::{Now, TICK};
 
 /// How many due pairs are taken at once, to be sorted by directory.
 const MAX_DUE: usize = 16_384;
-/// How long changes gather: the minimum. How long directories to scan gather: as long as the previous scan
-/// took, within these bounds.
-const MIN_CHANGES_PAUSE: Duration = Duration::from_millis(1);
-const MAX_CHANGES_PAUSE: Duration = Duration::from_millis(20);
+/// How long changes gather. Directories to scan gather for as long as the previous scan took, at least as long as
+/// changes.
+const CHANGES_PAUSE: Duration = Duration::from_millis(1);
+const MAX_SCAN_PAUSE: Duration = Duration::from_millis(20);
 /// How many pairs and directories with changes may wait. Beyond that, further changes stay in the inbox,
 /// which merges them.
 const MAX_BACKLOG: usize = 65_536;
@@ -57,14 +57,14 @@ pub(crate) struct Core {
     due: VecDeque<Vec<Job>>,
     pub(super) full: Option<FullScan>,
     /// The running scan of some directories.
-    pub(super) trees: Option<ScanId>,
+    pub(super) subtree_scan: Option<ScanId>,
     pub(super) orphans: OrphanSchedule,
     /// Whether a search for orphans is running.
     pub(super) removes_orphans: bool,
     pub(super) sweeps: Sweeps,
     /// Why some directories are not watched, as it was last reported.
     pub(super) refused: Option<WatchError>,
-    pub(super) rewatching: Rewatching,
+    pub(super) rewatch: Rewatch,
     pub(super) flooded: Flooded,
     next_tick: Instant,
     /// When to take in changes again, and when to scan directories again.
@@ -96,12 +96,12 @@ impl Core {
             slots: Slots::default(),
             due: VecDeque::new(),
             full: None,
-            trees: None,
+            subtree_scan: None,
             orphans: OrphanSchedule::default(),
             removes_orphans: false,
             sweeps: Sweeps::new(now),
             refused: None,
-            rewatching: Rewatching::default(),
+            rewatch: Rewatch::No,
             flooded: Flooded::new(now),
             next_tick: now,
             next_changes: now,
@@ -149,14 +149,14 @@ impl Core {
     }
 
     /// Counts work that belongs to no full sweep.
-    pub(super) fn count_between(&mut self, tally: Tally) {
+    pub(super) fn count_outside_sweeps(&mut self, tally: Tally) {
         self.command(Command::Count(tally));
-        self.command(Command::Between(tally));
+        self.command(Command::CountOutsideSweeps(tally));
     }
 
     fn apply_changes(&mut self, mut changes: Changes, now: Now) {
         if !changes.is_empty() {
-            self.next_changes = now.mono + MIN_CHANGES_PAUSE;
+            self.next_changes = now.mono + CHANGES_PAUSE;
         }
         self.orphans.note(std::mem::take(&mut changes.orphans), now);
         if changes.events_lost {
@@ -192,21 +192,23 @@ impl Core {
             }
         }
         self.list_flooded(now);
-        if self.trees.is_none() && now.mono >= self.next_trees {
+        if self.subtree_scan.is_none() && now.mono >= self.next_trees {
             let trees = self.schedule.take_trees(now);
             if !trees.is_empty() {
-                self.trees = Some(self.start_scan(Scope::Subtrees(trees)));
+                self.subtree_scan = Some(self.start_scan(Scope::Subtrees(trees)));
             }
         }
     }
 
     /// Starts a full sweep. If events were lost, a new watcher comes first: the sweep then sets its watches.
     fn start_sweep(&mut self) {
-        if self.rewatching.is_needed() {
-            if self.rewatching.ask() {
-                self.command(Command::Rewatch);
+        match self.rewatch {
+            Rewatch::No => {}
+            Rewatch::Asked => return,
+            Rewatch::Needed => {
+                self.rewatch = Rewatch::Asked;
+                return self.command(Command::Rewatch);
             }
-            return;
         }
         let requests = self.sweeps.begin();
         let id = self.start_scan(Scope::Everything);
@@ -250,7 +252,7 @@ impl Core {
         self.is_stopping = true;
         if let Some(full) = &mut self.full {
             let tally = std::mem::take(&mut full.tally);
-            self.command(Command::Between(tally));
+            self.command(Command::CountOutsideSweeps(tally));
         }
     }
 
@@ -258,14 +260,17 @@ impl Core {
     pub(super) fn start_over(&mut self) {
         self.generation += 1;
         self.schedule = Schedule::default();
+        // Threads may be blocked in the old directory for as long as its file system does not answer.
+        self.slots = Slots::default();
         self.due.clear();
-        self.trees = None;
+        self.subtree_scan = None;
         self.orphans = OrphanSchedule::default();
+        self.removes_orphans = false;
         self.refused = None;
-        self.rewatching = Rewatching::default();
+        self.rewatch = Rewatch::No;
         self.flooded.clear();
         if let Some(full) = self.full.take() {
-            self.command(Command::Between(full.tally));
+            self.command(Command::CountOutsideSweeps(full.tally));
             // A requested sweep now covers the new directory.
             self.sweeps.ask(full.requests);
         }
@@ -281,7 +286,7 @@ impl Core {
     pub(crate) fn is_working(&self) -> bool {
         self.slots.are_taken()
             || self.full.is_some()
-            || self.trees.is_some()
+            || self.subtree_scan.is_some()
             || self.removes_orphans
     }
 
@@ -292,19 +297,23 @@ impl Core {
 
     /// Returns when to poll again if nothing happens before.
     pub(crate) fn next_wake(&self, now: Now) -> Instant {
+        self.next_work(now).map_or(self.next_tick, |at| at.min(self.next_tick))
+    }
+
+    /// Returns when the next work starts if nothing happens before.
+    pub(crate) fn next_work(&self, now: Now) -> Option<Instant> {
         if !self.can_work() {
-            return self.next_tick;
+            return None;
         }
-        // Work that can't start before other work ends has its wake-up from that end, not from the
-        // timer.
+        // Work that waits for other work starts once that has ended, and not at a time.
         let pair = self.schedule.next_pair(now).filter(|_| self.slots.free() > 0);
-        let tree = self.schedule.next_tree(now).filter(|_| self.trees.is_none());
+        let tree = self.schedule.next_tree(now).filter(|_| self.subtree_scan.is_none());
         let tree = tree.map(|at| at.max(self.next_trees));
-        let can_sweep = self.full.is_none() && !self.rewatching.is_asked();
+        let can_sweep = self.full.is_none() && self.rewatch != Rewatch::Asked;
         let sweep = can_sweep.then(|| self.sweeps.next());
         let orphans = self.orphans.next(now).filter(|_| !self.removes_orphans);
         let wakes = [pair, tree, self.flooded.next_list(), orphans, sweep];
-        wakes.into_iter().flatten().fold(self.next_tick, Instant::min)
+        wakes.into_iter().flatten().min()
     }
 
     pub(super) fn sweep_interval(&self) -> Duration {
@@ -369,6 +378,6 @@ impl Core {
 
     /// When to scan directories again after a scan that took this long.
     pub(super) fn pause_trees(&mut self, took: Duration, now: Now) {
-        self.next_trees = now.mono + took.clamp(MIN_CHANGES_PAUSE, MAX_CHANGES_PAUSE);
+        self.next_trees = now.mono + took.clamp(CHANGES_PAUSE, MAX_SCAN_PAUSE);
     }
 }

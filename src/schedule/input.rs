@@ -91,7 +91,7 @@ impl Completion {
         }
     }
 
-    /// The work that it stands for, if it updates the state of no pair.
+    /// Returns what it adds to the tally, if it updates the state of no pair.
     pub(super) fn tally(&self) -> Tally {
         let mut tally = Tally::default();
         self.outcomes().iter().for_each(|found| tally += found.outcome.tally());
@@ -99,14 +99,18 @@ impl Completion {
             Self::Jobs { took, .. } | Self::Claims { took, .. } => tally.duration = *took,
             Self::ScanBatch { .. } => tally.checked = 0,
             Self::ScanEnded { summary, .. } => tally = summary.tally(),
-            Self::Orphans { pass, took } => {
-                tally.duration = *took;
-                for (_, pass) in pass {
-                    tally.orphans += pass.removed;
-                    tally.errors += pass.failures.len() as u64;
-                }
-            }
+            Self::Orphans { pass, took } => tally = orphans_tally(pass, *took),
         }
         tally
     }
+}
+
+/// Returns what a search for orphans adds to the tally.
+pub(super) fn orphans_tally(pass: &[(Due, OrphanPass)], took: Duration) -> Tally {
+    let mut tally = Tally { duration: took, ..Tally::default() };
+    for (_, pass) in pass {
+        tally.orphans += pass.removed;
+        tally.errors += pass.failures.len() as u64;
+    }
+    tally
 }

@@ -5,13 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::cache_root::Rewatch;
 use super::core::Core;
 use crate::sys::clock::Now;
 
 /// How often the worker lists a directory whose events can't be read fast enough.
 const FLOOD_LIST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The directories that have more events than can be read, and have no watch for that.
+/// The directories that have more events than can be read, and therefore have no watch.
 #[derive(Debug)]
 pub(super) struct Flooded {
     dirs: Vec<Arc<Path>>,
@@ -47,7 +48,9 @@ impl Core {
     /// Records that something has changed and the changes will not arrive. A sweep makes up for that soon,
     /// with a new watcher.
     pub(super) fn events_lost(&mut self) {
-        self.rewatching.events_lost();
+        if self.rewatch == Rewatch::No {
+            self.rewatch = Rewatch::Needed;
+        }
         self.sweeps.events_lost();
     }
 

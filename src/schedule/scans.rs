@@ -246,7 +246,7 @@ impl Schedule {
                     .push(Notice::Error(dir.to_path_buf(), CountedError::Unreadable(error)));
             }
         }
-        // The events of a directory that was listed alone may be lost, and with them the news that one in it can be
+        // The events of a directory that was listed alone may be lost, and with them the event that a directory in it can be
         // read again.
         let parent_listed = |dir: &Path| dir.parent().is_some_and(|parent| scope.covers(parent));
         let retried = self.unreadable.iter().filter(|dir| !scope.covers(dir) && parent_listed(dir));

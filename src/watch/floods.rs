@@ -54,8 +54,8 @@ pub(crate) struct FloodReport {
     /// The floods that have begun, and those that have ended, for the log.
     pub begun: Vec<Arc<Path>>,
     pub ended: Vec<Arc<Path>>,
-    /// The directories to list again, because their floods have ended: whoever saw the end of the flood may have watched them with a watcher
-    /// that was replaced meanwhile, and the new watcher may have skipped them as flooded.
+    /// The directories whose floods have ended. The worker lists them again: a retired watcher may have watched
+    /// them, and the new one has skipped them as flooded.
     pub calm: BTreeSet<Arc<Path>>,
 }
 

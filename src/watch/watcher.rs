@@ -183,17 +183,25 @@ impl Watcher {
             if progress != last.0 {
                 last = (progress, Instant::now());
             }
-            if cancel.load(Ordering::Relaxed) || self.load.overrun.load(Ordering::Relaxed) {
+            if cancel.load(Ordering::Relaxed) || self.is_given_up() {
                 return None;
             }
             if last.1.elapsed() >= PATIENCE {
                 break;
             }
         }
+        if self.is_given_up() {
+            return None;
+        }
         // This reader answers no further requests: it has to be replaced.
         self.load.overrun.store(true, Ordering::Relaxed);
         self.inbox.push(Change::EventsLost);
         None
+    }
+
+    /// Whether the reader has been replaced, or is about to be.
+    fn is_given_up(&self) -> bool {
+        self.load.retired.load(Ordering::Relaxed) || self.load.overrun.load(Ordering::Relaxed)
     }
 
     /// Tracks the directory `rel`, which can't be read and so not be watched. Its permissions may change, and

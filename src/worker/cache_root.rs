@@ -154,12 +154,13 @@ impl Worker {
             CacheRoot::Open(open) => RootSeen::Replaced(open.watching()),
         };
         let before = std::mem::replace(&mut self.cache_root, found);
+        // A thread may keep the watcher alive for a while.
+        if let CacheRoot::Open(open) = before
+            && let Ok(watcher) = &open.watcher
+        {
+            watcher.retire();
+        }
         if is_same {
-            if let CacheRoot::Open(open) = before
-                && let Ok(watcher) = &open.watcher
-            {
-                watcher.retire();
-            }
             self.inbox.rewatched();
         }
         seen

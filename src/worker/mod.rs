@@ -30,7 +30,7 @@ use crate::config::{Ages, Config};
 use crate::jobs::context::JobContext;
 use crate::pair::name::Half;
 use crate::schedule::command::Command;
-use crate::schedule::input::{Completion, Input, RequestId};
+use crate::schedule::input::{Completion, Input, RequestId, RootSeen};
 use crate::schedule::{Core, Intervals};
 use crate::sys::clock::Clock;
 use crate::sys::timer::Timer;
@@ -165,7 +165,13 @@ impl Worker {
             Message::RootProbed(found) => {
                 // What came before is about the cache directory that was in place until now.
                 self.poll(std::mem::take(inputs));
-                inputs.push(Input::RootProbed(self.root_probed(found)));
+                let seen = self.root_probed(found);
+                let is_same = matches!(seen, RootSeen::Unchanged | RootSeen::Rewatched(_));
+                inputs.push(Input::RootProbed(seen));
+                if !is_same {
+                    // What the inbox holds is about the cache directory before.
+                    self.poll(std::mem::take(inputs));
+                }
             }
             Message::Panicked(message) => return Err(message),
         }
@@ -204,7 +210,11 @@ impl Worker {
 
     fn carry_out(&mut self, command: Command) {
         match command {
-            Command::Tick => self.tick(),
+            Command::Tick => {
+                self.tick();
+                // The clock may have jumped.
+                self.poll(Vec::new());
+            }
             Command::Rewatch => self.executor.rewatch(&self.path, &self.inbox),
             Command::StartOver(generation) => {
                 self.executor.start_over(generation);
@@ -219,7 +229,7 @@ impl Worker {
                 self.with_open(|executor, open| executor.remove_orphans(open, due));
             }
             Command::Count(tally) => self.recorder.count(tally, self.clock.now()),
-            Command::Between(tally) => self.recorder.between(tally),
+            Command::CountOutsideSweeps(tally) => self.recorder.between(tally),
             Command::SweepDone(tally, requests) => self.sweep_done(tally, requests),
             Command::NothingToSweep(requests) => self.answer_without_sweep(requests),
             Command::Report(notice) => self.report(notice),
@@ -248,7 +258,7 @@ impl Worker {
         let now = self.clock.now();
         let wake = self.core.next_wake(now);
         match self.core.takes_changes_at() {
-            Some(at) if at > now.mono && !self.inbox.is_empty() => wake.min(at),
+            Some(at) if !self.inbox.is_empty() => wake.min(at),
             _ => wake,
         }
     }

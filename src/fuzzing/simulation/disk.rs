@@ -81,6 +81,8 @@ pub(super) enum RootIs {
 pub(super) struct Disk {
     pub now: Now,
     pub kernel: Kernel,
+    /// How many watchers there were.
+    pub watchers: u64,
     pub dirs: BTreeMap<DirId, Directory>,
     pub last_dir: DirId,
     /// How often a directory came, went, or changed its name.
@@ -116,6 +118,7 @@ impl Disk {
         Self {
             now: Now { wall, mono: Instant::now() },
             kernel: Kernel::new(0),
+            watchers: 0,
             dirs: [(CACHE, Directory::default()), (OUTSIDE, Directory::default())].into(),
             last_dir: OUTSIDE,
             dir_changes: 0,

@@ -10,6 +10,7 @@ use super::disk::{self, CACHE, Metadata, RootIs, key};
 use crate::pair::change::WatchState;
 use crate::pair::name::PairKey;
 use crate::pair::outcome::Outcome;
+use crate::pair::tally::Tally;
 use crate::schedule::command::{CountedError, Notice};
 use crate::schedule::input::{Completion, Generation};
 
@@ -20,6 +21,8 @@ pub(super) struct Ledger {
     pub counted: u64,
     /// Errors that were counted, those that were reported, and those of stale outcomes, which are not.
     pub errors: u64,
+    /// Deletions and errors that belong to a sweep, or are reported as outside of sweeps.
+    in_reports: (u64, u64),
     reported: u64,
     stale: u64,
     /// Versions of broken metadata that were reported.
@@ -29,6 +32,13 @@ pub(super) struct Ledger {
     broken_at_rest: HashSet<(Generation, u64)>,
     pub sweeps: u64,
     pub rewatches: u64,
+}
+
+impl Ledger {
+    pub fn add_reported(&mut self, tally: Tally) {
+        self.in_reports.0 += tally.deleted;
+        self.in_reports.1 += tally.errors;
+    }
 }
 
 impl World {
@@ -98,15 +108,22 @@ impl World {
         assert_eq!(heap, expected);
         assert_eq!(self.core.heap_size(), expected.len());
         assert_eq!(self.core.next_expiry(), expected.values().min().copied());
-        let Ledger { deleted, counted, errors, reported, stale, broken, .. } = self.ledger;
-        assert_eq!(counted, deleted, "deletions are not counted once");
-        assert_eq!(errors, reported + stale, "errors are not reported once");
+        self.assert_all_is_reported();
+        let broken = self.ledger.broken;
         let (least, most) =
             (self.ledger.broken_at_rest.len() as u64, self.ledger.broken_seen.len() as u64);
         assert!(
             (least..=most).contains(&broken),
             "{broken} broken versions, not {least} to {most}"
         );
+    }
+
+    /// Checks that each deletion and each error was counted and reported once.
+    pub(super) fn assert_all_is_reported(&self) {
+        let Ledger { deleted, counted, errors, reported, stale, in_reports, .. } = self.ledger;
+        assert_eq!(in_reports, (counted, errors), "reports and totals differ");
+        assert_eq!(counted, deleted, "deletions are not counted once");
+        assert_eq!(errors, reported + stale, "errors are not reported once");
     }
 }
 

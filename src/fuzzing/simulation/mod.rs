@@ -36,7 +36,7 @@ use super::Input as Bytes;
 use crate::pair::name::PairKey;
 use crate::schedule::input::{Generation, Input, RequestId};
 use crate::schedule::{Core, Intervals, ScanId};
-use crate::sys::clock::TICK;
+use crate::sys::clock::{Now, TICK};
 use crate::watch::inbox::Inbox;
 
 const INTERVALS: Intervals =
@@ -87,6 +87,9 @@ pub(super) struct World {
     disk: Disk,
     core: Core,
     inbox: Inbox,
+    /// When the core starts its next work if nothing happens before, and when it was asked for that.
+    next_work: Option<(Instant, Now)>,
+    is_stopped: bool,
     tasks: Vec<Task>,
     messages: VecDeque<Message>,
     generation: Generation,
@@ -124,10 +127,13 @@ impl World {
 
     /// A cleaner that has just been started.
     fn on(disk: Disk) -> Self {
+        let disk_now = disk.now.mono;
         Self {
-            core: Core::new(INTERVALS, disk.now.mono),
+            core: Core::new(INTERVALS, disk_now),
             disk,
             inbox: Inbox::default(),
+            next_work: None,
+            is_stopped: false,
             tasks: Vec::new(),
             messages: VecDeque::new(),
             generation: 0,
@@ -152,11 +158,34 @@ impl World {
 
     /// Kills the cleaner and starts it again.
     fn restart(&mut self, chance: &mut dyn Chance) {
+        if chance.one_in(2) {
+            self.stop(chance);
+        }
         self.disk.crash(chance);
         let mut disk = std::mem::replace(&mut self.disk, Disk::new());
-        disk.kernel = Kernel::new(disk.kernel.instance + 1);
+        disk.kernel = Kernel::new(0);
         let Self { deleted, has_floods, has_sweeps, .. } = *self;
         *self = Self { deleted, has_floods, has_sweeps, ..Self::on(disk) };
+    }
+
+    /// Stops the cleaner, and lets its threads end. It starts no more work, and all that was done is reported.
+    fn stop(&mut self, chance: &mut dyn Chance) {
+        for task in &mut self.tasks {
+            task.cancel();
+        }
+        self.is_stopped = true;
+        self.poll_with(vec![Input::Stop]);
+        while self.core.is_working() {
+            let before = self.tasks.len();
+            self.progress(8, chance);
+            assert!(self.tasks.len() <= before);
+            while let Some(message) = self.messages.pop_front() {
+                let mut inputs = Vec::new();
+                self.receive(message, &mut inputs);
+                self.poll_with(inputs);
+            }
+        }
+        self.assert_all_is_reported();
     }
 
     /// Lets one thing happen.
@@ -239,6 +268,8 @@ impl World {
                 chance,
                 messages: &mut self.messages,
                 is_calm: self.is_calm,
+                is_rewatching: self.is_rewatching,
+                is_probing: &mut self.is_probing,
                 needs_sweep: &mut self.needs_sweep,
             };
             if self.tasks[at].step(&mut around) {

@@ -8,7 +8,6 @@ use std::time::Instant;
 use super::Chance;
 use super::cleaning::error;
 use super::disk::{DirId, Disk, RootIs, key, stem_of};
-use super::kernel::Kernel;
 use crate::pair::change::{Change, WatchError};
 use crate::pair::mark::Marks;
 use crate::pair::outcome::{Job, JobResult, Outcome, Summary};
@@ -40,6 +39,9 @@ pub(super) struct Surroundings<'a> {
     pub messages: &'a mut VecDeque<Message>,
     /// Whether nothing happens any more from outside.
     pub is_calm: bool,
+    /// Whether the core waits for a new watcher, and whether a probe is running.
+    pub is_rewatching: bool,
+    pub is_probing: &'a mut bool,
     /// Set if only a sweep can recover a claim.
     pub needs_sweep: &'a mut bool,
 }
@@ -51,12 +53,25 @@ pub(super) enum Task {
 }
 
 impl Task {
+    pub fn cancel(&mut self) {
+        match self {
+            Self::Jobs(jobs) => jobs.is_cancelled = true,
+            Self::Scan(scan) => scan.is_cancelled = true,
+            Self::Probe(_) => {}
+        }
+    }
+
     /// Goes on by one step. Returns whether it has ended.
     pub fn step(&mut self, around: &mut Surroundings<'_>) -> bool {
         match self {
             Self::Probe(probe) => {
                 let found = probe.run(around.disk);
-                around.messages.push_back(Message::Probed(found));
+                // Unless somebody waits for it, a probe that has found nothing new sends no message.
+                if found == Probed::Unchanged && !around.is_rewatching {
+                    *around.is_probing = false;
+                } else {
+                    around.messages.push_back(Message::Probed(found));
+                }
                 true
             }
             Self::Jobs(jobs) => jobs.step(around),
@@ -87,8 +102,8 @@ impl Probe {
                 None => Probed::Open(disk.epoch, Err(WatchError::TooManyInstances)),
             };
         }
-        disk.kernel = Kernel::new(disk.kernel.instance + 1);
-        Probed::Open(disk.epoch, Ok(disk.kernel.instance))
+        disk.watchers += 1;
+        Probed::Open(disk.epoch, Ok(disk.watchers))
     }
 }
 

@@ -1,13 +1,17 @@
 //! The simulated worker: reports to the core what has happened, and carries out its commands.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
+use chrono::TimeDelta;
+
+use super::kernel::Kernel;
 use super::ledger::shown_key;
 use super::tasks::{Jobs, Message, Probe, Probed, Scan, Task};
 use super::{Chance, Root, World};
 use crate::schedule::command::Command;
 use crate::schedule::input::{Generation, Input, RequestId, RootSeen, Watching};
-use crate::sys::clock::TICK;
+use crate::sys::clock::{Now, TICK};
 
 impl World {
     /// Polls the core as the worker does.
@@ -63,16 +67,20 @@ impl World {
             Probed::Unreadable if self.root == Root::Unreadable => return RootSeen::Unchanged,
             Probed::Absent => {
                 self.root = Root::Absent;
+                self.disk.kernel = Kernel::new(0);
                 return RootSeen::Absent;
             }
             Probed::Unreadable => {
                 self.root = Root::Unreadable;
+                self.disk.kernel = Kernel::new(0);
                 return RootSeen::Unreadable { reason: "it is closed".to_owned() };
             }
             Probed::Open(epoch, watcher) => (epoch, watcher),
         };
         let is_same = matches!(self.root, Root::Open(known, _) if known == epoch);
         self.root = Root::Open(epoch, watcher.clone().ok());
+        // The reader before this one is retired.
+        self.disk.kernel = Kernel::new(watcher.clone().unwrap_or(0));
         let watching = Watching { refusal: watcher.err(), gives_events: true };
         if is_same {
             self.inbox.rewatched();
@@ -84,13 +92,22 @@ impl World {
 
     pub(super) fn poll_with(&mut self, inputs: Vec<Input>) {
         let now = self.disk.now;
-        let commands = self.core.poll(now, inputs);
-        for command in commands {
+        let is_before = |(at, then): (Instant, Now)| {
+            // If the wall clock jumps, more may be due.
+            now.mono < at
+                && now.wall - then.wall <= TimeDelta::from_std(now.mono - then.mono).unwrap()
+        };
+        let is_idle = inputs.is_empty() && self.next_work.is_some_and(is_before);
+        for command in self.core.poll(now, inputs) {
+            let is_expected = !is_idle || matches!(command, Command::Tick);
+            assert!(is_expected, "the timer would have been too late for {command:?}");
             self.carry_out(command);
         }
+        let century = Duration::from_secs(100 * 365 * 86_400);
+        self.next_work = Some((self.core.next_work(now).unwrap_or(now.mono + century), now));
         assert!(self.core.poll(now, []).is_empty(), "one poll was not enough");
         let wake = self.core.next_wake(now);
-        assert!(wake > now.mono, "it would spin");
+        assert!(wake > now.mono || self.is_stopped, "it would spin");
         assert!(wake <= now.mono + TICK, "it would oversleep");
     }
 
@@ -142,8 +159,9 @@ impl World {
                 self.deleted += tally.deleted;
                 self.ledger.errors += tally.errors;
             }
-            Command::Between(_) => {}
-            Command::SweepDone(_, requests) => {
+            Command::CountOutsideSweeps(tally) => self.ledger.add_reported(tally),
+            Command::SweepDone(tally, requests) => {
+                self.ledger.add_reported(tally);
                 self.ledger.sweeps += 1;
                 self.answer(&requests);
             }
@@ -171,11 +189,7 @@ impl World {
         self.in_flight.clear();
         self.scans.clear();
         for task in &mut self.tasks {
-            match task {
-                Task::Jobs(jobs) => jobs.is_cancelled = true,
-                Task::Scan(scan) => scan.is_cancelled = true,
-                Task::Probe(_) => {}
-            }
+            task.cancel();
         }
     }
 

@@ -9,8 +9,9 @@
 //! took effect). A pair that is due by it
 //! - is not deleted early: not before the wall clock has reached its `expires_at`, nor before the
 //!   deciding time has; and
-//! - is not deleted late: it is gone once it has been due for 2 s. Time asleep does not count, but pairs
-//!   that became due in it are gone 2 s after waking.
+//! - is not deleted late: it is gone once it has been due for 3 s. Time asleep does not count, but pairs
+//!   that became due in it are gone 3 s after waking. A step is noticed at the next reading of the clocks,
+//!   a second later; here, each wake-up of the worker and each job may take another quarter of a second.
 //!
 //! The worker reads the clocks once per second. The next reading detects a step, and the cleaner sees
 //! all steps between two readings as one. The rule therefore leaves open whether jumps that follow each
@@ -32,10 +33,10 @@ const DAY: i64 = 24 * HOUR;
 const YEAR: i64 = 365 * DAY;
 
 const EPOCH: i64 = 1_800_000_000 * SECOND;
-const LATEST: i64 = 2 * SECOND;
+const LATEST: i64 = 3 * SECOND;
 const HOLD: i64 = 60 * SECOND;
 /// How long the worker may take to wake up, and how long a job may take.
-const SLOWEST: i64 = 300;
+const SLOWEST: i64 = 240;
 
 #[derive(Debug, Clone)]
 enum Event {
@@ -128,7 +129,7 @@ fn moments(events: &[Event]) -> Vec<i64> {
 }
 
 #[test]
-fn however_the_clock_is_set_nothing_goes_early_nor_more_than_two_seconds_late() {
+fn however_the_clock_is_set_nothing_goes_early_nor_more_than_three_seconds_late() {
     let cases = extent("RESULT_CLEANER_TEST_TIMELINES", 1_000, 30_000);
     let config = Config { cases: cases as u32, ..Config::with_source_file(file!()) };
     let totals = std::cell::Cell::new((0, 0, 0));

@@ -166,6 +166,8 @@ impl World {
 
     /// Performs the work of the worker, and of its threads, after a wake-up.
     fn round(&mut self) -> Result<(), TestCaseError> {
+        // The clocks are read before the threads go on.
+        while !self.poll()? {}
         let mono = self.mono;
         for (_, jobs) in self.jobs.extract_if(.., |(at, _)| *at <= mono).collect::<Vec<_>>() {
             let mut found = Vec::new();
@@ -184,12 +186,16 @@ impl World {
         self.check()
     }
 
-    /// Polls the core, and carries out what it asks for. Returns whether it has no more inputs.
+    /// Polls the core, and carries out what it asks for. Returns whether that is all.
     fn poll(&mut self) -> Result<bool, TestCaseError> {
         let (now, inputs) = (self.now(), std::mem::take(&mut self.inputs));
+        let mut has_ticked = false;
         for command in self.core.poll(now, inputs) {
             match command {
-                Command::Tick => self.tick()?,
+                Command::Tick => {
+                    self.tick()?;
+                    has_ticked = true;
+                }
                 Command::Process(jobs) => self.start(jobs)?,
                 Command::Scan(id, ..) => {
                     let summary = Box::new(Summary::default());
@@ -199,7 +205,7 @@ impl World {
                 _ => {}
             }
         }
-        Ok(self.inputs.is_empty())
+        Ok(self.inputs.is_empty() && !has_ticked)
     }
 
     fn tick(&mut self) -> Result<(), TestCaseError> {
