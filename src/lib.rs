@@ -25,8 +25,7 @@
 //! that the outcome equals that of a program that polls.
 //!
 //! Rules that hold everywhere in this crate:
-//! - Only the worker changes the heap, so the heap needs no lock. The worker applies pending changes
-//!   before it starts deletions.
+//! - Only the worker's task changes the heap, so the heap needs no lock.
 //! - An event is only a hint to inspect a name again; the disk is the truth. The cleaner reads the
 //!   metadata again right before a deletion. Nothing read from the metadata ever chooses a path.
 //! - The cleaner sets a directory's watch before it lists the directory. The first scan is the first

@@ -370,6 +370,12 @@ impl Core {
             && !is_late(self.schedule.next_pair(now))
     }
 
+    /// Returns how many pairs have metadata that is being written.
+    #[cfg(any(fuzzing, test))]
+    pub(crate) fn writers(&self) -> usize {
+        self.schedule.half_written.len()
+    }
+
     /// Returns the waiting pairs, in no order.
     #[cfg(any(fuzzing, test))]
     pub(crate) fn waiting(&self) -> impl Iterator<Item = (PairKey, DateTime<Utc>)> {

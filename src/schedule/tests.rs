@@ -1,4 +1,4 @@
-//! Decisions of the core that are worth a name. The simulation in `fuzzing` drives all of them.
+//! Decisions of the core that are worth a name. The simulation in `fuzzing` drives the core as a whole.
 
 use std::collections::HashMap;
 

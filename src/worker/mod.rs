@@ -108,11 +108,12 @@ impl Worker {
         let timer = Timer::new();
         let mut inputs = Vec::new();
         loop {
+            // Changes come before the end of a scan that may have made up for what followed them.
+            self.take_changes(&mut inputs);
             // Requests must not delay completions, and completions must not delay due deletions.
             for message in std::iter::from_fn(|| messages.try_recv().ok()).take(MAX_MESSAGES) {
                 self.receive(message, &mut inputs)?;
             }
-            self.take_changes(&mut inputs);
             self.poll(std::mem::take(&mut inputs));
             self.publish();
             let wake = self.next_wake();

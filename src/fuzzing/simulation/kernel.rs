@@ -1,6 +1,6 @@
 //! The simulated kernel's queue of events, and notify, which reads it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,19 +24,23 @@ pub(super) struct Kernel {
     /// What the real watcher knows, and its translation of events.
     pub watched: Watched,
     translator: Translator,
-    /// The directories that the kernel watches.
-    watches: BTreeSet<DirId>,
+    /// The directories that the kernel watches. A watch that is set again gets another number.
+    watches: BTreeMap<DirId, Watch>,
+    last_watch: Watch,
     /// The paths that notify has for them. It reports events under the last one.
-    paths: BTreeMap<DirId, Vec<PathBuf>>,
-    dirs: BTreeMap<PathBuf, DirId>,
+    paths: BTreeMap<Watch, Vec<PathBuf>>,
+    by_path: BTreeMap<PathBuf, Watch>,
     queue: VecDeque<Queued>,
     /// Whether the reader has lost events, so that it sets no more watches.
     pub is_overrun: bool,
 }
 
+/// The number of a watch.
+type Watch = u64;
+
 enum Queued {
     /// An event in a directory: the name, which is empty for the directory itself, and what happened.
-    Event(DirId, String, EventKind),
+    Event(Watch, String, EventKind),
     Overflow,
 }
 
@@ -47,9 +51,10 @@ impl Kernel {
             instance,
             translator: Translator::new(Path::new(ROOT), watched.clone()),
             watched,
-            watches: BTreeSet::new(),
+            watches: BTreeMap::new(),
+            last_watch: 0,
             paths: BTreeMap::new(),
-            dirs: BTreeMap::new(),
+            by_path: BTreeMap::new(),
             queue: VecDeque::new(),
             is_overrun: false,
         }
@@ -58,11 +63,9 @@ impl Kernel {
     /// Queues an event in the directory `dir`, if that is watched. Without a name, it is about the directory
     /// itself. An event that does not fit is dropped.
     pub fn emit(&mut self, dir: DirId, name: &str, kind: EventKind) {
-        if !self.watches.contains(&dir) {
-            return;
-        }
+        let Some(&watch) = self.watches.get(&dir) else { return };
         if self.queue.len() < QUEUE_LENGTH {
-            self.queue.push_back(Queued::Event(dir, name.to_owned(), kind));
+            self.queue.push_back(Queued::Event(watch, name.to_owned(), kind));
         } else {
             self.overflow();
         }
@@ -89,9 +92,12 @@ impl Kernel {
     pub fn watch(&mut self, dir: DirId, rel: &Path) {
         let path = Path::new(ROOT).join(rel);
         self.drop_path(&path);
-        self.watches.insert(dir);
-        self.paths.entry(dir).or_default().push(path.clone());
-        self.dirs.insert(path, dir);
+        let watch = *self.watches.entry(dir).or_insert_with(|| {
+            self.last_watch += 1;
+            self.last_watch
+        });
+        self.paths.entry(watch).or_default().push(path.clone());
+        self.by_path.insert(path, watch);
     }
 
     /// Ends the watch that notify has for `rel`.
@@ -101,12 +107,12 @@ impl Kernel {
 
     /// Makes notify forget a path. A directory without a path loses its watch.
     fn drop_path(&mut self, path: &Path) {
-        let Some(dir) = self.dirs.remove(path) else { return };
-        let paths = self.paths.entry(dir).or_default();
+        let Some(watch) = self.by_path.remove(path) else { return };
+        let paths = self.paths.entry(watch).or_default();
         paths.retain(|known| known != path);
         if paths.is_empty() {
-            self.paths.remove(&dir);
-            self.watches.remove(&dir);
+            self.paths.remove(&watch);
+            self.watches.retain(|_, known| *known != watch);
         }
     }
 
@@ -116,8 +122,10 @@ impl Kernel {
         let event = match self.queue.pop_front() {
             None => return,
             Some(Queued::Overflow) => Event::new(EventKind::Other).set_flag(Flag::Rescan),
-            Some(Queued::Event(dir, name, kind)) => {
-                let Some(dir) = self.paths.get(&dir).and_then(|paths| paths.last()) else { return };
+            Some(Queued::Event(watch, name, kind)) => {
+                let Some(dir) = self.paths.get(&watch).and_then(|paths| paths.last()) else {
+                    return;
+                };
                 is_own = name.is_empty();
                 let path = if is_own { dir.clone() } else { dir.join(name) };
                 Event::new(kind).add_path(path)
@@ -137,8 +145,8 @@ impl Kernel {
             EventKind::Remove(RemoveKind::Folder) => true,
             _ => false,
         };
-        if let Some(gone) = gone.filter(|gone| is_gone && self.dirs.contains_key(gone)) {
-            let below = self.dirs.keys().filter(|path| path.starts_with(&gone));
+        if let Some(gone) = gone.filter(|gone| is_gone && self.by_path.contains_key(gone)) {
+            let below = self.by_path.keys().filter(|path| path.starts_with(&gone));
             for path in below.cloned().collect::<Vec<_>>() {
                 self.drop_path(&path);
             }

@@ -110,11 +110,14 @@ impl World {
         assert_eq!(self.core.next_expiry(), expected.values().min().copied());
         self.assert_all_is_reported();
         let broken = self.ledger.broken;
-        let (least, most) =
-            (self.ledger.broken_at_rest.len() as u64, self.ledger.broken_seen.len() as u64);
+        // The event of a writer that closes its file may be lost with the watch of a directory that is being
+        // moved. The next sweep counts its metadata.
+        let least = self.ledger.broken_at_rest.len().saturating_sub(self.core.writers());
+        let (least, most) = (least as u64, self.ledger.broken_seen.len() as u64);
         assert!(
             (least..=most).contains(&broken),
-            "{broken} broken versions, not {least} to {most}"
+            "{broken} broken versions, not {least} to {most}: {:?}",
+            self.core
         );
     }
 

@@ -292,10 +292,10 @@ impl World {
             self.read_events(100);
             self.progress(100 + chance.below(400), chance);
             let mut inputs = Vec::new();
+            self.take_changes(&mut inputs);
             while let Some(message) = self.messages.pop_front() {
                 self.receive(message, &mut inputs);
             }
-            self.take_changes(&mut inputs);
             self.poll_with(inputs);
             self.disk.now.mono += Duration::from_millis(5 + chance.below(50) as u64);
         }
@@ -315,18 +315,17 @@ impl World {
             assert!(round < MAX_ROUNDS, "it never comes to rest: {:?}", self.core);
             self.read_events(1);
             self.progress(8, chance);
+            let mut inputs = Vec::new();
+            self.take_changes(&mut inputs);
             if let Some(message) = self.messages.pop_front() {
-                let mut inputs = Vec::new();
                 self.receive(message, &mut inputs);
                 self.poll_with(inputs);
                 continue;
             }
+            self.poll_with(inputs);
             if !self.disk.kernel.is_empty() || !self.tasks.is_empty() {
                 continue;
             }
-            let mut inputs = Vec::new();
-            self.take_changes(&mut inputs);
-            self.poll_with(inputs);
             if !self.tasks.is_empty() {
                 continue;
             }

@@ -17,11 +17,11 @@ impl World {
     /// Polls the core as the worker does.
     pub(super) fn poll(&mut self, chance: &mut dyn Chance) {
         let mut inputs = Vec::new();
+        self.take_changes(&mut inputs);
         for _ in 0..chance.below(self.messages.len() + 1) {
             let message = self.messages.pop_front().unwrap();
             self.receive(message, &mut inputs);
         }
-        self.take_changes(&mut inputs);
         self.poll_with(inputs);
     }
 
