@@ -18,6 +18,7 @@ mod cleaning;
 mod disk;
 mod kernel;
 mod ledger;
+mod probe;
 mod tasks;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use super::Chance;
 use super::cleaning::error;
-use super::disk::{DirId, Disk, RootIs, key, stem_of};
+use super::disk::{DirId, Disk, key, stem_of};
+use super::probe::{Probe, Probed};
 use crate::pair::change::{Change, WatchError};
 use crate::pair::mark::Marks;
 use crate::pair::outcome::{Job, JobResult, Outcome, Summary};
@@ -19,16 +20,6 @@ use crate::watch::inbox::Inbox;
 pub(super) enum Message {
     Completed(Generation, Completion),
     Probed(Probed),
-}
-
-/// What a probe has found.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Probed {
-    Unchanged,
-    Absent,
-    Unreadable,
-    /// A directory, and its watcher or the reason why there is none.
-    Open(u64, Result<u64, WatchError>),
 }
 
 /// What the threads work on.
@@ -77,33 +68,6 @@ impl Task {
             Self::Jobs(jobs) => jobs.step(around),
             Self::Scan(scan) => scan.step(around),
         }
-    }
-}
-
-/// Whether the directory is known, and has a watcher. A new watcher is required if nothing is known.
-pub(super) struct Probe {
-    pub known: Option<(u64, bool)>,
-}
-
-impl Probe {
-    fn run(&self, disk: &mut Disk) -> Probed {
-        match disk.root {
-            RootIs::Absent => return Probed::Absent,
-            RootIs::Unreadable => return Probed::Unreadable,
-            RootIs::There => {}
-        }
-        let known = self.known.filter(|(epoch, _)| *epoch == disk.epoch);
-        if let Some((_, true)) = known {
-            return Probed::Unchanged;
-        }
-        if disk.refuses_instances {
-            return match known {
-                Some(_) => Probed::Unchanged,
-                None => Probed::Open(disk.epoch, Err(WatchError::TooManyInstances)),
-            };
-        }
-        disk.watchers += 1;
-        Probed::Open(disk.epoch, Ok(disk.watchers))
     }
 }
 

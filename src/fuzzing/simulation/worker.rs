@@ -7,7 +7,8 @@ use chrono::TimeDelta;
 
 use super::kernel::Kernel;
 use super::ledger::shown_key;
-use super::tasks::{Jobs, Message, Probe, Probed, Scan, Task};
+use super::probe::{Probe, Probed};
+use super::tasks::{Jobs, Message, Scan, Task};
 use super::{Chance, Root, World};
 use crate::schedule::command::Command;
 use crate::schedule::input::{Generation, Input, RequestId, RootSeen, Watching};
