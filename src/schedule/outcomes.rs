@@ -17,8 +17,8 @@ use crate::sys::clock::Now;
 /// recovers the claims of cleaners that died.
 const CLAIMS_BEFORE_RECOVERY: u32 = 2;
 /// How often a pair may be found claimed by another cleaner before that counts as an error. This takes
-/// some 15 s, because other cleaners that delete in the directory can delay a recovery.
-const CLAIMS_BEFORE_ERROR: u32 = 7;
+/// some 15 s, because scans of the directory count, too, and other cleaners that delete in it can delay a recovery.
+const CLAIMS_BEFORE_ERROR: u32 = 9;
 
 impl Schedule {
     /// Applies an outcome and returns what it adds to the tally.
