@@ -210,7 +210,7 @@ impl Schedule {
         let scan = self.last_scan;
         let waits = self.expiries.update(&key, |known| known.scan = scan);
         if !waits && !self.retries.contains(&key) {
-            self.inspections.entry(key).or_default().merge(Trigger::UNREPORTED);
+            self.inspect_again(key);
         }
     }
 

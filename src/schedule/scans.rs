@@ -201,11 +201,7 @@ impl Schedule {
     /// scan ends.
     pub(crate) fn begin_scan(&mut self, scope: Scope) -> ScanId {
         self.forget_writers(&scope);
-        for (key, in_flight_pair) in &mut self.in_flight {
-            if scope.covers(&key.dir) {
-                in_flight_pair.changes.get_or_insert_default().merge(Trigger::UNREPORTED);
-            }
-        }
+        self.inspect_in_flight_again(&scope);
         for scan in &mut self.scans {
             scan.superseded.extend(&scope);
         }
@@ -246,8 +242,8 @@ impl Schedule {
                     .push(Notice::Error(dir.to_path_buf(), CountedError::Unreadable(error)));
             }
         }
-        // The events of a directory that was listed alone may be lost, and with them the event that a directory in it can be
-        // read again.
+        // The events of a directory that was listed alone may be lost, and with them the one that a directory in it
+        // can be read again.
         let parent_listed = |dir: &Path| dir.parent().is_some_and(|parent| scope.covers(parent));
         let retried = self.unreadable.iter().filter(|dir| !scope.covers(dir) && parent_listed(dir));
         self.rescans.extend(retried.cloned());
@@ -280,21 +276,31 @@ impl Schedule {
         keys
     }
 
-    /// Inspects again what jobs have read in `scope` while a scan ran, and what was being written. The scan may
-    /// have passed after the pair was gone, or before the writer was done, and the directory may have had no
-    /// watch that reports it.
-    fn inspect_unconfirmed(&mut self, scope: &Scope, changed_since: HashSet<PairKey>) {
-        for key in self.forget_writers(scope) {
-            self.inspections.entry(key).or_default().merge(Trigger::UNREPORTED);
-        }
+    /// Inspects the pairs in `scope` again that are in flight, once their outcomes are applied.
+    fn inspect_in_flight_again(&mut self, scope: &Scope) {
         for (key, in_flight_pair) in &mut self.in_flight {
             if scope.covers(&key.dir) {
                 in_flight_pair.changes.get_or_insert_default().merge(Trigger::UNREPORTED);
             }
         }
+    }
+
+    /// Inspects a pair again. Does nothing for a pair in flight, whose outcome decides.
+    pub(super) fn inspect_again(&mut self, key: PairKey) {
+        self.inspections.entry(key).or_default().merge(Trigger::UNREPORTED);
+    }
+
+    /// Inspects again what jobs have read in `scope` while a scan ran, and what was being written. The scan may
+    /// have passed after the pair was gone, or before the writer was done, and the directory may have had no
+    /// watch that reports it.
+    fn inspect_unconfirmed(&mut self, scope: &Scope, changed_since: HashSet<PairKey>) {
+        for key in self.forget_writers(scope) {
+            self.inspect_again(key);
+        }
+        self.inspect_in_flight_again(scope);
         for key in changed_since {
             if self.expiries.contains(&key) {
-                self.inspections.entry(key).or_default().merge(Trigger::UNREPORTED);
+                self.inspect_again(key);
             }
         }
     }
