@@ -16,9 +16,9 @@ use crate::sys::clock::Now;
 /// How often a pair may be found claimed by another cleaner before its directory is scanned. The scan
 /// recovers the claims of cleaners that died.
 const CLAIMS_BEFORE_RECOVERY: u32 = 2;
-/// How often a pair may be found claimed by another cleaner before that counts as an error. This takes
-/// some 15 s, because scans of the directory count, too, and other cleaners that delete in it can delay a recovery.
-const CLAIMS_BEFORE_ERROR: u32 = 9;
+/// How often a pair may be found claimed by another cleaner before that counts as an error. The pauses
+/// between these attempts take some 30 s: other cleaners that delete in the directory delay a recovery.
+const CLAIMS_BEFORE_ERROR: u32 = 7;
 
 impl Schedule {
     /// Applies an outcome and returns what it adds to the tally.
@@ -181,6 +181,11 @@ impl Schedule {
         pause: Option<(Instant, Attempts)>,
         now: Now,
     ) -> bool {
+        if let Some((until, Attempts { changes: 1.., .. })) = pause {
+            // An event or a scan came before the next attempt, and is no attempt of its own.
+            self.pause(key, until, attempts);
+            return false;
+        }
         let wait = match attempts.changes.checked_sub(CLAIMS_BEFORE_RECOVERY) {
             None => changed_pause(attempts.changes),
             Some(tries) => {

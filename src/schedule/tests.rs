@@ -129,6 +129,29 @@ fn claims_of_several_pairs_do_not_delay_the_recovery_of_their_directory_for_each
 }
 
 #[test]
+fn a_scan_that_finds_a_pair_claimed_is_no_attempt_of_its_own() {
+    let now =
+        Now { wall: DateTime::from_timestamp(1_800_000_000, 0).unwrap(), mono: Instant::now() };
+    let mut schedule = Schedule::default();
+    let key = PairKey { dir: Path::new("a").into(), stem: Stem::new(b"x") };
+    let claimed = || JobResult { key: key.clone(), outcome: Outcome::ClaimedElsewhere };
+    let appeared = Trigger { appeared: true, ..Trigger::default() };
+    let pairs = [(key.clone(), appeared)].into();
+    schedule.apply_changes(Changes { pairs, ..Changes::default() });
+    assert_eq!(schedule.take_inspections(1).len(), 1);
+    schedule.complete(claimed(), Source::Job, now);
+    let wake = schedule.next_pair(now);
+    for _ in 0..20 {
+        let scan = schedule.begin_scan(Scope::Everything);
+        let tally = schedule.complete(claimed(), Source::Scan(scan), now);
+        assert_eq!(tally.errors, 0);
+        schedule.end_scan(scan, Summary::default(), now);
+    }
+    assert!(schedule.take_notices().is_empty());
+    assert_eq!(schedule.next_pair(now), wake);
+}
+
+#[test]
 fn what_a_job_reads_during_a_scan_that_does_not_find_it_is_inspected_again() {
     let now =
         Now { wall: DateTime::from_timestamp(1_800_000_000, 0).unwrap(), mono: Instant::now() };
