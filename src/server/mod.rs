@@ -5,7 +5,8 @@
 //! rebinding). Every client has time limits, and the number of connections is limited, so that slow or
 //! silent clients block no others.
 
-mod site;
+mod host;
+mod routes;
 #[cfg(test)]
 mod tests;
 
@@ -25,7 +26,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 
-use self::site::Site;
+use self::routes::Routes;
 use crate::error::Error;
 use crate::sys::descriptors::share_of_open_files;
 use crate::telemetry::stats::Stats;
@@ -127,7 +128,7 @@ async fn serve_at_most(
     allow_hosts: Vec<String>,
     shutdown: impl Future<Output = ()>,
 ) {
-    let site = Arc::new(Site::new(source, &allow_hosts));
+    let routes = Arc::new(Routes::new(source, &allow_hosts));
     // Dropping the sender notifies all connections of the shutdown.
     let (open, closing) = watch::channel(());
     let mut connections = JoinSet::new();
@@ -151,7 +152,7 @@ async fn serve_at_most(
                     // The connection closes only when its task ends.
                     connections.join_next().await;
                 }
-                let connection = serve_connection(stream, site.clone(), closing.clone());
+                let connection = serve_connection(stream, routes.clone(), closing.clone());
                 by_age.push_back(connections.spawn(connection));
             }
             // Most likely, the process is out of file descriptors. The connection stays in the kernel's
@@ -178,12 +179,16 @@ async fn serve_at_most(
 }
 
 /// Serves one client until it disconnects, its time is up, or the sender of `closing` is dropped.
-async fn serve_connection(stream: TcpStream, site: Arc<Site>, mut closing: watch::Receiver<()>) {
+async fn serve_connection(
+    stream: TcpStream,
+    routes: Arc<Routes>,
+    mut closing: watch::Receiver<()>,
+) {
     // Answers are small: waiting for more data to send would only delay them.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| {
-        let site = site.clone();
-        async move { Ok::<_, Infallible>(site.answer(request).await) }
+        let routes = routes.clone();
+        async move { Ok::<_, Infallible>(routes.answer(request).await) }
     });
     let mut connection = pin!(
         http1::Builder::new()

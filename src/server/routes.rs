@@ -1,17 +1,16 @@
-//! Decides how the server answers each request, and which clients it answers.
+//! The routes of the server, and how it answers each request.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
-use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::time::timeout;
 
 use super::StatsSource;
+use super::host::{HostRefused, KnownHosts};
 use crate::telemetry::stats::Stats;
 
 /// How long an answer may take to be produced.
@@ -30,17 +29,14 @@ const PAGE_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The data that is served, and the host names under which it is served.
-pub(super) struct Site {
+pub(super) struct Routes {
     source: Arc<dyn StatsSource>,
-    /// In lower case, without port and final dot.
-    allow_hosts: Vec<String>,
+    hosts: KnownHosts,
 }
 
-impl Site {
+impl Routes {
     pub(super) fn new(source: Arc<dyn StatsSource>, allow_hosts: &[String]) -> Self {
-        let allow_hosts =
-            allow_hosts.iter().map(|name| bare_name(name).to_ascii_lowercase()).collect();
-        Self { source, allow_hosts }
+        Self { source, hosts: KnownHosts::new(allow_hosts) }
     }
 
     /// Returns the answer to `request`, in bounded time.
@@ -59,8 +55,8 @@ impl Site {
         if !head.headers.contains_key(header::EXPECT) {
             let _ = timeout(BODY_TIMEOUT, discard(body)).await;
         }
-        if let Some(refusal) = self.check_host(&head) {
-            return refusal;
+        if let Err(HostRefused { status, reason }) = self.hosts.check(&head) {
+            return text(status, reason);
         }
         let path = head.uri.path();
         if !["/", "/stats", "/metrics", "/healthz"].contains(&path) {
@@ -79,49 +75,6 @@ impl Site {
             _ => text(StatusCode::SERVICE_UNAVAILABLE, "the worker has died\n"),
         }
     }
-
-    /// Returns a refusal if the request does not address this server by a known name.
-    fn check_host(&self, head: &Parts) -> Option<Response<String>> {
-        let mut hosts = head.headers.get_all(header::HOST).iter().map(HeaderValue::as_bytes);
-        let (authority, host) = (head.uri.authority(), hosts.next());
-        // HTTP/1.0 allows requests without Host, but no client sends them any more.
-        if (authority.is_none() && host.is_none()) || hosts.next().is_some() {
-            return Some(text(StatusCode::BAD_REQUEST, "there must be one Host header\n"));
-        }
-        let authority = authority.map(|authority| authority.as_str().as_bytes());
-        let all_known = [authority, host]
-            .into_iter()
-            .flatten()
-            .all(|host| str::from_utf8(host).is_ok_and(|host| self.knows(host)));
-        (!all_known).then(|| {
-            text(
-                StatusCode::MISDIRECTED_REQUEST,
-                "not served under this name: use an address, localhost, or a name given by --allow-host\n",
-            )
-        })
-    }
-
-    fn knows(&self, host: &str) -> bool {
-        let name = bare_name(host);
-        match name.strip_prefix('[') {
-            Some(v6) => v6.strip_suffix(']').is_some_and(|v6| v6.parse::<Ipv6Addr>().is_ok()),
-            None => {
-                let name = name.to_ascii_lowercase();
-                name.parse::<Ipv4Addr>().is_ok()
-                    || name == "localhost"
-                    || self.allow_hosts.contains(&name)
-            }
-        }
-    }
-}
-
-/// Returns `host` without its port and the final dot of a fully qualified name.
-fn bare_name(host: &str) -> &str {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    name.strip_suffix('.').unwrap_or(name)
 }
 
 /// Reads and drops the body of a request. If it were left unread, closing the connection could destroy
@@ -206,43 +159,6 @@ mod tests {
     fn the_page_names_no_other_place() {
         for other in ["://", "src=", "url(", "@import"] {
             assert!(!PAGE.contains(other), "{other}");
-        }
-    }
-
-    struct Nobody;
-
-    impl StatsSource for Nobody {
-        fn stats(&self) -> std::pin::Pin<Box<dyn Future<Output = Stats> + Send + '_>> {
-            Box::pin(std::future::pending())
-        }
-
-        fn metrics(&self) -> Result<String, String> {
-            Err("nobody knows".to_owned())
-        }
-
-        fn alive(&self) -> bool {
-            true
-        }
-    }
-
-    #[test]
-    #[rustfmt::skip] // one a line says no more
-    fn only_addresses_and_known_names_are_served() {
-        let names = ["Box.lan.".to_owned(), "other:8004".to_owned()];
-        let site = Site::new(Arc::new(Nobody), &names);
-        for known in [
-            "localhost", "LocalHost", "localhost.", "localhost:8004", "localhost.:8004", "localhost:",
-            "127.0.0.1", "127.0.0.1:8004", "192.168.1.2:1", "[::1]", "[::1]:8004", "[fe80::1]",
-            "box.lan", "BOX.LAN:80", "other", "other:9",
-        ] {
-            assert!(site.knows(known), "{known}");
-        }
-        for unknown in [
-            "", ":", ".", ":8004", "evil.example", "localhost.evil.example", "localhost:x", "localhost..",
-            "localhost@evil.example", "127.0.0.1.evil.example", "[::1", "::1]", "[localhost]", "[]",
-            "[127.0.0.1]", "[::1]x", "evil.example:127.0.0.1", "lan", "box", " localhost", "box.lan,evil",
-        ] {
-            assert!(!site.knows(unknown), "{unknown}");
         }
     }
 }
