@@ -24,7 +24,7 @@ pub(crate) enum Inspection {
     /// Both halves exist, and the metadata is valid. Its file is open.
     Complete(Pair, OwnedFd),
     /// The metadata is valid and not due yet. The result was only listed.
-    NotDue { metadata: FileState, expires_at: DateTime<Utc> },
+    NotDue { expires_at: DateTime<Utc> },
 }
 
 /// Inspects both halves of a pair.
@@ -59,7 +59,7 @@ pub(crate) fn inspect_listed(
     if let Ok(expires_at) = metadata.expires_at
         && wait(expires_at)
     {
-        return Ok(Inspection::NotDue { metadata: metadata.seen, expires_at });
+        return Ok(Inspection::NotDue { expires_at });
     }
     let result = stat_file(dir, &stem.name(Half::Result))?;
     Ok(result.map_or(Inspection::Incomplete, |result| metadata.with(result)))

@@ -11,7 +11,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Duration;
 
 use rustix::fs::{
     Access, AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat, StatxAttributes, StatxFlags, accessat,
@@ -19,7 +18,6 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, retry_on_intr};
 
-use super::filesystem::{keeps_ctimes, time_to_write_back};
 use crate::error::Error;
 
 const DIR_FLAGS: OFlags =
@@ -80,9 +78,6 @@ pub(crate) fn locate(path: &Path) -> Located {
 pub(crate) struct Root {
     pub id: RootId,
     fd: OwnedFd,
-    /// The time without a change after which the next change is sure to update a file's ctime, even one through
-    /// a memory map. `None` where that is not certain.
-    pub ctime_reliable_after: Option<Duration>,
 }
 
 impl Root {
@@ -114,8 +109,7 @@ impl Root {
         if (seen.st_dev, seen.st_ino) != (id.dev, id.ino) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let ctime_reliable_after = if keeps_ctimes(&fd) { time_to_write_back() } else { None };
-        Ok(Self { id, fd, ctime_reliable_after })
+        Ok(Self { id, fd })
     }
 
     /// The resolved path of the cache directory.

@@ -10,14 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 
-use crate::disk::inspect::{Inspection, inspect, inspect_listed, stat_file};
+use crate::disk::inspect::{Inspection, inspect, inspect_listed};
 use crate::disk::root::{Dir, Root, is_mounted_over, is_not_ours};
 use crate::display::path_field;
 use crate::jobs::context::{JobContext, result_path};
-use crate::pair::mark::{Mark, Marks};
-use crate::pair::name::{Half, PairKey, Stem};
+use crate::pair::name::{PairKey, Stem};
 use crate::pair::outcome::{Failure, Job, JobResult, Outcome};
 use crate::pair::version::FileState;
 use crate::remove::{Buffers, ClaimedPair, DuePair, Removal, remove};
@@ -40,8 +39,6 @@ const IN_PLACE: Duration = Duration::from_millis(1);
 pub(crate) struct PairProcessor<'a> {
     context: &'a JobContext,
     root: &'a Root,
-    /// The marks of metadata that need not be read again.
-    marks: Option<&'a Marks>,
     buffers: Buffers,
     found: Vec<JobResult>,
     held: VecDeque<(ClaimedPair, TimeDelta)>,
@@ -71,7 +68,6 @@ impl<'a> PairProcessor<'a> {
         Self {
             context,
             root,
-            marks: None,
             buffers: Buffers::default(),
             found: Vec::new(),
             held: VecDeque::new(),
@@ -87,12 +83,6 @@ impl<'a> PairProcessor<'a> {
     /// Deletes no faster than `watcher` reports the events of the deletions.
     pub(crate) fn watched_by(mut self, watcher: Option<&'a Watcher>) -> Self {
         self.watcher = watcher;
-        self
-    }
-
-    /// Does not read listed metadata again if it has one of these marks.
-    pub(crate) fn with_marks(mut self, marks: &'a Marks) -> Self {
-        self.marks = Some(marks).filter(|marks| !marks.is_empty());
         self
     }
 
@@ -197,8 +187,7 @@ impl<'a> PairProcessor<'a> {
 
     fn judge(&mut self, dir: &Dir, stem: &Stem, hint: Hint) -> Decision {
         let sight = match self.look(dir, stem, hint) {
-            Ok(Some(sight)) => sight,
-            Ok(None) => return Decision::Keep(Outcome::Unchanged),
+            Ok(sight) => sight,
             Err(error) => {
                 return Decision::Keep(Outcome::Failed(Failure::new("inspect the pair", &error)));
             }
@@ -212,16 +201,15 @@ impl<'a> PairProcessor<'a> {
                 let bytes = result.version.size + metadata.version.size;
                 return Decision::Keep(Outcome::Broken { metadata, reason, wait, bytes });
             }
-            Inspection::NotDue { metadata, expires_at } => {
-                return Decision::Keep(self.waiting(dir, stem, &metadata, expires_at, None));
+            Inspection::NotDue { expires_at } => {
+                return Decision::Keep(Outcome::NotDue { expires_at, bytes: None });
             }
             Inspection::Complete(pair, metadata) => (pair, metadata),
         };
         let now = clock.wall();
         let (expires_at, bytes) = (pair.expires_at, pair.bytes());
         if now < expires_at {
-            let waiting = self.waiting(dir, stem, &pair.metadata, expires_at, Some(bytes));
-            return Decision::Keep(waiting);
+            return Decision::Keep(Outcome::NotDue { expires_at, bytes: Some(bytes) });
         }
         let settled = matches!(hint, Hint::Settled(then) if pair.result.is_unchanged_since(&then));
         if pair.may_be_half_published() && !settled {
@@ -241,40 +229,14 @@ impl<'a> PairProcessor<'a> {
         Decision::Delete(DuePair { pair, metadata })
     }
 
-    /// Inspects a pair; `None` if its metadata has one of the known marks.
-    fn look(&mut self, dir: &Dir, stem: &Stem, hint: Hint) -> io::Result<Option<Inspection>> {
+    fn look(&mut self, dir: &Dir, stem: &Stem, hint: Hint) -> io::Result<Inspection> {
         let buffer = &mut self.buffers.judged;
         let Hint::Listed = hint else {
-            return inspect(dir, stem, buffer).map(Some);
+            return inspect(dir, stem, buffer);
         };
-        if let Some(marks) = self.marks
-            && let Some(metadata) = stat_file(dir, &stem.name(Half::Metadata))?
-            && marks.contains(&Mark::of(&dir.rel, stem, &metadata))
-        {
-            return Ok(None);
-        }
         let context = self.context;
         let wait = |expires_at| !context.reports_sizes() && context.clock().wall() < expires_at;
-        inspect_listed(dir, stem, buffer, wait).map(Some)
-    }
-
-    fn waiting(
-        &self,
-        dir: &Dir,
-        stem: &Stem,
-        metadata: &FileState,
-        expires_at: DateTime<Utc>,
-        bytes: Option<u64>,
-    ) -> Outcome {
-        let now = || self.context.clock().wall();
-        let mark = self
-            .context
-            .deletes()
-            .then(|| {
-                Mark::of_settled(self.root.ctime_reliable_after, &dir.rel, stem, metadata, now())
-            })
-            .flatten();
-        Outcome::NotDue { expires_at, bytes, mark }
+        inspect_listed(dir, stem, buffer, wait)
     }
 
     fn delete(&mut self, dir: &Arc<Dir>, stem: &Stem, judged: DuePair) -> Option<Outcome> {

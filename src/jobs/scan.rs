@@ -29,7 +29,6 @@ use crate::disk::root::{Dir, Root, is_not_ours};
 use crate::jobs::context::JobContext;
 use crate::jobs::pairs::{Hint, PairProcessor};
 use crate::pair::change::WatchError;
-use crate::pair::mark::Marks;
 use crate::pair::name::{Half, Name, Stem};
 use crate::pair::outcome::{JobResult, Summary};
 use crate::sys::clock::thread_time;
@@ -52,8 +51,6 @@ pub(crate) struct Scan<'a> {
     /// Sets the watches; `None` where nothing is to be watched.
     pub watcher: Option<&'a Watcher>,
     pub context: &'a JobContext,
-    /// The marks of metadata that need not be read again.
-    pub marks: &'a Marks,
     /// Ends the scan early once it is true.
     pub cancel: &'a AtomicBool,
     /// Receives the results, from several threads.
@@ -341,7 +338,7 @@ impl Scan<'_> {
     }
 
     fn processor(&self) -> PairProcessor<'_> {
-        PairProcessor::new(self.context, self.root).with_marks(self.marks).watched_by(self.watcher)
+        PairProcessor::new(self.context, self.root).watched_by(self.watcher)
     }
 
     /// Processes batches until there are no more.

@@ -326,7 +326,7 @@ impl Explaining {
             return (Fate::Stays, "It is unknown what becomes of it.".to_owned());
         };
         match outcome {
-            Outcome::NotDue { .. } | Outcome::Unchanged => (Fate::Waits, reasons::WAITS.to_owned()),
+            Outcome::NotDue { .. } => (Fate::Waits, reasons::WAITS.to_owned()),
             Outcome::Due { .. } => match obstacle(dir, stem) {
                 None if stem.claim(Half::Result).len() > MAX_NAME => {
                     (Fate::Due, format!("{} {}", reasons::GOES, reasons::LONG_NAME))

@@ -14,7 +14,6 @@ use crate::error::Error;
 use crate::jobs::context::JobContext;
 use crate::jobs::orphans::{self};
 use crate::jobs::pairs::PairProcessor;
-use crate::pair::mark::Marks;
 use crate::pair::name::{Half, PairKey};
 use crate::pair::outcome::OrphanCandidates;
 use crate::pair::outcome::Summary;
@@ -166,8 +165,7 @@ pub(super) fn scan(
     found: &(dyn Fn(Vec<JobResult>) + Sync),
 ) -> Result<Summary, Error> {
     let cancel = AtomicBool::new(false);
-    let scan =
-        Scan { root, watcher: None, context, marks: &Marks::default(), cancel: &cancel, found };
+    let scan = Scan { root, watcher: None, context, cancel: &cancel, found };
     let mut summary = scan.run(&[Path::new("").into()], &[]);
     let own = summary.unreadable.iter().position(|(dir, _)| dir.as_os_str().is_empty());
     match own.map(|at| summary.unreadable.swap_remove(at)) {
@@ -308,7 +306,6 @@ impl Sums {
         match outcome {
             Outcome::Incomplete
             | Outcome::NotDue { .. }
-            | Outcome::Unchanged
             | Outcome::Changed
             | Outcome::ClaimedElsewhere => {}
             Outcome::Due { bytes, .. } => {

@@ -2,7 +2,6 @@
 
 pub(crate) mod change;
 pub(crate) mod expires_at;
-pub(crate) mod mark;
 pub(crate) mod metadata;
 pub(crate) mod name;
 pub(crate) mod outcome;

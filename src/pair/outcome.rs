@@ -11,7 +11,6 @@ use chrono::{DateTime, TimeDelta, Utc};
 use rustix::io::Errno;
 
 use super::change::WatchError;
-use super::mark::Mark;
 use super::name::PairKey;
 use super::tally::{OrphanTally, Tally};
 use super::version::{Broken, FileState, FileTime};
@@ -22,9 +21,7 @@ pub(crate) enum Outcome {
     /// The pair is not complete.
     Incomplete,
     /// The pair has not expired. `bytes` is `None` if its result was only listed.
-    NotDue { expires_at: DateTime<Utc>, bytes: Option<u64>, mark: Option<Mark> },
-    /// The pair waits as before: its metadata still has one of the known [marks](super::mark).
-    Unchanged,
+    NotDue { expires_at: DateTime<Utc>, bytes: Option<u64> },
     /// The pair has expired, but this context does not delete.
     Due { expires_at: DateTime<Utc>, bytes: u64 },
     /// The pair has expired, but its result may be half published. It is inspected again after `wait`

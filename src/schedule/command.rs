@@ -10,7 +10,6 @@ use super::input::{Generation, RequestId};
 use super::orphans::Due;
 use super::scans::SubtreeSet;
 use crate::pair::change::WatchError;
-use crate::pair::mark::Marks;
 use crate::pair::outcome::{Failure, Job};
 use crate::pair::tally::Tally;
 use crate::pair::version::Broken;
@@ -27,8 +26,8 @@ pub(crate) enum Command {
     StartOver(Generation),
     /// Inspect these pairs, and delete those that are due.
     Process(Vec<Job>),
-    /// Scan these directories. Pairs with one of the marks need not be read again.
-    Scan(ScanId, SubtreeSet, Marks),
+    /// Scan these directories.
+    Scan(ScanId, SubtreeSet),
     /// Remove the orphans in these directories.
     RemoveOrphans(Vec<Due>),
     /// Add this to the totals.

@@ -18,7 +18,6 @@ use super::orphans::OrphanSchedule;
 use super::sweeps::Sweeps;
 use super::{ScanId, Schedule, Scope, SubtreeSet};
 use crate::pair::change::{Changes, WatchError, WatchState};
-use crate::pair::mark::Marks;
 #[cfg(any(fuzzing, test))]
 use crate::pair::name::PairKey;
 use crate::pair::outcome::Job;
@@ -228,14 +227,12 @@ impl Core {
     }
 
     fn start_scan(&mut self, scope: Scope) -> ScanId {
-        let (trees, marks) = match &scope {
-            Scope::Everything => {
-                (SubtreeSet::from_iter([Path::new("").into()]), self.schedule.marks())
-            }
-            Scope::Subtrees(trees) => (trees.clone(), Marks::default()),
+        let trees = match &scope {
+            Scope::Everything => SubtreeSet::from_iter([Path::new("").into()]),
+            Scope::Subtrees(trees) => trees.clone(),
         };
         let id = self.schedule.begin_scan(scope);
-        self.command(Command::Scan(id, trees, marks));
+        self.command(Command::Scan(id, trees));
         id
     }
 

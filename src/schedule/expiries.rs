@@ -78,11 +78,6 @@ impl<V> Expiries<V> {
         Some((PairKey { dir, stem }, value))
     }
 
-    /// Changes the value of a waiting pair, but not its time. Returns whether the pair waits.
-    pub(super) fn update(&mut self, key: &PairKey, change: impl FnOnce(&mut V)) -> bool {
-        self.dirs.get_mut(&key.dir).is_some_and(|pairs| pairs.update(&key.stem, change))
-    }
-
     pub(super) fn contains(&self, key: &PairKey) -> bool {
         self.dirs.get(&key.dir).is_some_and(|pairs| pairs.contains(&key.stem))
     }
@@ -108,11 +103,6 @@ impl<V> Expiries<V> {
             let key = |stem: &Stem| PairKey { dir: Arc::clone(dir), stem: stem.clone() };
             pairs.iter().map(move |(stem, at)| (key(stem), at))
         })
-    }
-
-    /// Returns the values, in no order.
-    pub(super) fn values(&self) -> impl Iterator<Item = &V> {
-        self.dirs.values().flat_map(Queue::values)
     }
 
     /// Returns whether a pair waits in one of the directories in `scope`.

@@ -39,7 +39,6 @@ use self::half_written::HalfWritten;
 use self::scans::ActiveScan;
 pub(crate) use self::scans::{ScanId, Scope, SubtreeSet};
 use crate::pair::change::{Changes, Trigger};
-use crate::pair::mark::{Mark, Marks};
 use crate::pair::name::{PairKey, Stem};
 use crate::pair::outcome::Job;
 use crate::pair::version::{FileState, FileTime, Version};
@@ -93,7 +92,6 @@ pub(crate) struct Schedule {
 struct Entry {
     /// The latest scan that had started when the pair was last seen.
     scan: ScanId,
-    mark: Option<Mark>,
 }
 
 // A million pairs may wait.
@@ -213,11 +211,6 @@ impl Schedule {
         }
         self.in_flight.insert(key.clone(), InFlight { attempts, trigger, changes: None });
         Some(Job { key, settled: attempts.settled })
-    }
-
-    /// Returns the marks of all waiting pairs.
-    pub(crate) fn marks(&self) -> Marks {
-        self.expiries.values().filter_map(|known| known.mark).collect()
     }
 
     /// Returns whether the directory `dir` could not be read when it was last scanned.

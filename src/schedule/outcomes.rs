@@ -89,10 +89,6 @@ impl Schedule {
         now: Now,
     ) -> Tally {
         let mut tally = Tally { checked: 1, ..Tally::default() };
-        if let Outcome::Unchanged = outcome {
-            self.unchanged(key);
-            return tally;
-        }
         if !matches!(outcome, Outcome::Broken { .. } | Outcome::Incomplete) {
             self.half_written.forget_writer(&key);
         }
@@ -101,16 +97,13 @@ impl Schedule {
         let known_failures = pause.as_ref().map_or(0, |(_, known)| known.failures);
         let attempts = in_flight_pair.attempts;
         let attempts = Attempts { failures: attempts.failures.max(known_failures), ..attempts };
-        if let Outcome::NotDue { expires_at, mark, .. } = outcome {
-            self.expiries.insert(key, expires_at, Entry { scan: self.last_scan, mark });
+        if let Outcome::NotDue { expires_at, .. } = outcome {
+            self.expiries.insert(key, expires_at, Entry { scan: self.last_scan });
             return tally;
         }
         self.expiries.remove(&key);
         match outcome {
-            Outcome::NotDue { .. }
-            | Outcome::Unchanged
-            | Outcome::Due { .. }
-            | Outcome::Incomplete => {}
+            Outcome::NotDue { .. } | Outcome::Due { .. } | Outcome::Incomplete => {}
             Outcome::Unsettled { result, wait, .. } => {
                 self.unsettled(key, result, wait, attempts, pause, now);
             }
@@ -208,15 +201,6 @@ impl Schedule {
         let changes = attempts.changes.saturating_add(1);
         self.pause(key, until, Attempts { changes, ..attempts });
         is_error
-    }
-
-    /// Records that a pair is unchanged since the scan started.
-    fn unchanged(&mut self, key: PairKey) {
-        let scan = self.last_scan;
-        let waits = self.expiries.update(&key, |known| known.scan = scan);
-        if !waits && !self.retries.contains(&key) {
-            self.inspect_again(key);
-        }
     }
 
     /// Records broken metadata, which is confirmed at `confirm_at` (`None`: an event of its writer

@@ -56,16 +56,6 @@ impl<K: Hash + Eq, T: Ord + Copy, V> Queue<K, T, V> {
         self.0.get_priority(key).map(|entry| &entry.value)
     }
 
-    /// Changes the value of a waiting `key`, but not its time. Returns whether `key` waits.
-    pub(crate) fn update(&mut self, key: &K, change: impl FnOnce(&mut V)) -> bool {
-        self.0.change_priority_by(key, |entry| change(&mut entry.value))
-    }
-
-    /// Returns the values, in no order.
-    pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
-        self.0.iter().map(|(_, entry)| &entry.value)
-    }
-
     pub(crate) fn contains(&self, key: &K) -> bool {
         self.0.contains(key)
     }

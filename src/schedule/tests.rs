@@ -32,7 +32,7 @@ impl Trial {
     fn poll(&mut self, inputs: impl IntoIterator<Item = Input>) -> Vec<(ScanId, Vec<Arc<Path>>)> {
         let commands = self.core.poll(self.now, inputs);
         let scan = |command| match command {
-            Command::Scan(id, dirs, _) => Some((id, dirs.alone().cloned().collect())),
+            Command::Scan(id, dirs) => Some((id, dirs.alone().cloned().collect())),
             _ => None,
         };
         commands.into_iter().filter_map(scan).collect()
@@ -164,7 +164,6 @@ fn what_a_job_reads_during_a_scan_that_does_not_find_it_is_inspected_again() {
         outcome: Outcome::NotDue {
             expires_at: now.wall + chrono::TimeDelta::hours(1),
             bytes: None,
-            mark: None,
         },
     };
     let tree: SubtreeSet = [Arc::clone(&keys[0].dir)].into_iter().collect();

@@ -14,7 +14,6 @@ use crate::jobs::orphans;
 use crate::jobs::pairs::PairProcessor;
 use crate::jobs::scan::Scan;
 use crate::pair::change::WatchError;
-use crate::pair::mark::Marks;
 use crate::pair::outcome::Job;
 use crate::schedule::batches::SMALL_BATCH;
 use crate::schedule::input::{Completion, Generation};
@@ -114,8 +113,8 @@ impl Executor {
         });
     }
 
-    /// Scans the subtrees in `trees`. Pairs with one of `marks` are not read again.
-    pub(crate) fn scan(&mut self, open: &Arc<Open>, id: ScanId, trees: &SubtreeSet, marks: Marks) {
+    /// Scans the subtrees in `trees`.
+    pub(crate) fn scan(&mut self, open: &Arc<Open>, id: ScanId, trees: &SubtreeSet) {
         let below = trees.trees().cloned().collect::<Vec<_>>();
         let alone = trees.alone().cloned().collect::<Vec<_>>();
         let (context, open, generation) = (self.context.clone(), Arc::clone(open), self.generation);
@@ -132,7 +131,6 @@ impl Executor {
                 root: &open.root,
                 watcher: open.watcher.as_ref().ok(),
                 context: &context,
-                marks: &marks,
                 cancel: &cancel,
                 found: &found,
             };

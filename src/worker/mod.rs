@@ -223,8 +223,8 @@ impl Worker {
                 let _ = self.inbox.drain();
             }
             Command::Process(jobs) => self.with_open(|executor, open| executor.process(open, jobs)),
-            Command::Scan(id, trees, marks) => {
-                self.with_open(|executor, open| executor.scan(open, id, &trees, marks));
+            Command::Scan(id, trees) => {
+                self.with_open(|executor, open| executor.scan(open, id, &trees));
             }
             Command::RemoveOrphans(due) => {
                 self.with_open(|executor, open| executor.remove_orphans(open, due));

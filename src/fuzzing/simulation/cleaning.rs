@@ -1,25 +1,16 @@
 //! What the cleaner finds on the simulated disk, and does there.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 
 use super::Chance;
 use super::disk::{DirId, Disk, FROM, Halves, Metadata, REASON, ResultFile, TO};
-use crate::pair::mark::{Mark, Marks};
 use crate::pair::name::Half;
 use crate::pair::outcome::{Failure, Outcome};
 use crate::pair::version::{FileState, SETTLE_TIME};
-
-/// The mark of metadata. Here, metadata with the same expiry has the same version.
-fn mark(rel: &Path, stem: u8, expires_at: DateTime<Utc>) -> Mark {
-    let mut hasher = DefaultHasher::new();
-    (rel, stem, expires_at).hash(&mut hasher);
-    Mark::of_hash(hasher.finish())
-}
 
 pub(super) fn error() -> io::Error {
     io::Error::from_raw_os_error(13)
@@ -78,17 +69,6 @@ impl Disk {
         Some((stems, finished))
     }
 
-    /// Whether a scan does not read a pair again, because its metadata has one of `marks`.
-    pub fn is_marked(&self, dir: DirId, rel: &Path, stem: u8, marks: &Marks) -> bool {
-        let halves = self.dirs.get(&dir).and_then(|dir| dir.pairs.get(&stem));
-        match halves {
-            Some(Halves { result: Some(_), metadata: Some(Metadata::Valid(at)), .. }) => {
-                self.can_read(dir) && marks.contains(&mark(rel, stem, *at))
-            }
-            _ => false,
-        }
-    }
-
     /// Inspects a pair in a directory that was opened as `rel`, and deletes the pair if it is due.
     pub fn attend(
         &mut self,
@@ -118,8 +98,7 @@ impl Disk {
             }
         };
         if expires_at > self.now.wall {
-            let mark = chance.one_in(2).then(|| mark(rel, stem, expires_at));
-            return Outcome::NotDue { expires_at, bytes: None, mark };
+            return Outcome::NotDue { expires_at, bytes: None };
         }
         let seen = FileState::pretended(result.version);
         let wait = SETTLE_TIME.saturating_sub(self.now.mono - result.changed);

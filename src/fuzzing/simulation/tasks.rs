@@ -10,7 +10,6 @@ use super::cleaning::error;
 use super::disk::{DirId, Disk, key, stem_of};
 use super::probe::{Probe, Probed};
 use crate::pair::change::{Change, WatchError};
-use crate::pair::mark::Marks;
 use crate::pair::outcome::{Job, JobResult, Outcome, Summary};
 use crate::schedule::input::{Completion, Generation};
 use crate::schedule::{ScanId, SubtreeSet};
@@ -118,7 +117,6 @@ pub(super) struct Scan {
     watcher: Option<u64>,
     alone: Vec<Arc<Path>>,
     is_full: bool,
-    marks: Marks,
     start: Instant,
     has_begun: bool,
     has_recovered: bool,
@@ -147,7 +145,6 @@ impl Scan {
         generation: Generation,
         watcher: Option<u64>,
         trees: &SubtreeSet,
-        marks: Marks,
         start: Instant,
     ) -> Self {
         let alone: Vec<_> = trees.alone().cloned().collect();
@@ -158,7 +155,6 @@ impl Scan {
             is_cancelled: false,
             watcher,
             is_full: trees.trees().any(|tree| tree.as_os_str().is_empty()),
-            marks,
             start,
             has_begun: false,
             has_recovered: false,
@@ -323,11 +319,7 @@ impl Scan {
     fn read_one(&mut self, around: &mut Surroundings<'_>) {
         let at = around.chance.below(self.to_read.len());
         let (dir, rel, stem) = self.to_read.swap_remove(at);
-        let outcome = if around.disk.is_marked(dir, &rel, stem, &self.marks) {
-            Outcome::Unchanged
-        } else {
-            around.disk.attend(dir, &rel, stem, None, around.chance)
-        };
+        let outcome = around.disk.attend(dir, &rel, stem, None, around.chance);
         self.read.push(JobResult { key: key(&rel, stem), outcome });
     }
 

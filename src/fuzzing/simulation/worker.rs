@@ -147,11 +147,11 @@ impl World {
                     holds: false,
                 }));
             }
-            Command::Scan(id, trees, marks) => {
+            Command::Scan(id, trees) => {
                 self.scans.push(id);
                 assert!(self.scans.len() <= 2, "too many scans");
                 let Root::Open(_, watcher) = self.root else { panic!("there is nothing to scan") };
-                let scan = Scan::new(id, self.generation, watcher, &trees, marks, now);
+                let scan = Scan::new(id, self.generation, watcher, &trees, now);
                 self.tasks.push(Task::Scan(Box::new(scan)));
             }
             Command::RemoveOrphans(_) => panic!("nobody asked for it"),

@@ -3,6 +3,7 @@ use std::path::Path;
 
 use super::*;
 use crate::config::Config;
+use crate::disk::inspect::stat_file;
 use crate::disk::root::{Located, locate};
 use crate::sys::clock::Clock;
 use crate::watch::inbox::Inbox;
@@ -31,13 +32,8 @@ impl Place {
         Arc::new(self.root.open_dir(&Path::new("").into()).unwrap())
     }
 
-    fn mark(&self) -> Mark {
-        let seen = stat_file(&self.open(), b"a.metadata.json").unwrap().unwrap();
-        Mark::of(Path::new(""), &Stem::new(b"a"), &seen)
-    }
-
-    fn outcome(&self, marks: &Marks) -> Outcome {
-        let mut processor = PairProcessor::new(&self.context, &self.root).with_marks(marks);
+    fn outcome(&self) -> Outcome {
+        let mut processor = PairProcessor::new(&self.context, &self.root);
         processor.attend(&self.open(), &Stem::new(b"a"), Hint::Listed);
         processor.finish();
         processor.take_found().pop().unwrap().outcome
@@ -46,28 +42,6 @@ impl Place {
 
 fn metadata(expires_at: u64) -> String {
     format!(r#"{{"expires_at": {expires_at}}}"#)
-}
-
-#[test]
-fn what_has_a_mark_is_not_read_again_until_it_is_written_to() {
-    let place = Place::with_a_pair(8_000_000_000);
-    let marks = Marks::from([place.mark()]);
-    assert!(matches!(place.outcome(&marks), Outcome::Unchanged));
-
-    // Written in place, with the same size and the same time of modification.
-    let modified = fs::metadata(place.metadata()).unwrap().modified().unwrap();
-    while place.mark() == *marks.iter().next().unwrap() {
-        fs::write(place.metadata(), metadata(9_000_000_000)).unwrap();
-        fs::File::options()
-            .write(true)
-            .open(place.metadata())
-            .unwrap()
-            .set_modified(modified)
-            .unwrap();
-    }
-    let Outcome::NotDue { expires_at, mark, .. } = place.outcome(&marks) else { panic!() };
-    assert_eq!(expires_at.timestamp(), 9_000_000_000);
-    assert_eq!(mark, None, "it was written a moment ago");
 }
 
 #[test]
@@ -102,7 +76,7 @@ fn only_deletions_whose_events_are_reported_are_waited_for() {
 fn a_listed_result_that_has_vanished_is_no_pair_once_it_is_due() {
     let place = Place::with_a_pair(1);
     fs::remove_file(place.dir.path().join("a.result.json.lz4")).unwrap();
-    assert!(matches!(place.outcome(&Marks::default()), Outcome::Incomplete));
+    assert!(matches!(place.outcome(), Outcome::Incomplete));
     assert!(place.metadata().exists());
 }
 
@@ -111,6 +85,6 @@ fn a_directory_under_the_name_of_listed_metadata_is_left_alone() {
     let place = Place::with_a_pair(1);
     fs::remove_file(place.metadata()).unwrap();
     fs::create_dir(place.metadata()).unwrap();
-    assert!(matches!(place.outcome(&Marks::default()), Outcome::Incomplete));
+    assert!(matches!(place.outcome(), Outcome::Incomplete));
     assert!(place.dir.path().join("a.result.json.lz4").exists());
 }

@@ -236,7 +236,7 @@ impl World {
         let pair = self.pairs.iter_mut().find(|pair| pair.key == job.key).unwrap();
         if now < wall(pair.expires_at) {
             let expires_at = wall(pair.expires_at);
-            return Ok(Outcome::NotDue { expires_at, bytes: None, mark: None });
+            return Ok(Outcome::NotDue { expires_at, bytes: None });
         }
         prop_assert!(pair.expires_at <= self.wall, "{} ms early", pair.expires_at - self.wall);
         prop_assert!(pair.expires_at <= high, "{} ms too early", pair.expires_at - high);
