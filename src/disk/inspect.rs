@@ -1,11 +1,13 @@
 //! Inspects a pair: which files exist, and whether it is due. Changes nothing.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::OwnedFd;
 
 use chrono::{DateTime, Utc};
 use rustix::fs::{AtFlags, Mode, OFlags, Stat, fstat, openat, statat};
 use rustix::io::{Errno, pread, retry_on_intr};
+use rustix::path::Arg;
 
 use crate::disk::root::{Dir, is_not_ours};
 use crate::pair::metadata::{self, InvalidMetadata, MAX_METADATA_BYTES};
@@ -101,6 +103,16 @@ impl Metadata {
     }
 }
 
+/// Reads metadata that was just listed as a regular file, with as few system calls as possible.
+///
+/// Returns `None` if it can't be read, or does not fit into `buffer`: [`inspect_listed`] finds out more.
+pub(crate) fn read_listed<'a>(dir: &Dir, name: &CStr, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+    let file = open_quietly(dir, name).ok()?;
+    let count = retry_on_intr(|| pread(&file, &mut *buffer, 0)).ok()?;
+    // A short read of a regular file ends at its end.
+    (count < buffer.len()).then(|| &buffer[..count])
+}
+
 /// Reads the metadata with this name; `None` if it is not a regular file.
 pub(crate) fn read_metadata(
     dir: &Dir,
@@ -171,7 +183,7 @@ pub(crate) fn reread_unchanged(
 }
 
 /// Opens a file for reading without following a link, waiting, or changing anything.
-fn open_quietly(dir: &Dir, name: &[u8]) -> rustix::io::Result<OwnedFd> {
+fn open_quietly(dir: &Dir, name: impl Arg + Copy) -> rustix::io::Result<OwnedFd> {
     let flags =
         OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let open = |flags| retry_on_intr(|| openat(dir, name, flags, Mode::empty()));

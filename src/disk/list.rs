@@ -1,13 +1,17 @@
 //! Lists directories. The only module that does.
 
+use std::ffi::CStr;
 use std::io;
 use std::ops::ControlFlow;
 
-use rustix::fs::{DirEntry, FileType};
-use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::fs::{FileType, RawDir};
+use rustix::io::Errno;
 
 use crate::disk::inspect::stat;
 use crate::disk::root::Dir;
+
+/// How many bytes of entries the kernel hands over at once. The C library's `readdir` asks for as many.
+const BUFFER: usize = 32 * 1024;
 
 /// Calls `entry` with each name in `dir` and the type of its file, in no order, until it breaks.
 ///
@@ -17,25 +21,30 @@ use crate::disk::root::Dir;
 /// Those of the system.
 pub(crate) fn list(
     dir: &Dir,
-    mut entry: impl FnMut(&[u8], FileType) -> ControlFlow<()>,
+    mut entry: impl FnMut(&CStr, FileType) -> ControlFlow<()>,
 ) -> io::Result<()> {
-    // No other reader uses this descriptor, so that its copy needs no read position of its own.
-    for found in rustix::fs::Dir::new(fcntl_dupfd_cloexec(dir, 0)?)? {
+    let mut buffer = Vec::with_capacity(BUFFER);
+    let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
+    while let Some(found) = entries.next() {
         let found = found?;
-        let name = found.file_name().to_bytes();
-        if name != b"." && name != b".." && entry(name, file_type(dir, &found)?).is_break() {
+        let name = found.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        if entry(name, file_type(dir, name, found.file_type())?).is_break() {
             break;
         }
     }
     Ok(())
 }
 
-/// The type of an entry. Some file systems report it only on a `stat`.
-fn file_type(dir: &Dir, entry: &DirEntry) -> io::Result<FileType> {
-    if entry.file_type() != FileType::Unknown {
-        return Ok(entry.file_type());
+/// The type of an entry that was listed with the type `listed`. Some file systems report it only on a
+/// `stat`.
+fn file_type(dir: &Dir, name: &CStr, listed: FileType) -> io::Result<FileType> {
+    if listed != FileType::Unknown {
+        return Ok(listed);
     }
-    match stat(dir, entry.file_name().to_bytes()) {
+    match stat(dir, name.to_bytes()) {
         Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode)),
         // It vanished during the listing.
         Err(Errno::NOENT) => Ok(FileType::Unknown),

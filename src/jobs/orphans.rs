@@ -91,7 +91,7 @@ impl Contents {
         let mut contents = Self { is_empty: true, ..Self::default() };
         list::list(dir, |name, file_type| {
             contents.is_empty = false;
-            match Name::of(name) {
+            match Name::of(name.to_bytes()) {
                 Name::Claim(_, stem) | Name::TmpClaim(_, stem) | Name::OrphanClaim(_, stem) => {
                     contents.claimed.insert(stem);
                 }

@@ -3,7 +3,6 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -97,7 +96,7 @@ impl Scan<'_> {
             Ok(dir) => {
                 let pairs = recovery.touched.into_iter().map(|stem| (stem, Hint::Nothing));
                 let batch = Batch { dir: Arc::new(dir), pairs: pairs.collect() };
-                self.attend_at_once(batch, &AtomicBool::default());
+                self.attend_at_once(batch);
             }
             Err(error) => self.not_recovered(rel, error, summary),
         }

@@ -53,7 +53,7 @@ pub async fn list(config: &Config) -> Result<Vec<ListedPair>, Error> {
 fn list_blocking(root: &Root, context: &JobContext) -> Result<Vec<ListedPair>, Error> {
     let pairs = Mutex::new(Vec::new());
     let summary = scan(root, context, &|found| {
-        let listed = found.into_iter().filter_map(|found| listed(root, found));
+        let listed = found.others.into_iter().filter_map(|found| listed(root, found));
         pairs.lock().unwrap_or_else(PoisonError::into_inner).extend(listed);
     })?;
     for (path, error) in summary.unreadable {

@@ -17,7 +17,7 @@ use crate::jobs::pairs::PairProcessor;
 use crate::pair::name::{Half, PairKey};
 use crate::pair::outcome::OrphanCandidates;
 use crate::pair::outcome::Summary;
-use crate::pair::outcome::{Failure, Job, JobResult, Outcome};
+use crate::pair::outcome::{Failure, Job, JobResult, Outcome, ScanFound};
 
 use crate::jobs::scan::Scan;
 use crate::pair::tally::{self, Tally};
@@ -98,7 +98,7 @@ pub async fn sweep_with_progress(
         return on_thread(config, move |root| sweep(root, &context, &progress)).await;
     }
     let context = JobContext::deleting(clock, config);
-    let sweep = move |root: &Root| context.run(root, true, || sweep(root, &context, &progress));
+    let sweep = move |root: &Root| sweep(root, &context, &progress);
     on_thread(config, sweep).await
 }
 
@@ -162,7 +162,7 @@ pub(super) async fn on_thread<T: Default + Send + 'static>(
 pub(super) fn scan(
     root: &Root,
     context: &JobContext,
-    found: &(dyn Fn(Vec<JobResult>) + Sync),
+    found: &(dyn Fn(ScanFound) + Sync),
 ) -> Result<Summary, Error> {
     let cancel = AtomicBool::new(false);
     let scan = Scan { root, watcher: None, context, cancel: &cancel, found };
@@ -180,7 +180,7 @@ fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<Sweep
     let summary = scan(root, context, &|found| {
         let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
         let checked = found.len();
-        found.into_iter().for_each(|found| sums.add(found, None));
+        found.others.into_iter().for_each(|found| sums.add(found, None));
         progress.set(&sums.tally, checked);
     })?;
     let mut sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -193,8 +193,22 @@ fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<Sweep
     for (path, error) in summary.stranded {
         sums.error(&path, &format_args!("can't recover an interrupted deletion: {error}"));
     }
+    let removed =
+        context.run(root, true, || finish_sweep(root, context, summary.orphans, &mut sums));
+    sums.tally.duration = start.elapsed();
+    Ok(SweepReport { orphans: removed, ..SweepReport::from(sums.tally) })
+}
+
+/// Decides about the pairs that had to settle first, and removes the orphans in the directories
+/// `with_orphans`.
+fn finish_sweep(
+    root: &Root,
+    context: &JobContext,
+    with_orphans: Vec<Arc<Path>>,
+    sums: &mut Sums,
+) -> Option<OrphanReport> {
     let doubts = std::mem::take(&mut sums.doubts);
-    let orphans = Orphans::find(root, context, summary.orphans);
+    let orphans = Orphans::find(root, context, with_orphans);
     if let Some(wait) = doubts
         .iter()
         .map(|doubt| doubt.wait)
@@ -220,9 +234,7 @@ fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<Sweep
         let again = about.get(&found.key).copied();
         sums.add(found, again);
     }
-    let removed = orphans.remove(root, context, &mut sums);
-    sums.tally.duration = start.elapsed();
-    Ok(SweepReport { orphans: removed, ..SweepReport::from(sums.tally) })
+    orphans.remove(root, context, sums)
 }
 
 /// The orphan candidates that a scan found.

@@ -11,7 +11,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use rustix::io::Errno;
 
 use super::change::WatchError;
-use super::name::PairKey;
+use super::name::{PairKey, Stem};
 use super::tally::{OrphanTally, Tally};
 use super::version::{Broken, FileState, FileTime};
 
@@ -118,6 +118,29 @@ pub(crate) struct JobResult {
     pub outcome: Outcome,
 }
 
+/// Pairs of one directory that a scan has found, and that wait for their expiry.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub dir: Arc<Path>,
+    /// Their stems, and when they expire.
+    pub pairs: Vec<(Stem, DateTime<Utc>)>,
+}
+
+/// A part of what a scan finds.
+#[derive(Debug, Default)]
+pub(crate) struct ScanFound {
+    pub waiting: Vec<Waiting>,
+    /// The pairs that do not simply wait.
+    pub others: Vec<JobResult>,
+}
+
+impl ScanFound {
+    /// How many pairs these are.
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.iter().map(|waiting| waiting.pairs.len()).sum::<usize>() + self.others.len()
+    }
+}
+
 /// The findings of a scan besides pairs.
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
@@ -149,6 +172,29 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
+    /// Adds the findings of another thread of the same scan.
+    pub(crate) fn merge(&mut self, other: Self) {
+        self.results += other.results;
+        self.unreadable.extend(other.unreadable);
+        if let Some((count, reason)) = other.refused {
+            self.refuse(count, reason);
+        }
+        self.finished += other.finished;
+        self.freed += other.freed;
+        self.astray |= other.astray;
+        self.recoveries.extend(other.recoveries);
+        self.stranded.extend(other.stranded);
+        self.orphans.extend(other.orphans);
+        self.new_dirs.extend(other.new_dirs);
+        self.waited += other.waited;
+    }
+
+    /// Records that the kernel refused to watch `count` more directories.
+    pub(crate) fn refuse(&mut self, count: u64, reason: WatchError) {
+        let (before, worst) = self.refused.take().unwrap_or((0, WatchError::PathTooLong));
+        self.refused = Some((before + count, worst.max(reason)));
+    }
+
     /// Returns the deletions that the scan finished.
     pub(crate) fn tally(&self) -> Tally {
         Tally { deleted: self.finished, freed_bytes: self.freed, ..Tally::default() }

@@ -25,7 +25,11 @@ impl Core {
                 self.count_outside_sweeps(Tally { duration: took, ..tally });
             }
             Completion::ScanBatch { id, found } => {
-                let tally = Tally { checked: 0, ..self.settle(found, Source::Scan(id), now) };
+                for waiting in found.waiting {
+                    self.schedule.scan_found_waiting(id, waiting, now);
+                }
+                let tally =
+                    Tally { checked: 0, ..self.settle(found.others, Source::Scan(id), now) };
                 self.command(Command::Count(tally));
                 match &mut self.full {
                     Some(full) if full.id == id && !self.is_stopping => full.tally += tally,

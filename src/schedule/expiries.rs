@@ -54,6 +54,31 @@ impl<V> Expiries<V> {
         }
     }
 
+    /// Adds pairs of the directory `dir`, each with the same value, as [`Self::insert`] does.
+    pub(super) fn insert_all(
+        &mut self,
+        dir: &Arc<Path>,
+        pairs: Vec<(Stem, DateTime<Utc>)>,
+        value: V,
+    ) where
+        V: Copy,
+    {
+        if pairs.is_empty() {
+            return;
+        }
+        let queue = self.dirs.entry(Arc::clone(dir)).or_insert_with(|| {
+            self.sorted.insert(Arc::clone(dir), ());
+            Queue::default()
+        });
+        let (before, count) = (queue.next(), queue.len());
+        queue.reserve(pairs.len().saturating_sub(count));
+        for (stem, at) in pairs {
+            queue.insert(stem, at, value);
+        }
+        self.len += queue.len() - count;
+        self.reorder(dir, before);
+    }
+
     /// Removes a pair; returns whether it waited.
     pub(super) fn remove(&mut self, key: &PairKey) -> bool {
         let Some(pairs) = self.dirs.get_mut(&key.dir) else { return false };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::ScanId;
 use super::orphans::Due;
 use crate::pair::change::{Changes, WatchError};
-use crate::pair::outcome::{JobResult, OrphanPass, Summary};
+use crate::pair::outcome::{JobResult, OrphanPass, ScanFound, Summary};
 use crate::pair::tally::Tally;
 
 /// Incremented whenever the cache directory is replaced; completions of an older generation are stale.
@@ -73,7 +73,7 @@ pub(crate) enum Completion {
     /// The claims of a batch are finished, too.
     Claims { found: Vec<JobResult>, took: Duration },
     /// A part of what a scan has found.
-    ScanBatch { id: ScanId, found: Vec<JobResult> },
+    ScanBatch { id: ScanId, found: ScanFound },
     /// A scan has ended, and has sent all that it found.
     ScanEnded { id: ScanId, summary: Box<Summary>, took: Duration },
     /// The result of a search for orphans in some directories.
@@ -81,12 +81,11 @@ pub(crate) enum Completion {
 }
 
 impl Completion {
-    /// The outcomes of pairs in it.
+    /// The outcomes of pairs in it, without those of pairs that simply wait.
     pub(crate) fn outcomes(&self) -> &[JobResult] {
         match self {
-            Self::Jobs { found, .. }
-            | Self::Claims { found, .. }
-            | Self::ScanBatch { found, .. } => found,
+            Self::Jobs { found, .. } | Self::Claims { found, .. } => found,
+            Self::ScanBatch { found, .. } => &found.others,
             Self::ScanEnded { .. } | Self::Orphans { .. } => &[],
         }
     }

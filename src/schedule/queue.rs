@@ -48,6 +48,11 @@ impl<K: Hash + Eq, T: Ord + Copy, V> Queue<K, T, V> {
         self.0.push(key, Entry { at, value });
     }
 
+    /// Makes room for as many further entries.
+    pub(crate) fn reserve(&mut self, count: usize) {
+        self.0.reserve(count);
+    }
+
     pub(crate) fn remove(&mut self, key: &K) -> Option<(T, V)> {
         self.0.remove(key).map(|(_, entry)| (entry.at, entry.value))
     }

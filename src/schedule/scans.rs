@@ -5,12 +5,12 @@ use std::ops::Bound::{Included, Unbounded};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::Schedule;
 use super::backoff::backoff;
 use super::command::{CountedError, Notice};
+use super::{Entry, Schedule, Source};
 use crate::pair::change::{Trigger, WriteState};
 use crate::pair::name::PairKey;
-use crate::pair::outcome::Summary;
+use crate::pair::outcome::{JobResult, Outcome, Summary, Waiting};
 use crate::pair::tally::Tally;
 use crate::sys::clock::Now;
 
@@ -210,6 +210,39 @@ impl Schedule {
         let covers_known = self.expiries.any_in(&scope);
         self.scans.push(ActiveScan::new(id, scope, covers_known));
         id
+    }
+
+    /// Adds pairs of one directory that a scan has found, and that wait for their expiry.
+    pub(crate) fn scan_found_waiting(&mut self, id: ScanId, found: Waiting, now: Now) {
+        let Waiting { dir, pairs } = found;
+        let entry = Entry { scan: self.last_scan };
+        let mut contested = Vec::new();
+        let undisputed = pairs.into_iter().filter_map(|(stem, at)| {
+            let key = PairKey { dir: Arc::clone(&dir), stem };
+            if self.is_undisputed(&key, id) {
+                return Some((key.stem, at));
+            }
+            contested.push((key, at));
+            None
+        });
+        let undisputed: Vec<_> = undisputed.collect();
+        self.expiries.insert_all(&dir, undisputed, entry);
+        for (key, expires_at) in contested {
+            let outcome = Outcome::NotDue { expires_at, bytes: None };
+            self.complete(JobResult { key, outcome }, Source::Scan(id), now);
+        }
+    }
+
+    /// Whether nothing else is known of a pair that a scan has found: no job, no retry, no event of a writer,
+    /// and no other scan.
+    fn is_undisputed(&self, key: &PairKey, id: ScanId) -> bool {
+        let [scan] = &self.scans[..] else { return false };
+        scan.id == id
+            && !self.in_flight.contains_key(key)
+            && !self.retries.contains(key)
+            && self.half_written.writer(key).is_none()
+            && !scan.vanished.contains(key)
+            && !scan.may_be_outdated_on(key)
     }
 
     /// Ends a completed scan, all of whose outcomes were applied. Drops pairs that it should have seen

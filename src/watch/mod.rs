@@ -38,4 +38,4 @@ mod watcher;
 pub(crate) use self::directories::Watched;
 #[cfg(any(fuzzing, test))]
 pub(crate) use self::translate::Translator;
-pub(crate) use self::watcher::{Answers, Watcher, delivers_event};
+pub(crate) use self::watcher::{Watcher, delivers_event};

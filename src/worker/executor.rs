@@ -134,7 +134,7 @@ impl Executor {
                 cancel: &cancel,
                 found: &found,
             };
-            let summary = Box::new(context.run(&open.root, true, || scan.run(&below, &alone)));
+            let summary = Box::new(scan.run(&below, &alone));
             let ended = Completion::ScanEnded { id, summary, took: start.elapsed() };
             Message::Completed(generation, ended)
         });

@@ -39,6 +39,8 @@ fn in_a_service_no_thread_that_is_not_confined_renames_or_unlinks() {
     let service = Service::spawn(command, &format!("http://{address}"));
     let soon = cache.store("dir-0/soon", now() + 0.5);
     wait_until("it deletes by its timer", || soon.is_gone());
+    // The others have to settle first.
+    service.wait_for_stat("total_deleted", 4);
     // Another directory in its place gets threads of its own.
     fs::rename(cache.path(), cache.outside("away")).unwrap();
     let again = cache.store("again", now() + 0.5);

@@ -10,7 +10,7 @@ use super::cleaning::error;
 use super::disk::{DirId, Disk, key, stem_of};
 use super::probe::{Probe, Probed};
 use crate::pair::change::{Change, WatchError};
-use crate::pair::outcome::{Job, JobResult, Outcome, Summary};
+use crate::pair::outcome::{Job, JobResult, Outcome, ScanFound, Summary, Waiting};
 use crate::schedule::input::{Completion, Generation};
 use crate::schedule::{ScanId, SubtreeSet};
 use crate::watch::inbox::Inbox;
@@ -350,7 +350,16 @@ impl Scan {
 
     fn hand_over(&mut self, around: &mut Surroundings<'_>) {
         if !self.read.is_empty() {
-            let found = std::mem::take(&mut self.read);
+            let mut found = ScanFound::default();
+            for JobResult { key, outcome } in std::mem::take(&mut self.read) {
+                match outcome {
+                    Outcome::NotDue { expires_at, .. } if around.chance.one_in(2) => {
+                        let pairs = vec![(key.stem, expires_at)];
+                        found.waiting.push(Waiting { dir: key.dir, pairs });
+                    }
+                    outcome => found.others.push(JobResult { key, outcome }),
+                }
+            }
             around.send(self.generation, Completion::ScanBatch { id: self.id, found });
         }
     }

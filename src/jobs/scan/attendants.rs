@@ -1,0 +1,118 @@
+//! The threads of a scan that process the pairs that do not simply wait, and delete those that are due.
+
+use std::num::NonZero;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, Scope};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+
+use super::Scan;
+use crate::disk::root::Dir;
+use crate::jobs::pairs::{Hint, PairProcessor};
+use crate::pair::name::Stem;
+use crate::pair::outcome::ScanFound;
+
+/// How many batches may wait to be processed.
+const QUEUE: usize = 4;
+
+/// Pairs of one directory to process.
+pub(in crate::jobs) struct Batch {
+    pub(in crate::jobs) dir: Arc<Dir>,
+    pub(in crate::jobs) pairs: Vec<(Stem, Hint)>,
+}
+
+/// Threads that process pairs. They are confined if the sandbox is on.
+pub(super) struct Attendants<'scope, 'scan> {
+    scan: &'scan Scan<'scan>,
+    scope: &'scope Scope<'scope, 'scan>,
+    batches: Sender<Batch>,
+    queue: Receiver<Batch>,
+    count: AtomicUsize,
+    most: usize,
+}
+
+impl<'scope, 'scan: 'scope> Attendants<'scope, 'scan> {
+    pub(super) fn new(scan: &'scan Scan<'scan>, scope: &'scope Scope<'scope, 'scan>) -> Self {
+        let (batches, queue) = crossbeam_channel::bounded(QUEUE);
+        let most = thread::available_parallelism().map_or(2, NonZero::get).clamp(2, 8);
+        Self { scan, scope, batches, queue, count: AtomicUsize::new(0), most }
+    }
+
+    /// Hands a batch to the threads, and starts another one if they are busy.
+    pub(super) fn process(&self, batch: Batch) {
+        if !self.scan.context.deletes() {
+            return self.scan.attend_at_once(batch);
+        }
+        let waits = !self.queue.is_empty();
+        let refused = match self.batches.try_send(batch) {
+            Ok(()) => None,
+            Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) => Some(batch),
+        };
+        let count = self.count.load(Ordering::Relaxed);
+        if (count == 0 || waits) && count < self.most {
+            let (scan, queue) = (self.scan, self.queue.clone());
+            let attend = move || {
+                scan.context.confine(scan.root);
+                scan.attend(&queue);
+            };
+            let started = thread::Builder::new().spawn_scoped(self.scope, attend).is_ok();
+            self.count.fetch_add(usize::from(started), Ordering::Relaxed);
+        }
+        if self.count.load(Ordering::Relaxed) == 0 {
+            // The system has no thread to spare: this thread does the work.
+            let waiting = self.queue.try_iter().chain(refused);
+            waiting.for_each(|batch| self.scan.attend_at_once(batch));
+        } else if let Some(batch) = refused {
+            let _ = self.batches.send(batch);
+        }
+    }
+}
+
+impl Scan<'_> {
+    fn processor(&self) -> PairProcessor<'_> {
+        PairProcessor::new(self.context, self.root).watched_by(self.watcher)
+    }
+
+    /// Processes batches until there are no more.
+    fn attend(&self, queue: &Receiver<Batch>) {
+        let mut processor = self.processor();
+        loop {
+            let next = match processor.next() {
+                Some(until) => queue.recv_deadline(until),
+                None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match next {
+                Ok(batch) => self.attend_batch(&mut processor, batch),
+                Err(RecvTimeoutError::Timeout) => processor.finish_due(),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.hand_over(&mut processor);
+        }
+        processor.finish();
+        self.hand_over(&mut processor);
+    }
+
+    /// Processes a batch on this thread.
+    pub(in crate::jobs) fn attend_at_once(&self, batch: Batch) {
+        let mut processor = self.processor();
+        self.attend_batch(&mut processor, batch);
+        processor.finish();
+        self.hand_over(&mut processor);
+    }
+
+    fn attend_batch(&self, processor: &mut PairProcessor<'_>, batch: Batch) {
+        for (stem, hint) in batch.pairs {
+            processor.rest(self.cancel);
+            if self.cancelled() {
+                return;
+            }
+            processor.attend(&batch.dir, &stem, hint);
+        }
+    }
+
+    fn hand_over(&self, processor: &mut PairProcessor<'_>) {
+        let others = processor.take_found();
+        (self.found)(ScanFound { others, ..ScanFound::default() });
+    }
+}

@@ -1,0 +1,298 @@
+//! A thread of a scan that opens, watches and lists directories, and reads the metadata in them.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::attendants::{Attendants, Batch};
+use super::listing::Listing;
+use super::queue::{Part, Pending, Work};
+use super::{Readers, Scan};
+use crate::disk::inspect::read_listed;
+use crate::disk::root::{Dir, is_not_ours};
+use crate::jobs::pairs::Hint;
+use crate::pair::change::WatchError;
+use crate::pair::metadata;
+use crate::pair::name::Stem;
+use crate::pair::outcome::{ScanFound, Summary, Waiting};
+use crate::sys::clock::thread_time;
+use crate::sys::descriptors::share_of_open_files;
+
+/// How many directories a thread opens at once, so that notify is asked for their watches in one request.
+const GROUP: usize = 16;
+/// The most pairs of one directory in a part. Two threads that work in one directory wait for each other, so
+/// most directories should be one part.
+const PART: usize = 512;
+/// After how many pairs a thread reads the clock again, and checks whether it should go on. A clock that is
+/// late keeps a pair for longer, and never deletes one.
+const CHECK: usize = 64;
+/// From how many pairs on the findings are handed over.
+const HAND_OVER: usize = 512;
+/// Metadata that does not fit is read by the careful inspection. The store's has some 500 bytes.
+const BUFFER: usize = 4096;
+/// A thread that waits longer than this for each pair waits for the disk. Then more threads help, so that
+/// the disk has more requests to choose from.
+const SLOW: Duration = Duration::from_micros(40);
+
+/// Directories that were opened, and whether what is below them is listed, too.
+type Opened = Vec<(Arc<Path>, bool, io::Result<Arc<Dir>>)>;
+
+/// Reserved names, by directory.
+pub(super) type Claims = Vec<(Arc<Path>, Vec<Vec<u8>>)>;
+
+pub(super) struct Reader<'a, 'scope, 'scan> {
+    scan: &'scan Scan<'scan>,
+    readers: &'a Readers,
+    attendants: &'a Attendants<'scope, 'scan>,
+    listing: Listing,
+    buffer: Box<[u8]>,
+    found: ScanFound,
+    /// How many pairs `found` has.
+    found_count: usize,
+    summary: Summary,
+    claims: Claims,
+}
+
+impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
+    pub(super) fn new(
+        scan: &'scan Scan<'scan>,
+        readers: &'a Readers,
+        attendants: &'a Attendants<'scope, 'scan>,
+    ) -> Self {
+        Self {
+            scan,
+            readers,
+            attendants,
+            listing: Listing::default(),
+            buffer: vec![0; BUFFER].into(),
+            found: ScanFound::default(),
+            found_count: 0,
+            summary: Summary::default(),
+            claims: Claims::new(),
+        }
+    }
+
+    /// Works until there is no more work. Calls `start_reader` when another thread could help.
+    pub(super) fn run(mut self, start_reader: &dyn Fn()) -> (Summary, Claims) {
+        let group = share_of_open_files(512, GROUP);
+        while let Some(turn) = self.readers.queue.next(group) {
+            if turn.has_more {
+                start_reader();
+            }
+            let (start, worked_before) = (Instant::now(), thread_time());
+            let (waited_before, results_before) = (self.summary.waited, self.summary.results);
+            match &turn.work {
+                Work::Directories(dirs) => self.read_directories(dirs, start_reader),
+                Work::Part(Part { dir, listing, from, to }) => {
+                    self.read_pairs(dir, listing, *from, *to);
+                }
+            }
+            drop(turn);
+            if self.scan.cancelled() {
+                break;
+            }
+            let worked = thread_time() - worked_before + (self.summary.waited - waited_before);
+            let pairs = self.summary.results - results_before;
+            let waited = start.elapsed().saturating_sub(worked);
+            if pairs > 0 && !self.scan.context.throttle().is_bounded() {
+                self.readers.note_speed(waited > SLOW * u32::try_from(pairs).unwrap_or(u32::MAX));
+            }
+        }
+        self.hand_over();
+        (self.summary, self.claims)
+    }
+
+    fn read_directories(&mut self, dirs: &Pending, start_reader: &dyn Fn()) {
+        for (rel, descends, dir) in self.open(dirs) {
+            self.scan.context.throttle().rest(self.scan.cancel);
+            if self.scan.cancelled() {
+                return;
+            }
+            match dir.and_then(|dir| self.read(&dir, descends, start_reader)) {
+                Ok(()) => {}
+                Err(error) => self.unread(rel, descends, error),
+            }
+        }
+    }
+
+    fn unread(&mut self, rel: Arc<Path>, descends: bool, error: io::Error) {
+        let watcher = self.scan.watcher;
+        if is_not_ours(&error) {
+            if let Some(watcher) = watcher {
+                watcher.forget(&rel);
+            }
+            if !descends {
+                // All that was below it is gone, too.
+                self.summary.new_dirs.push(rel);
+            }
+            return;
+        }
+        if let Some(watcher) = watcher {
+            watcher.expect(&rel);
+        }
+        self.summary.scan_again(&rel, &error);
+        self.summary.unreadable.push((rel, error));
+    }
+
+    /// Opens directories, and waits until they are watched.
+    fn open(&mut self, dirs: &Pending) -> Opened {
+        let spending = self.scan.context.throttle().spend();
+        let open = |(rel, descends): &(Arc<Path>, bool)| {
+            (Arc::clone(rel), *descends, self.scan.root.open_dir(rel).map(Arc::new))
+        };
+        let mut dirs: Opened = dirs.iter().map(open).collect();
+        drop(spending);
+        let Some(watcher) = self.scan.watcher else { return dirs };
+        let there = dirs.iter().filter(|(.., dir)| dir.is_ok());
+        let rels: Vec<_> = there.map(|(rel, ..)| Arc::clone(rel)).collect();
+        let answers = watcher.begin_watch(&rels);
+        let start = Instant::now();
+        let new = answers.new.clone();
+        let answers = watcher.finish_watch(&rels, answers, self.scan.cancel);
+        self.summary.waited += start.elapsed();
+        let there = dirs.iter_mut().filter(|(.., dir)| dir.is_ok());
+        for (((.., opened), answer), is_new) in there.zip(answers).zip(new) {
+            // A directory that was watched before was checked before.
+            if !is_new && answer == Ok(true) {
+                continue;
+            }
+            let checked = opened.as_ref().map(|dir| self.check_watch(dir, answer));
+            if let Ok(Err(error)) = checked {
+                *opened = Err(error);
+            }
+        }
+        dirs
+    }
+
+    /// Handles the answer to a request to watch an open directory by its path, which may lead elsewhere by now.
+    fn check_watch(&mut self, dir: &Dir, watched: Result<bool, WatchError>) -> io::Result<()> {
+        let root = self.scan.root;
+        match watched {
+            Ok(true) => {
+                self.summary.astray |= !root.path_leads_to(dir)? && root.still_contains(dir)?;
+            }
+            // The directory, or one above it, was away for an instant.
+            Ok(false) if root.still_contains(dir)? => {
+                self.summary.new_dirs.push(Arc::clone(&dir.rel));
+            }
+            // It was moved away since it was opened, and no event will report that.
+            Ok(false) => return Err(Errno::NOENT.into()),
+            // The worker knows that, and lists the directory or replaces the watcher.
+            Err(WatchError::Flooded) => {}
+            Err(refusal) => self.summary.refuse(1, refusal),
+        }
+        Ok(())
+    }
+
+    /// Lists a directory, and reads the metadata in it.
+    fn read(&mut self, dir: &Arc<Dir>, descends: bool, start_reader: &dyn Fn()) -> io::Result<()> {
+        let mut listing = std::mem::take(&mut self.listing);
+        let spending = self.scan.context.throttle().spend();
+        let listed = listing.read(dir, || self.scan.cancelled());
+        drop(spending);
+        if listed.is_err() || self.scan.cancelled() {
+            return listed;
+        }
+        // Only now, since a file that is deleted during the listing may be listed or not.
+        self.summary.results += listing.results() as u64;
+        if self.scan.context.orphan_ages().any()
+            && (listing.is_empty || listing.has_leftovers || listing.has_orphans())
+        {
+            self.summary.orphans.push(Arc::clone(&dir.rel));
+        }
+        if !listing.claims.is_empty() {
+            self.claims.push((Arc::clone(&dir.rel), std::mem::take(&mut listing.claims)));
+        }
+        let below = listing.dirs.drain(..).map(|name| Arc::from(dir.rel.join(&*name)));
+        let below: Vec<Arc<Path>> = below.collect();
+        if listing.len() > PART {
+            let parts = Arc::new(listing);
+            let part = |from: usize| Part {
+                dir: Arc::clone(dir),
+                listing: Arc::clone(&parts),
+                from,
+                to: parts.len().min(from + PART),
+            };
+            let others = (PART..parts.len()).step_by(PART).map(part).collect();
+            self.add(below, descends, others, start_reader);
+            self.read_pairs(dir, &parts, 0, PART);
+        } else {
+            self.add(below, descends, Vec::new(), start_reader);
+            self.read_pairs(dir, &listing, 0, listing.len());
+            self.listing = listing;
+        }
+        Ok(())
+    }
+
+    /// Adds work for all threads: directories that were found, and parts of this one.
+    fn add(
+        &mut self,
+        below: Vec<Arc<Path>>,
+        descends: bool,
+        parts: Vec<Part>,
+        start_reader: &dyn Fn(),
+    ) {
+        let mut listed = Vec::new();
+        if descends {
+            listed = below;
+        } else {
+            let is_new =
+                |dir: &Arc<Path>| self.scan.watcher.is_none_or(|watcher| !watcher.knows(dir));
+            self.summary.new_dirs.extend(below.into_iter().filter(is_new));
+        }
+        let has_more = !listed.is_empty() || !parts.is_empty();
+        if has_more && self.readers.queue.add(listed.into_iter(), parts) {
+            start_reader();
+        }
+    }
+
+    /// Reads the metadata of some listed pairs. Hands those that do not simply wait to the attendants.
+    fn read_pairs(&mut self, dir: &Arc<Dir>, listing: &Listing, from: usize, to: usize) {
+        let context = self.scan.context;
+        let (mut waiting, mut others) = (Vec::new(), Vec::new());
+        for start in (from..to).step_by(CHECK) {
+            context.throttle().rest(self.scan.cancel);
+            if self.scan.cancelled() {
+                return;
+            }
+            let _spending = context.throttle().spend();
+            let now = context.clock().wall();
+            for at in start..to.min(start + CHECK) {
+                let (name, stem) = listing.metadata(at);
+                let is_pair = listing.has_result(stem);
+                let expires_at = (is_pair && !context.reports_sizes())
+                    .then(|| read_listed(dir, name, &mut self.buffer))
+                    .flatten()
+                    .and_then(|content| metadata::expires_at(content).ok())
+                    .filter(|expires_at| *expires_at > now);
+                match expires_at {
+                    Some(expires_at) => waiting.push((Stem::new(stem), expires_at)),
+                    None => {
+                        let hint = if is_pair { Hint::Listed } else { Hint::Nothing };
+                        others.push((Stem::new(stem), hint));
+                    }
+                }
+            }
+        }
+        if !waiting.is_empty() {
+            self.found_count += waiting.len();
+            self.found.waiting.push(Waiting { dir: Arc::clone(&dir.rel), pairs: waiting });
+        }
+        if self.found_count >= HAND_OVER {
+            self.hand_over();
+        }
+        if !others.is_empty() {
+            self.attendants.process(Batch { dir: Arc::clone(dir), pairs: others });
+        }
+    }
+
+    fn hand_over(&mut self) {
+        if self.found_count > 0 {
+            (self.scan.found)(std::mem::take(&mut self.found));
+            self.found_count = 0;
+        }
+    }
+}
