@@ -95,8 +95,8 @@ impl JobContext {
         done
     }
 
-    /// Runs `work`, which only reads by itself, on a thread with a low priority. It is not confined, because
-    /// each file would then cost a tenth more to open.
+    /// Runs `work`, which only reads by itself, on a thread with a low priority, as are all threads that it
+    /// starts. It is not confined, because each file would then cost a tenth more to open.
     pub(crate) fn run_reading<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         on_own_thread(lower_priority, work)
     }

@@ -151,19 +151,26 @@ impl<'a> PairProcessor<'a> {
         std::mem::take(&mut self.found)
     }
 
-    /// Finishes the pairs whose hold time is over. If too many are held, also waits for the next ones.
+    /// Finishes the pairs whose hold time is over. If too many are held, waits for all of them.
     pub(crate) fn finish_due(&mut self) {
-        while let Some(until) = self.next() {
-            let too_much = self.held.len() >= MAX_CLAIMED || self.held_dirs >= self.max_held_dirs;
-            if !too_much && until > Instant::now() {
-                return;
-            }
+        if self.held.len() >= MAX_CLAIMED || self.held_dirs >= self.max_held_dirs {
+            return self.finish();
+        }
+        while self.next().is_some_and(|until| until <= Instant::now()) {
             self.finish_next();
         }
     }
 
-    /// Finishes all pairs that are held.
+    /// Waits until the hold time of all held pairs is over. One sleep costs less than one for each.
+    pub(crate) fn wait_for_holds(&self) {
+        if let Some((last, _)) = self.held.back() {
+            thread::sleep(last.until().saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// Finishes all pairs that are held, once their hold time is over.
     pub(crate) fn finish(&mut self) {
+        self.wait_for_holds();
         while self.holds() {
             self.finish_next();
         }
@@ -171,7 +178,6 @@ impl<'a> PairProcessor<'a> {
 
     fn finish_next(&mut self) {
         let Some((held, late)) = self.held.pop_front() else { return };
-        thread::sleep(held.until().saturating_duration_since(Instant::now()));
         let _spending = self.context.throttle().spend();
         let (dir, stem) = (Arc::clone(&held.dir), held.stem.clone());
         if self.held.front().is_none_or(|(next, _)| !Arc::ptr_eq(&next.dir, &dir)) {

@@ -96,13 +96,13 @@ impl Scan<'_> {
             enough: cores.clamp(2, 8),
             is_slow: AtomicBool::new(false),
         };
-        let (mut summary, claims) = self.context.run_reading(|| self.read(&readers));
+        let (mut summary, claims) = self.read(&readers);
         self.context.restore_moved_away();
         // Only now, when no thread of this scan has claims of its own any more.
         if self.context.deletes() && !claims.is_empty() {
             let start = Instant::now();
             let recover = || self.recover_claims(claims, &mut summary);
-            self.context.run(self.root, true, recover);
+            self.context.run(self.root, false, recover);
             summary.waited += start.elapsed();
         }
         summary

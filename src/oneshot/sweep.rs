@@ -98,7 +98,7 @@ pub async fn sweep_with_progress(
         return on_thread(config, move |root| sweep(root, &context, &progress)).await;
     }
     let context = JobContext::deleting(clock, config);
-    let sweep = move |root: &Root| sweep(root, &context, &progress);
+    let sweep = move |root: &Root| context.run_reading(|| sweep(root, &context, &progress));
     on_thread(config, sweep).await
 }
 
@@ -193,22 +193,20 @@ fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<Sweep
     for (path, error) in summary.stranded {
         sums.error(&path, &format_args!("can't recover an interrupted deletion: {error}"));
     }
-    let removed =
-        context.run(root, true, || finish_sweep(root, context, summary.orphans, &mut sums));
+    let orphans = Orphans::find(root, context, summary.orphans);
+    let removed = context.run(root, false, || finish_sweep(root, context, &orphans, &mut sums));
     sums.tally.duration = start.elapsed();
     Ok(SweepReport { orphans: removed, ..SweepReport::from(sums.tally) })
 }
 
-/// Decides about the pairs that had to settle first, and removes the orphans in the directories
-/// `with_orphans`.
+/// Decides about the pairs that had to settle first, and removes the orphans.
 fn finish_sweep(
     root: &Root,
     context: &JobContext,
-    with_orphans: Vec<Arc<Path>>,
+    orphans: &Orphans,
     sums: &mut Sums,
 ) -> Option<OrphanReport> {
     let doubts = std::mem::take(&mut sums.doubts);
-    let orphans = Orphans::find(root, context, with_orphans);
     if let Some(wait) = doubts
         .iter()
         .map(|doubt| doubt.wait)

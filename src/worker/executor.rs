@@ -101,10 +101,12 @@ impl Executor {
                 let (found, holds) = (processor.take_found(), processor.holds());
                 let done = Completion::Jobs { found, took: start.elapsed(), holds };
                 let done = Message::Completed(generation, done);
-                let Some(until) = processor.next() else { return done };
+                if !holds {
+                    return done;
+                }
                 // Even if the worker has ended, the claims have to be finished.
                 let _ = messages.blocking_send(done);
-                thread::sleep(until.saturating_duration_since(Instant::now()));
+                processor.wait_for_holds();
                 let start = Instant::now();
                 processor.finish();
                 let (found, took) = (processor.take_found(), start.elapsed());
@@ -134,7 +136,7 @@ impl Executor {
                 cancel: &cancel,
                 found: &found,
             };
-            let summary = Box::new(scan.run(&below, &alone));
+            let summary = Box::new(context.run_reading(|| scan.run(&below, &alone)));
             let ended = Completion::ScanEnded { id, summary, took: start.elapsed() };
             Message::Completed(generation, ended)
         });
