@@ -68,10 +68,10 @@ impl<V> Expiries<V> {
         }
         let queue = self.dirs.entry(Arc::clone(dir)).or_insert_with(|| {
             self.sorted.insert(Arc::clone(dir), ());
-            Queue::default()
+            // Most directories stay as they were found.
+            Queue::with_capacity(pairs.len())
         });
         let (before, count) = (queue.next(), queue.len());
-        queue.reserve(pairs.len().saturating_sub(count));
         for (stem, at) in pairs {
             queue.insert(stem, at, value);
         }

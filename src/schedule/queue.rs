@@ -48,9 +48,9 @@ impl<K: Hash + Eq, T: Ord + Copy, V> Queue<K, T, V> {
         self.0.push(key, Entry { at, value });
     }
 
-    /// Makes room for as many further entries.
-    pub(crate) fn reserve(&mut self, count: usize) {
-        self.0.reserve(count);
+    /// Creates a queue that holds as many entries without growing.
+    pub(crate) fn with_capacity(count: usize) -> Self {
+        Self(PriorityQueue::with_capacity(count))
     }
 
     pub(crate) fn remove(&mut self, key: &K) -> Option<(T, V)> {
