@@ -1,12 +1,16 @@
 //! The parser of metadata files, which returns the `expires_at` in them.
 //!
 //! A scan passes every metadata file through [`expires_at`], so this function keeps nothing but that
-//! value. It never recurses on its input: nesting costs one byte of heap per level, and no stack.
+//! value. A scanner reads the plain form in which programs write metadata; serde_json reads all else. Neither
+//! recurses without limit: nesting beyond that of plain metadata costs one byte of heap per level, and no
+//! stack.
 
 use crate::pair::expires_at::{InvalidExpiry, from_number, from_text};
 use chrono::{DateTime, Utc};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
+
+pub(crate) mod plain;
 
 /// The largest size in bytes of a metadata file that is read; larger files are invalid.
 pub(crate) const MAX_METADATA_BYTES: u64 = 1024 * 1024;
@@ -64,9 +68,14 @@ pub(crate) fn expires_at(json: &[u8]) -> Result<DateTime<Utc>, InvalidMetadata> 
         }
         _ => {}
     }
-    // serde_json does not validate the strings that it skips.
+    // Neither parser validates the strings that it skips.
     let json = str::from_utf8(json).map_err(|e| InvalidMetadata::NotUtf8(e.valid_up_to()))?;
 
+    plain::expires_at(json).map_or_else(|| of_any_form(json), Ok)
+}
+
+/// Reads `json`, plain or not, with serde_json.
+pub(crate) fn of_any_form(json: &str) -> Result<DateTime<Utc>, InvalidMetadata> {
     parse(json).unwrap_or_else(|error| Err(from_json_error(&error, json)))
 }
 
