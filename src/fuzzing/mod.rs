@@ -23,7 +23,7 @@ use chrono::{DateTime, Utc};
 
 use self::reference::{Wrong, Zone};
 use crate::pair::expires_at::InvalidExpiry;
-use crate::pair::metadata::InvalidMetadata;
+use crate::pair::metadata::{InvalidMetadata, of_any_form, plain};
 
 pub use self::events::events;
 pub use self::simulation::simulation;
@@ -58,6 +58,18 @@ pub fn metadata(json: &[u8]) {
         let is_json = !matches!(expected, Err(Wrong::NotJson | Wrong::CutShort));
         assert!(is_json, "the reference is wrong: {shown}");
     }
+}
+
+/// Reads metadata with the scanner of the plain form; returns whether it finds something. That has to be what
+/// serde_json finds.
+pub fn plain(json: &[u8]) -> bool {
+    // Whatever is no text is refused before.
+    let json = String::from_utf8_lossy(json);
+    let found = plain::expires_at(&json);
+    if let Some(found) = found {
+        assert_eq!(Ok(found), of_any_form(&json), "{json:?}");
+    }
+    found.is_some()
 }
 
 /// Whether a string contains a control character, or there may be half of a surrogate pair. The parser

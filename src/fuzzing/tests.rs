@@ -7,6 +7,8 @@ use std::process::Command;
 
 use crate::trial::{Random, extent, figure, seed};
 
+mod plain;
+
 /// Calls `check` with each input of the corpus `name`, and with mutations of them: in a short run with as many as
 /// `mutations`, in a long run with 200 times as many.
 fn replay(name: &str, check: fn(&[u8]), mutations: u64) {
