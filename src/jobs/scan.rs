@@ -16,6 +16,8 @@ mod attendants;
 mod listing;
 mod queue;
 mod reader;
+#[cfg(test)]
+mod tests;
 
 use std::num::NonZero;
 use std::path::Path;

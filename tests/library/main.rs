@@ -16,4 +16,4 @@ mod common;
 mod cleaner;
 mod events;
 mod mcp;
-mod unchanged;
+mod resweep;
