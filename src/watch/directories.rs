@@ -1,7 +1,11 @@
 //! The directories of one cache directory that a watcher knows, and whether they are watched.
 
+use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::ops::Bound;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,7 +24,7 @@ pub(super) enum State {
 
 #[derive(Debug, Default)]
 struct Directories {
-    known: BTreeMap<Arc<Path>, State>,
+    known: BTreeMap<ByBytes, State>,
     /// Directories that were removed or replaced since stale watches were last ended, by themselves or with
     /// one above. The value says whether notify has dropped their watches, if it had any.
     moved: BTreeMap<Arc<Path>, bool>,
@@ -46,7 +50,7 @@ impl Watched {
         if rel.ancestors().any(|above| directories.moved.contains_key(above)) {
             directories.unsure.insert(Arc::clone(rel));
         }
-        directories.known.insert(Arc::clone(rel), state);
+        directories.known.insert(ByBytes(Arc::clone(rel)), state);
     }
 
     /// Records that notify has set the watch of `rel`, which was requested before.
@@ -56,9 +60,9 @@ impl Watched {
     /// too early for this one.
     pub(crate) fn confirm(&self, rel: &Arc<Path>) -> bool {
         let mut directories = self.lock();
-        let is_forgotten = !directories.known.contains_key(rel);
+        let is_forgotten = !directories.known.contains_key(rel.as_os_str());
         if is_forgotten {
-            directories.known.insert(Arc::clone(rel), State::Watched);
+            directories.known.insert(ByBytes(Arc::clone(rel)), State::Watched);
             directories.moved.insert(Arc::clone(rel), false);
         }
         if rel.ancestors().any(|above| directories.moved.contains_key(above)) {
@@ -74,19 +78,19 @@ impl Watched {
 
     /// Whether the kernel reports the events of the directory `rel`.
     pub(super) fn is_watched(&self, rel: &Path) -> bool {
-        self.lock().known.get(rel) == Some(&State::Watched)
+        self.lock().known.get(rel.as_os_str()) == Some(&State::Watched)
     }
 
     /// Whether `rel` was seen to be a directory, and is still in place.
     pub(crate) fn is_known(&self, rel: &Path) -> bool {
         let directories = self.lock();
-        directories.known.contains_key(rel) && !directories.moved.contains_key(rel)
+        directories.known.contains_key(rel.as_os_str()) && !directories.moved.contains_key(rel)
     }
 
     /// Whether `rel` has a watch that need not be set again.
     pub(crate) fn is_settled(&self, rel: &Path) -> bool {
         let directories = self.lock();
-        directories.known.get(rel) == Some(&State::Watched)
+        directories.known.get(rel.as_os_str()) == Some(&State::Watched)
             && !rel.ancestors().any(|above| directories.moved.contains_key(above))
     }
 
@@ -121,12 +125,12 @@ impl Watched {
         let mut stale = Vec::new();
         for (rel, drops) in std::mem::take(&mut directories.moved) {
             let was_dropped = drops
-                && directories.known.get(&rel) == Some(&State::Watched)
+                && directories.known.get(rel.as_os_str()) == Some(&State::Watched)
                 && !directories.unsure.contains(&rel);
             let below: Vec<_> = directories.below(&rel).cloned().collect();
             for dir in below {
                 let is_unsure = directories.unsure.remove(&dir);
-                let was_watched = directories.known.remove(&dir) == Some(State::Watched);
+                let was_watched = directories.known.remove(dir.as_os_str()) == Some(State::Watched);
                 if was_watched && (is_unsure || !was_dropped) {
                     stale.push(dir);
                 }
@@ -147,7 +151,7 @@ impl Watched {
         let mut directories = self.lock();
         let below: Vec<_> = directories.below(rel).cloned().collect();
         for dir in &below {
-            directories.known.remove(dir);
+            directories.known.remove(dir.as_os_str());
         }
         !below.is_empty()
     }
@@ -158,10 +162,81 @@ impl Watched {
 }
 
 impl Directories {
-    /// The known directories among `dir` and all below it. In the order of paths they directly follow it.
-    fn below<'a>(&'a self, dir: &'a Path) -> impl Iterator<Item = &'a Arc<Path>> {
-        let from_there = (Bound::Included(dir), Bound::Unbounded);
-        let known = self.known.range::<Path, _>(from_there).map(|(known, _)| known);
-        known.take_while(move |known| known.starts_with(dir))
+    /// The known directories among `dir` and all below it.
+    fn below(&self, dir: &Path) -> impl Iterator<Item = &Arc<Path>> {
+        let dir = dir.as_os_str();
+        let mut prefix = OsString::with_capacity(dir.len() + 1);
+        prefix.push(dir);
+        // In the order of bytes, all that is below a directory stands together, but not right after it.
+        let mut itself = None;
+        if !dir.is_empty() {
+            prefix.push("/");
+            itself = self.known.get_key_value(dir);
+        }
+        let from_there = (Bound::Included(prefix.as_os_str()), Bound::Unbounded);
+        let below = self.known.range::<OsStr, _>(from_there);
+        let is_below = move |path: &ByBytes| path.bytes().as_bytes().starts_with(prefix.as_bytes());
+        let below = below.take_while(move |(path, _)| is_below(path));
+        itself.into_iter().chain(below).map(|(path, _)| &path.0)
+    }
+}
+
+/// A path that is compared by its bytes. No directory has two spellings here, and splitting paths into
+/// components would take most of the time of a lookup.
+#[derive(Debug, Clone)]
+struct ByBytes(Arc<Path>);
+
+impl ByBytes {
+    fn bytes(&self) -> &OsStr {
+        self.0.as_os_str()
+    }
+}
+
+impl Borrow<OsStr> for ByBytes {
+    fn borrow(&self) -> &OsStr {
+        self.bytes()
+    }
+}
+
+impl PartialEq for ByBytes {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes() == other.bytes()
+    }
+}
+
+impl Eq for ByBytes {}
+
+impl PartialOrd for ByBytes {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ByBytes {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.bytes().cmp(other.bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_below_a_directory_is_told_from_names_that_begin_alike() {
+        let watched = Watched::default();
+        let known = ["", "a", "a-b", "a-b/c", "a.d", "a/b", "a/b/c", "a0", "x/y"];
+        for rel in known {
+            watched.insert(&Path::new(rel).into());
+        }
+        let below = |rel: &str| -> Vec<String> {
+            let directories = watched.lock();
+            directories.below(Path::new(rel)).map(|dir| dir.display().to_string()).collect()
+        };
+        assert_eq!(below("a"), ["a", "a/b", "a/b/c"]);
+        assert_eq!(below("a-b"), ["a-b", "a-b/c"]);
+        assert_eq!(below("x"), ["x/y"], "though it is unknown itself");
+        assert_eq!(below("y"), [""; 0]);
+        assert_eq!(below("").len(), known.len());
     }
 }
