@@ -55,35 +55,34 @@ impl Half {
     }
 }
 
-/// The meaning of a file name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Name {
+/// The meaning of a file name, with the stem of its pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Name<S = Stem> {
     /// A half of a pair, under its own name.
-    Half(Half, Stem),
+    Half(Half, S),
     /// A half that a writer has not completed yet.
-    Tmp(Half, Stem),
+    Tmp(Half, S),
     /// A half that a cleaner, possibly one that died, has claimed under a reserved name.
-    Claim(Half, Stem),
+    Claim(Half, S),
     /// A claimed `.tmp` file of a half.
-    TmpClaim(Half, Stem),
+    TmpClaim(Half, S),
     /// A half that was claimed because it has no other half.
-    OrphanClaim(Half, Stem),
+    OrphanClaim(Half, S),
     /// A file that a check created to test the directory.
     ProbeFile,
     /// Any other file.
     Other,
 }
 
-impl Name {
-    pub(crate) fn of(name: &[u8]) -> Self {
+impl<'a> Name<&'a [u8]> {
+    /// Classifies `name` and leaves its stem as it is. Allocates nothing.
+    pub(crate) fn parse(name: &'a [u8]) -> Self {
         let halves = [Half::Metadata, Half::Result];
-        let half_of = |name: &[u8]| {
-            let stem = |half: Half| Some((half, Stem::new(name.strip_suffix(half.suffix())?)));
-            halves.into_iter().find_map(stem)
+        let half_of = |name: &'a [u8]| {
+            halves.into_iter().find_map(|half| Some((half, name.strip_suffix(half.suffix())?)))
         };
-        let claim_of = |claim: &[u8]| {
-            let stem =
-                |half: Half| Some((half, Stem::new(claim.strip_suffix(half.claim_suffix())?)));
+        let claim_of = |claim: &'a [u8]| {
+            let stem = |half: Half| Some((half, claim.strip_suffix(half.claim_suffix())?));
             halves.into_iter().find_map(stem)
         };
         if let Some((half, stem)) = half_of(name) {
@@ -106,17 +105,23 @@ impl Name {
         }
         if claim.starts_with(CANARY_PREFIX) { Self::ProbeFile } else { Self::Other }
     }
+}
 
-    /// Returns whether `name` is the name of a half. Allocates nothing.
-    pub(crate) fn is_half(name: &[u8]) -> bool {
-        name.ends_with(METADATA_SUFFIX) || name.ends_with(RESULT_SUFFIX)
+impl Name {
+    pub(crate) fn of(name: &[u8]) -> Self {
+        match Name::parse(name) {
+            Name::Half(half, stem) => Self::Half(half, Stem::new(stem)),
+            Name::Tmp(half, stem) => Self::Tmp(half, Stem::new(stem)),
+            Name::Claim(half, stem) => Self::Claim(half, Stem::new(stem)),
+            Name::TmpClaim(half, stem) => Self::TmpClaim(half, Stem::new(stem)),
+            Name::OrphanClaim(half, stem) => Self::OrphanClaim(half, Stem::new(stem)),
+            Name::ProbeFile => Self::ProbeFile,
+            Name::Other => Self::Other,
+        }
     }
+}
 
-    /// Returns whether `name` is reserved for cleaners. Allocates nothing for other names.
-    pub(crate) fn is_reserved(name: &[u8]) -> bool {
-        name.starts_with(RESERVED_PREFIX) && Self::of(name).is_claim()
-    }
-
+impl<S> Name<S> {
     /// Returns whether the name is reserved for cleaners.
     pub(crate) fn is_claim(&self) -> bool {
         use Name::{Claim, OrphanClaim, ProbeFile, TmpClaim};

@@ -14,7 +14,7 @@ use notify::{Event, EventKind};
 
 use super::directories::Watched;
 use crate::pair::change::{Change, Trigger, WriteState};
-use crate::pair::name::{Half, Name, PairKey};
+use crate::pair::name::{Half, Name, PairKey, Stem};
 use crate::watch::backpressure::Backpressure;
 
 /// The most paths that notify may compare before it reads further events. They take some tenths of a second.
@@ -54,8 +54,8 @@ impl Translator {
             return;
         }
         for path in &event.paths {
-            if let Some(rel) = below(&self.root, path) {
-                self.translate_path(event.kind, path, rel, put);
+            if let Some(place) = Place::of(path, &self.root) {
+                self.translate_path(event.kind, &place, put);
             }
         }
     }
@@ -73,30 +73,18 @@ impl Translator {
 
     /// The directory whose watch reports `event`, as far as the path of the event shows it.
     pub(super) fn origin(&mut self, event: &Event) -> Option<Arc<Path>> {
-        let root = std::mem::take(&mut self.root);
-        let rel = event.paths.first().and_then(|path| below(&root, path));
-        let dir = rel.map(|rel| {
-            // A directory also reports its own events. They come from its parent only if that has a watch.
-            let is_own = !self.watched.is_watched(parent(rel)) && self.watched.is_watched(rel);
-            if is_own { rel.into() } else { self.shared(parent(rel)) }
-        });
-        self.root = root;
-        dir
+        let place = Place::of(event.paths.first()?, &self.root)?;
+        // A directory also reports its own events. They come from its parent only if that has a watch.
+        let is_own = !self.watched.is_watched(place.dir) && self.watched.is_watched(place.rel);
+        Some(if is_own { place.rel.into() } else { self.shared(place.dir) })
     }
 
-    fn translate_path(
-        &mut self,
-        kind: EventKind,
-        path: &Path,
-        rel: &Path,
-        put: &mut dyn FnMut(Change),
-    ) {
+    fn translate_path(&mut self, kind: EventKind, place: &Place, put: &mut dyn FnMut(Change)) {
         use WriteState::{Closed, Created, Unknown, Writing};
-        let name = rel.file_name().unwrap_or_default().as_bytes();
-        if self.reports_orphans && !Name::is_reserved(name) {
-            put(Change::Orphans(self.shared(parent(rel))));
+        let rel = place.rel;
+        if self.reports_orphans && !place.name.is_claim() {
+            put(Change::Orphans(self.shared(place.dir)));
         }
-        let is_half = Name::is_half(name);
         match kind {
             EventKind::Create(CreateKind::Folder) => put(Change::Subtree(rel.into())),
             EventKind::Remove(RemoveKind::Folder) => {
@@ -106,75 +94,71 @@ impl Translator {
                 put(Change::Subtree(rel.into()));
             }
             EventKind::Modify(ModifyKind::Metadata(_)) => {
-                if is_half {
-                    self.appeared(rel, Unknown, put);
-                }
+                self.appeared(place, Unknown, put);
                 // If it is a directory, it may be readable now.
                 if self.watched.is_known(rel) {
                     put(Change::Subtree(rel.into()));
                 }
             }
-            EventKind::Modify(ModifyKind::Name(RenameMode::To)) => self.renamed_to(path, rel, put),
+            EventKind::Modify(ModifyKind::Name(RenameMode::To)) => self.renamed_to(place, put),
             EventKind::Modify(ModifyKind::Name(RenameMode::From))
             | EventKind::Remove(RemoveKind::Other | RemoveKind::Any) => {
                 if self.watched.note_moved(rel, true) {
                     put(Change::Subtree(rel.into()));
                 } else {
-                    self.vanished(rel, put);
+                    self.vanished(place, put);
                 }
             }
-            _ if !is_half => {}
-            EventKind::Create(_) => self.appeared(rel, Created, put),
+            EventKind::Create(_) => self.appeared(place, Created, put),
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
-                self.appeared(rel, Closed, put);
+                self.appeared(place, Closed, put);
             }
             EventKind::Modify(ModifyKind::Data(_)) => {
                 // The content of a result is irrelevant.
-                if let Some((Half::Metadata, key)) = self.half(rel) {
+                if let Some((Half::Metadata, key)) = self.half(place) {
                     put(Change::Pair(key, Trigger { appeared: true, writer: Writing }));
                 }
             }
-            EventKind::Remove(RemoveKind::File) => self.vanished(rel, put),
+            EventKind::Remove(RemoveKind::File) => self.vanished(place, put),
             _ => {}
         }
     }
 
-    /// Translates a rename to the name `rel`, from within the cache directory or from elsewhere.
-    fn renamed_to(&mut self, path: &Path, rel: &Path, put: &mut dyn FnMut(Change)) {
-        let name = rel.file_name().unwrap_or_default().as_bytes();
-        if Name::is_reserved(name) {
-            if let Name::Claim(Half::Result, _) = Name::of(name) {
+    /// Translates a rename to the name of `place`, from within the cache directory or from elsewhere.
+    fn renamed_to(&mut self, place: &Place, put: &mut dyn FnMut(Change)) {
+        if place.name.is_claim() {
+            if let Name::Claim(Half::Result, _) = place.name {
                 self.backpressure.delivered();
             }
             return;
         }
-        self.watched.note_moved(rel, false);
-        let found = path.symlink_metadata();
+        self.watched.note_moved(place.rel, false);
+        let found = place.path.symlink_metadata();
         let is_gone = |error: &io::Error| {
             matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
         };
         let may_be_directory = match &found {
             Ok(found) => found.is_dir(),
             // The file was moved on by now, or a directory above it was.
-            Err(error) if is_gone(error) => !Name::is_half(name),
+            Err(error) if is_gone(error) => !matches!(place.name, Name::Half(..)),
             Err(_) => true,
         };
         if may_be_directory {
-            put(Change::Subtree(rel.into()));
+            put(Change::Subtree(place.rel.into()));
         }
         if !found.is_ok_and(|found| found.is_dir()) {
-            self.appeared(rel, WriteState::Closed, put);
+            self.appeared(place, WriteState::Closed, put);
         }
     }
 
-    fn vanished(&mut self, rel: &Path, put: &mut dyn FnMut(Change)) {
-        let Some((half, key)) = self.half(rel) else { return };
+    fn vanished(&mut self, place: &Place, put: &mut dyn FnMut(Change)) {
+        let Some((half, key)) = self.half(place) else { return };
         let writer = if half == Half::Metadata { WriteState::Gone } else { WriteState::Unknown };
         put(Change::Pair(key, Trigger { appeared: false, writer }));
     }
 
-    fn appeared(&mut self, rel: &Path, writer: WriteState, put: &mut dyn FnMut(Change)) {
-        match self.half(rel) {
+    fn appeared(&mut self, place: &Place, writer: WriteState, put: &mut dyn FnMut(Change)) {
+        match self.half(place) {
             Some((Half::Metadata, key)) => {
                 put(Change::Pair(key, Trigger { appeared: true, writer }));
             }
@@ -185,9 +169,9 @@ impl Translator {
         }
     }
 
-    fn half(&mut self, rel: &Path) -> Option<(Half, PairKey)> {
-        let Name::Half(half, stem) = Name::of(rel.file_name()?.as_bytes()) else { return None };
-        Some((half, PairKey { dir: self.shared(parent(rel)), stem }))
+    fn half(&mut self, place: &Place) -> Option<(Half, PairKey)> {
+        let Name::Half(half, stem) = place.name else { return None };
+        Some((half, PairKey { dir: self.shared(place.dir), stem: Stem::new(stem) }))
     }
 
     /// A shared copy of a directory's path, if the last event had the same.
@@ -199,6 +183,30 @@ impl Translator {
     }
 }
 
+/// What the path of an event names. It is split by its bytes: splitting it into components takes several
+/// times as long.
+struct Place<'a> {
+    path: &'a Path,
+    /// The path relative to the cache directory; empty for the cache directory itself.
+    rel: &'a Path,
+    /// The directory that contains it, relative to the cache directory. For the cache directory, that is itself.
+    dir: &'a Path,
+    name: Name<&'a [u8]>,
+}
+
+impl<'a> Place<'a> {
+    /// Splits `path`, if it is `root` or below it.
+    fn of(path: &'a Path, root: &Path) -> Option<Self> {
+        let rel = below(root, path)?;
+        let bytes = rel.as_os_str().as_bytes();
+        let (dir, name) = match bytes.iter().rposition(|&byte| byte == b'/') {
+            Some(slash) => (&bytes[..slash], &bytes[slash + 1..]),
+            None => (&[][..], bytes),
+        };
+        Some(Self { path, rel, dir: Path::new(OsStr::from_bytes(dir)), name: Name::parse(name) })
+    }
+}
+
 /// `path` relative to `root`, if it is `root` or below it. Compares bytes: notify joins the watched path and
 /// a name.
 fn below<'a>(root: &Path, path: &'a Path) -> Option<&'a Path> {
@@ -207,9 +215,4 @@ fn below<'a>(root: &Path, path: &'a Path) -> Option<&'a Path> {
     let rel = path.as_os_str().as_bytes().strip_prefix(root)?;
     let rel = if rel.is_empty() { rel } else { rel.strip_prefix(b"/")? };
     Some(Path::new(OsStr::from_bytes(rel)))
-}
-
-/// The directory that contains `rel`. For the cache directory, that is itself.
-fn parent(rel: &Path) -> &Path {
-    rel.parent().unwrap_or(Path::new(""))
 }
