@@ -129,11 +129,6 @@ impl<S> Name<S> {
     }
 }
 
-/// Returns the stem in the name of a half; `None` if `name` is no such name. Allocates nothing.
-pub(crate) fn stem_of(name: &[u8], half: Half) -> Option<&[u8]> {
-    name.strip_suffix(half.suffix())
-}
-
 /// A file name without the suffix that identifies the half.
 ///
 /// The result store names its results by UUIDs; a UUID takes 16 bytes here and no allocation.

@@ -9,7 +9,7 @@ use rustix::fs::FileType;
 
 use crate::disk::list;
 use crate::disk::root::Dir;
-use crate::pair::name::{Half, Name, stem_of};
+use crate::pair::name::{Half, Name};
 
 /// The names in one directory that matter to a scan. It keeps all of them in one buffer.
 #[derive(Debug, Default)]
@@ -62,18 +62,18 @@ impl Listing {
 
     fn add_file(&mut self, name: &CStr) {
         let bytes = name.to_bytes();
-        if let Some(stem) = stem_of(bytes, Half::Metadata) {
-            let start = self.keep(name);
-            self.metadata.push(start..start + stem.len());
-        } else if let Some(stem) = stem_of(bytes, Half::Result) {
-            let start = self.keep(name);
-            self.results.push(start..start + stem.len());
-        } else {
-            match Name::of(bytes) {
-                claim if claim.is_claim() => self.claims.push(bytes.to_owned()),
-                Name::Tmp(..) => self.has_leftovers = true,
-                _ => {}
+        match Name::parse(bytes) {
+            Name::Half(Half::Metadata, stem) => {
+                let start = self.keep(name);
+                self.metadata.push(start..start + stem.len());
             }
+            Name::Half(Half::Result, stem) => {
+                let start = self.keep(name);
+                self.results.push(start..start + stem.len());
+            }
+            Name::Tmp(..) => self.has_leftovers = true,
+            claim if claim.is_claim() => self.claims.push(bytes.to_owned()),
+            _ => {}
         }
     }
 
