@@ -31,7 +31,7 @@ static ALLOCATOR: AllocProfiler = AllocProfiler::system();
 /// As the result store has written it.
 const STORE: &str = include_str!("data/metadata.json");
 /// As the integration guide shows it.
-const GUIDE: &str = r#"{"expires_at": "2025-11-18T12:00:00", "created_at": "2025-11-17T12:00:00", "file_size": 1024, "compression_ratio": 0.85}"#;
+const GUIDE: &str = include_str!("data/guide.json");
 
 fn main() {
     divan::main();

@@ -3,8 +3,7 @@
 use std::fs;
 use std::future;
 use std::hint;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +15,7 @@ use result_cleaner::server;
 use crate::Args;
 use crate::measure::{Latencies, Outcome, check, joined, timed, wait_until};
 use crate::ours::Service;
+use crate::process::get_stats;
 use crate::tree::{self, FAR, Place};
 
 const WRITERS: usize = 2;
@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Outcome {
                 Ok(())
             })
         });
-        let over_http = scope.spawn(|| sample(is_over, || request(address)));
+        let over_http = scope.spawn(|| sample(is_over, || get_stats(address).map(drop)));
         let published = publish(&service, root.path(), pairs);
         over.store(true, Ordering::Relaxed);
         (published, joined(direct), joined(over_http))
@@ -113,13 +113,4 @@ fn sample(
         thread::sleep(PAUSE);
     }
     Ok(latencies)
-}
-
-/// Gets `/stats` as a script does: with a connection of its own.
-fn request(address: SocketAddr) -> io::Result<()> {
-    let mut connection = TcpStream::connect(address)?;
-    write!(connection, "GET /stats HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer)?;
-    if answer.starts_with("HTTP/1.1 200 ") { Ok(()) } else { Err(io::Error::other(answer)) }
 }

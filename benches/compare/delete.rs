@@ -1,62 +1,76 @@
 //! Deleting trees in which all has expired.
 
-use std::time::Duration;
-
 use tokio::runtime::Runtime;
 
-use crate::measure::{Outcome, Side, check, compare, timed};
+use crate::measure::{Outcome, Side, check, compare};
 use crate::peers::Peer;
-use crate::tree::{State, Tree};
+use crate::tree::{Form, State, Tree};
+use crate::usage::{Cost, Who, charged};
 use crate::{Args, floor, ours};
 
 pub fn run(args: &Args) -> Outcome {
-    let (pairs, state) = (args.pairs(10_000), args.state());
+    let forms = args.forms(args.pairs(4_000), &[5, 50]);
+    forms.iter().try_for_each(|form| table(args, form))?;
+    windows(&args.form(args.pairs(4_000)))
+}
+
+/// What deleting such trees costs.
+fn table(args: &Args, form: &Form) -> Outcome {
+    let state = args.state();
     let runtime = ours::runtime()?;
-    let mut all = sides(&runtime, pairs, state);
-    let by_peer = |peer: Peer| peer.side(move |peer| peer.delete(&Tree::expired(pairs, state)?));
-    all.extend(Peer::ALL.map(by_peer));
-    compare(&format!("delete {pairs} pairs"), pairs, args.rounds, all)?;
+    let mut all = sides(&runtime, form, state);
+    all.extend(Peer::ALL.map(|by| peer(by, form, state)));
+    compare(&format!("delete {form}"), form.pairs, args.rounds, all)?;
     if state == State::Written {
-        let fresh = sides(&runtime, pairs, State::Fresh);
-        compare(&format!("delete {pairs} pairs, not on the disk yet"), pairs, args.rounds, fresh)?;
+        let fresh = sides(&runtime, form, State::Fresh);
+        let work = format!("delete {form}, not on the disk yet");
+        compare(&work, form.pairs, args.rounds, fresh)?;
     }
-    windows(pairs)
+    Ok(())
 }
 
 /// The floor, and ours.
-fn sides(runtime: &Runtime, pairs: usize, state: State) -> Vec<Side<'_>> {
+fn sides<'a>(runtime: &'a Runtime, form: &'a Form, state: State) -> Vec<Side<'a>> {
     vec![
-        side("floor: scan and unlink both", pairs, state, by_floor),
-        side("ours, in process", pairs, state, |tree| ours::delete(runtime, tree)),
-        side("ours, sweep", pairs, state, ours::delete_by_command),
+        side("floor: scan and unlink both", form, state, by_floor),
+        side("ours, in process", form, state, |tree| ours::delete(runtime, tree)),
+        side("ours, sweep", form, state, ours::delete_by_command),
     ]
 }
 
 /// A side that deletes a tree of its own, of which nothing may be left.
 pub fn side<'a>(
     name: &'static str,
-    pairs: usize,
+    form: &'a Form,
     state: State,
-    delete: impl Fn(&Tree) -> Outcome<Duration> + 'a,
+    delete: impl Fn(&Tree) -> Outcome<Cost> + 'a,
 ) -> Side<'a> {
-    Side::new(name, move || {
-        let tree = Tree::expired(pairs, state)?;
-        let took = delete(&tree)?;
-        tree.check_empty()?;
-        Ok(took)
-    })
+    Side::new(name, move || once(form, state, &delete))
 }
 
-pub fn by_floor(tree: &Tree) -> Outcome<Duration> {
-    let (took, gone) = timed(|| floor::scan_and_unlink(tree.path()))?;
+/// The side of another program.
+pub fn peer(by: Peer, form: &Form, state: State) -> Side<'_> {
+    by.side(move |by| once(form, state, |tree| by.delete(tree)))
+}
+
+fn once(form: &Form, state: State, delete: impl Fn(&Tree) -> Outcome<Cost>) -> Outcome<Cost> {
+    let tree = Tree::expired(form, state)?;
+    tree.settle();
+    let cost = delete(&tree)?;
+    tree.check_empty()?;
+    Ok(cost)
+}
+
+pub fn by_floor(tree: &Tree) -> Outcome<Cost> {
+    let (cost, gone) = charged(Who::Process, || floor::scan_and_unlink(tree.path()))?;
     check(gone == tree.pairs(), format_args!("{gone} pairs were deleted"))?;
-    Ok(took)
+    Ok(cost)
 }
 
 /// For how long a file is exposed that can't be claimed. That it is not on the disk leaves out the
 /// freeing of its space, which comes after its name is gone.
-fn windows(pairs: usize) -> Outcome {
-    let tree = Tree::expired(pairs, State::Fresh)?;
+fn windows(form: &Form) -> Outcome {
+    let tree = Tree::expired(form, State::Fresh)?;
     let mut windows = floor::windows(tree.path())?;
     tree.check_empty()?;
     windows.sort();

@@ -1,9 +1,9 @@
 //! How the time for scanning and deleting grows with the tree.
 
-use crate::measure::{Measured, Outcome, Side, alternate, check, timed};
+use crate::measure::{Measured, Outcome, Side, WALL, alternate};
 use crate::peers::Peer;
-use crate::tree::Tree;
-use crate::{Args, delete, floor, ours, plot};
+use crate::tree::{Form, Tree};
+use crate::{Args, delete, ours, plot, scan};
 
 /// What the sides need for one work, at each size.
 pub struct Growth {
@@ -14,9 +14,10 @@ pub struct Growth {
 pub fn run(args: &Args) -> Outcome {
     let mut scans = Growth { work: "scan", sizes: Vec::new() };
     let mut deletions = Growth { work: "delete", sizes: Vec::new() };
-    for pairs in args.sizes.iter().map(|&pairs| pairs as usize) {
-        scans.sizes.push((pairs, scan(args, pairs)?));
-        deletions.sizes.push((pairs, delete(args, pairs)?));
+    for pairs in args.sizes(&[1_000, 10_000, 100_000]) {
+        let form = args.form(pairs);
+        scans.sizes.push((pairs, scan(args, &form)?));
+        deletions.sizes.push((pairs, delete(args, &form)?));
     }
     let growths = [scans, deletions];
     println!("\nSeconds, medians of {} rounds, and their ratios to the floor:\n", args.rounds);
@@ -26,14 +27,10 @@ pub fn run(args: &Args) -> Outcome {
     Ok(())
 }
 
-fn scan(args: &Args, pairs: usize) -> Outcome<Vec<Measured>> {
-    let tree = Tree::waiting(pairs)?;
+fn scan(args: &Args, form: &Form) -> Outcome<Vec<Measured>> {
+    let tree = Tree::waiting(form)?;
     let sides = vec![
-        Side::new("floor", || {
-            let (took, seen) = timed(|| floor::scan(tree.path()))?;
-            check(seen == pairs, format_args!("{seen} pairs were seen"))?;
-            Ok(took)
-        }),
+        Side::new("floor", || scan::by_floor(&tree)),
         Side::new("result-cleaner", || ours::look_by_command(&tree)),
         Peer::Find.side(|peer| peer.look(&tree)),
         Peer::Python.side(|peer| peer.look(&tree)),
@@ -43,14 +40,13 @@ fn scan(args: &Args, pairs: usize) -> Outcome<Vec<Measured>> {
     Ok(measured)
 }
 
-fn delete(args: &Args, pairs: usize) -> Outcome<Vec<Measured>> {
+fn delete(args: &Args, form: &Form) -> Outcome<Vec<Measured>> {
     let state = args.state();
-    let by_peer = |peer: Peer| peer.side(move |peer| peer.delete(&Tree::expired(pairs, state)?));
     let sides = vec![
-        delete::side("floor", pairs, state, delete::by_floor),
-        delete::side("result-cleaner", pairs, state, ours::delete_by_command),
-        by_peer(Peer::Find),
-        by_peer(Peer::Python),
+        delete::side("floor", form, state, delete::by_floor),
+        delete::side("result-cleaner", form, state, ours::delete_by_command),
+        delete::peer(Peer::Find, form, state),
+        delete::peer(Peer::Python, form, state),
     ];
     alternate(args.rounds, sides)
 }
@@ -73,8 +69,8 @@ fn print_table(growths: &[Growth]) {
 }
 
 fn cell(side: &Measured, floor: &Measured) -> String {
-    match (side.seconds(), side.ratio_to(floor)) {
-        (Some(seconds), Some((ratio, ..))) => format!("{seconds:.4} ({ratio:.2})"),
+    match (side.median(WALL), side.ratio_to(floor, WALL)) {
+        (Some(seconds), Some(ratio)) => format!("{seconds:.4} ({:.2})", ratio.median),
         _ => "not installed".to_owned(),
     }
 }

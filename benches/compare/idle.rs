@@ -13,7 +13,7 @@ const SETTLING: Duration = Duration::from_secs(3);
 const SPAN: Duration = Duration::from_secs(10);
 
 pub fn run(args: &Args) -> Outcome {
-    let tree = Tree::waiting(args.pairs(5_000))?;
+    let tree = Tree::waiting(&args.form(args.pairs(5_000)))?;
     let process = Process::start(tree.path())?;
     thread::sleep(SETTLING);
     let usage = process.usage_within(SPAN)?;
@@ -25,20 +25,4 @@ pub fn run(args: &Args) -> Outcome {
     println!("context switches  {:.1} a second", usage.switches as f64 / SPAN.as_secs_f64());
     println!("resident memory   {:.1} MiB", process.resident()? as f64 / f64::from(1 << 20));
     tree.check_whole()
-}
-
-pub fn memory(args: &Args) -> Outcome {
-    let resident = |pairs| {
-        let tree = Tree::waiting(pairs)?;
-        let resident = Process::start(tree.path())?.resident_at_rest()?;
-        tree.check_whole()?;
-        Outcome::Ok(resident)
-    };
-    let pairs = args.pairs(30_000);
-    let (empty, full) = (resident(0)?, resident(pairs)?);
-    println!("\nmemory: {pairs} pairs wait");
-    println!("resident          {:.1} MiB", full as f64 / f64::from(1 << 20));
-    println!("with no pair      {:.1} MiB", empty as f64 / f64::from(1 << 20));
-    println!("a pair            {:.0} bytes", (full as f64 - empty as f64) / pairs as f64);
-    Ok(())
 }

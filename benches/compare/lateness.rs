@@ -15,7 +15,7 @@ use rustix::fs::inotify::{ReadFlags, Reader};
 use crate::measure::{Latencies, Outcome, check};
 use crate::ours::Service;
 use crate::tree::{self, Place, RESULT_SUFFIX};
-use crate::{Args, floor};
+use crate::{Args, floor, metadata};
 
 const RESULTS: usize = 500;
 /// Until the first one expires: all are published and known by then.
@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> Outcome {
     for number in 0..results {
         let after = Duration::from_micros(scattered(number as u64) % SPAN_MICROS);
         // As exactly as it is written.
-        let text = tree::seconds(begin + after)?;
+        let text = metadata::seconds(begin + after)?;
         let expires_at = SystemTime::UNIX_EPOCH + written(&text)?;
         let stem = tree::stem(number);
         tree::publish(&sessions[number % sessions.len()], &stem, &text)?;

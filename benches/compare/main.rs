@@ -26,6 +26,7 @@ mod growth;
 mod idle;
 mod lateness;
 mod measure;
+mod metadata;
 mod neighbour;
 mod ours;
 mod overflow;
@@ -33,17 +34,21 @@ mod peers;
 mod plot;
 mod process;
 mod scan;
+mod start;
 mod storm;
 mod tree;
+mod usage;
 mod watch;
 
+use std::env;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 
 use crate::measure::Outcome;
-use crate::tree::State;
+use crate::metadata::Content;
+use crate::tree::{Form, State};
 
 /// Compares result-cleaner with the floor of the kernel, and with other programs.
 #[derive(Debug, Parser)]
@@ -53,6 +58,14 @@ struct Args {
     /// Pairs in a tree, instead of what each chapter takes by itself
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: Option<u32>,
+    /// Pairs in a directory: `scan`, `resweep`, `delete` and `storm` measure each of these numbers, the
+    /// others the first [default: 5,50, and 500 for `scan`; 50 for the others]
+    #[arg(long, value_delimiter = ',', value_name = "N,…",
+        value_parser = clap::value_parser!(u32).range(1..))]
+    per_directory: Vec<u32>,
+    /// What metadata files contain [default: store, and for `scan` also one tree with guide]
+    #[arg(long)]
+    metadata: Option<Content>,
     /// How often the sides take turns
     #[arg(long, default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -62,8 +75,9 @@ struct Args {
     /// Directories in the tree of `watch`
     #[arg(long, default_value = "2000")]
     directories: usize,
-    /// Pairs in the trees of `growth`
-    #[arg(long, value_delimiter = ',', default_value = "1000,10000,100000",
+    /// Pairs in the trees of `start` and `growth` [default: 10000,300000 for `start`,
+    /// 1000,10000,100000 for `growth`]
+    #[arg(long, value_delimiter = ',', value_name = "N,…",
         value_parser = clap::value_parser!(u32).range(1..))]
     sizes: Vec<u32>,
     /// Where `growth` draws its picture
@@ -83,20 +97,49 @@ impl Args {
         self.pairs.map_or(unless_told, |pairs| pairs as usize)
     }
 
+    fn sizes(&self, unless_told: &[usize]) -> Vec<usize> {
+        or_else(&self.sizes, unless_told)
+    }
+
+    /// A tree of so many pairs, where a chapter makes only one kind of them.
+    fn form(&self, pairs: usize) -> Form {
+        Form {
+            pairs,
+            per_directory: self.per_directory.first().map_or(50, |&number| number as usize),
+            content: self.metadata.unwrap_or(Content::Store),
+            home: env::temp_dir(),
+        }
+    }
+
+    /// Trees of so many pairs, one for each number of pairs in a directory.
+    fn forms(&self, pairs: usize, per_directory: &[usize]) -> Vec<Form> {
+        let numbers = or_else(&self.per_directory, per_directory).into_iter();
+        numbers.map(|per_directory| Form { per_directory, ..self.form(pairs) }).collect()
+    }
+
     /// How trees are that are to be deleted.
     fn state(&self) -> State {
         if self.fresh { State::Fresh } else { State::Written }
     }
 }
 
+fn or_else(told: &[u32], unless_told: &[usize]) -> Vec<usize> {
+    match told {
+        [] => unless_told.to_vec(),
+        told => told.iter().map(|&number| number as usize).collect(),
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Chapter {
-    /// A look at a tree in which nothing has expired, warm, and as root also cold
+    /// A look at a tree in which nothing has expired: warm, on one core, and as root also cold
     Scan,
     /// Deleting a tree in which all has expired
     Delete,
-    /// All results of a running service expire at once
+    /// All results of a running service expire at once: in TMPDIR, in memory, and on one core
     Storm,
+    /// The start of a service until its first scan is done, and its memory for each waiting pair
+    Start,
     /// Starting a service on many directories
     Watch,
     /// From the expiry of single results until they are gone
@@ -105,8 +148,6 @@ enum Chapter {
     Burst,
     /// What a service costs that waits
     Idle,
-    /// Memory for each waiting pair
-    Memory,
     /// What another program feels of a cleanup
     Neighbour,
     /// A sweep of a running service in which nothing has changed
@@ -118,16 +159,16 @@ enum Chapter {
 }
 
 impl Chapter {
-    /// In this order, so that the tree of `resweep` ages meanwhile.
+    /// In this order, so that the trees of `resweep` age meanwhile.
     const ORDINARY: [Self; 10] = [
         Self::Scan,
         Self::Delete,
         Self::Storm,
+        Self::Start,
         Self::Watch,
         Self::Lateness,
         Self::Burst,
         Self::Idle,
-        Self::Memory,
         Self::Neighbour,
         Self::Resweep,
     ];
@@ -161,9 +202,9 @@ fn exit(outcome: Outcome<bool>) -> ExitCode {
 fn run(args: &Args) -> Outcome<bool> {
     let chapters =
         if args.chapters.is_empty() { &Chapter::ORDINARY[..] } else { &args.chapters[..] };
-    let mut old_tree = match chapters.contains(&Chapter::Resweep) {
-        true => Some(scan::tree_to_sweep_again(args)?),
-        false => None,
+    let old_trees = match chapters.contains(&Chapter::Resweep) {
+        true => scan::trees_to_sweep_again(args)?,
+        false => Vec::new(),
     };
     let mut all_right = true;
     for chapter in chapters {
@@ -171,13 +212,13 @@ fn run(args: &Args) -> Outcome<bool> {
             Chapter::Scan => scan::run(args),
             Chapter::Delete => delete::run(args),
             Chapter::Storm => storm::run(args),
+            Chapter::Start => start::run(args),
             Chapter::Watch => watch::run(args),
             Chapter::Lateness => lateness::run(args),
             Chapter::Burst => burst::run(args),
             Chapter::Idle => idle::run(args),
-            Chapter::Memory => idle::memory(args),
             Chapter::Neighbour => neighbour::run(args),
-            Chapter::Resweep => old_tree.take().map_or(Ok(()), |tree| scan::again(args, &tree)),
+            Chapter::Resweep => old_trees.iter().try_for_each(|tree| scan::again(args, tree)),
             Chapter::Growth => growth::run(args),
             Chapter::Overflow => overflow::run(args),
         };

@@ -5,11 +5,13 @@ use std::fmt;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::usage::Cost;
+
 /// An error is work that was wrong, or a benchmark that could not be made.
 pub type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
-/// What does the work once: it prepares what it needs, and returns how long the work itself took.
-type Run<'a> = Box<dyn FnMut() -> Outcome<Duration> + 'a>;
+/// What does the work once: it prepares what it needs, and returns what the work itself cost.
+type Run<'a> = Box<dyn FnMut() -> Outcome<Cost> + 'a>;
 
 /// One of the ways in which a work is done.
 pub struct Side<'a> {
@@ -19,7 +21,7 @@ pub struct Side<'a> {
 }
 
 impl<'a> Side<'a> {
-    pub fn new(name: &'static str, run: impl FnMut() -> Outcome<Duration> + 'a) -> Self {
+    pub fn new(name: &'static str, run: impl FnMut() -> Outcome<Cost> + 'a) -> Self {
         Self { name, run: Some(Box::new(run)) }
     }
 
@@ -28,23 +30,51 @@ impl<'a> Side<'a> {
     }
 }
 
-/// How long each round of one side took, in seconds; nothing where it is not installed.
+/// What each round of one side cost; nothing where it is not installed.
 pub struct Measured {
     pub name: &'static str,
-    rounds: Vec<f64>,
+    rounds: Vec<Cost>,
+}
+
+/// A figure of a cost.
+pub type Figure = fn(&Cost) -> f64;
+
+/// Seconds of wall time.
+pub const WALL: Figure = |cost| cost.wall.as_secs_f64();
+/// Seconds of processor time.
+pub const CPU: Figure = |cost| cost.usage.cpu().as_secs_f64();
+const USER: Figure = |cost| cost.usage.user.as_secs_f64();
+const SYSTEM: Figure = |cost| cost.usage.system.as_secs_f64();
+const VOLUNTARY: Figure = |cost| cost.usage.voluntary as f64;
+const INVOLUNTARY: Figure = |cost| cost.usage.involuntary as f64;
+
+/// The median of the ratios of each round, and how far they are spread.
+#[derive(Debug, Clone, Copy)]
+pub struct Ratio {
+    pub median: f64,
+    least: f64,
+    most: f64,
+}
+
+impl fmt::Display for Ratio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.2} ({:.2} - {:.2})", self.median, self.least, self.most)
+    }
 }
 
 impl Measured {
-    pub fn seconds(&self) -> Option<f64> {
-        (!self.rounds.is_empty()).then(|| median(self.rounds.clone()))
+    /// The median of the rounds.
+    pub fn median(&self, figure: Figure) -> Option<f64> {
+        (!self.rounds.is_empty()).then(|| median(self.rounds.iter().map(figure).collect()))
     }
 
-    /// The median of the ratios of each round, and how far they are spread.
-    pub fn ratio_to(&self, floor: &Self) -> Option<(f64, f64, f64)> {
-        let ratios = self.rounds.iter().zip(&floor.rounds).map(|(ours, floor)| ours / floor);
-        let mut ratios: Vec<f64> = ratios.collect();
+    pub fn ratio_to(&self, floor: &Self, figure: Figure) -> Option<Ratio> {
+        let rounds = self.rounds.iter().zip(&floor.rounds);
+        let mut ratios: Vec<f64> =
+            rounds.map(|(ours, floor)| figure(ours) / figure(floor)).collect();
         ratios.sort_by(f64::total_cmp);
-        Some((median(ratios.clone()), *ratios.first()?, *ratios.last()?))
+        let (least, most) = (*ratios.first()?, *ratios.last()?);
+        Some(Ratio { median: median(ratios), least, most })
     }
 }
 
@@ -56,8 +86,8 @@ pub fn alternate(rounds: u32, mut sides: Vec<Side<'_>>) -> Outcome<Vec<Measured>
         for turn in 0..sides.len() {
             let at = (round + turn) % sides.len();
             if let Some(run) = &mut sides[at].run {
-                let took = run().map_err(|error| format!("{}: {error}", sides[at].name))?;
-                measured[at].rounds.push(took.as_secs_f64());
+                let cost = run().map_err(|error| format!("{}: {error}", sides[at].name))?;
+                measured[at].rounds.push(cost);
             }
         }
     }
@@ -65,20 +95,43 @@ pub fn alternate(rounds: u32, mut sides: Vec<Side<'_>>) -> Outcome<Vec<Measured>
 }
 
 /// Prints how `sides` do at `work`, which is about `count` things. The first of them is the floor.
-pub fn compare(work: &str, count: usize, rounds: u32, sides: Vec<Side<'_>>) -> Outcome {
+pub fn compare(
+    work: &str,
+    count: usize,
+    rounds: u32,
+    sides: Vec<Side<'_>>,
+) -> Outcome<Vec<Measured>> {
     let measured = alternate(rounds, sides)?;
     println!("\n{work}: medians of {rounds} rounds");
-    println!("{:<36} {:>12}  to the floor (from - to)", "", "us each");
+    println!(
+        "{:<36} {:>9} {:>8} {:>8} {:>7} {:>7}  {:<21}  to the floor: CPU",
+        "us each, context switches in all",
+        "wall",
+        "user",
+        "system",
+        "vol.",
+        "invol.",
+        "to the floor: wall"
+    );
     for side in &measured {
-        let Some((seconds, (ratio, least, most))) = side.seconds().zip(side.ratio_to(&measured[0]))
-        else {
-            println!("{:<36} {:>12}", side.name, "not installed");
-            continue;
-        };
-        let micros = seconds * 1e6 / count as f64;
-        println!("{:<36} {micros:>12.2}  {ratio:.2} ({least:.2} - {most:.2})", side.name);
+        println!("{:<36} {}", side.name, columns(side, &measured[0], count));
     }
-    Ok(())
+    Ok(measured)
+}
+
+/// The columns of one side.
+fn columns(side: &Measured, floor: &Measured, count: usize) -> String {
+    let ratios = side.ratio_to(floor, WALL).zip(side.ratio_to(floor, CPU));
+    let Some((wall_ratio, cpu_ratio)) = ratios else {
+        return "not installed".to_owned();
+    };
+    let in_all = |figure| side.median(figure).unwrap_or(f64::NAN);
+    let [wall, user, system] = [WALL, USER, SYSTEM].map(|time| in_all(time) * 1e6 / count as f64);
+    let [voluntary, involuntary] = [VOLUNTARY, INVOLUNTARY].map(in_all);
+    let (wall_ratio, cpu_ratio) = (wall_ratio.to_string(), cpu_ratio.to_string());
+    format!(
+        "{wall:>9.2} {user:>8.2} {system:>8.2} {voluntary:>7.0} {involuntary:>7.0}  {wall_ratio:<21}  {cpu_ratio}"
+    )
 }
 
 /// How long `work` takes, which has to come out well.

@@ -51,7 +51,8 @@ impl Beside {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let (pairs, state) = (args.pairs(10_000), args.state());
+    let (form, state) = (args.form(args.pairs(10_000)), args.state());
+    let pairs = form.pairs;
     let home = Place::new()?;
     for number in 0..FILES {
         File::create(home.path().join(number.to_string()))?;
@@ -66,17 +67,20 @@ pub fn run(args: &Args) -> Outcome {
             thread::sleep(ALONE);
             Ok((0, ALONE))
         })?;
-        let tree = Tree::expired(pairs, state)?;
-        ours.measure(home, || Ok((pairs, ours::delete_by_command(&tree)?)))?;
+        let tree = Tree::expired(&form, state)?;
+        tree.settle();
+        ours.measure(home, || Ok((pairs, ours::delete_by_command(&tree)?.wall)))?;
         tree.check_empty()?;
-        let tree = Tree::expired(pairs, state)?;
+        let tree = Tree::expired(&form, state)?;
+        tree.settle();
         bounded.measure(home, || {
-            Ok((pairs, ours::delete_by_command_with(&tree, &["--max-disk-time", "300ms"])?))
+            Ok((pairs, ours::delete_by_command_with(&tree, &["--max-disk-time", "300ms"])?.wall))
         })?;
         tree.check_empty()?;
         if Peer::Find.is_installed() {
-            let tree = Tree::expired(pairs, state)?;
-            find.measure(home, || Ok((pairs, Peer::Find.delete(&tree)?)))?;
+            let tree = Tree::expired(&form, state)?;
+            tree.settle();
+            find.measure(home, || Ok((pairs, Peer::Find.delete(&tree)?.wall)))?;
         }
     }
     println!(

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use result_cleaner::{Cleaner, Config, Stats, SweepReport, sweep_dry_run, sweep_once};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::measure::{Outcome, check, timed, wait_until};
+use crate::measure::{Outcome, check, wait_until};
 use crate::tree::Tree;
+use crate::usage::{Cost, Who, charged};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_result-cleaner");
 
@@ -18,46 +19,46 @@ pub fn runtime() -> Outcome<Runtime> {
 }
 
 /// Sweeps `tree`, in which nothing has expired, without deleting anything.
-pub fn look(runtime: &Runtime, tree: &Tree) -> Outcome<Duration> {
+pub fn look(runtime: &Runtime, tree: &Tree) -> Outcome<Cost> {
     let config = Config::new(tree.path());
-    let (took, report) = timed(|| runtime.block_on(sweep_dry_run(&config)))?;
+    let (cost, report) = charged(Who::Process, || runtime.block_on(sweep_dry_run(&config)))?;
     check_report(report, tree, 0)?;
-    Ok(took)
+    Ok(cost)
 }
 
 /// The same by the command.
-pub fn look_by_command(tree: &Tree) -> Outcome<Duration> {
-    let (took, report) = command(tree.path(), &["--dry-run"])?;
+pub fn look_by_command(tree: &Tree) -> Outcome<Cost> {
+    let (cost, report) = command(tree.path(), &["--dry-run"])?;
     check_report(report, tree, 0)?;
-    Ok(took)
+    Ok(cost)
 }
 
 /// Sweeps `tree`, all of which has expired.
-pub fn delete(runtime: &Runtime, tree: &Tree) -> Outcome<Duration> {
+pub fn delete(runtime: &Runtime, tree: &Tree) -> Outcome<Cost> {
     let config = Config::new(tree.path());
-    let (took, report) = timed(|| runtime.block_on(sweep_once(&config)))?;
+    let (cost, report) = charged(Who::Process, || runtime.block_on(sweep_once(&config)))?;
     check_report(report, tree, tree.pairs())?;
-    Ok(took)
+    Ok(cost)
 }
 
 /// The same by the command.
-pub fn delete_by_command(tree: &Tree) -> Outcome<Duration> {
+pub fn delete_by_command(tree: &Tree) -> Outcome<Cost> {
     delete_by_command_with(tree, &[])
 }
 
 /// The same with flags.
-pub fn delete_by_command_with(tree: &Tree, flags: &[&str]) -> Outcome<Duration> {
-    let (took, report) = command(tree.path(), flags)?;
+pub fn delete_by_command_with(tree: &Tree, flags: &[&str]) -> Outcome<Cost> {
+    let (cost, report) = command(tree.path(), flags)?;
     check_report(report, tree, tree.pairs())?;
-    Ok(took)
+    Ok(cost)
 }
 
-fn command(root: &Path, flags: &[&str]) -> Outcome<(Duration, SweepReport)> {
+fn command(root: &Path, flags: &[&str]) -> Outcome<(Cost, SweepReport)> {
     let mut command = Command::new(BINARY);
     command.arg("sweep").arg(root).arg("--json").args(flags);
-    let (took, output) = timed(|| command.output())?;
+    let (cost, output) = charged(Who::Children, || command.output())?;
     check(output.status.success(), String::from_utf8_lossy(&output.stderr))?;
-    Ok((took, serde_json::from_slice(&output.stdout)?))
+    Ok((cost, serde_json::from_slice(&output.stdout)?))
 }
 
 fn check_report(report: SweepReport, tree: &Tree, deleted: usize) -> Outcome {
@@ -94,10 +95,10 @@ impl Service {
     }
 
     /// A full sweep of `tree`, in which nothing has expired.
-    pub fn sweep(&self, tree: &Tree) -> Outcome<Duration> {
-        let (took, report) = timed(|| self.runtime.block_on(self.cleaner.sweep()))?;
+    pub fn sweep(&self, tree: &Tree) -> Outcome<Cost> {
+        let (cost, report) = charged(Who::Process, || self.runtime.block_on(self.cleaner.sweep()))?;
         check_report(report, tree, 0)?;
-        Ok(took)
+        Ok(cost)
     }
 
     pub fn stop(self) -> Outcome {

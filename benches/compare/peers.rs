@@ -3,12 +3,12 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
-use crate::measure::{Outcome, Side, check, timed};
+use crate::measure::{Outcome, Side, check};
 use crate::tree::{METADATA_SUFFIX, OLDER_THAN_MINUTES, RESULT_SUFFIX, Tree};
+use crate::usage::{Cost, Who, charged};
 
 const POLLING_SWEEP: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/benches/compare/polling_sweep.py");
@@ -49,7 +49,7 @@ impl Peer {
     }
 
     /// Its side of a comparison, or that it is not installed.
-    pub fn side<'a>(self, mut run: impl FnMut(Self) -> Outcome<Duration> + 'a) -> Side<'a> {
+    pub fn side<'a>(self, mut run: impl FnMut(Self) -> Outcome<Cost> + 'a) -> Side<'a> {
         if self.is_installed() {
             Side::new(self.name(), move || run(self))
         } else {
@@ -59,22 +59,22 @@ impl Peer {
 
     /// Has it look at `tree`, in which there is nothing for it to do. Only for those that can look
     /// without deleting.
-    pub fn look(self, tree: &Tree) -> Outcome<Duration> {
+    pub fn look(self, tree: &Tree) -> Outcome<Cost> {
         let command = match self {
             Self::Python => polling_sweep(tree.path(), &["--dry-run"])?,
             _ => find(tree.path(), "-print"),
         };
-        let (took, output) = run(command)?;
+        let (cost, output) = run(command)?;
         match self {
             Self::Python => check_counts(&output, tree, 0)?,
             _ => check(output.is_empty(), "it found files that are old")?,
         }
-        Ok(took)
+        Ok(cost)
     }
 
     /// Has it delete all of `tree`.
-    pub fn delete(self, tree: &Tree) -> Outcome<Duration> {
-        let took = match self {
+    pub fn delete(self, tree: &Tree) -> Outcome<Cost> {
+        let cost = match self {
             Self::Find => run(find(tree.path(), "-delete"))?.0,
             Self::Tmpfiles => {
                 let mut rules = NamedTempFile::new()?;
@@ -91,13 +91,13 @@ impl Peer {
                 run(command)?.0
             }
             Self::Python => {
-                let (took, output) = run(polling_sweep(tree.path(), &[])?)?;
+                let (cost, output) = run(polling_sweep(tree.path(), &[])?)?;
                 check_counts(&output, tree, tree.pairs())?;
-                took
+                cost
             }
         };
         tree.check_empty()?;
-        Ok(took)
+        Ok(cost)
     }
 }
 
@@ -127,8 +127,8 @@ fn check_counts(output: &str, tree: &Tree, deleted: usize) -> Outcome {
 }
 
 /// Runs it to its end; what it wrote.
-fn run(mut command: Command) -> Outcome<(Duration, String)> {
-    let (took, output) = timed(|| command.output())?;
+fn run(mut command: Command) -> Outcome<(Cost, String)> {
+    let (cost, output) = charged(Who::Children, || command.output())?;
     check(output.status.success(), String::from_utf8_lossy(&output.stderr))?;
-    Ok((took, String::from_utf8(output.stdout)?))
+    Ok((cost, String::from_utf8(output.stdout)?))
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use plotters::prelude::*;
 
 use crate::growth::Growth;
-use crate::measure::Outcome;
+use crate::measure::{Outcome, WALL};
 
 const SIZE: (u32, u32) = (960, 420);
 const LABELS: (&str, u32) = ("sans-serif", 14);
@@ -27,7 +27,7 @@ fn chart(area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>, growth: &Gr
     let sizes = growth.sizes.iter().map(|(pairs, _)| *pairs as f64);
     let (least, most) = range(sizes);
     let sides = growth.sizes.iter().flat_map(|(_, sides)| sides);
-    let (fastest, slowest) = range(sides.filter_map(|side| side.seconds()));
+    let (fastest, slowest) = range(sides.filter_map(|side| side.median(WALL)));
     let mut chart = ChartBuilder::on(area)
         .caption(format!("{}: seconds over pairs", growth.work), ("sans-serif", 20))
         .margin(12)
@@ -48,7 +48,7 @@ fn chart(area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>, growth: &Gr
         let points: Vec<(f64, f64)> = growth
             .sizes
             .iter()
-            .filter_map(|(pairs, sides)| Some((*pairs as f64, sides[number].seconds()?)))
+            .filter_map(|(pairs, sides)| Some((*pairs as f64, sides[number].median(WALL)?)))
             .collect();
         chart
             .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?

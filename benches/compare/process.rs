@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -10,18 +11,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::measure::{Outcome, check};
+use crate::measure::Outcome;
 use crate::ours::BINARY;
 
 /// A service that is killed when this is dropped.
 pub struct Process {
     child: Child,
+    /// Where it serves its stats, if it does.
+    address: Option<SocketAddr>,
     notes: Arc<AtomicU64>,
 }
 
 /// Of one thread, since it began.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Usage {
+pub struct ThreadUsage {
     pub cpu: Duration,
     pub switches: u64,
 }
@@ -29,15 +32,29 @@ pub struct Usage {
 impl Process {
     /// Starts it, and waits until its first scan is done.
     pub fn start(root: &Path) -> Outcome<Self> {
+        Self::start_with(root, &[])
+    }
+
+    /// The same with the HTTP server, as a service runs that somebody monitors.
+    pub fn start_serving(root: &Path) -> Outcome<Self> {
+        Self::start_with(root, &["--listen", "127.0.0.1:0"])
+    }
+
+    fn start_with(root: &Path, flags: &[&str]) -> Outcome<Self> {
         let mut command = Command::new(BINARY);
-        command.arg("run").arg(root).arg("--no-metrics").stderr(Stdio::piped());
-        let mut process = Self { child: command.spawn()?, notes: Arc::default() };
+        command.arg("run").arg(root).arg("--no-metrics").args(flags).stderr(Stdio::piped());
+        let mut process = Self { child: command.spawn()?, address: None, notes: Arc::default() };
         let log = process.child.stderr.take().ok_or("no log")?;
         let mut log = BufReader::new(log).lines();
-        let scanned = |line: &io::Result<String>| {
-            line.as_ref().is_ok_and(|line| line.contains("Cleanup completed"))
-        };
-        check(log.any(|line| scanned(&line)), "the service has ended by itself")?;
+        let mut has_scanned = false;
+        while !has_scanned || process.address.is_none() != flags.is_empty() {
+            let line = log.next().ok_or("the service has ended by itself")??;
+            has_scanned |= line.contains("Cleanup completed");
+            if let Some((_, address)) = line.split_once("serving http://") {
+                let end = address.find('/').ok_or("no address")?;
+                process.address = Some(address[..end].parse()?);
+            }
+        }
         let notes = Arc::clone(&process.notes);
         // Reads all of it, so that the service is never held up by a pipe that is full.
         thread::spawn(move || {
@@ -54,6 +71,11 @@ impl Process {
     /// How many sweeps, warnings and errors the service has logged since its first scan.
     pub fn notes(&self) -> u64 {
         self.notes.load(Ordering::Relaxed)
+    }
+
+    /// Its stats, as JSON.
+    pub fn stats(&self) -> Outcome<String> {
+        Ok(get_stats(self.address.ok_or("the service does not serve its stats")?)?)
     }
 
     /// Its directory below `/proc`.
@@ -85,7 +107,7 @@ impl Process {
     }
 
     /// What its threads have used, each by its number.
-    pub fn usage(&self) -> Outcome<HashMap<String, Usage>> {
+    pub fn usage(&self) -> Outcome<HashMap<String, ThreadUsage>> {
         let mut usage = HashMap::new();
         for thread in fs::read_dir(self.proc().join("task"))? {
             let thread = thread?;
@@ -101,16 +123,16 @@ impl Process {
                 .filter_map(|name| field(&status, name)?.parse::<u64>().ok())
                 .sum();
             let name = thread.file_name().to_string_lossy().into_owned();
-            usage.insert(name, Usage { cpu: Duration::from_nanos(cpu), switches });
+            usage.insert(name, ThreadUsage { cpu: Duration::from_nanos(cpu), switches });
         }
         Ok(usage)
     }
 
     /// What its threads use within `span`. What a thread that ends meanwhile has used is left out.
-    pub fn usage_within(&self, span: Duration) -> Outcome<Usage> {
+    pub fn usage_within(&self, span: Duration) -> Outcome<ThreadUsage> {
         let before = self.usage()?;
         thread::sleep(span);
-        let mut sum = Usage::default();
+        let mut sum = ThreadUsage::default();
         for (thread, after) in self.usage()? {
             let before = before.get(&thread).copied().unwrap_or_default();
             sum.cpu += after.cpu - before.cpu;
@@ -143,6 +165,18 @@ pub fn cpu_of(proc: &Path, name: &str) -> Outcome<Option<Duration>> {
         }
     }
     Ok(sum)
+}
+
+/// Gets `/stats` as a script does: with a connection of its own.
+pub fn get_stats(address: SocketAddr) -> io::Result<String> {
+    let mut connection = TcpStream::connect(address)?;
+    write!(connection, "GET /stats HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    match answer.split_once("\r\n\r\n") {
+        Some((head, body)) if head.starts_with("HTTP/1.1 200 ") => Ok(body.to_owned()),
+        _ => Err(io::Error::other(answer)),
+    }
 }
 
 fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {

@@ -6,34 +6,57 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::measure::{Outcome, Side, check, compare, timed, wait_until};
 use crate::ours::Service;
-use crate::tree::{State, Tree};
+use crate::tree::{Form, State, Tree};
+use crate::usage::{Cost, Usage, Who, charged, on_one_core};
 use crate::{Args, delete, floor};
 
 const GLANCE: Duration = Duration::from_micros(500);
 
 pub fn run(args: &Args) -> Outcome {
-    let (pairs, state) = (args.pairs(10_000), args.state());
+    for form in args.forms(args.pairs(4_000), &[5, 50]) {
+        table(args, &form, args.state(), "")?;
+        if let Some(form) = form.on_tmpfs() {
+            table(args, &form, State::Fresh, "")?;
+        }
+    }
+    // In memory, where no wait for a disk hides what the processor has to do.
+    let form = args.form(args.pairs(4_000));
+    let (form, state) = match form.on_tmpfs() {
+        Some(form) => (form, State::Fresh),
+        None => (form, args.state()),
+    };
+    on_one_core(|| table(args, &form, state, ", on one core"))
+}
+
+/// What a storm over such a tree costs.
+fn table(args: &Args, form: &Form, state: State, how: &str) -> Outcome {
     // How long it takes to make a tree, which has to be done before its results expire.
     let making = Cell::new(Duration::ZERO);
     let sides = vec![
         Side::new("floor: unlink both", || {
-            let (took, tree) = timed(|| Tree::expired(pairs, state))?;
+            let (took, tree) = timed(|| Tree::expired(form, state))?;
             making.set(making.get().max(took));
-            let (took, gone) = timed(|| floor::unlink(tree.path()))?;
-            check(gone == pairs, format_args!("{gone} pairs were deleted"))?;
+            let (cost, gone) = charged(Who::Process, || floor::unlink(tree.path()))?;
+            check(gone == form.pairs, format_args!("{gone} pairs were deleted"))?;
             tree.check_empty()?;
-            Ok(took)
+            Ok(cost)
         }),
-        delete::side("floor: scan and unlink both", pairs, state, delete::by_floor),
-        Side::new("ours, from the expiry on", || storm(pairs, state, 3 * making.get())),
+        Side::new("floor: scan and unlink both", || {
+            let tree = Tree::expired(form, state)?;
+            let cost = delete::by_floor(&tree)?;
+            tree.check_empty()?;
+            Ok(cost)
+        }),
+        Side::new("ours, from the expiry on", || storm(form, state, 3 * making.get())),
     ];
-    compare(&format!("storm of {pairs} pairs"), pairs, args.rounds, sides)
+    compare(&format!("storm of {form}{how}"), form.pairs, args.rounds, sides)?;
+    Ok(())
 }
 
-/// From the moment at which so many pairs expire until the last file is gone.
-fn storm(pairs: usize, state: State, lead: Duration) -> Outcome<Duration> {
+/// From the moment at which all pairs expire until the last file is gone.
+fn storm(form: &Form, state: State, lead: Duration) -> Outcome<Cost> {
     let expiry = SystemTime::now() + Duration::from_secs(3) + lead;
-    let tree = Tree::expiring(pairs, expiry, state)?;
+    let tree = Tree::expiring(form, expiry, state)?;
     let service = Service::start(tree.path())?;
     service.wait_for_first_scan()?;
     let left = expiry.duration_since(SystemTime::now());
@@ -41,13 +64,15 @@ fn storm(pairs: usize, state: State, lead: Duration) -> Outcome<Duration> {
     let moment = Instant::now() + left;
     thread::sleep(left.saturating_sub(Duration::from_millis(20)));
     let before = service.stats();
+    let used = Usage::of(Who::OtherThreads)?;
     if Instant::now() < moment {
         let counts = (before.heap_size, before.total_deleted);
-        check(counts == (pairs as u64, 0), format_args!("before the expiry: {before:?}"))?;
+        check(counts == (form.pairs as u64, 0), format_args!("before the expiry: {before:?}"))?;
     }
-    wait_until("all deleted", GLANCE, || service.stats().total_deleted == pairs as u64)?;
+    wait_until("all deleted", GLANCE, || service.stats().total_deleted == form.pairs as u64)?;
     wait_until("all gone", GLANCE, || tree.check_empty().is_ok())?;
-    let took = moment.elapsed();
+    let wall = moment.elapsed();
+    let usage = Usage::of(Who::OtherThreads)?.since(used);
     service.stop()?;
-    Ok(took)
+    Ok(Cost { wall, usage })
 }

@@ -1,28 +1,25 @@
 //! Trees of pairs, as the result store makes them.
 
+use std::env;
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags, statfs};
 use tempfile::TempDir;
 
 use crate::floor;
 use crate::measure::{Outcome, check};
+use crate::metadata::{self, Content, RESULT_ID};
 
 pub const RESULT_SUFFIX: &str = ".result.json.lz4";
 pub const METADATA_SUFFIX: &str = ".metadata.json";
 
-/// As the result store has written it.
-const METADATA: &str = include_str!("../data/metadata.json");
-const RESULT_ID: &str = "228d96a0-c31a-405e-8cfd-0074e290eafc";
-const EXPIRES_AT: &str = "4890609687.1605";
-
-const PAIRS_A_DIRECTORY: usize = 500;
 /// The result store's smaller results are of about this size.
 const RESULT: [u8; 146] = [b'r'; 146];
 
@@ -45,7 +42,11 @@ impl Place {
     /// so: ext4 passes by all inodes that were just freed, one by one, for each new file, so that
     /// making one tree would be the slower, the more trees were deleted before.
     pub fn new() -> Outcome<Self> {
-        let parent = tempfile::tempdir()?;
+        Self::below(&env::temp_dir())
+    }
+
+    fn below(dir: &Path) -> Outcome<Self> {
+        let parent = tempfile::tempdir_in(dir)?;
         let handle = File::open(parent.path())?;
         if let Ok(flags) = ioctl_getflags(&handle) {
             // Where it can't be told, it takes longer.
@@ -69,7 +70,34 @@ pub enum State {
     Fresh,
 }
 
-/// A tree of pairs in directories of 500, which goes when this is dropped.
+/// How a tree is made.
+#[derive(Debug, Clone)]
+pub struct Form {
+    pub pairs: usize,
+    pub per_directory: usize,
+    pub content: Content,
+    /// The directory in which the tree is made.
+    pub home: PathBuf,
+}
+
+impl Form {
+    /// The same in memory, if the machine has such a file system and `home` is none.
+    pub fn on_tmpfs(&self) -> Option<Self> {
+        const SHARED_MEMORY: &str = "/dev/shm";
+        let is_tmpfs = |path: &Path| statfs(path).is_ok_and(|status| status.f_type == 0x0102_1994);
+        let home = PathBuf::from(SHARED_MEMORY);
+        (is_tmpfs(&home) && !is_tmpfs(&self.home)).then(|| Self { home, ..self.clone() })
+    }
+}
+
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pairs, per_directory, content, home } = self;
+        write!(f, "{pairs} pairs, {per_directory} a directory, {content}, in {}", home.display())
+    }
+}
+
+/// A tree of pairs, which goes when this is dropped.
 pub struct Tree {
     place: Place,
     pairs: usize,
@@ -78,21 +106,20 @@ pub struct Tree {
 
 impl Tree {
     /// None of it expires for years.
-    pub fn waiting(pairs: usize) -> Outcome<Self> {
-        Self::new(pairs, EXPIRES_AT, None)
+    pub fn waiting(form: &Form) -> Outcome<Self> {
+        Self::new(form, metadata::far(), None)
     }
 
-    /// All of it has expired, is old, and settled.
-    pub fn expired(pairs: usize, state: State) -> Outcome<Self> {
-        let tree = Self::new(pairs, "1700000000.5", Some(SystemTime::now() - OLD))?;
+    /// All of it has expired, and is old.
+    pub fn expired(form: &Form, state: State) -> Outcome<Self> {
+        let tree = Self::new(form, metadata::past(), Some(SystemTime::now() - OLD))?;
         tree.bring_to(state);
-        tree.wait_for_age(SETTLED);
         Ok(tree)
     }
 
     /// All of it expires at the same moment.
-    pub fn expiring(pairs: usize, at: SystemTime, state: State) -> Outcome<Self> {
-        let tree = Self::new(pairs, &seconds(at)?, None)?;
+    pub fn expiring(form: &Form, at: SystemTime, state: State) -> Outcome<Self> {
+        let tree = Self::new(form, at, None)?;
         tree.bring_to(state);
         Ok(tree)
     }
@@ -103,11 +130,12 @@ impl Tree {
         }
     }
 
-    fn new(pairs: usize, expires_at: &str, modified: Option<SystemTime>) -> Outcome<Self> {
-        let place = Place::new()?;
-        for number in 0..pairs {
-            let session = place.path().join(format!("session_{}", number / PAIRS_A_DIRECTORY));
-            if number % PAIRS_A_DIRECTORY == 0 {
+    fn new(form: &Form, expires_at: SystemTime, modified: Option<SystemTime>) -> Outcome<Self> {
+        let place = Place::below(&form.home)?;
+        let expiry = form.content.expiry(expires_at)?;
+        for number in 0..form.pairs {
+            let session = place.path().join(format!("session_{}", number / form.per_directory));
+            if number % form.per_directory == 0 {
                 fs::create_dir(&session)?;
             }
             let stem = stem(number);
@@ -117,9 +145,9 @@ impl Tree {
                 modified.map_or(Ok(()), |modified| file.set_modified(modified))
             };
             write(RESULT_SUFFIX, &RESULT)?;
-            write(METADATA_SUFFIX, metadata(&stem, expires_at).as_bytes())?;
+            write(METADATA_SUFFIX, form.content.metadata(&stem, &expiry).as_bytes())?;
         }
-        Ok(Self { place, pairs, made: Instant::now() })
+        Ok(Self { place, pairs: form.pairs, made: Instant::now() })
     }
 
     pub fn path(&self) -> &Path {
@@ -128,6 +156,11 @@ impl Tree {
 
     pub fn pairs(&self) -> usize {
         self.pairs
+    }
+
+    /// Waits until a cleaner takes nothing of it for half published.
+    pub fn settle(&self) {
+        self.wait_for_age(SETTLED);
     }
 
     /// How long ago it was finished.
@@ -169,11 +202,11 @@ pub fn publish(dir: &Path, stem: &str, expires_at: &str) -> io::Result<()> {
         fs::rename(unfinished, path)
     };
     write(RESULT_SUFFIX, &RESULT)?;
-    write(METADATA_SUFFIX, metadata(stem, expires_at).as_bytes())
+    write(METADATA_SUFFIX, Content::Store.metadata(stem, expires_at).as_bytes())
 }
 
-/// An `expires_at` that is years away.
-pub const FAR: &str = EXPIRES_AT;
+/// An `expires_at` of the result store that is years away.
+pub const FAR: &str = "4890609687.1605";
 
 pub fn stem(number: usize) -> String {
     format!("{number:08x}-aead-4aa8-9037-cd243541f7b3")
@@ -184,14 +217,4 @@ pub fn stem_in(name: &OsStr) -> Option<&str> {
     let name = str::from_utf8(name.as_bytes()).ok()?;
     let name = name.strip_prefix(".result-cleaner-").unwrap_or(name);
     name.get(..RESULT_ID.len())
-}
-
-fn metadata(stem: &str, expires_at: &str) -> String {
-    METADATA.replacen(RESULT_ID, stem, 1).replacen(EXPIRES_AT, expires_at, 1)
-}
-
-/// A time as the result store writes it, to the microsecond.
-pub fn seconds(time: SystemTime) -> Outcome<String> {
-    let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH)?;
-    Ok(format!("{}.{:06}", since_epoch.as_secs(), since_epoch.subsec_micros()))
 }

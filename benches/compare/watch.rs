@@ -2,9 +2,10 @@
 
 use std::fs;
 
-use crate::measure::{Outcome, Side, check, compare, timed};
+use crate::measure::{Outcome, Side, check, compare};
 use crate::ours::Service;
 use crate::tree::Place;
+use crate::usage::{Who, charged};
 use crate::{Args, floor};
 use result_cleaner::WatchState;
 
@@ -25,13 +26,13 @@ pub fn run(args: &Args) -> Outcome {
     }
     let sides = vec![
         Side::new("floor: add_watch, open, getdents", || {
-            let (took, (watches, watched)) = timed(|| floor::watch(root.path()))?;
+            let (cost, (watches, watched)) = charged(Who::Process, || floor::watch(root.path()))?;
             drop(watches);
             check(watched == directories, format_args!("the floor has watched {watched}"))?;
-            Ok(took)
+            Ok(cost)
         }),
         Side::new("ours, until the first scan is done", || {
-            let (took, service) = timed(|| {
+            let (cost, service) = charged(Who::Process, || {
                 let service = Service::start(root.path())?;
                 service.wait_for_first_scan()?;
                 Outcome::Ok(service)
@@ -39,8 +40,9 @@ pub fn run(args: &Args) -> Outcome {
             let state = service.stats().watch;
             check(state == WatchState::Active, format_args!("the watch is {state}"))?;
             service.stop()?;
-            Ok(took)
+            Ok(cost)
         }),
     ];
-    compare(&format!("watch {directories} directories"), directories, args.rounds, sides)
+    compare(&format!("watch {directories} directories"), directories, args.rounds, sides)?;
+    Ok(())
 }
