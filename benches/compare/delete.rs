@@ -9,9 +9,9 @@ use crate::usage::{Cost, Who, charged};
 use crate::{Args, floor, ours};
 
 pub fn run(args: &Args) -> Outcome {
-    let forms = args.forms(args.pairs(4_000), &[5, 50]);
+    let forms = args.forms(args.pairs(2_000), &[5, 50]);
     forms.iter().try_for_each(|form| table(args, form))?;
-    windows(&args.form(args.pairs(4_000)))
+    windows(&args.form(args.pairs(2_000)))
 }
 
 /// What deleting such trees costs.

@@ -1,15 +1,26 @@
 //! How result-cleaner compares with what the kernel charges, and with other programs.
 //!
-//! `cargo bench --bench compare` runs every chapter but `growth` and `overflow`, within about four minutes;
+//! `cargo bench --bench compare` runs every chapter but `growth` and `overflow`, within about six minutes;
 //! `cargo bench --bench compare -- scan delete --pairs 100000` runs what is named, as large as said;
-//! `-- --help` tells the rest.
+//! `-- start --sizes 10000,300000,1000000` starts services on trees of these sizes; `-- --help` lists
+//! the rest.
 //!
-//! Each figure is a ratio to a floor: one thread that makes only the system calls without which the
+//! Each figure has a ratio to a floor: one thread that makes only the system calls without which the
 //! work can't be done. Both are measured in one run, taking turns over several rounds, because
 //! absolute times vary from machine to machine and from hour to hour. Times are never a failure;
 //! wrong work is: counts that differ, files that are left over or wrongly gone.
 //!
-//! Trees are made in `TMPDIR`, which chooses the file system.
+//! Wall time alone hides what a second core does. So each side also reports its processor time, with a
+//! ratio of its own, and the context switches of its threads; `scan` and `storm` repeat their work on
+//! one core. What kernel threads do for a side is in no processor time. The kernel measures the
+//! processor time of a side, and only samples how it divides into user and system time.
+//!
+//! Where the rounds of a floor differ much from each other, the table says that it is unsteady: its
+//! ratios of wall time prove nothing then.
+//!
+//! Trees are made in `TMPDIR`, which chooses the file system; `storm` repeats its work in `/dev/shm`,
+//! where no disk hides what the processor does. A real directory holds a session's results: some 5 or
+//! 50, so that the price of a directory counts.
 
 #![expect(
     clippy::disallowed_methods,

@@ -68,6 +68,12 @@ impl Measured {
         (!self.rounds.is_empty()).then(|| median(self.rounds.iter().map(figure).collect()))
     }
 
+    /// How many times the slowest round took as long as the fastest.
+    fn spread(&self) -> Option<f64> {
+        let walls = || self.rounds.iter().map(WALL);
+        Some(walls().max_by(f64::total_cmp)? / walls().min_by(f64::total_cmp)?)
+    }
+
     pub fn ratio_to(&self, floor: &Self, figure: Figure) -> Option<Ratio> {
         let rounds = self.rounds.iter().zip(&floor.rounds);
         let mut ratios: Vec<f64> =
@@ -104,20 +110,28 @@ pub fn compare(
     let measured = alternate(rounds, sides)?;
     println!("\n{work}: medians of {rounds} rounds");
     println!(
-        "{:<36} {:>9} {:>8} {:>8} {:>7} {:>7}  {:<21}  to the floor: CPU",
-        "us each, context switches in all",
+        "{:<36} {:>9} {:>8} {:>8} {:>8} {:>7} {:>7}  {:<21} CPU to the floor",
+        "us each, and switches in all",
         "wall",
+        "CPU",
         "user",
         "system",
         "vol.",
         "invol.",
-        "to the floor: wall"
+        "wall to the floor"
     );
     for side in &measured {
         println!("{:<36} {}", side.name, columns(side, &measured[0], count));
     }
+    // A disk that others use, too, can be ten times slower for some seconds.
+    if let Some(spread) = measured[0].spread().filter(|spread| *spread > UNSTEADY) {
+        println!("unsteady: the floor's own rounds differ {spread:.1} times in wall time");
+    }
     Ok(measured)
 }
+
+/// Where the rounds of a floor differ by more, a ratio to it proves nothing.
+const UNSTEADY: f64 = 1.5;
 
 /// The columns of one side.
 fn columns(side: &Measured, floor: &Measured, count: usize) -> String {
@@ -126,11 +140,12 @@ fn columns(side: &Measured, floor: &Measured, count: usize) -> String {
         return "not installed".to_owned();
     };
     let in_all = |figure| side.median(figure).unwrap_or(f64::NAN);
-    let [wall, user, system] = [WALL, USER, SYSTEM].map(|time| in_all(time) * 1e6 / count as f64);
+    let [wall, cpu, user, system] =
+        [WALL, CPU, USER, SYSTEM].map(|time| in_all(time) * 1e6 / count as f64);
     let [voluntary, involuntary] = [VOLUNTARY, INVOLUNTARY].map(in_all);
     let (wall_ratio, cpu_ratio) = (wall_ratio.to_string(), cpu_ratio.to_string());
     format!(
-        "{wall:>9.2} {user:>8.2} {system:>8.2} {voluntary:>7.0} {involuntary:>7.0}  {wall_ratio:<21}  {cpu_ratio}"
+        "{wall:>9.2} {cpu:>8.2} {user:>8.2} {system:>8.2} {voluntary:>7.0} {involuntary:>7.0}  {wall_ratio:<21} {cpu_ratio}"
     )
 }
 

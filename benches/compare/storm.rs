@@ -1,6 +1,5 @@
 //! All results of a running service expire at the same moment.
 
-use std::cell::Cell;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,16 +10,19 @@ use crate::usage::{Cost, Usage, Who, charged, on_one_core};
 use crate::{Args, delete, floor};
 
 const GLANCE: Duration = Duration::from_micros(500);
+/// From the beginning of a tree until its results expire, besides three times as long as it takes to
+/// make such a tree. A cleaner takes results that are younger than a second for half published.
+const LEAD: Duration = Duration::from_secs(2);
 
 pub fn run(args: &Args) -> Outcome {
-    for form in args.forms(args.pairs(4_000), &[5, 50]) {
+    for form in args.forms(args.pairs(2_000), &[5, 50]) {
         table(args, &form, args.state(), "")?;
         if let Some(form) = form.on_tmpfs() {
             table(args, &form, State::Fresh, "")?;
         }
     }
     // In memory, where no wait for a disk hides what the processor has to do.
-    let form = args.form(args.pairs(4_000));
+    let form = args.form(args.pairs(2_000));
     let (form, state) = match form.on_tmpfs() {
         Some(form) => (form, State::Fresh),
         None => (form, args.state()),
@@ -30,32 +32,43 @@ pub fn run(args: &Args) -> Outcome {
 
 /// What a storm over such a tree costs.
 fn table(args: &Args, form: &Form, state: State, how: &str) -> Outcome {
-    // How long it takes to make a tree, which has to be done before its results expire.
-    let making = Cell::new(Duration::ZERO);
+    let (making, tree) = timed(|| Tree::expired(form, state))?;
+    drop(tree);
+    let lead = LEAD + 3 * making;
     let sides = vec![
         Side::new("floor: unlink both", || {
-            let (took, tree) = timed(|| Tree::expired(form, state))?;
-            making.set(making.get().max(took));
+            let tree = rested(form, state, lead)?;
             let (cost, gone) = charged(Who::Process, || floor::unlink(tree.path()))?;
             check(gone == form.pairs, format_args!("{gone} pairs were deleted"))?;
             tree.check_empty()?;
             Ok(cost)
         }),
         Side::new("floor: scan and unlink both", || {
-            let tree = Tree::expired(form, state)?;
+            let tree = rested(form, state, lead)?;
             let cost = delete::by_floor(&tree)?;
             tree.check_empty()?;
             Ok(cost)
         }),
-        Side::new("ours, from the expiry on", || storm(form, state, 3 * making.get())),
+        Side::new("ours, from the expiry on", || storm(form, state, lead)),
     ];
     compare(&format!("storm of {form}{how}"), form.pairs, args.rounds, sides)?;
     Ok(())
 }
 
+/// A tree for a floor. It rests on its disk for as long as that of the service does, so that no side
+/// begins while the disk is still busy with writing.
+fn rested(form: &Form, state: State, lead: Duration) -> Outcome<Tree> {
+    let begin = Instant::now();
+    let tree = Tree::expired(form, state)?;
+    if state == State::Written {
+        thread::sleep(lead.saturating_sub(begin.elapsed()));
+    }
+    Ok(tree)
+}
+
 /// From the moment at which all pairs expire until the last file is gone.
 fn storm(form: &Form, state: State, lead: Duration) -> Outcome<Cost> {
-    let expiry = SystemTime::now() + Duration::from_secs(3) + lead;
+    let expiry = SystemTime::now() + lead;
     let tree = Tree::expiring(form, expiry, state)?;
     let service = Service::start(tree.path())?;
     service.wait_for_first_scan()?;

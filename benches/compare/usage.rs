@@ -21,7 +21,8 @@ pub enum Who {
     Children,
 }
 
-/// What a work has used of the processors.
+/// What a work has used of the processors. The kernel measures the sum of both times, and samples at
+/// each tick how it divides: the parts of a work that takes some milliseconds say little.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Usage {
     pub user: Duration,
