@@ -19,8 +19,9 @@
 //! ratios of wall time prove nothing then.
 //!
 //! Trees are made in `TMPDIR`, which chooses the file system; `storm` repeats its work in `/dev/shm`,
-//! where no disk hides what the processor does. A real directory holds a session's results: some 5 or
-//! 50, so that the price of a directory counts.
+//! where no disk hides what the processor does. `start` makes its trees there unless `TMPDIR` is set: it
+//! takes 10 KB of memory a pair, and minutes to remove large trees from a disk. A real directory holds
+//! a session's results: some 5 or 50, so that the price of a directory counts.
 
 #![expect(
     clippy::disallowed_methods,
@@ -66,7 +67,7 @@ use crate::tree::{Form, State};
 struct Args {
     /// What to measure; all but `growth` and `overflow` where nothing is named
     chapters: Vec<Chapter>,
-    /// Pairs in a tree, instead of what each chapter takes by itself
+    /// Pairs in a tree, instead of what each chapter takes by itself; `start` and `growth` go by --sizes
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: Option<u32>,
     /// Pairs in a directory: `scan`, `resweep`, `delete` and `storm` measure each of these numbers, the

@@ -1,5 +1,6 @@
 //! What the start of a service costs, and the memory that it holds afterwards.
 
+use std::env;
 use std::time::Instant;
 
 use crate::measure::{CPU, Measured, Outcome, Side, WALL, check, compare};
@@ -25,11 +26,11 @@ struct Rest {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let empty = at_rest(&Tree::waiting(&args.form(0))?)?.resident;
+    let empty = at_rest(&Tree::waiting(&form(args, 0))?)?.resident;
     println!("\nstart: a service without pairs holds {:.1} MiB", mebibytes(empty));
     let mut last = None;
     for pairs in args.sizes(&[10_000, 300_000]) {
-        let started = start(args, &args.form(pairs))?;
+        let started = start(args, &form(args, pairs))?;
         print_rest(&started, empty);
         if let Some(last) = &last {
             print_growth(last, &started);
@@ -37,6 +38,15 @@ pub fn run(args: &Args) -> Outcome {
         last = Some(started);
     }
     Ok(())
+}
+
+/// A tree in memory, unless `TMPDIR` is set: it takes minutes to remove a large one from a disk.
+fn form(args: &Args, pairs: usize) -> Form {
+    let form = args.form(pairs);
+    match env::var_os("TMPDIR") {
+        Some(_) => form,
+        None => form.on_tmpfs().unwrap_or(form),
+    }
 }
 
 fn start(args: &Args, form: &Form) -> Outcome<Started> {
