@@ -51,7 +51,7 @@ impl Beside {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let (form, state) = (args.form(args.pairs(4_000)), args.state());
+    let (form, state) = (args.form(args.pairs(2_000)), args.state());
     let pairs = form.pairs;
     let home = Place::new()?;
     for number in 0..FILES {
