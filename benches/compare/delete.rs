@@ -1,5 +1,7 @@
 //! Deleting trees in which all has expired.
 
+use std::path::Path;
+
 use tokio::runtime::Runtime;
 
 use crate::measure::{Outcome, Side, check, compare};
@@ -19,10 +21,12 @@ fn table(args: &Args, form: &Form) -> Outcome {
     let state = args.state();
     let runtime = ours::runtime()?;
     let mut all = sides(&runtime, form, state);
+    all.extend(args.other.as_ref().map(|other| by_other(other, form, state)));
     all.extend(Peer::ALL.map(|by| peer(by, form, state)));
     compare(&format!("delete {form}"), form.pairs, args.rounds, all)?;
     if state == State::Written {
-        let fresh = sides(&runtime, form, State::Fresh);
+        let mut fresh = sides(&runtime, form, State::Fresh);
+        fresh.extend(args.other.as_ref().map(|other| by_other(other, form, State::Fresh)));
         let work = format!("delete {form}, not on the disk yet");
         compare(&work, form.pairs, args.rounds, fresh)?;
     }
@@ -36,6 +40,11 @@ fn sides<'a>(runtime: &'a Runtime, form: &'a Form, state: State) -> Vec<Side<'a>
         side("ours, in process", form, state, |tree| ours::delete(runtime, tree)),
         side("ours, sweep", form, state, ours::delete_by_command),
     ]
+}
+
+/// Another build of this program.
+fn by_other<'a>(other: &'a Path, form: &'a Form, state: State) -> Side<'a> {
+    side("the other build, sweep", form, state, |tree| ours::delete_by(other, tree, &[]))
 }
 
 /// A side that deletes a tree of its own, of which nothing may be left.

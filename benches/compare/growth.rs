@@ -31,7 +31,7 @@ fn scan(args: &Args, form: &Form) -> Outcome<Vec<Measured>> {
     let tree = Tree::waiting(form)?;
     let sides = vec![
         Side::new("floor", || scan::by_floor(&tree)),
-        Side::new("result-cleaner", || ours::look_by_command(&tree)),
+        Side::new("result-cleaner", || ours::look_by_command(ours::BINARY.as_ref(), &tree)),
         Peer::Find.side(|peer| peer.look(&tree)),
         Peer::Python.side(|peer| peer.look(&tree)),
     ];

@@ -84,6 +84,9 @@ struct Args {
     /// Delete results that are not on the disk yet, which leaves out what the disk takes
     #[arg(long)]
     fresh: bool,
+    /// Another build of result-cleaner, which `scan`, `delete` and `start` compare with this one
+    #[arg(long, value_name = "BINARY")]
+    other: Option<PathBuf>,
     /// Directories in the tree of `watch`
     #[arg(long, default_value = "2000")]
     directories: usize,
@@ -171,7 +174,6 @@ enum Chapter {
 }
 
 impl Chapter {
-    /// In this order, so that the trees of `resweep` age meanwhile.
     const ORDINARY: [Self; 10] = [
         Self::Scan,
         Self::Delete,
@@ -214,10 +216,6 @@ fn exit(outcome: Outcome<bool>) -> ExitCode {
 fn run(args: &Args) -> Outcome<bool> {
     let chapters =
         if args.chapters.is_empty() { &Chapter::ORDINARY[..] } else { &args.chapters[..] };
-    let old_trees = match chapters.contains(&Chapter::Resweep) {
-        true => scan::trees_to_sweep_again(args)?,
-        false => Vec::new(),
-    };
     let mut all_right = true;
     for chapter in chapters {
         let outcome = match chapter {
@@ -230,7 +228,7 @@ fn run(args: &Args) -> Outcome<bool> {
             Chapter::Burst => burst::run(args),
             Chapter::Idle => idle::run(args),
             Chapter::Neighbour => neighbour::run(args),
-            Chapter::Resweep => old_trees.iter().try_for_each(|tree| scan::again(args, tree)),
+            Chapter::Resweep => scan::again(args),
             Chapter::Growth => growth::run(args),
             Chapter::Overflow => overflow::run(args),
         };

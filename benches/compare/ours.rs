@@ -27,8 +27,8 @@ pub fn look(runtime: &Runtime, tree: &Tree) -> Outcome<Cost> {
 }
 
 /// The same by the command.
-pub fn look_by_command(tree: &Tree) -> Outcome<Cost> {
-    let (cost, report) = command(tree.path(), &["--dry-run"])?;
+pub fn look_by_command(binary: &Path, tree: &Tree) -> Outcome<Cost> {
+    let (cost, report) = command(binary, tree.path(), &["--dry-run"])?;
     check_report(report, tree, 0)?;
     Ok(cost)
 }
@@ -48,13 +48,18 @@ pub fn delete_by_command(tree: &Tree) -> Outcome<Cost> {
 
 /// The same with flags.
 pub fn delete_by_command_with(tree: &Tree, flags: &[&str]) -> Outcome<Cost> {
-    let (cost, report) = command(tree.path(), flags)?;
+    delete_by(BINARY.as_ref(), tree, flags)
+}
+
+/// The same by another build of the command.
+pub fn delete_by(binary: &Path, tree: &Tree, flags: &[&str]) -> Outcome<Cost> {
+    let (cost, report) = command(binary, tree.path(), flags)?;
     check_report(report, tree, tree.pairs())?;
     Ok(cost)
 }
 
-fn command(root: &Path, flags: &[&str]) -> Outcome<(Cost, SweepReport)> {
-    let mut command = Command::new(BINARY);
+fn command(binary: &Path, root: &Path, flags: &[&str]) -> Outcome<(Cost, SweepReport)> {
+    let mut command = Command::new(binary);
     command.arg("sweep").arg(root).arg("--json").args(flags);
     let (cost, output) = charged(Who::Children, || command.output())?;
     check(output.status.success(), String::from_utf8_lossy(&output.stderr))?;

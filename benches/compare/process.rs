@@ -32,16 +32,16 @@ pub struct ThreadUsage {
 impl Process {
     /// Starts it, and waits until its first scan is done.
     pub fn start(root: &Path) -> Outcome<Self> {
-        Self::start_with(root, &[])
+        Self::start_with(BINARY.as_ref(), root, &[])
     }
 
     /// The same with the HTTP server, as a service runs that somebody monitors.
-    pub fn start_serving(root: &Path) -> Outcome<Self> {
-        Self::start_with(root, &["--listen", "127.0.0.1:0"])
+    pub fn start_serving(binary: &Path, root: &Path) -> Outcome<Self> {
+        Self::start_with(binary, root, &["--listen", "127.0.0.1:0"])
     }
 
-    fn start_with(root: &Path, flags: &[&str]) -> Outcome<Self> {
-        let mut command = Command::new(BINARY);
+    fn start_with(binary: &Path, root: &Path, flags: &[&str]) -> Outcome<Self> {
+        let mut command = Command::new(binary);
         command.arg("run").arg(root).arg("--no-metrics").args(flags).stderr(Stdio::piped());
         let mut process = Self { child: command.spawn()?, address: None, notes: Arc::default() };
         let log = process.child.stderr.take().ok_or("no log")?;

@@ -1,7 +1,6 @@
 //! Looking at trees in which nothing has expired.
 
 use std::fs;
-use std::time::Duration;
 
 use crate::measure::{Outcome, Side, check, compare};
 use crate::metadata::Content;
@@ -10,10 +9,6 @@ use crate::peers::Peer;
 use crate::tree::{Form, Tree};
 use crate::usage::{Cost, Who, charged, on_one_core};
 use crate::{Args, floor};
-
-/// Files whose times are younger than this may change without their times telling, so that a
-/// cleaner does well to read them again. Nobody can set a ctime, so the tree has to wait.
-const OLD_ENOUGH: Duration = Duration::from_secs(70);
 
 pub fn run(args: &Args) -> Outcome {
     let forms = args.forms(args.pairs(10_000), &[5, 50, 500]);
@@ -41,13 +36,16 @@ pub fn run(args: &Args) -> Outcome {
 /// Prints the floor, ours and other programs.
 fn beside_peers(args: &Args, tree: &Tree, form: &Form) -> Outcome {
     let runtime = ours::runtime()?;
-    let sides = vec![
+    let mut sides = vec![
         Side::new(FLOOR, || by_floor(tree)),
         Side::new(IN_PROCESS, || ours::look(&runtime, tree)),
-        Side::new(BY_COMMAND, || ours::look_by_command(tree)),
+        Side::new(BY_COMMAND, || ours::look_by_command(ours::BINARY.as_ref(), tree)),
         Peer::Find.side(|peer| peer.look(tree)),
         Peer::Python.side(|peer| peer.look(tree)),
     ];
+    if let Some(other) = &args.other {
+        sides.insert(3, Side::new(BY_OTHER, || ours::look_by_command(other, tree)));
+    }
     compare(&format!("scan {form}"), tree.pairs(), args.rounds, sides)?;
     Ok(())
 }
@@ -56,11 +54,15 @@ fn beside_peers(args: &Args, tree: &Tree, form: &Form) -> Outcome {
 fn alone(args: &Args, tree: &Tree, work: &str, prepare: fn() -> Outcome) -> Outcome {
     // Its threads run where the caller may run.
     let runtime = ours::runtime()?;
-    let sides = vec![
+    let by_command = |binary| prepare().and_then(|()| ours::look_by_command(binary, tree));
+    let mut sides = vec![
         Side::new(FLOOR, || prepare().and_then(|()| by_floor(tree))),
         Side::new(IN_PROCESS, || prepare().and_then(|()| ours::look(&runtime, tree))),
-        Side::new(BY_COMMAND, || prepare().and_then(|()| ours::look_by_command(tree))),
+        Side::new(BY_COMMAND, || by_command(ours::BINARY.as_ref())),
     ];
+    if let Some(other) = &args.other {
+        sides.push(Side::new(BY_OTHER, || by_command(other)));
+    }
     compare(work, tree.pairs(), args.rounds, sides)?;
     Ok(())
 }
@@ -68,6 +70,7 @@ fn alone(args: &Args, tree: &Tree, work: &str, prepare: fn() -> Outcome) -> Outc
 pub const FLOOR: &str = "floor: getdents, open, read, close";
 const IN_PROCESS: &str = "ours, in process";
 const BY_COMMAND: &str = "ours, sweep --dry-run";
+const BY_OTHER: &str = "the other build, the same";
 
 pub fn by_floor(tree: &Tree) -> Outcome<Cost> {
     let (cost, seen) = charged(Who::Process, || floor::scan(tree.path()))?;
@@ -80,36 +83,20 @@ fn drop_caches() -> Outcome {
     Ok(fs::write("/proc/sys/vm/drop_caches", "3")?)
 }
 
-/// A tree of this form for `again`.
-pub struct OldTree {
-    form: Form,
-    tree: Tree,
-}
-
-/// Made before anything else, so that they age while other chapters run.
-pub fn trees_to_sweep_again(args: &Args) -> Outcome<Vec<OldTree>> {
-    let make = |form: Form| Ok(OldTree { tree: Tree::waiting(&form)?, form });
-    args.forms(args.pairs(10_000), &[5, 50]).into_iter().map(make).collect()
-}
-
 /// Sweeps of a running service in which nothing has changed since the sweep before.
-pub fn again(args: &Args, OldTree { form, tree }: &OldTree) -> Outcome {
-    let left = OLD_ENOUGH.saturating_sub(tree.age());
-    if !left.is_zero() {
-        println!(
-            "\nresweep: waits for {} s, so that no file is so young that it is read again anyway",
-            left.as_secs() + 1
-        );
-        tree.wait_for_age(OLD_ENOUGH);
+pub fn again(args: &Args) -> Outcome {
+    for form in args.forms(args.pairs(10_000), &[5, 50]) {
+        let tree = Tree::waiting(&form)?;
+        let service = Service::start(tree.path())?;
+        service.wait_for_first_scan()?;
+        service.sweep(&tree)?;
+        let sides = vec![
+            Side::new(FLOOR, || by_floor(&tree)),
+            Side::new("ours, sweep() of a service", || service.sweep(&tree)),
+        ];
+        compare(&format!("resweep {form}, nothing changed"), tree.pairs(), args.rounds, sides)?;
+        tree.check_whole()?;
+        service.stop()?;
     }
-    let service = Service::start(tree.path())?;
-    service.wait_for_first_scan()?;
-    service.sweep(tree)?;
-    let sides = vec![
-        Side::new(FLOOR, || by_floor(tree)),
-        Side::new("ours, sweep() of a service", || service.sweep(tree)),
-    ];
-    compare(&format!("resweep {form}, nothing changed"), tree.pairs(), args.rounds, sides)?;
-    tree.check_whole()?;
-    service.stop()
+    Ok(())
 }

@@ -1,9 +1,11 @@
 //! What the start of a service costs, and the memory that it holds afterwards.
 
 use std::env;
+use std::path::Path;
 use std::time::Instant;
 
 use crate::measure::{CPU, Measured, Outcome, Side, WALL, check, compare};
+use crate::ours::BINARY;
 use crate::process::Process;
 use crate::tree::{Form, Tree};
 use crate::usage::{Cost, Usage, Who};
@@ -26,7 +28,7 @@ struct Rest {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let empty = at_rest(&Tree::waiting(&form(args, 0))?)?.resident;
+    let empty = at_rest(BINARY.as_ref(), &Tree::waiting(&form(args, 0))?)?.resident;
     println!("\nstart: a service without pairs holds {:.1} MiB", mebibytes(empty));
     let mut last = None;
     for pairs in args.sizes(&[10_000, 300_000]) {
@@ -52,31 +54,42 @@ fn form(args: &Args, pairs: usize) -> Form {
 fn start(args: &Args, form: &Form) -> Outcome<Started> {
     let tree = Tree::waiting(form)?;
     tree.settle();
-    let sides = vec![
+    let ours = || until_first_scan(BINARY.as_ref(), &tree);
+    let mut sides = vec![
         Side::new(scan::FLOOR, || scan::by_floor(&tree)),
-        Side::new("ours, until the first scan is done", || until_first_scan(&tree)),
+        Side::new("ours, until the first scan is done", ours),
     ];
+    if let Some(other) = &args.other {
+        sides.push(Side::new("the other build, the same", || until_first_scan(other, &tree)));
+    }
     let measured = compare(&format!("start with {form}"), form.pairs, args.rounds, sides)?;
-    let rest = at_rest(&tree)?;
+    let rest = at_rest(BINARY.as_ref(), &tree)?;
+    if let Some(other) = &args.other {
+        let rest = at_rest(other, &tree)?;
+        println!("the other build at rest: {:.1} MiB", mebibytes(rest.resident));
+    }
     tree.check_whole()?;
-    let [floor, ours] = measured.try_into().map_err(|_| "there are two sides")?;
+    let mut measured = measured.into_iter();
+    let (Some(floor), Some(ours)) = (measured.next(), measured.next()) else {
+        return Err("there are two sides".into());
+    };
     Ok(Started { pairs: form.pairs, floor, ours, rest })
 }
 
 /// The processor time is that of the whole process, which is ended right after its first scan.
-fn until_first_scan(tree: &Tree) -> Outcome<Cost> {
+fn until_first_scan(binary: &Path, tree: &Tree) -> Outcome<Cost> {
     let before = Usage::of(Who::Children)?;
     let start = Instant::now();
-    let process = Process::start_serving(tree.path())?;
+    let process = Process::start_serving(binary, tree.path())?;
     let wall = start.elapsed();
     check_known(&process, tree)?;
     drop(process);
     Ok(Cost { wall, usage: Usage::of(Who::Children)?.since(before) })
 }
 
-fn at_rest(tree: &Tree) -> Outcome<Rest> {
+fn at_rest(binary: &Path, tree: &Tree) -> Outcome<Rest> {
     let before = Usage::of(Who::Children)?;
-    let process = Process::start_serving(tree.path())?;
+    let process = Process::start_serving(binary, tree.path())?;
     let resident = process.resident_at_rest()?;
     check_known(&process, tree)?;
     drop(process);

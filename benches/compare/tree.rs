@@ -160,16 +160,7 @@ impl Tree {
 
     /// Waits until a cleaner takes nothing of it for half published.
     pub fn settle(&self) {
-        self.wait_for_age(SETTLED);
-    }
-
-    /// How long ago it was finished.
-    pub fn age(&self) -> Duration {
-        self.made.elapsed()
-    }
-
-    pub fn wait_for_age(&self, age: Duration) {
-        thread::sleep(age.saturating_sub(self.age()));
+        thread::sleep(SETTLED.saturating_sub(self.made.elapsed()));
     }
 
     /// An error unless every file of it is gone.
