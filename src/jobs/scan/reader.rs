@@ -23,6 +23,8 @@ use crate::sys::descriptors::share_of_open_files;
 
 /// How many directories a thread opens at once, so that notify is asked for their watches in one request.
 const GROUP: usize = 16;
+/// The same where no watches are set. The fewer, the more evenly the threads share them.
+const UNWATCHED_GROUP: usize = 4;
 /// The most pairs of one directory in a part. Two threads that work in one directory wait for each other, so
 /// most directories should be one part.
 const PART: usize = 512;
@@ -54,6 +56,29 @@ pub(super) struct Reader<'a, 'scope, 'scan> {
     found_count: usize,
     summary: Summary,
     claims: Claims,
+    pace: Pace,
+}
+
+/// What a thread has done since it last checked whether it waits for the disk.
+struct Pace {
+    start: Instant,
+    worked_before: Duration,
+    /// How long it has waited for watches and for work.
+    rested: Duration,
+    pairs: usize,
+}
+
+impl Pace {
+    fn new() -> Self {
+        let (start, worked_before) = (Instant::now(), thread_time());
+        Self { start, worked_before, rested: Duration::ZERO, pairs: 0 }
+    }
+
+    /// How long the thread has waited for the disk, or for a processor.
+    fn waited(&self) -> Duration {
+        let worked = thread_time() - self.worked_before;
+        self.start.elapsed().saturating_sub(worked + self.rested)
+    }
 }
 
 impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
@@ -72,37 +97,49 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
             found_count: 0,
             summary: Summary::default(),
             claims: Claims::new(),
+            pace: Pace::new(),
         }
     }
 
     /// Works until there is no more work. Calls `start_reader` when another thread could help.
     pub(super) fn run(mut self, start_reader: &dyn Fn()) -> (Summary, Claims) {
-        let group = share_of_open_files(512, GROUP);
-        while let Some(turn) = self.readers.queue.next(group) {
+        let group = if self.scan.watcher.is_some() { GROUP } else { UNWATCHED_GROUP };
+        let group = share_of_open_files(512, group);
+        loop {
+            let idle_since = Instant::now();
+            let Some(turn) = self.readers.queue.next(group) else { break };
+            self.pace.rested += idle_since.elapsed();
             if turn.has_more {
                 start_reader();
             }
-            let (start, worked_before) = (Instant::now(), thread_time());
-            let (waited_before, results_before) = (self.summary.waited, self.summary.results);
             match &turn.work {
                 Work::Directories(dirs) => self.read_directories(dirs, start_reader),
                 Work::Part(Part { dir, listing, from, to }) => {
                     self.read_pairs(dir, listing, *from, *to);
+                    self.check_pace(to - from, start_reader);
                 }
             }
             drop(turn);
             if self.scan.cancelled() {
                 break;
             }
-            let worked = thread_time() - worked_before + (self.summary.waited - waited_before);
-            let pairs = self.summary.results - results_before;
-            let waited = start.elapsed().saturating_sub(worked);
-            if pairs > 0 && !self.scan.context.throttle().is_bounded() {
-                self.readers.note_speed(waited > SLOW * u32::try_from(pairs).unwrap_or(u32::MAX));
-            }
         }
         self.hand_over();
         (self.summary, self.claims)
+    }
+
+    /// Calls for more threads if this one waits for the disk. `pairs` is how many it has read since the last call.
+    fn check_pace(&mut self, pairs: usize, start_reader: &dyn Fn()) {
+        self.pace.pairs += pairs;
+        if self.pace.pairs < CHECK || self.scan.context.throttle().is_bounded() {
+            return;
+        }
+        let is_slow = self.pace.waited() > SLOW * self.pace.pairs as u32;
+        self.readers.note_speed(is_slow);
+        if is_slow {
+            start_reader();
+        }
+        self.pace = Pace::new();
     }
 
     fn read_directories(&mut self, dirs: &Pending, start_reader: &dyn Fn()) {
@@ -112,7 +149,7 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
                 return;
             }
             match dir.and_then(|dir| self.read(&dir, descends, start_reader)) {
-                Ok(()) => {}
+                Ok(pairs) => self.check_pace(pairs, start_reader),
                 Err(error) => self.unread(rel, descends, error),
             }
         }
@@ -152,7 +189,9 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
         let start = Instant::now();
         let new = answers.new.clone();
         let answers = watcher.finish_watch(&rels, answers, self.scan.cancel);
-        self.summary.waited += start.elapsed();
+        let waited = start.elapsed();
+        self.summary.waited += waited;
+        self.pace.rested += waited;
         let there = dirs.iter_mut().filter(|(.., dir)| dir.is_ok());
         for (((.., opened), answer), is_new) in there.zip(answers).zip(new) {
             // A directory that was watched before was checked before.
@@ -187,14 +226,20 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
         Ok(())
     }
 
-    /// Lists a directory, and reads the metadata in it.
-    fn read(&mut self, dir: &Arc<Dir>, descends: bool, start_reader: &dyn Fn()) -> io::Result<()> {
+    /// Lists a directory, and reads the metadata in it. Returns how many pairs it has read.
+    fn read(
+        &mut self,
+        dir: &Arc<Dir>,
+        descends: bool,
+        start_reader: &dyn Fn(),
+    ) -> io::Result<usize> {
         let mut listing = std::mem::take(&mut self.listing);
         let spending = self.scan.context.throttle().spend();
         let listed = listing.read(dir, || self.scan.cancelled());
         drop(spending);
-        if listed.is_err() || self.scan.cancelled() {
-            return listed;
+        listed?;
+        if self.scan.cancelled() {
+            return Ok(0);
         }
         // Only now, since a file that is deleted during the listing may be listed or not.
         self.summary.results += listing.results() as u64;
@@ -219,12 +264,13 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
             let others = (PART..parts.len()).step_by(PART).map(part).collect();
             self.add(below, descends, others, start_reader);
             self.read_pairs(dir, &parts, 0, PART);
-        } else {
-            self.add(below, descends, Vec::new(), start_reader);
-            self.read_pairs(dir, &listing, 0, listing.len());
-            self.listing = listing;
+            return Ok(PART);
         }
-        Ok(())
+        self.add(below, descends, Vec::new(), start_reader);
+        let pairs = listing.len();
+        self.read_pairs(dir, &listing, 0, pairs);
+        self.listing = listing;
+        Ok(pairs)
     }
 
     /// Adds work for all threads: directories that were found, and parts of this one.
