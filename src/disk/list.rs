@@ -26,7 +26,10 @@ pub(crate) fn list(
     let mut buffer = Vec::with_capacity(BUFFER);
     let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
     while let Some(found) = entries.next() {
-        let found = found?;
+        let found = match found {
+            Err(Errno::INTR) => continue,
+            found => found?,
+        };
         let name = found.file_name();
         if name == c"." || name == c".." {
             continue;

@@ -89,11 +89,12 @@ impl Scan<'_> {
             }
             watcher.end_floods(self.root.path(), dirs);
         }
+        // The last ones come first: a directory in one that is listed alone is then known.
         let below = trees.iter().map(|tree| (Arc::clone(tree), true));
         let alone = dirs.iter().map(|dir| (Arc::clone(dir), false));
         let cores = thread::available_parallelism().map_or(2, NonZero::get);
         let readers = Readers {
-            queue: WorkQueue::new(below.chain(alone).collect()),
+            queue: WorkQueue::new(alone.chain(below).collect()),
             count: AtomicUsize::new(0),
             enough: cores.clamp(2, 8),
             is_slow: AtomicBool::new(false),

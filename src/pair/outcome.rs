@@ -186,7 +186,8 @@ impl Summary {
         self.stranded.extend(other.stranded);
         self.orphans.extend(other.orphans);
         self.new_dirs.extend(other.new_dirs);
-        self.waited += other.waited;
+        // They waited at the same time.
+        self.waited = self.waited.max(other.waited);
     }
 
     /// Records that the kernel refused to watch `count` more directories.

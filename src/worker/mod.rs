@@ -29,6 +29,7 @@ use self::requests::{Request, SweepAnswer};
 use crate::config::{Ages, Config};
 use crate::jobs::context::JobContext;
 use crate::pair::name::Half;
+use crate::pair::outcome::Waiting;
 use crate::schedule::command::Command;
 use crate::schedule::input::{Completion, Input, RequestId, RootSeen};
 use crate::schedule::{Core, Intervals};
@@ -180,6 +181,11 @@ impl Worker {
     }
 
     fn record_outcomes(&self, completion: &Completion) {
+        if let Completion::ScanBatch { found, .. } = completion {
+            for Waiting { dir, pairs } in &found.waiting {
+                tracing::trace!(?dir, pairs = pairs.len(), "found pairs that wait");
+            }
+        }
         for found in completion.outcomes() {
             tracing::trace!(?found, "processed");
             let result = || self.root().join(found.key.path(Half::Result));

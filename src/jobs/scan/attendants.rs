@@ -49,15 +49,16 @@ impl<'scope, 'scan: 'scope> Attendants<'scope, 'scan> {
             Ok(()) => None,
             Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) => Some(batch),
         };
-        let count = self.count.load(Ordering::Relaxed);
-        if (count == 0 || waits) && count < self.most {
-            let (scan, queue) = (self.scan, self.queue.clone());
+        let grow = |count| ((count == 0 || waits) && count < self.most).then_some(count + 1);
+        if self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow).is_ok() {
+            let (scan, queue) = (self.scan, DrainedAtPanic(self.queue.clone()));
             let attend = move || {
                 scan.context.confine(scan.root);
-                scan.attend(&queue);
+                scan.attend(&queue.0);
             };
-            let started = thread::Builder::new().spawn_scoped(self.scope, attend).is_ok();
-            self.count.fetch_add(usize::from(started), Ordering::Relaxed);
+            if thread::Builder::new().spawn_scoped(self.scope, attend).is_err() {
+                self.count.fetch_sub(1, Ordering::Relaxed);
+            }
         }
         if self.count.load(Ordering::Relaxed) == 0 {
             // The system has no thread to spare: this thread does the work.
@@ -65,6 +66,18 @@ impl<'scope, 'scan: 'scope> Attendants<'scope, 'scan> {
             waiting.for_each(|batch| self.scan.attend_at_once(batch));
         } else if let Some(batch) = refused {
             let _ = self.batches.send(batch);
+        }
+    }
+}
+
+/// A queue that goes on being emptied when its thread panics, so that no reader waits for ever to add to it. The
+/// scan then ends with that panic.
+struct DrainedAtPanic(Receiver<Batch>);
+
+impl Drop for DrainedAtPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.iter().for_each(drop);
         }
     }
 }

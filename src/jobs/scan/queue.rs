@@ -73,6 +73,11 @@ impl WorkQueue {
         }
     }
 
+    /// Takes a part, if there is one, for a thread whose turn it is.
+    pub(super) fn take_part(&self) -> Option<Part> {
+        self.lock().parts.pop()
+    }
+
     /// Adds directories and parts. Returns whether no waiting thread can take them.
     pub(super) fn add(&self, dirs: impl Iterator<Item = Arc<Path>>, parts: Vec<Part>) -> bool {
         let mut state = self.lock();

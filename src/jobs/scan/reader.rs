@@ -28,10 +28,10 @@ const UNWATCHED_GROUP: usize = 4;
 /// The most pairs of one directory in a part. Two threads that work in one directory wait for each other, so
 /// most directories should be one part.
 const PART: usize = 512;
-/// After how many pairs a thread reads the clock again, and checks whether it should go on. A clock that is
+/// After how many pairs a thread reads the clock again, and checks whether it waits for the disk. A clock that is
 /// late keeps a pair for longer, and never deletes one.
 const CHECK: usize = 64;
-/// From how many pairs on the findings are handed over.
+/// From how many pairs on the findings are handed over at once.
 const HAND_OVER: usize = 512;
 /// Metadata that does not fit is read by the careful inspection. The store's has some 500 bytes.
 const BUFFER: usize = 4096;
@@ -63,7 +63,7 @@ pub(super) struct Reader<'a, 'scope, 'scan> {
 struct Pace {
     start: Instant,
     worked_before: Duration,
-    /// How long it has waited for watches and for work.
+    /// How long it has waited for watches, for work, and for other threads to take what it found.
     rested: Duration,
     pairs: usize,
 }
@@ -114,11 +114,10 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
             }
             match &turn.work {
                 Work::Directories(dirs) => self.read_directories(dirs, start_reader),
-                Work::Part(Part { dir, listing, from, to }) => {
-                    self.read_pairs(dir, listing, *from, *to);
-                    self.check_pace(to - from, start_reader);
-                }
+                Work::Part(part) => self.read_part(part, start_reader),
             }
+            // The next work may take long to come.
+            self.hand_over();
             drop(turn);
             if self.scan.cancelled() {
                 break;
@@ -144,7 +143,11 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
 
     fn read_directories(&mut self, dirs: &Pending, start_reader: &dyn Fn()) {
         for (rel, descends, dir) in self.open(dirs) {
-            self.scan.context.throttle().rest(self.scan.cancel);
+            // Otherwise, the names of many huge directories could fill memory.
+            while let Some(part) = self.readers.queue.take_part() {
+                self.read_part(&part, start_reader);
+            }
+            self.rest();
             if self.scan.cancelled() {
                 return;
             }
@@ -152,6 +155,20 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
                 Ok(pairs) => self.check_pace(pairs, start_reader),
                 Err(error) => self.unread(rel, descends, error),
             }
+        }
+    }
+
+    fn read_part(&mut self, part: &Part, start_reader: &dyn Fn()) {
+        let Part { dir, listing, from, to } = part;
+        self.read_pairs(dir, listing, *from, *to);
+        self.check_pace(to - from, start_reader);
+    }
+
+    /// Waits until the throttle allows more.
+    fn rest(&mut self) {
+        if self.scan.context.throttle().is_bounded() {
+            self.hand_over();
+            self.scan.context.throttle().rest(self.scan.cancel);
         }
     }
 
@@ -298,15 +315,17 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
     /// Reads the metadata of some listed pairs. Hands those that do not simply wait to the attendants.
     fn read_pairs(&mut self, dir: &Arc<Dir>, listing: &Listing, from: usize, to: usize) {
         let context = self.scan.context;
-        let (mut waiting, mut others) = (Vec::new(), Vec::new());
-        for start in (from..to).step_by(CHECK) {
-            context.throttle().rest(self.scan.cancel);
-            if self.scan.cancelled() {
-                return;
-            }
+        // Nearly all pairs wait, in most scans.
+        let (mut waiting, mut others) = (Vec::with_capacity(to - from), Vec::new());
+        let step = if context.throttle().is_bounded() { 1 } else { CHECK };
+        for start in (from..to).step_by(step) {
+            self.rest();
             let _spending = context.throttle().spend();
             let now = context.clock().wall();
-            for at in start..to.min(start + CHECK) {
+            for at in start..to.min(start + step) {
+                if self.scan.cancelled() {
+                    return;
+                }
                 let (name, stem) = listing.metadata(at);
                 let is_pair = listing.has_result(stem);
                 let expires_at = (is_pair && !context.reports_sizes())
@@ -331,14 +350,20 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
             self.hand_over();
         }
         if !others.is_empty() {
+            // The attendants may be busy for long.
+            self.hand_over();
+            let start = Instant::now();
             self.attendants.process(Batch { dir: Arc::clone(dir), pairs: others });
+            self.pace.rested += start.elapsed();
         }
     }
 
     fn hand_over(&mut self) {
         if self.found_count > 0 {
+            let start = Instant::now();
             (self.scan.found)(std::mem::take(&mut self.found));
             self.found_count = 0;
+            self.pace.rested += start.elapsed();
         }
     }
 }
