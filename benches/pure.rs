@@ -24,7 +24,7 @@ mod source {
 use source::pair::{expires_at, metadata, name};
 use source::{pair, queue};
 
-/// Has each benchmark tell what it allocates.
+/// Has each benchmark print what it allocates.
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use result_cleaner::{Cleaner, Config, DEFAULT_CACHE_DIR, ResultStore};
 
-/// What the application keeps about its results; here it only tells.
+/// What the application keeps about its results; here it only prints.
 struct Index;
 
 impl ResultStore for Index {

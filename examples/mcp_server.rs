@@ -74,7 +74,7 @@ struct Stored {
 
 #[derive(Deserialize, schemars::JsonSchema)]
 struct GetArguments {
-    /// As `store_result` has told it.
+    /// As `store_result` has returned it.
     result_id: String,
 }
 
@@ -220,7 +220,7 @@ async fn run(dir: PathBuf) -> Result<(), Box<dyn std::error::Error>> {
         index.lock().extend(id.map(|id| (id, pair.result)));
     }
     let cache_dir = result_cleaner::expand_home(&config.cache_dir)?;
-    // Told of what expires from here on, the index forgets also what was just listed.
+    // Reported of what expires from here on, the index forgets also what was just listed.
     let mut cleaner = Cleaner::spawn(config).await?;
     let log = tokio::spawn(follow(cleaner.subscribe()));
     let server = Server {

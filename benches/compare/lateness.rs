@@ -1,4 +1,4 @@
-//! From the expiry of single results until they are gone, as the kernel tells it.
+//! From the expiry of single results until they are gone, as the kernel reports it.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -66,8 +66,8 @@ pub fn run(args: &Args) -> Outcome {
     check(SystemTime::now() < begin, "the machine is too slow to publish them in time")?;
 
     let (sender, events) = mpsc::channel();
-    // It ends with the process, if not before: no event tells it that the rest does not matter.
-    thread::spawn(move || tell(&watches, &sender));
+    // It ends with the process, if not before: no event informs it that the rest does not matter.
+    thread::spawn(move || forward(&watches, &sender));
     let end = begin + Duration::from_micros(SPAN_MICROS) + PATIENCE;
     let mut waiting = results;
     while waiting > 0 {
@@ -114,7 +114,7 @@ fn report(fates: &HashMap<String, Fate>) -> Outcome {
 }
 
 /// Sends each name of a file in the watched directories that is there no more, until nobody listens.
-fn tell(watches: &OwnedFd, events: &Sender<Gone>) {
+fn forward(watches: &OwnedFd, events: &Sender<Gone>) {
     let mut buffer = [MaybeUninit::uninit(); 64 * 1024];
     let mut reader = Reader::new(watches, &mut buffer);
     while let Ok(event) = reader.next() {

@@ -108,12 +108,12 @@ struct Args {
 }
 
 impl Args {
-    fn pairs(&self, unless_told: usize) -> usize {
-        self.pairs.map_or(unless_told, |pairs| pairs as usize)
+    fn pairs(&self, default: usize) -> usize {
+        self.pairs.map_or(default, |pairs| pairs as usize)
     }
 
-    fn sizes(&self, unless_told: &[usize]) -> Vec<usize> {
-        or_else(&self.sizes, unless_told)
+    fn sizes(&self, default: &[usize]) -> Vec<usize> {
+        or_else(&self.sizes, default)
     }
 
     /// A tree of so many pairs, where a chapter makes only one kind of them.
@@ -138,10 +138,10 @@ impl Args {
     }
 }
 
-fn or_else(told: &[u32], unless_told: &[usize]) -> Vec<usize> {
-    match told {
-        [] => unless_told.to_vec(),
-        told => told.iter().map(|&number| number as usize).collect(),
+fn or_else(given: &[u32], default: &[usize]) -> Vec<usize> {
+    match given {
+        [] => default.to_vec(),
+        given => given.iter().map(|&number| number as usize).collect(),
     }
 }
 

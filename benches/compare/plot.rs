@@ -9,7 +9,7 @@ use crate::measure::{Outcome, WALL};
 
 const SIZE: (u32, u32) = (960, 420);
 const LABELS: (&str, u32) = ("sans-serif", 14);
-/// One a side, told apart by those who do not see all colours, too.
+/// One a side, distinguished by those who do not see all colours, too.
 const COLOURS: [RGBColor; 4] =
     [RGBColor(120, 120, 120), RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(0, 158, 115)];
 

@@ -1,4 +1,4 @@
-//! The service as a process of its own, and what the kernel tells of it.
+//! The service as a process of its own, and what the kernel reports of it.
 
 use std::collections::HashMap;
 use std::fs;

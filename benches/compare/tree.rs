@@ -38,7 +38,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Far on the disk from where files were deleted moments ago, if the file system can be told
+    /// Far on the disk from where files were deleted moments ago, if the file system can be asked for that
     /// so: ext4 passes by all inodes that were just freed, one by one, for each new file, so that
     /// making one tree would be the slower, the more trees were deleted before.
     pub fn new() -> Outcome<Self> {
@@ -49,7 +49,7 @@ impl Place {
         let parent = tempfile::tempdir_in(dir)?;
         let handle = File::open(parent.path())?;
         if let Ok(flags) = ioctl_getflags(&handle) {
-            // Where it can't be told, it takes longer.
+            // Where it can't be asked, it takes longer.
             let _ = ioctl_setflags(&handle, flags | IFlags::TOPDIR);
         }
         // Where it goes depends on its name, which differs from time to time.

@@ -108,7 +108,7 @@ async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
         _ = terminate.recv() => false,
         _ = interrupt.recv() => false,
         _ = cleaner.died() => true,
-        never = systemd::keep_told(observer.clone()) => match never {},
+        never = systemd::keep_notified(observer.clone()) => match never {},
     };
     log.stopping();
     systemd::stopping();

@@ -14,7 +14,7 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Reports that the service has started, and its state from now on.
-pub(crate) async fn keep_told(observer: Observer) -> Infallible {
+pub(crate) async fn keep_notified(observer: Observer) -> Infallible {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return std::future::pending().await;
     }

@@ -79,7 +79,7 @@ impl World<'_> {
             assert_eq!(changes, [Change::EventsLost], "{shown}");
         } else {
             for path in &paths {
-                self.assert_told(path, says, &changes, &shown);
+                self.assert_reported(path, says, &changes, &shown);
             }
             for change in &changes {
                 assert_justified(change, &paths, &shown);
@@ -161,15 +161,15 @@ impl World<'_> {
     }
 
     /// Asserts that the changes contain everything that they must about a path below the root.
-    fn assert_told(&self, rel: &Path, says: Says, changes: &[Change], shown: &str) {
+    fn assert_reported(&self, rel: &Path, says: Says, changes: &[Change], shown: &str) {
         let is_watched = self.watched.has_below(rel);
         let tree = changes.contains(&Change::Subtree(rel.into()));
         let pair = half(rel).and_then(|half| {
-            let told = changes.iter().filter_map(|change| match change {
+            let reported = changes.iter().filter_map(|change| match change {
                 Change::Pair(key, trigger) if key.path(half) == rel => Some(trigger.appeared),
                 _ => None,
             });
-            told.reduce(|one, other| one || other)
+            reported.reduce(|one, other| one || other)
         });
         match (says, half(rel)) {
             (Says::Directory, _) => assert!(tree, "{shown}"),

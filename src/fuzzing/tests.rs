@@ -85,9 +85,9 @@ fn metadata_says_what_the_reference_says_in_any_time_zone() {
             .envs([("TZ", zone), (ZONE_IS_SET, "1")])
             .output()
             .unwrap();
-        let told = String::from_utf8_lossy(&output.stdout);
-        println!("TZ={zone}: {told}");
+        let reported = String::from_utf8_lossy(&output.stdout);
+        println!("TZ={zone}: {reported}");
         let failure = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && told.contains("1 passed"), "{failure}");
+        assert!(output.status.success() && reported.contains("1 passed"), "{failure}");
     }
 }

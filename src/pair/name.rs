@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_told_by_their_ends() {
+    fn names_are_classified_by_their_ends() {
         use Half::{Metadata, Result};
         for (name, expected) in [
             (&b"a.result.json.lz4"[..], half(Result, b"a")),

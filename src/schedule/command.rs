@@ -1,4 +1,4 @@
-//! What the core tells the worker to do.
+//! What the core asks the worker to do.
 
 use std::fmt;
 use std::io;

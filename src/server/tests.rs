@@ -136,7 +136,7 @@ async fn health_is_that_of_the_worker() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_and_what_does_not_work_is_told() {
+async fn what_is_not_there_and_what_does_not_work_is_reported() {
     let server = Server::start().await;
     for (request, status) in [
         ("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
@@ -228,7 +228,7 @@ async fn a_connection_serves_several_requests_and_ends_when_it_lies_idle() {
 }
 
 #[tokio::test]
-async fn an_address_in_use_is_told_with_what_to_do() {
+async fn an_address_in_use_is_reported_with_what_to_do() {
     let server = Server::start().await;
     let error = bind(server.address).await.unwrap_err().to_string();
     assert!(error.contains(&server.address.to_string()), "{error}");

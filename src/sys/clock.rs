@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(jumps.observe(at(0), boot(0)), None);
         assert_eq!(jumps.settle(at(1) + DAYS_40, boot(1)), at(1), "noticed before any tick");
         assert_eq!(jumps.observe(at(1) + DAYS_40, boot(1)), Some(DAYS_40));
-        assert_eq!(jumps.observe(at(2) + DAYS_40, boot(2)), None, "told once");
+        assert_eq!(jumps.observe(at(2) + DAYS_40, boot(2)), None, "reported once");
         assert_eq!(jumps.settle(at(60) + DAYS_40, boot(60)), at(60));
         assert_eq!(jumps.settle(at(61) + DAYS_40, boot(61)), at(61) + DAYS_40);
     }

@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_waits_as_long_as_it_is_told_to_and_can_be_given_up() {
+    async fn it_waits_as_long_as_requested_and_can_be_given_up() {
         let timer = Timer::new();
         assert!(timer.0.is_some());
         for wait in [Duration::from_millis(30), Duration::ZERO, Duration::from_millis(5)] {

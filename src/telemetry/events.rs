@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_reader_is_told_how_much_it_has_missed() {
+    async fn a_slow_reader_learns_how_much_it_has_missed() {
         let sender = EventSender::new();
         let mut events = sender.subscriptions().subscribe();
         let total = MAX_WAITING as u64 + 10;
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_comes_too_late_is_told_so() {
+    async fn whoever_comes_too_late_learns_it() {
         let sender = EventSender::new();
         sender.send(|| unreachable!("nobody wants to know"));
         let subscriptions = sender.subscriptions();

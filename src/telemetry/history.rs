@@ -90,12 +90,12 @@ mod tests {
             history.freed(&one, at(seconds));
         }
         history.freed(&Tally { checked: 5, ..Tally::default() }, at(9000));
-        let told = |now| {
+        let reported = |now| {
             let spans = history.read(now).freed.into_iter();
             spans.map(|span| (span.since, span.deleted, span.freed_bytes)).collect::<Vec<_>>()
         };
-        assert_eq!(told(at(7200)), [(at(0), 2, 20), (at(600), 2, 20), (at(7200), 1, 10)]);
-        assert_eq!(told(at(86_400 + 600)), [(at(7200), 1, 10)]);
+        assert_eq!(reported(at(7200)), [(at(0), 2, 20), (at(600), 2, 20), (at(7200), 1, 10)]);
+        assert_eq!(reported(at(86_400 + 600)), [(at(7200), 1, 10)]);
         for span in 0..1000 {
             history.freed(&one, at(span * 600));
         }
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_errors_are_told_newest_first() {
+    fn the_last_errors_are_listed_newest_first() {
         let history = History::default();
         for number in 0..30 {
             history.error(number.to_string(), "x".to_owned(), at(number));

@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_below_a_directory_is_told_from_names_that_begin_alike() {
+    fn what_is_below_a_directory_is_distinguished_from_names_that_begin_alike() {
         let watched = Watched::default();
         let known = ["", "a", "a-b", "a-b/c", "a.d", "a/b", "a/b/c", "a0", "x/y"];
         for rel in known {

@@ -112,9 +112,9 @@ fn a_directory_that_cannot_be_read_for_want_of_descriptors_is_a_failure() {
             if output.status.success() {
                 // It may not have read some of the directories below.
                 let nothing = ["of 0 results", "no results"];
-                let told = stdout(&output);
+                let reported = stdout(&output);
                 assert!(
-                    !nothing.iter().any(|nothing| told.contains(nothing)),
+                    !nothing.iter().any(|nothing| reported.contains(nothing)),
                     "{files}: {output:?}"
                 );
             } else if stderr(&output).contains("can't read the cache directory") {
@@ -191,7 +191,7 @@ fn a_directory_that_can_not_be_read_is_a_failure() {
 }
 
 #[test]
-fn wrong_usage_is_told_with_exit_status_2_and_nothing_is_deleted() {
+fn wrong_usage_is_reported_with_exit_status_2_and_nothing_is_deleted() {
     let cache = CacheDir::samples();
     let path = text(cache.path());
     for args in [
@@ -226,7 +226,7 @@ fn wrong_usage_is_told_with_exit_status_2_and_nothing_is_deleted() {
 }
 
 #[test]
-fn a_port_in_use_is_told_with_what_to_do_before_anything_is_deleted() {
+fn a_port_in_use_is_reported_with_what_to_do_before_anything_is_deleted() {
     let cache = CacheDir::new();
     let pair = cache.store("a", now() - 60.0);
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -271,10 +271,10 @@ fn status_draws_what_expires_when() {
     assert!(bars[0].ends_with(" 7") && bars[0].contains("1h"), "{bars:?}");
 
     let output = succeed(&["status", "--url", &service.url, "--json"]);
-    let told: Value = serde_json::from_str(stdout(&output)).unwrap();
+    let reported: Value = serde_json::from_str(stdout(&output)).unwrap();
     let served = service.stats();
     for key in keys(&served).into_iter().filter(|key| *key != "expiring") {
-        assert_eq!(told[key], served[key], "{key}");
+        assert_eq!(reported[key], served[key], "{key}");
     }
 }
 
@@ -307,10 +307,10 @@ fn status_of_something_else_takes_little_and_shows_no_control_characters() {
     let output = call(&["status", "--url", &url]);
     assert!(failure(&output).contains("not what a cleaner answers: more than"), "{output:?}");
     let output = call(&["status", "--url", &url]);
-    let told = failure(&output);
+    let reported = failure(&output);
     assert!(
-        told.contains("not what a cleaner answers") && !told.contains(char::is_control),
-        "{told}"
+        reported.contains("not what a cleaner answers") && !reported.contains(char::is_control),
+        "{reported}"
     );
 }
 

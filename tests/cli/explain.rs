@@ -36,12 +36,12 @@ fn assert_explained(explained: &Value, unmet: usize, fate: &str, words: &str) {
     }
     assert_eq!(explained["fate"], fate, "{explained}");
     let why = conditions.get(unmet - 1).map_or("", |condition| condition["why"].as_str().unwrap());
-    let told = format!("{why} | {}", explained["verdict"].as_str().unwrap());
-    assert!(told.contains(words), "{words:?} is not in {told:?}");
+    let reported = format!("{why} | {}", explained["verdict"].as_str().unwrap());
+    assert!(reported.contains(words), "{words:?} is not in {reported:?}");
 }
 
 #[test]
-fn each_condition_that_is_not_met_is_told_with_the_reason() {
+fn each_condition_that_is_not_met_is_reported_with_the_reason() {
     let cache = CacheDir::new();
     let path = |name: &str| cache.path().join(name);
     let whole = |name: &str, metadata: &str| -> Pair {
@@ -111,7 +111,7 @@ fn each_condition_that_is_not_met_is_told_with_the_reason() {
 }
 
 #[test]
-fn what_keeps_the_engine_from_deleting_is_told() {
+fn what_keeps_the_engine_from_deleting_is_reported() {
     let cache = CacheDir::new();
     let pair = cache.pair("s/a").settled(1.5);
     let settles = "unchanged for a second";

@@ -8,7 +8,7 @@ use crate::common::{call, stdout, succeed};
 const COMMANDS: [&str; 8] =
     ["run", "sweep", "list", "explain", "status", "doctor", "completions", "man"];
 
-/// All flags, by what `--help` tells of them.
+/// All flags, by what `--help` says of them.
 fn flags() -> Vec<String> {
     let mut flags = Vec::new();
     for command in COMMANDS {

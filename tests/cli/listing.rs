@@ -59,7 +59,7 @@ fn list_has_the_soonest_first_and_the_invalid_last() {
 }
 
 #[test]
-fn hostile_names_are_shown_harmlessly_and_told_exactly() {
+fn hostile_names_are_shown_harmlessly_and_named_exactly() {
     let cache = CacheDir::new();
     for name in [&b"caf\xe9"[..], b"\x1b[2J\nclear\r\x07"] {
         let pair =

@@ -47,7 +47,7 @@ pub struct Chromium {
     last_id: u64,
     /// Of the tab.
     session: String,
-    /// What the tab told unasked.
+    /// What the tab sent unasked.
     events: Vec<Value>,
     profile: TempDir,
     _turn: MutexGuard<'static, ()>,
@@ -67,7 +67,7 @@ impl Chromium {
         };
         let profile = tempfile::tempdir().unwrap();
         let mut child = Command::new("sh")
-            // The protocol wants the descriptors 3 and 4. What is written to the log tells why a
+            // The protocol wants the descriptors 3 and 4. What is written to the log shows why a
             // browser did not start.
             .args(["-c", r#"log=$1; shift; exec "$@" 3<&0 4>&1 </dev/null >"$log" 2>&1"#, "sh"])
             .arg(profile.path().join("log"))
@@ -198,10 +198,10 @@ impl Chromium {
         BASE64_STANDARD.decode(shot["data"].as_str().unwrap()).unwrap()
     }
 
-    /// What the tab has told of `method` so far.
+    /// What the tab has sent for `method` so far.
     pub fn events(&self, method: &str) -> Vec<&Value> {
-        let told = self.events.iter().filter(|event| event["method"] == method);
-        told.map(|event| &event["params"]).collect()
+        let reported = self.events.iter().filter(|event| event["method"] == method);
+        reported.map(|event| &event["params"]).collect()
     }
 
     /// What the browser has logged.

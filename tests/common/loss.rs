@@ -1,4 +1,4 @@
-//! Ways to keep news from a running service.
+//! Ways to keep changes from a running service.
 
 use super::*;
 
@@ -24,7 +24,7 @@ impl Service {
     }
 
     /// Stops it and has the kernel's queue of its events overflow by those of `dir`, which it
-    /// watches: what happens until [`Service::go_on`] is not told.
+    /// watches: what happens until [`Service::go_on`] is not reported.
     pub fn stop_and_lose_events(&self, dir: &Path) {
         let files =
             ["one.flood", "other.flood"].map(|name| fs::File::create(dir.join(name)).unwrap());

@@ -1,7 +1,8 @@
 //! What a metadata file says, by a reader that is slow and plain. The fuzzers and the replay of
 //! their corpus hold the real one against it; the two share no code, not even a library.
 //!
-//! It reads from the left and says what is wrong first.
+//! It reads from the left and says what is wrong first. Its length is that of the forms of `expires_at`; it is one
+//! file, because the fuzzers include it as such.
 
 #![allow(dead_code, reason = "each user takes a part of it")]
 

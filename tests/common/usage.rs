@@ -1,4 +1,4 @@
-//! What the process of a service holds and does, as the kernel tells it.
+//! What the process of a service holds and does, as the kernel reports it.
 
 use super::*;
 

@@ -186,20 +186,20 @@ async fn without_an_http_client_a_metrics_service_is_refused() {
 }
 
 #[derive(Default)]
-struct Told {
+struct Reported {
     results: Mutex<Vec<PathBuf>>,
     panics: bool,
 }
 
-impl ResultStore for Told {
+impl ResultStore for Reported {
     fn removed(&self, result: &Path) {
-        assert!(!result.exists(), "told before it was removed");
+        assert!(!result.exists(), "reported before it was removed");
         self.results.lock().unwrap().push(result.to_owned());
         assert!(!self.panics, "this panic is part of the test");
     }
 }
 
-impl Told {
+impl Reported {
     fn sorted(&self) -> Vec<PathBuf> {
         let mut results = self.results.lock().unwrap().clone();
         results.sort();
@@ -208,11 +208,11 @@ impl Told {
 }
 
 #[tokio::test]
-async fn the_result_store_is_told_once_of_each_removed_result() {
+async fn the_result_store_is_notified_once_of_each_removed_result() {
     let cache = CacheDir::new();
-    let told = Arc::new(Told::default());
+    let reported = Arc::new(Reported::default());
     let mut config = config(&cache);
-    config.result_store = Some(told.clone());
+    config.result_store = Some(reported.clone());
     let mut expected: Vec<PathBuf> =
         (0..20).map(|n| cache.store(&format!("s/{n}"), now() - 1.0).result).collect();
     cache.store("live", now() + 3600.0);
@@ -228,15 +228,15 @@ async fn the_result_store_is_told_once_of_each_removed_result() {
     let root = cache.path().canonicalize().unwrap();
     let expected: Vec<PathBuf> =
         expected.iter().map(|path| root.join(path.strip_prefix(cache.path()).unwrap())).collect();
-    assert_eq!(told.sorted(), expected);
+    assert_eq!(reported.sorted(), expected);
 }
 
 #[tokio::test]
 async fn a_result_store_that_panics_does_no_harm() {
     let cache = CacheDir::new();
-    let told = Arc::new(Told { panics: true, ..Told::default() });
+    let reported = Arc::new(Reported { panics: true, ..Reported::default() });
     let mut config = config(&cache);
-    config.result_store = Some(told.clone());
+    config.result_store = Some(reported.clone());
     for n in 0..5 {
         cache.store(&n.to_string(), now() - 1.0);
     }
@@ -245,7 +245,7 @@ async fn a_result_store_that_panics_does_no_harm() {
     cache.store("soon", now() + 0.2);
     until("it goes on", || cleaner.get_stats().total_deleted == 6).await;
     assert_eq!(cache.files(), Vec::<String>::new());
-    assert_eq!(told.sorted().len(), 6);
+    assert_eq!(reported.sorted().len(), 6);
     assert!(cleaner.get_stats().running);
     cleaner.stop().await.unwrap();
 }

@@ -15,7 +15,7 @@ async fn next<T>(events: &mut Events, mut wanted: impl FnMut(Event) -> Option<T>
             }
         }
     };
-    tokio::time::timeout(PATIENCE, search).await.expect("it is told")
+    tokio::time::timeout(PATIENCE, search).await.expect("it is reported")
 }
 
 async fn spawn(cache: &CacheDir) -> Cleaner {
@@ -23,7 +23,7 @@ async fn spawn(cache: &CacheDir) -> Cleaner {
 }
 
 #[tokio::test]
-async fn deletions_and_sweeps_are_told_with_their_figures() {
+async fn deletions_and_sweeps_are_reported_with_their_figures() {
     let cache = CacheDir::new();
     let cleaner = spawn(&cache).await;
     let mut events = cleaner.subscribe();
@@ -56,7 +56,7 @@ async fn deletions_and_sweeps_are_told_with_their_figures() {
 }
 
 #[tokio::test]
-async fn what_is_skipped_is_told_with_the_reason() {
+async fn what_is_skipped_is_reported_with_the_reason() {
     let cache = CacheDir::new();
     let cleaner = spawn(&cache).await;
     let mut events = cleaner.subscribe();
@@ -93,10 +93,13 @@ async fn nobody_waits_for_a_subscriber_that_does_not_read() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let Some(Event::Lagged(missed)) = events.next().await else { panic!("nothing was missed") };
-    let mut told = 0;
+    let mut reported = 0;
     cleaner.stop().await.unwrap();
     while let Some(event) = events.next().await {
-        told += u64::from(matches!(event, Event::Deleted { .. }));
+        reported += u64::from(matches!(event, Event::Deleted { .. }));
     }
-    assert!(missed > 0 && told > 0 && missed + told >= 5000, "{missed} missed, {told} told");
+    assert!(
+        missed > 0 && reported > 0 && missed + reported >= 5000,
+        "{missed} missed, {reported} reported"
+    );
 }

@@ -1,4 +1,5 @@
-//! However a pair arrives, it is known without a sweep and goes when its time has come.
+//! However a pair arrives, it is known without a sweep and goes when its time has come. One file: each
+//! test is a few lines for one way to arrive.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -13,7 +14,7 @@ use crate::common::{
 const HOUR: f64 = 3600.0;
 
 /// Lets pairs arrive that wait, and others that are to go soon; `arrive` brings in pairs whose
-/// names begin with the given name, and tells where they are then.
+/// names begin with the given name, and reports where they are then.
 fn assert_known(arrive: impl Fn(&CacheDir, &str, f64) -> Vec<Pair>) {
     let cache = CacheDir::new();
     let service = Service::ready(cache.path(), &[]);
@@ -187,7 +188,7 @@ fn what_is_moved_out_is_forgotten_and_safe() {
     leave(&cache.path().join("dir"));
     service.wait_for_stat("heap_size", 0);
 
-    // What still would be watched out there would tell of these.
+    // What still would be watched out there would report these.
     for pair in pairs_in(&outside.join("dir")) {
         pair.set_expiry(now() - 1.0);
     }

@@ -85,7 +85,7 @@ fn the_pairs_of_a_directory_that_was_renamed_away_are_forgotten_and_safe() {
         service.wait_for_stat("heap_size", 1);
         let is_in_time = known && now() < at;
 
-        // Its changes are no news any more, and neither is its time.
+        // Its changes no longer matter, and neither does its time.
         Pair::at(&away, "later").set_expiry(LONG_AGO);
         Pair::at(&away, "session/new").write(LONG_AGO);
         wait_until_gone(&cache.store("other", at + 0.2));

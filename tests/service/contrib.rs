@@ -18,7 +18,7 @@ fn read(name: &str) -> String {
     fs::read_to_string(file(name)).unwrap()
 }
 
-/// The figures of a service that has something to tell of each.
+/// The figures of a service that has something to report for each.
 fn figures() -> String {
     let cache = CacheDir::samples();
     cache.store("waits", now() + 3600.0);
@@ -27,9 +27,9 @@ fn figures() -> String {
     service.wait_for_stat("heap_size", 13);
     let mut figures = String::new();
     wait_until("the first scan is in the figures", || {
-        let (status, told) = service.get("/metrics").unwrap();
+        let (status, reported) = service.get("/metrics").unwrap();
         assert_eq!(status, 200);
-        figures = told;
+        figures = reported;
         figures.contains("result_cleaner_last_sweep_timestamp_seconds")
     });
     figures

@@ -153,7 +153,7 @@ fn the_commands_take_variables_too() {
 }
 
 #[test]
-fn a_wrong_variable_is_wrong_usage_that_is_told() {
+fn a_wrong_variable_is_wrong_usage_that_is_reported() {
     let cache = CacheDir::samples();
     let path = cache.path().to_str().unwrap();
     for variable in [

@@ -84,8 +84,8 @@ fn counters_and_gauges_are_those_of_the_stats() {
             assert!(help.is_some_and(|help| help.ends_with('.')), "{}: {help:?}", sample.metric);
         }
     }
-    let told = COUNTERS.map(|(name, key)| (name, stats[key].as_f64().unwrap()));
-    assert_eq!(counters, HashMap::from(told));
+    let reported = COUNTERS.map(|(name, key)| (name, stats[key].as_f64().unwrap()));
+    assert_eq!(counters, HashMap::from(reported));
 
     assert_eq!(number(&figures, "result_cleaner_running"), 1.0);
     assert_eq!(number(&figures, "result_cleaner_waiting"), 13.0);

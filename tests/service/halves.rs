@@ -267,7 +267,7 @@ fn a_link_in_the_place_of_a_known_directory_leads_nowhere() {
         let at = now() + seconds;
         cache.store("replaced/sub/pair", at);
         let known = service.knows_before(at, 1);
-        // Its time has come before anything tells of the link.
+        // Its time has come before anything reports the link.
         service.stop();
         if !known || now() >= at {
             return false;

@@ -1,5 +1,5 @@
-//! News that does not arrive: the kernel drops it, refuses to watch, or what was watched is not
-//! there any more. The heap comes to equal the disk all the same, what appears afterwards is known
+//! Events that do not arrive: the kernel drops them, refuses to watch, or what was watched is not
+//! there any more. One file, because each case needs the same preparations. The heap comes to equal the disk all the same, what appears afterwards is known
 //! by events again, and nothing spins meanwhile.
 //!
 //! Some of these need root, a namespace or tools of the system, and are skipped without.
@@ -121,7 +121,7 @@ fn events_that_overflow_the_queue_of_the_kernel_cost_one_sweep_and_no_pair() {
         ),
         None => eprintln!("the events can't be counted"),
     }
-    // What happens from here on is not told at all.
+    // What happens from here on is not reported at all.
     known.set_expiry(LONG_AGO);
     fs::remove_file(&gone.result).unwrap();
     cache.store("new/directory/new", now() + HOUR);
@@ -190,7 +190,7 @@ fn its_own_reading_and_deleting_sets_off_no_sweep_and_no_work() {
         | inotify::WatchFlags::OPEN
         | inotify::WatchFlags::CLOSE_NOWRITE;
     for mask in watches {
-        assert_eq!(mask & of_reading.bits(), 0, "its own reading is told to it: {mask:x}");
+        assert_eq!(mask & of_reading.bits(), 0, "its own reading is reported to it: {mask:x}");
     }
     figure("files among which its own work sets off no sweep", pairs * 2);
 }

@@ -148,7 +148,7 @@ fn each_broken_version_is_counted_and_logged_once_with_its_path_and_reason() {
     }
     let assert_counted = |count: usize| {
         service.wait_for_stat("total_errors", count);
-        // Neither sweeps nor news of the same version count it again.
+        // Neither sweeps nor events of the same version count it again.
         for half in pairs.iter().flat_map(|pair| [&pair.metadata, &pair.result]) {
             fs::set_permissions(half, Permissions::from_mode(0o600)).unwrap();
         }
@@ -265,7 +265,7 @@ fn an_extension_that_no_event_tells_of_saves_the_result() {
         let pair = cache.store("pair", old);
         let linked = fs::hard_link(&pair.metadata, &elsewhere).is_ok();
         let known = service.knows_before(old, 1);
-        // The kernel tells of it there only.
+        // The kernel reports it there only.
         fs::write(&elsewhere, expiring(old + HOUR)).unwrap();
         if !linked || !known || now() >= old {
             return false;

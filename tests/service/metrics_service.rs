@@ -118,9 +118,9 @@ impl Trial {
         assert!(lines.len() <= 1, "{log}");
         for (figure, total) in FIGURES {
             let logged: u64 = lines.first().map_or(0, |line| {
-                let told =
+                let reported =
                     line.split(' ').find_map(|word| word.strip_prefix(&format!("{figure}=")));
-                told.expect("the figure is logged").parse().unwrap()
+                reported.expect("the figure is logged").parse().unwrap()
             });
             assert_eq!(rogue.acknowledged(figure) + logged, stats[total], "{figure}: {log}");
         }

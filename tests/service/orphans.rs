@@ -3,7 +3,7 @@
 //!
 //! Files can't be made to look old, since nobody sets their ctime; so the binary is given a clock
 //! that is ahead (libfaketime). Without that these tests are skipped. What happens at the wrong
-//! moment is told by unit tests.
+//! moment is covered by unit tests.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -122,7 +122,7 @@ fn a_service_removes_it_when_it_is_old_enough_and_counts_it_apart() {
     let args = ["--remove-orphans", "1h", "--prune-empty-dirs", "1h"];
     let service = clock.service(&cache, &args);
     service.wait_for_stat("heap_size", 2);
-    // Told by the kernel, and not by the first scan.
+    // Reported by the kernel, and not by the first scan.
     let late = "t/late.result.json.lz4";
     fs::write(cache.path().join(late), "x").unwrap();
     clock.set(0.5 * HOUR);

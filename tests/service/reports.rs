@@ -1,4 +1,4 @@
-//! Reports to the metrics service: each cleanup is told, nothing is lost while the service is
+//! Reports to the metrics service: each cleanup is reported, nothing is lost while the service is
 //! away, and cleaning waits for it never.
 
 use std::io::{ErrorKind, Read, Write};
@@ -281,8 +281,8 @@ fn on_sigterm_one_last_attempt_is_made_and_what_it_fails_to_deliver_is_logged() 
     assert_eq!(stats["total_deleted"], 15);
     for (figure, total) in FIGURES {
         assert_eq!(last[figure], stats[total], "{figure} in the last attempt");
-        let told = format!("{figure}={}", stats[total]);
-        assert!(line.split(' ').any(|word| word == told), "no {told} in {line}");
+        let reported = format!("{figure}={}", stats[total]);
+        assert!(line.split(' ').any(|word| word == reported), "no {reported} in {line}");
     }
     assert_eq!(log.matches("undelivered figures:").count(), 1);
 }

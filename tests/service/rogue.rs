@@ -1,4 +1,4 @@
-//! A metrics service on loopback that behaves as it is told, and knows what it has acknowledged.
+//! A metrics service on loopback that behaves as requested, and knows what it has acknowledged.
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};

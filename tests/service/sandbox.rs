@@ -51,8 +51,8 @@ fn in_a_service_no_thread_that_is_not_confined_renames_or_unlinks() {
     let first = traced.as_raw_pid().to_string();
     wait_until("the trace is complete", || {
         let ended = |line: &str| {
-            let told = line.split_once(' ');
-            told.is_some_and(|(thread, what)| thread == first && what.contains("+++ exited"))
+            let reported = line.split_once(' ');
+            reported.is_some_and(|(thread, what)| thread == first && what.contains("+++ exited"))
         };
         fs::read_to_string(&log).is_ok_and(|log| log.lines().any(ended))
     });
@@ -119,14 +119,14 @@ fn check(log: &Path, least: usize) -> usize {
     for line in log.lines() {
         let (thread, line) = line.split_once(' ').unwrap();
         let line = line.trim_start();
-        // A call in which another thread's came between is told in two parts.
+        // A call in which another thread's came between is reported in two parts.
         let call = if line.starts_with("<... ") { unfinished[thread] } else { line };
         unfinished.insert(thread, call);
         if let Some((_, result)) = line.rsplit_once(" = ") {
             calls.push((thread, call, result));
         }
     }
-    // A new thread may be told of before the call that made it has returned.
+    // A new thread may be reported before the call that made it has returned.
     let began: HashMap<&str, &str> = calls
         .iter()
         .filter(|(_, call, _)| call.starts_with("clone"))

@@ -1,4 +1,4 @@
-//! The service under a service manager: what it tells over the manager's socket, and the unit files
+//! The service under a service manager: what it sends over the manager's socket, and the unit files
 //! that come with it.
 
 use std::collections::BTreeSet;
@@ -39,7 +39,7 @@ impl Managed {
 
     fn next(&self) -> String {
         let mut buffer = [0; 4096];
-        let length = self.socket.recv(&mut buffer).expect("the service tells something");
+        let length = self.socket.recv(&mut buffer).expect("the service sends something");
         String::from_utf8(buffer[..length].to_vec()).unwrap()
     }
 }
@@ -52,11 +52,12 @@ fn it_tells_that_it_is_ready_how_it_is_doing_and_that_it_ends() {
     let managed = Managed::start(&cache);
     let first = managed.next();
     assert!(first.starts_with("READY=1\nSTATUS="), "{first:?}");
-    let mut told = String::new();
-    wait_until("its status tells of what it has done", || {
-        told = managed.next();
-        assert!(told.starts_with("WATCHDOG=1\nSTATUS="), "{told:?}");
-        told.contains("watch active; 1 waiting, next 2096-10-02T07:06:40.000Z; 1 deleted, 0 errors")
+    let mut reported = String::new();
+    wait_until("its status shows what it has done", || {
+        reported = managed.next();
+        assert!(reported.starts_with("WATCHDOG=1\nSTATUS="), "{reported:?}");
+        reported
+            .contains("watch active; 1 waiting, next 2096-10-02T07:06:40.000Z; 1 deleted, 0 errors")
     });
     managed.service.signal(Signal::TERM);
     wait_until("it says that it ends", || managed.next() == "STOPPING=1\n");
@@ -150,7 +151,7 @@ fn system_calls_of_a_service() -> BTreeSet<String> {
     let ended = |path: &PathBuf| fs::read_to_string(path).is_ok_and(|text| text.len() > 100);
     wait_until("strace has written its summary", || ended(&summary));
     let names = fs::read_to_string(&summary).unwrap();
-    // strace may tell of a thread amid the table.
+    // strace may report a thread amid the table.
     let is_name = |name: &&str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     let names = names.lines().map(str::trim).filter(is_name);
     names.filter(|name| !["syscall", "total"].contains(name)).map(str::to_owned).collect()

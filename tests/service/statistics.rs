@@ -1,4 +1,4 @@
-//! The figures that the service tells of itself, and that all ways to read them agree.
+//! The figures that the service reports of itself, and that all ways to read them agree.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -49,7 +49,7 @@ fn instant(seconds: f64) -> DateTime<Utc> {
     DateTime::from_timestamp_micros((seconds * 1e6).round() as i64).unwrap()
 }
 
-/// Waits until `/stats` tells that `heap_size` pairs wait, and when the first of them expires.
+/// Waits until `/stats` shows that `heap_size` pairs wait, and when the first of them expires.
 #[track_caller]
 fn wait_for_heap(service: &Service, heap_size: u64, next_expiry: Option<f64>) {
     let mut stats = Value::Null;
@@ -191,7 +191,7 @@ fn sweeps_are_counted() {
 }
 
 #[test]
-fn the_cache_directory_is_told_resolved_and_as_given_while_it_is_absent() {
+fn the_cache_directory_is_shown_resolved_and_as_given_while_it_is_absent() {
     let cache = CacheDir::absent();
     let link = cache.outside("link");
     symlink(cache.path(), &link).unwrap();
@@ -252,7 +252,7 @@ async fn the_library_tells_the_same_and_that_it_was_stopped() {
     stats["running"] = false.into();
     assert_eq!(serde_json::to_value(observer.get_stats()).unwrap(), stats);
 
-    // The service, on what is left, tells the same of it.
+    // The service, on what is left, reports the same of it.
     let service = Service::start(cache.path(), &[]);
     service.wait_for_stat("heap_size", stats["heap_size"].clone());
     for key in ["next_expiry", "cache_directory", "check_interval_hours", "watch"] {

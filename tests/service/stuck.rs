@@ -46,7 +46,7 @@ fn a_directory_that_another_program_has_locked_holds_up_no_other() {
         cache.store(&format!("locked/{number}"), 1.5);
     }
     let service = Service::start(cache.path(), &[]);
-    wait_until("the lock is told", || {
+    wait_until("the lock is reported", || {
         service.log().contains("another program has locked the directory")
     });
     let free = cache.store("free/pair", now() + 0.2);
@@ -63,7 +63,7 @@ fn immutable(pair: &Pair, flag: &str) -> bool {
     chattr.is_ok_and(|output| output.status.success())
 }
 
-/// Each takes the results and gives them back, which the other must not take for news of them.
+/// Each takes the results and gives them back, which the other must not take for changes of them.
 #[test]
 fn two_services_that_fail_at_the_same_pairs_do_not_spur_each_other_on() {
     let cache = CacheDir::new();
@@ -102,14 +102,14 @@ fn two_services_that_fail_at_the_same_pairs_do_not_spur_each_other_on() {
 }
 
 #[test]
-fn something_else_under_a_reserved_name_is_told_and_left_alone() {
+fn something_else_under_a_reserved_name_is_reported_and_left_alone() {
     let cache = CacheDir::new();
     let reserved = cache.path().join(".result-cleaner-a.r");
     fs::create_dir(&reserved).unwrap();
     fs::set_permissions(&reserved, fs::Permissions::from_mode(0o700)).unwrap();
     let blocked = cache.store("a", 1.5);
     let service = Service::start(cache.path(), &[]);
-    wait_until("it is told", || service.log().contains("another file has the reserved name"));
+    wait_until("it is reported", || service.log().contains("another file has the reserved name"));
     let free = cache.store("b", now() + 0.2);
     wait_until("the other pair is gone", || free.is_gone());
     assert!(blocked.is_whole() && reserved.is_dir());

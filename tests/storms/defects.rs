@@ -237,7 +237,7 @@ fn where_directories_are_not_watched_deletions_wait_for_no_event() {
     let cache = CacheDir::in_memory();
     let count = extent("RESULT_CLEANER_TEST_UNWATCHED_PAIRS", 3000, 20_000);
     let service = Service::ready(cache.path(), &["--fallback-interval", "1s"]);
-    // From now on it knows that it is told of deletions.
+    // From now on it knows that deletions are reported to it.
     wait_for_later_pair(&cache);
     let (watched, _) = bulk(&cache, "near", 0, count);
     let (unwatched, late) = bulk(&cache, "far", 5, count);

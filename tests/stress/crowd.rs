@@ -37,18 +37,18 @@ fn eight_services_that_are_ended_and_started_again_count_each_pair_once() {
 #[test]
 fn eight_services_that_are_killed_and_started_again_leave_nothing_and_count_no_pair_twice() {
     let crowd = Crowd::new(2_000);
-    // They tell of each deletion, so that it is known what the killed ones have counted.
+    // They log each deletion, so that it is known what the killed ones have counted.
     let totals = crowd.restarting(&["-v"], Cleaner::kill);
     crowd.assert_at_rest(&totals);
     let number = crowd.expired.len();
-    let told: usize = totals.iter().map(|totals| totals.lines_with(DELETED)).sum();
+    let reported: usize = totals.iter().map(|totals| totals.lines_with(DELETED)).sum();
     let taken_up: usize = totals.iter().map(|totals| totals.lines_with(TAKEN_UP)).sum();
-    assert!(told > 0 && told <= number, "{told} of {number}");
+    assert!(reported > 0 && reported <= number, "{reported} of {number}");
     figure(
         "eight services that are killed and started again",
         format!(
-            "{number} pairs, {} kills, {told} deletions logged before a kill, {taken_up} of them \
-             taken up from a killed one, 0 told twice, 0 errors",
+            "{number} pairs, {} kills, {reported} deletions logged before a kill, {taken_up} of them \
+             taken up from a killed one, 0 reported twice, 0 errors",
             totals.len() - CLEANERS,
         ),
     );
@@ -257,12 +257,12 @@ impl Crowd {
     }
 
     /// Asserts that nothing is left but what lives, untouched; that there was no error; and that
-    /// nobody told of a deletion that somebody else told of.
+    /// nobody logged a deletion that somebody else logged.
     #[track_caller]
     fn assert_at_rest(&self, totals: &[Totals]) {
         assert_eq!(self.cache.files().len(), 2 * self.live.len(), "{:?}", self.cache.files());
         assert_eq!(seen(&self.live), self.untouched, "what lives was touched");
-        let mut told = HashSet::new();
+        let mut reported = HashSet::new();
         for totals in totals {
             assert_eq!(totals.errors, 0, "{}", totals.log);
             for line in totals.log.lines() {
@@ -270,7 +270,7 @@ impl Crowd {
                 if line.contains(DELETED) {
                     let (_, path) = line.split_once("path=").unwrap();
                     let path = path.split_whitespace().next().unwrap();
-                    assert!(told.insert(path.to_owned()), "{path} was deleted twice");
+                    assert!(reported.insert(path.to_owned()), "{path} was deleted twice");
                 }
             }
         }

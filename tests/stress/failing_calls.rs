@@ -1,5 +1,6 @@
 //! Every call that a cleaner makes of the system may fail. Then the others of its pairs go on, the
-//! failing call is not repeated without end, and once the fault has passed everything goes.
+//! failing call is not repeated without end, and once the fault has passed everything goes. One file, because all
+//! of its tests drive the same traced process.
 //!
 //! `RESULT_CLEANER_TEST_LONG` tries every call with every error.
 

@@ -1,5 +1,5 @@
 //! A directory in which everything is meant to do harm: nothing outside is touched, nothing blocks,
-//! memory stays bounded, and each thing that is wrong is counted, and told in one line that no name
+//! memory stays bounded, and each thing that is wrong is counted, and reported in one line that no name
 //! can forge.
 
 mod content;
@@ -13,7 +13,7 @@ mod swaps;
 use crate::common::{
     Service, figure, last_stats, stderr, stdout, succeed, text, wait_for_later_pair, wait_until,
 };
-use inputs::{Input, Told};
+use inputs::{Input, Reported};
 use rustix::process::Signal;
 use scene::{Hostile, memory, with_own_mounts};
 use serde_json::Value;
@@ -65,11 +65,11 @@ fn assert_lines(log: &str) {
     }
 }
 
-/// Asserts that the warnings of a log tell of each input what has to be told, and of nothing else.
-/// A sweep tells of each pair, a service of each version of a file, and that it does not watch the
+/// Asserts that the warnings of a log report of each input what has to be reported, and nothing else.
+/// A sweep reports each pair, a service each version of a file, and that it does not watch the
 /// longest paths.
 #[track_caller]
-fn assert_told(hostile: &Hostile, log: &str, is_sweep: bool) {
+fn assert_reported(hostile: &Hostile, log: &str, is_sweep: bool) {
     let lines: Vec<Line> = log.lines().map(Line::of).collect();
     let warnings: Vec<&str> = lines
         .iter()
@@ -79,35 +79,35 @@ fn assert_told(hostile: &Hostile, log: &str, is_sweep: bool) {
     let unwatched =
         warnings.iter().filter(|line| line.contains("can't watch some directories")).count();
     assert_eq!(unwatched, usize::from(!is_sweep));
-    let mut told = unwatched;
+    let mut reported = unwatched;
     for made in &hostile.made {
         let mark = made.mark();
         let of_it: Vec<_> = warnings.iter().filter(|line| line.contains(&mark)).collect();
-        let (count, words) = match made.told {
-            Told::Nothing => (0, ""),
-            Told::Broken { pairs, versions, reason } => {
+        let (count, words) = match made.reported {
+            Reported::Nothing => (0, ""),
+            Reported::Broken { pairs, versions, reason } => {
                 (if is_sweep { pairs as usize } else { versions }, reason)
             }
-            Told::Fails { reason } => (1, reason),
+            Reported::Fails { reason } => (1, reason),
         };
         assert_eq!(of_it.len(), count, "{}: {of_it:?}", made.name);
         assert!(of_it.iter().all(|line| line.contains(words)), "{}: {of_it:?}", made.name);
-        told += count;
+        reported += count;
     }
-    assert_eq!(warnings.len(), told, "of what? {warnings:#?}");
+    assert_eq!(warnings.len(), reported, "of what? {warnings:#?}");
 }
 
-/// Waits until the service has deleted and told all that it has to.
+/// Waits until the service has deleted and reported all that it has to.
 fn wait_until_done(hostile: &Hostile, service: &Service) {
     wait_until("all that has to go is gone", || hostile.still_there().is_empty());
     for made in &hostile.made {
         let mark = made.mark();
-        let count = match made.told {
-            Told::Nothing => continue,
-            Told::Broken { versions, .. } => versions,
-            Told::Fails { .. } => 1,
+        let count = match made.reported {
+            Reported::Nothing => continue,
+            Reported::Broken { versions, .. } => versions,
+            Reported::Fails { .. } => 1,
         };
-        wait_until(&format!("it is told of {}", made.name), || {
+        wait_until(&format!("{} is reported", made.name), || {
             let log = service.log();
             log.lines().filter(|line| line.contains("WARN") && line.contains(&mark)).count()
                 >= count
@@ -115,7 +115,7 @@ fn wait_until_done(hostile: &Hostile, service: &Service) {
     }
 }
 
-/// Asserts what the service has counted and told.
+/// Asserts what the service has counted and reported.
 fn assert_counted(hostile: &Hostile, service: Service) {
     let (broken, failing) = hostile.errors();
     // And the pair that came last.
@@ -131,12 +131,12 @@ fn assert_counted(hostile: &Hostile, service: Service) {
         "{stats} {again} {broken} {failing}\n{log}"
     );
     assert_eq!(stats["total_deleted"], hostile.pairs_gone + 1, "{log}");
-    assert_told(hostile, &log, false);
+    assert_reported(hostile, &log, false);
 }
 
 #[test]
-fn what_is_there_at_the_start_harms_nothing_and_is_told_once() {
-    with_own_mounts("what_is_there_at_the_start_harms_nothing_and_is_told_once", start);
+fn what_is_there_at_the_start_harms_nothing_and_is_reported_once() {
+    with_own_mounts("what_is_there_at_the_start_harms_nothing_and_is_reported_once", start);
 }
 
 fn start() {
@@ -145,15 +145,15 @@ fn start() {
     let service = Service::start(hostile.cache.path(), &["-v", "--check-interval", "1s"]);
     wait_until_done(&hostile, &service);
     wait_for_later_pair(&hostile.cache);
-    // What was told is not told again by later sweeps.
+    // What was reported is not reported again by later sweeps.
     service.wait_for_sweeps(2);
     hostile.assert_cleaned();
     assert_counted(&hostile, service);
 }
 
 #[test]
-fn what_arrives_harms_nothing_and_is_told_once() {
-    with_own_mounts("what_arrives_harms_nothing_and_is_told_once", arrival);
+fn what_arrives_harms_nothing_and_is_reported_once() {
+    with_own_mounts("what_arrives_harms_nothing_and_is_reported_once", arrival);
 }
 
 fn arrival() {
@@ -193,12 +193,13 @@ fn commands() {
     let invalid: Vec<_> = lines.iter().filter(|line| line["expires_at"].is_null()).collect();
     assert_eq!(invalid.len() as u64, broken);
     for made in &hostile.made {
-        let Told::Broken { pairs, reason, .. } = made.told else { continue };
+        let Reported::Broken { pairs, reason, .. } = made.reported else { continue };
         let is_of_it = |line: &&&Value| line["result"].as_str().unwrap().contains(&made.mark());
         let of_it: Vec<_> = invalid.iter().filter(is_of_it).collect();
         assert_eq!(of_it.len() as u64, pairs, "{}: {of_it:?}", made.name);
-        let is_told = of_it.iter().all(|line| line["reason"].as_str().unwrap().contains(reason));
-        assert!(is_told, "{}: {of_it:?}", made.name);
+        let is_reported =
+            of_it.iter().all(|line| line["reason"].as_str().unwrap().contains(reason));
+        assert!(is_reported, "{}: {of_it:?}", made.name);
     }
     hostile.assert_unchanged();
 
@@ -218,6 +219,6 @@ fn commands() {
     let report: Value = serde_json::from_str(stdout(&swept)).unwrap();
     assert_eq!(report["deleted_count"], hostile.pairs_gone, "{report}");
     assert_eq!(report["errors"], broken + failing, "{report}");
-    assert_told(&hostile, stderr(&swept), true);
+    assert_reported(&hostile, stderr(&swept), true);
     hostile.assert_cleaned();
 }

@@ -53,8 +53,8 @@ struct World {
     names: u64,
     /// Of this process of the service: broken versions that it has to have counted, and those that
     /// it may have.
-    told: HashSet<u64>,
-    perhaps_told: HashSet<u64>,
+    reported: HashSet<u64>,
+    perhaps_reported: HashSet<u64>,
     /// Of this process: pairs that it has to have deleted, and how many it may have.
     deleted: u64,
     perhaps_deleted: u64,
@@ -116,8 +116,8 @@ impl World {
             writers: Vec::new(),
             history: Vec::new(),
             names: 0,
-            told: HashSet::new(),
-            perhaps_told: HashSet::new(),
+            reported: HashSet::new(),
+            perhaps_reported: HashSet::new(),
             deleted: 0,
             perhaps_deleted: 0,
             counted: 0,
@@ -136,7 +136,7 @@ impl World {
             if start.elapsed() > UNSETTLED {
                 // It may have been seen half done.
                 self.names += 1;
-                self.perhaps_told.insert(u64::MAX - self.names);
+                self.perhaps_reported.insert(u64::MAX - self.names);
             }
             if number % ROUND == 0 || number == operations {
                 self.rest();
@@ -153,7 +153,7 @@ impl World {
     /// Takes note of those that may have been counted before they were changed.
     fn may_tell(&mut self, broken: impl IntoIterator<Item = (u64, Instant)>) {
         let old = broken.into_iter().filter(|(_, written)| written.elapsed() > UNSETTLED);
-        self.perhaps_told.extend(old.map(|(version, _)| version));
+        self.perhaps_reported.extend(old.map(|(version, _)| version));
     }
 
     /// Takes note that a pair gets another result and then other metadata, and that it is touched.
@@ -194,7 +194,7 @@ impl World {
         self.shadow.claimable.clear();
         let number = |key: &str| stats[key].as_u64().unwrap();
         for (what, least, most) in [
-            ("total_errors", self.told.len() as u64, self.perhaps_told.len() as u64),
+            ("total_errors", self.reported.len() as u64, self.perhaps_reported.len() as u64),
             ("total_deleted", self.deleted, self.perhaps_deleted),
             ("total_cleanups", 1, 1),
         ] {
@@ -219,7 +219,7 @@ impl World {
             (chrono::DateTime::parse_from_rfc3339(at).unwrap().timestamp_micros() + 500)
                 .div_euclid(1000)
         });
-        let told: HashSet<u64> = polled.broken.keys().chain(&self.told).copied().collect();
+        let reported: HashSet<u64> = polled.broken.keys().chain(&self.reported).copied().collect();
         let number = |key: &str| stats[key].as_u64().unwrap();
         if (number("heap_size"), next) != (polled.waiting, polled.next_expiry) {
             let (waiting, soonest) = (polled.waiting, polled.next_expiry);
@@ -227,10 +227,11 @@ impl World {
                 "{waiting} pairs wait, the first for {soonest:?}, not {next:?}: {stats}"
             ));
         }
-        if number("total_errors") < told.len() as u64 || number("total_deleted") < self.deleted {
+        if number("total_errors") < reported.len() as u64 || number("total_deleted") < self.deleted
+        {
             let deleted = self.deleted;
             return Err(format!(
-                "{deleted} deleted, and {told:?} broken, as {:?}: {stats}",
+                "{deleted} deleted, and {reported:?} broken, as {:?}: {stats}",
                 polled.broken
             ));
         }
@@ -240,9 +241,9 @@ impl World {
         {
             return Err(format!("it does not come to rest: {stats}"));
         }
-        self.perhaps_told.extend(&told);
-        self.tally.broken += (told.len() - self.told.len()) as u64;
-        self.told = told;
+        self.perhaps_reported.extend(&reported);
+        self.tally.broken += (reported.len() - self.reported.len()) as u64;
+        self.reported = reported;
         Ok((disk, stats))
     }
 

@@ -1,5 +1,6 @@
 //! The same names are published again just when what stands there expires, while two services
 //! delete in one directory: nothing fresh is lost, nothing is left over, nothing is counted twice.
+//! One file, because all of its tests share the writers.
 //!
 //! `RESULT_CLEANER_TEST_PUBLICATIONS` sets how often is published in each test.
 
@@ -357,7 +358,7 @@ impl Trial {
     }
 
     fn publish(&self, pair: &Pair, tag: &str, expires_at: f64) -> Publication {
-        // All of one length, so that their sizes do not tell them apart.
+        // All of one length, so that their sizes do not distinguish them.
         let result = format!("{:>40}", quoted(tag));
         let metadata = format!("{{\"expires_at\": {expires_at:.6}, \"by\": {result}}}");
         let mut opening = Duration::ZERO;

@@ -153,7 +153,7 @@ fn what_has_changed_since_it_was_suspected_is_a_suspect_anew() {
 }
 
 #[test]
-fn what_is_too_young_is_told_of() {
+fn what_is_too_young_is_reported() {
     let cache = Cache::with(&[("a.result.json.lz4", "x"), ("later.metadata.json", LIVE)]);
     let next = cache.search("", Duration::from_secs(3600)).next.unwrap();
     let (seconds, nanos) = cache.seen("a.result.json.lz4").ctime;

@@ -28,7 +28,7 @@ fn clocks_that_disagree_are_wrong() {
 }
 
 #[test]
-fn too_many_directories_are_told_with_the_limit_to_raise() {
+fn too_many_directories_are_reported_with_the_limit_to_raise() {
     let limit = inotify_limit("max_user_watches").unwrap();
     assert_eq!(check_watches(1).status, CheckStatus::Ok);
     assert_eq!(check_watches(limit * 3 / 4).status, CheckStatus::Warning);

@@ -165,7 +165,7 @@ async fn what_waits_for_the_interval_is_sent_at_the_end() {
 }
 
 #[tokio::test]
-async fn an_outage_loses_nothing_and_is_told_once() {
+async fn an_outage_loses_nothing_and_is_reported_once() {
     let (log, _guard) = Log::start();
     let metrics = Metrics::start(|n| match n {
         0 => Some("302 JobResult\r\nLocation: /elsewhere"),
@@ -251,7 +251,7 @@ async fn dropping_the_reporter_ends_its_task() {
 }
 
 #[test]
-fn a_runtime_without_drivers_is_told_as_such() {
+fn a_runtime_without_drivers_is_reported_as_such() {
     let start = || Reporter::start("http://localhost:1", LONG).err();
     assert!(matches!(start(), Some(Error::NoRuntime)));
     let mut builder = tokio::runtime::Builder::new_current_thread();

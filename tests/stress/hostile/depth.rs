@@ -70,7 +70,7 @@ fn a_pair_on_the_last_of_very_many_levels_goes_on_time_and_its_tree_costs_little
     chain.levels.drain(..levels);
     store(chain.end(), now() + 1000.0);
     service.wait_for_stat("heap_size", 1);
-    // What is told by nobody is swept for.
+    // A sweep finds what nobody reports.
     unlinkat(chain.end(), "a.metadata.json", AtFlags::empty()).unwrap();
     service.wait_for_stat("heap_size", 0);
     let metadata = format!(r#"{{"expires_at": {}}}"#, now() + 5.0);

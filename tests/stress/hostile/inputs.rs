@@ -18,7 +18,7 @@ use crate::common::{Pair, now, pair_of_bytes};
 /// One thing that a directory may hold.
 pub struct Input {
     pub name: String,
-    pub told: Told,
+    pub reported: Reported,
     /// Only root can make it, where the machine lets it.
     pub privileged: bool,
     pub make: Make,
@@ -28,7 +28,7 @@ type Make = Box<dyn Fn(&mut Place) -> io::Result<()>>;
 
 /// What the log has to say of an input.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Told {
+pub enum Reported {
     Nothing,
     /// Broken metadata: of so many pairs, in so many versions of a file, for this reason.
     Broken {
@@ -44,7 +44,12 @@ pub enum Told {
 
 /// One that is no error. What goes of it, it says itself.
 pub fn calm(name: &str, make: impl Fn(&mut Place) -> io::Result<()> + 'static) -> Input {
-    Input { name: name.to_owned(), told: Told::Nothing, privileged: false, make: Box::new(make) }
+    Input {
+        name: name.to_owned(),
+        reported: Reported::Nothing,
+        privileged: false,
+        make: Box::new(make),
+    }
 }
 
 /// One with a pair whose metadata is broken.
@@ -53,7 +58,7 @@ pub fn broken(
     reason: &'static str,
     make: impl Fn(&mut Place) -> io::Result<()> + 'static,
 ) -> Input {
-    Input { told: Told::Broken { pairs: 1, versions: 1, reason }, ..calm(name, make) }
+    Input { reported: Reported::Broken { pairs: 1, versions: 1, reason }, ..calm(name, make) }
 }
 
 /// One with a pair that is due, and can't be deleted.
@@ -62,7 +67,7 @@ pub fn fails(
     reason: &'static str,
     make: impl Fn(&mut Place) -> io::Result<()> + 'static,
 ) -> Input {
-    Input { told: Told::Fails { reason }, ..calm(name, make) }
+    Input { reported: Reported::Fails { reason }, ..calm(name, make) }
 }
 
 impl Input {
@@ -72,8 +77,10 @@ impl Input {
 
     /// With so many broken pairs that share one file.
     pub fn sharing(self, pairs: u64) -> Self {
-        let Told::Broken { versions, reason, .. } = self.told else { panic!("it is not broken") };
-        Self { told: Told::Broken { pairs, versions, reason }, ..self }
+        let Reported::Broken { versions, reason, .. } = self.reported else {
+            panic!("it is not broken")
+        };
+        Self { reported: Reported::Broken { pairs, versions, reason }, ..self }
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, statat};
 
-use super::inputs::{Input, LONG_AGO, Place, Told, expired, run};
+use super::inputs::{Input, LONG_AGO, Place, Reported, expired, run};
 use crate::common::{CacheDir, Pair, Service, wait_until};
 
 /// A cache directory with inputs in it, and what stands around it.
@@ -51,7 +51,7 @@ impl End {
 
 pub struct Made {
     pub name: String,
-    pub told: Told,
+    pub reported: Reported,
     pub dir: PathBuf,
     before: Entries,
 }
@@ -95,7 +95,7 @@ impl Hostile {
             match (input.make)(&mut place) {
                 Ok(()) => self.made.push(Made {
                     name: input.name,
-                    told: input.told,
+                    reported: input.reported,
                     dir,
                     before: Entries::new(),
                 }),
@@ -116,10 +116,10 @@ impl Hostile {
     pub fn errors(&self) -> (u64, u64) {
         let mut sums = (0, 0);
         for made in &self.made {
-            match made.told {
-                Told::Nothing => {}
-                Told::Broken { pairs, .. } => sums.0 += pairs,
-                Told::Fails { .. } => sums.1 += 1,
+            match made.reported {
+                Reported::Nothing => {}
+                Reported::Broken { pairs, .. } => sums.0 += pairs,
+                Reported::Fails { .. } => sums.1 += 1,
             }
         }
         sums
@@ -150,7 +150,7 @@ impl Hostile {
         assert!(self.still_there().is_empty(), "still there: {:?}", self.still_there());
         for made in &self.made {
             // Taking a file to a reserved name and back changes its ctime and its directory.
-            let is_calm = !matches!(made.told, Told::Fails { .. })
+            let is_calm = !matches!(made.reported, Reported::Fails { .. })
                 && !self.gone.iter().any(|path| path.starts_with(&made.dir));
             let mut before = made.before.clone();
             before.retain(|path, _| !self.gone.contains(path));

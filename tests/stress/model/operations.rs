@@ -1,4 +1,4 @@
-//! What is done to the cache directory, and beside it.
+//! What is done to the cache directory, and beside it. One file: it is one list of operations.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
@@ -155,7 +155,7 @@ impl World {
     }
 
     /// Whether a file may be written where it is: it stays, or is not there, nobody else writes it,
-    /// and it has no other name, of which the kernel would not tell.
+    /// and it has no other name, which the kernel would not report.
     fn is_free(&self, pair: &Pair, half: &Path) -> bool {
         let alone = |inode| {
             self.shadow.files.values().filter(|file| file.inode == inode).count() == 1
@@ -376,8 +376,8 @@ impl World {
         for _ in 0..self.random.below(12) {
             self.operate_unseen();
         }
-        self.told.clear();
-        self.perhaps_told.clear();
+        self.reported.clear();
+        self.perhaps_reported.clear();
         (self.deleted, self.perhaps_deleted, self.counted) = (0, 0, 0);
         let pairs = self.shadow.pairs();
         let due = pairs.iter().filter(|pair| self.shadow.may_go(pair));

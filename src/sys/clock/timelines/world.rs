@@ -127,8 +127,8 @@ impl World {
     fn publish(&mut self, pair: usize) {
         let pair = &mut self.pairs[pair];
         pair.is_there = true;
-        let told = Trigger { appeared: true, writer: WriteState::Closed };
-        let pairs = HashMap::from([(pair.key.clone(), told)]);
+        let reported = Trigger { appeared: true, writer: WriteState::Closed };
+        let pairs = HashMap::from([(pair.key.clone(), reported)]);
         self.inputs.push(Input::Changes(Changes { pairs, ..Changes::default() }));
         self.wake = self.wake.min(self.mono);
     }
