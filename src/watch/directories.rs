@@ -10,6 +10,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The directories that a watcher knows, relative to the cache directory. Clones share them.
+///
+/// notify sets no watch where it believes to have one of the same path, and it may keep that of a directory that
+/// was renamed or removed. So whenever a directory with a watch is forgotten, `unwatch` is called with it. It is
+/// called under the lock: a request to watch the same path again then comes after it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Watched(Arc<Mutex<Directories>>);
 
@@ -26,47 +30,41 @@ pub(super) enum State {
 struct Directories {
     known: BTreeMap<ByBytes, State>,
     /// Directories that were removed or replaced since stale watches were last ended, by themselves or with
-    /// one above. The value says whether notify has dropped their watches, if it had any.
-    moved: BTreeMap<Arc<Path>, bool>,
-    /// Directories whose watches were set while they, or a directory above them, counted as moved. notify may
-    /// have set these watches on another directory that has the name now.
-    unsure: BTreeSet<Arc<Path>>,
+    /// one above.
+    moved: BTreeSet<Arc<Path>>,
 }
 
 impl Watched {
-    /// Records that the directory `rel` has a watch.
+    /// Records that the directory `rel` has a watch, or is about to have one.
     pub(crate) fn insert(&self, rel: &Arc<Path>) {
-        self.set(rel, State::Watched);
+        self.lock().known.insert(ByBytes(Arc::clone(rel)), State::Watched);
     }
 
-    /// Records that the directory `rel` has no watch, but that the event of a change of its permissions has to
-    /// be reported.
-    pub(crate) fn expect(&self, rel: &Arc<Path>) {
-        self.set(rel, State::Unwatched);
+    /// Records that notify has set no watch of the directory `rel`, but that the event of a change of its
+    /// permissions has to be reported.
+    pub(crate) fn refuse(&self, rel: &Arc<Path>) {
+        self.lock().known.insert(ByBytes(Arc::clone(rel)), State::Unwatched);
     }
 
-    pub(super) fn set(&self, rel: &Arc<Path>, state: State) {
+    /// Records the same of a directory that notify may have set a watch of. Calls `unwatch` with it if so.
+    pub(crate) fn expect(&self, rel: &Arc<Path>, unwatch: impl FnOnce(Vec<Arc<Path>>)) {
         let mut directories = self.lock();
-        if rel.ancestors().any(|above| directories.moved.contains_key(above)) {
-            directories.unsure.insert(Arc::clone(rel));
+        let before = directories.known.insert(ByBytes(Arc::clone(rel)), State::Unwatched);
+        if before == Some(State::Watched) {
+            unwatch(vec![Arc::clone(rel)]);
         }
-        directories.known.insert(ByBytes(Arc::clone(rel)), state);
     }
 
     /// Records that notify has set the watch of `rel`, which was requested before.
     ///
-    /// If the directory, or one above it, was moved meanwhile, it is unknown which directory has the watch.
-    /// Returns whether it has to be scanned again. It has to if another scan has ended stale watches meanwhile,
-    /// too early for this one.
+    /// Returns whether the directory has to be scanned again, because another scan has forgotten it meanwhile. That
+    /// scan has ended the watch, or is about to.
     pub(crate) fn confirm(&self, rel: &Arc<Path>) -> bool {
         let mut directories = self.lock();
         let is_forgotten = !directories.known.contains_key(rel.as_os_str());
         if is_forgotten {
             directories.known.insert(ByBytes(Arc::clone(rel)), State::Watched);
-            directories.moved.insert(Arc::clone(rel), false);
-        }
-        if rel.ancestors().any(|above| directories.moved.contains_key(above)) {
-            directories.unsure.insert(Arc::clone(rel));
+            directories.moved.insert(Arc::clone(rel));
         }
         is_forgotten
     }
@@ -84,14 +82,14 @@ impl Watched {
     /// Whether `rel` was seen to be a directory, and is still in place.
     pub(crate) fn is_known(&self, rel: &Path) -> bool {
         let directories = self.lock();
-        directories.known.contains_key(rel.as_os_str()) && !directories.moved.contains_key(rel)
+        directories.known.contains_key(rel.as_os_str()) && !directories.moved.contains(rel)
     }
 
     /// Whether `rel` has a watch that need not be set again.
     pub(crate) fn is_settled(&self, rel: &Path) -> bool {
         let directories = self.lock();
         directories.known.get(rel.as_os_str()) == Some(&State::Watched)
-            && !rel.ancestors().any(|above| directories.moved.contains_key(above))
+            && !rel.ancestors().any(|above| directories.moved.contains(above))
     }
 
     /// Whether `rel`, or a directory below it, is known.
@@ -100,44 +98,27 @@ impl Watched {
         self.lock().below(rel).next().is_some()
     }
 
-    /// Records that the name `rel` was removed, or given to something else; `drops` says whether notify drops
-    /// its watch for that. Returns whether it, or what is below it, was known to be a directory.
-    pub(super) fn note_moved(&self, rel: &Path, drops: bool) -> bool {
+    /// Records that the name `rel` was removed, or given to something else. Returns whether it, or what is below
+    /// it, was known to be a directory.
+    pub(super) fn note_moved(&self, rel: &Path) -> bool {
         let mut directories = self.lock();
         let was_known = directories.below(rel).next().is_some();
         // The worker checks the cache directory itself every second.
-        if was_known && !rel.as_os_str().is_empty() {
-            match directories.moved.get_mut(rel) {
-                Some(dropped) => *dropped |= drops,
-                None => drop(directories.moved.insert(rel.into(), drops)),
-            }
+        if was_known && !rel.as_os_str().is_empty() && !directories.moved.contains(rel) {
+            directories.moved.insert(rel.into());
         }
         was_known
     }
 
-    /// Forgets the directories that were removed or replaced, with all below them. Returns those whose watches
-    /// notify keeps under their old paths.
-    ///
-    /// If a watched directory is moved away or removed, notify drops its watch and those of all directories
-    /// below. It keeps them if another directory replaces it.
-    pub(crate) fn take_stale(&self) -> Vec<Arc<Path>> {
+    /// Forgets the directories that were removed or replaced, with all below them. Calls `unwatch` with those that
+    /// had a watch.
+    pub(crate) fn drop_stale(&self, unwatch: impl FnOnce(Vec<Arc<Path>>)) {
         let mut directories = self.lock();
         let mut stale = Vec::new();
-        for (rel, drops) in std::mem::take(&mut directories.moved) {
-            let was_dropped = drops
-                && directories.known.get(rel.as_os_str()) == Some(&State::Watched)
-                && !directories.unsure.contains(&rel);
-            let below: Vec<_> = directories.below(&rel).cloned().collect();
-            for dir in below {
-                let is_unsure = directories.unsure.remove(&dir);
-                let was_watched = directories.known.remove(dir.as_os_str()) == Some(State::Watched);
-                if was_watched && (is_unsure || !was_dropped) {
-                    stale.push(dir);
-                }
-            }
+        for rel in std::mem::take(&mut directories.moved) {
+            directories.forget(&rel, &mut stale);
         }
-        directories.unsure.clear();
-        stale
+        unwatch(stale);
     }
 
     /// Forgets the directories without a watch, because no event reports their removal.
@@ -145,15 +126,15 @@ impl Watched {
         self.lock().known.retain(|_, state| *state == State::Watched);
     }
 
-    /// Forgets `rel` and all below it: the directory is gone. Returns whether one of them was known. The event of
-    /// its removal may come later, and will then seem to be about a file.
-    pub(crate) fn forget(&self, rel: &Path) -> bool {
+    /// Forgets `rel` and all below it: the directory is gone. Calls `unwatch` with those that had a watch. Returns
+    /// whether one of them was known. The event of its removal may come later, and will then seem to be about a
+    /// file.
+    pub(crate) fn forget(&self, rel: &Path, unwatch: impl FnOnce(Vec<Arc<Path>>)) -> bool {
         let mut directories = self.lock();
-        let below: Vec<_> = directories.below(rel).cloned().collect();
-        for dir in &below {
-            directories.known.remove(dir.as_os_str());
-        }
-        !below.is_empty()
+        let mut watched = Vec::new();
+        let was_known = directories.forget(rel, &mut watched);
+        unwatch(watched);
+        was_known
     }
 
     fn lock(&self) -> MutexGuard<'_, Directories> {
@@ -162,6 +143,18 @@ impl Watched {
 }
 
 impl Directories {
+    /// Forgets `dir` and all below it. Adds those that had a watch to `watched`. Returns whether one of them was
+    /// known.
+    fn forget(&mut self, dir: &Path, watched: &mut Vec<Arc<Path>>) -> bool {
+        let below: Vec<_> = self.below(dir).cloned().collect();
+        for dir in &below {
+            if self.known.remove(dir.as_os_str()) == Some(State::Watched) {
+                watched.push(Arc::clone(dir));
+            }
+        }
+        !below.is_empty()
+    }
+
     /// The known directories among `dir` and all below it.
     fn below(&self, dir: &Path) -> impl Iterator<Item = &Arc<Path>> {
         let dir = dir.as_os_str();

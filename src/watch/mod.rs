@@ -16,11 +16,11 @@
 //!
 //! notify does not report whether a renamed file is a directory, so the translation looks it up.
 //!
-//! When a watched directory is renamed, notify drops its watch and those of all directories below it. If it
-//! does not know the renamed directory at that moment, it keeps the watches below it. It then takes other
-//! directories that get those names for watched. A scan may set such watches while directories are being
-//! renamed, so [`Watcher::drop_stale`] ends them before the next scan. If the events of renames were lost, a
-//! new watcher has to be started.
+//! When a watched directory is renamed, notify may drop its watch and those of all directories below it, or keep
+//! them: it depends on which of its own parent and itself has a watch. It then takes other directories that get
+//! those names for watched, and sets no watch. So each directory that is forgotten is unwatched
+//! ([`directories`]), and [`Watcher::drop_stale`] does that for those that were moved before the next scan. If
+//! the events of renames were lost, a new watcher has to be started.
 //!
 //! notify compares each directory that is removed with all that it watches. 5,000 removals at once keep its
 //! thread busy for seconds, so its reader is replaced as if events had been lost.

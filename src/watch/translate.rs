@@ -88,7 +88,7 @@ impl Translator {
         match kind {
             EventKind::Create(CreateKind::Folder) => put(Change::Subtree(rel.into())),
             EventKind::Remove(RemoveKind::Folder) => {
-                if self.watched.note_moved(rel, true) {
+                if self.watched.note_moved(rel) {
                     self.removed += 1;
                 }
                 put(Change::Subtree(rel.into()));
@@ -103,7 +103,7 @@ impl Translator {
             EventKind::Modify(ModifyKind::Name(RenameMode::To)) => self.renamed_to(place, put),
             EventKind::Modify(ModifyKind::Name(RenameMode::From))
             | EventKind::Remove(RemoveKind::Other | RemoveKind::Any) => {
-                if self.watched.note_moved(rel, true) {
+                if self.watched.note_moved(rel) {
                     put(Change::Subtree(rel.into()));
                 } else {
                     self.vanished(place, put);
@@ -132,7 +132,7 @@ impl Translator {
             }
             return;
         }
-        self.watched.note_moved(place.rel, false);
+        self.watched.note_moved(place.rel);
         let found = place.path.symlink_metadata();
         let is_gone = |error: &io::Error| {
             matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)

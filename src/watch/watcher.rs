@@ -118,7 +118,7 @@ impl Watcher {
                 gave_up.then_some(WatchError::Flooded)
             };
             if refusal.is_some() {
-                self.watched.expect(rel);
+                self.watched.expect(rel, self.unwatch());
                 answers.push(refusal.map(Err));
                 continue;
             }
@@ -162,7 +162,8 @@ impl Watcher {
                     }
                     // Another scan may have taken it for watched meanwhile.
                     Ok(false) => self.forget_known(&rels[place]),
-                    Err(_) => self.watched.expect(&rels[place]),
+                    Err(WatchError::TooManyWatches) => self.watched.refuse(&rels[place]),
+                    Err(_) => self.watched.expect(&rels[place], self.unwatch()),
                 }
                 answers[place] = Some(answer);
             }
@@ -208,7 +209,7 @@ impl Watcher {
     /// events of that have to be reported.
     pub(crate) fn expect(&self, rel: &Arc<Path>) {
         if rel.as_os_str().len() <= MAX_WATCHED_PATH {
-            self.watched.expect(rel);
+            self.watched.expect(rel, self.unwatch());
         }
     }
 
@@ -226,10 +227,16 @@ impl Watcher {
     ///
     /// To be called before a scan, which sets these watches again: every moved directory is scanned again.
     pub(crate) fn drop_stale(&self) {
-        let stale = self.watched.take_stale();
-        if !stale.is_empty() {
-            // The registrar handles requests in order: these watches end before the scan sets new ones.
-            let _ = self.requests.send(Request::Unwatch(stale));
+        self.watched.drop_stale(self.unwatch());
+    }
+
+    /// Requests from the registrar to end watches. It handles requests in order, so that these watches end before new
+    /// ones are set.
+    fn unwatch(&self) -> impl FnOnce(Vec<Arc<Path>>) {
+        |rels| {
+            if !rels.is_empty() {
+                let _ = self.requests.send(Request::Unwatch(rels));
+            }
         }
     }
 
@@ -247,8 +254,7 @@ impl Watcher {
         self.watched.forget_unwatched();
     }
 
-    /// Forgets that `rel` and all directories below it were watched. The directory is gone, and notify learns
-    /// that from the same events. If one was known, they are scanned again: another scan may have read pairs there
+    /// Forgets that `rel` and all directories below it were watched. The directory is gone. If one was known, they are scanned again: another scan may have read pairs there
     /// meanwhile.
     pub(crate) fn forget(&self, rel: &Arc<Path>) {
         self.forget_known(rel);
@@ -256,7 +262,7 @@ impl Watcher {
     }
 
     fn forget_known(&self, rel: &Arc<Path>) {
-        if self.watched.forget(rel) {
+        if self.watched.forget(rel, self.unwatch()) {
             self.inbox.push(Change::Subtree(Arc::clone(rel)));
         }
     }

@@ -29,7 +29,6 @@ const CALLS: [&str; 15] = [
     "inotify_add_watch",
     "fstatfs",
     "fstat",
-    "statx",
     "faccessat2",
     "readlink",
     "close",

@@ -88,10 +88,13 @@ impl Kernel {
         self.queue.is_empty()
     }
 
-    /// Watches the directory `dir`, which is at `rel` now.
+    /// Watches the directory `dir`, which is at `rel` now. As notify, it does nothing if it believes to have a watch
+    /// of that path.
     pub fn watch(&mut self, dir: DirId, rel: &Path) {
         let path = Path::new(ROOT).join(rel);
-        self.drop_path(&path);
+        if self.by_path.contains_key(&path) {
+            return;
+        }
         let watch = *self.watches.entry(dir).or_insert_with(|| {
             self.last_watch += 1;
             self.last_watch
@@ -155,9 +158,20 @@ impl Kernel {
 
     /// Ends the watches that may belong to another directory than the one with their name now.
     pub fn drop_stale(&mut self) {
-        for rel in self.watched.take_stale() {
-            let rel: Arc<Path> = rel;
-            self.unwatch(&rel);
-        }
+        self.watched.clone().drop_stale(|stale| self.unwatch_all(&stale));
+    }
+
+    /// Forgets a directory that is gone, with all below it. Returns whether one of them was known.
+    pub fn forget(&mut self, rel: &Path) -> bool {
+        self.watched.clone().forget(rel, |watched| self.unwatch_all(&watched))
+    }
+
+    /// Records that a directory has no watch.
+    pub fn expect(&mut self, rel: &Arc<Path>) {
+        self.watched.clone().expect(rel, |watched| self.unwatch_all(&watched));
+    }
+
+    fn unwatch_all(&mut self, rels: &[Arc<Path>]) {
+        rels.iter().for_each(|rel| self.unwatch(rel));
     }
 }

@@ -227,8 +227,8 @@ impl Scan {
         }
     }
 
-    fn gone(&mut self, rel: &Arc<Path>, descends: bool, around: &Surroundings<'_>) {
-        if self.has_watcher(around) && around.disk.kernel.watched.forget(rel) {
+    fn gone(&mut self, rel: &Arc<Path>, descends: bool, around: &mut Surroundings<'_>) {
+        if self.has_watcher(around) && around.disk.kernel.forget(rel) {
             around.inbox.push(Change::Subtree(Arc::clone(rel)));
         }
         if self.watcher.is_some() {
@@ -239,9 +239,9 @@ impl Scan {
         }
     }
 
-    fn unreadable(&mut self, rel: Arc<Path>, around: &Surroundings<'_>) {
+    fn unreadable(&mut self, rel: Arc<Path>, around: &mut Surroundings<'_>) {
         if self.has_watcher(around) {
-            around.disk.kernel.watched.expect(&rel);
+            around.disk.kernel.expect(&rel);
         }
         self.summary.unreadable.push((rel, error()));
     }
@@ -251,13 +251,14 @@ impl Scan {
         if visit.is_watched {
             return self.list(&visit, around);
         }
-        let kernel = &around.disk.kernel;
+        let has_watcher = self.has_watcher(around);
+        let kernel = &mut around.disk.kernel;
         if !visit.is_asked {
             visit.is_asked = true;
-            if !self.has_watcher(around) || kernel.watched.is_settled(&visit.rel) {
+            if !has_watcher || kernel.watched.is_settled(&visit.rel) {
                 visit.is_watched = true;
             } else if kernel.is_overrun || around.inbox.floods.contains(&visit.rel) {
-                kernel.watched.expect(&visit.rel);
+                kernel.expect(&visit.rel);
                 visit.is_watched = true;
             } else {
                 // Recorded before its first event can arrive.
@@ -277,13 +278,13 @@ impl Scan {
     fn set_watch(&mut self, visit: &Visit, around: &mut Surroundings<'_>) -> bool {
         let rel = &visit.rel;
         let Some(dir) = around.disk.resolve(rel) else {
-            if around.disk.kernel.watched.forget(rel) {
+            if around.disk.kernel.forget(rel) {
                 around.inbox.push(Change::Subtree(Arc::clone(rel)));
             }
             return false;
         };
         if around.disk.refuses_watches && around.chance.one_in(2) {
-            around.disk.kernel.watched.expect(rel);
+            around.disk.kernel.watched.refuse(rel);
             let count = self.summary.refused.as_ref().map_or(0, |(count, _)| *count);
             self.summary.refused = Some((count + 1, WatchError::TooManyWatches));
             return true;
@@ -295,7 +296,7 @@ impl Scan {
         true
     }
 
-    fn list(&mut self, visit: &Visit, around: &Surroundings<'_>) {
+    fn list(&mut self, visit: &Visit, around: &mut Surroundings<'_>) {
         let (disk, dir) = (&*around.disk, visit.dir);
         let Some(directory) = disk.dirs.get(&dir) else {
             return self.gone(&visit.rel, visit.descends, around);
