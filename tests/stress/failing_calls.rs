@@ -17,7 +17,7 @@ use crate::common::{
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 
-const CALLS: [&str; 15] = [
+const CALLS: [&str; 14] = [
     "renameat2",
     "unlinkat",
     "openat2",
