@@ -114,7 +114,7 @@ async fn orphans_and_empty_directories_go_while_the_service_runs_and_nothing_els
     let (requests, asked) = mpsc::unbounded_channel();
     let task = tokio::spawn(worker.run(messages, asked));
     until("the first scan has ended", || readers.stats.get().total_cleanups == 1).await;
-    write("after/c.result.json.lz4", "reported by the kernel");
+    write("after/c.result.json.lz4", "told by the kernel");
     write("after/d.metadata.json.tmp", "{");
     write("pair/e.metadata.json", r#"{"expires_at": 1}"#);
     write("pair/e.result.json.lz4", "expired");
