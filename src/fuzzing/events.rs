@@ -31,7 +31,7 @@ pub fn events(bytes: &[u8]) {
     while !world.input.is_empty() {
         if world.input.below(8) == 7 {
             let rel = world.directory();
-            world.watched.insert(&rel.into());
+            world.watched.insert(&rel.into(), |_| {});
         } else {
             world.event();
         }

@@ -24,6 +24,8 @@ pub(super) enum State {
     Watched,
     /// It has no watch: it can't be read, the kernel refused, or it is flooded.
     Unwatched,
+    /// It had a watch before it could not be read. notify may still have that watch, which does not count.
+    Kept,
 }
 
 #[derive(Debug, Default)]
@@ -35,9 +37,14 @@ struct Directories {
 }
 
 impl Watched {
-    /// Records that the directory `rel` has a watch, or is about to have one.
-    pub(crate) fn insert(&self, rel: &Arc<Path>) {
-        self.lock().known.insert(ByBytes(Arc::clone(rel)), State::Watched);
+    /// Records that the directory `rel` is about to have a watch. Calls `unwatch` with it if notify may still have one
+    /// that does not count.
+    pub(crate) fn insert(&self, rel: &Arc<Path>, unwatch: impl FnOnce(Vec<Arc<Path>>)) {
+        let mut directories = self.lock();
+        let before = directories.known.insert(ByBytes(Arc::clone(rel)), State::Watched);
+        if before == Some(State::Kept) {
+            unwatch(vec![Arc::clone(rel)]);
+        }
     }
 
     /// Records that notify has set no watch of the directory `rel`, but that the event of a change of its
@@ -46,12 +53,12 @@ impl Watched {
         self.lock().known.insert(ByBytes(Arc::clone(rel)), State::Unwatched);
     }
 
-    /// Records the same of a directory that notify may have set a watch of. Calls `unwatch` with it if so.
-    pub(crate) fn expect(&self, rel: &Arc<Path>, unwatch: impl FnOnce(Vec<Arc<Path>>)) {
+    /// Records the same of a directory that notify may have set a watch of. It goes on reporting events.
+    pub(crate) fn expect(&self, rel: &Arc<Path>) {
         let mut directories = self.lock();
-        let before = directories.known.insert(ByBytes(Arc::clone(rel)), State::Unwatched);
-        if before == Some(State::Watched) {
-            unwatch(vec![Arc::clone(rel)]);
+        let state = directories.known.entry(ByBytes(Arc::clone(rel))).or_insert(State::Unwatched);
+        if *state == State::Watched {
+            *state = State::Kept;
         }
     }
 
@@ -121,9 +128,17 @@ impl Watched {
         unwatch(stale);
     }
 
-    /// Forgets the directories without a watch, because no event reports their removal.
-    pub(crate) fn forget_unwatched(&self) {
-        self.lock().known.retain(|_, state| *state == State::Watched);
+    /// Forgets the directories without a watch that counts, because no event reports their removal. Calls `unwatch`
+    /// with those that notify may have a watch of all the same.
+    pub(crate) fn forget_unwatched(&self, unwatch: impl FnOnce(Vec<Arc<Path>>)) {
+        let (mut directories, mut kept) = (self.lock(), Vec::new());
+        directories.known.retain(|rel, state| {
+            if *state == State::Kept {
+                kept.push(Arc::clone(&rel.0));
+            }
+            *state == State::Watched
+        });
+        unwatch(kept);
     }
 
     /// Forgets `rel` and all below it: the directory is gone. Calls `unwatch` with those that had a watch. Returns
@@ -148,7 +163,7 @@ impl Directories {
     fn forget(&mut self, dir: &Path, watched: &mut Vec<Arc<Path>>) -> bool {
         let below: Vec<_> = self.below(dir).cloned().collect();
         for dir in &below {
-            if self.known.remove(dir.as_os_str()) == Some(State::Watched) {
+            if self.known.remove(dir.as_os_str()) != Some(State::Unwatched) {
                 watched.push(Arc::clone(dir));
             }
         }
@@ -220,7 +235,7 @@ mod tests {
         let watched = Watched::default();
         let known = ["", "a", "a-b", "a-b/c", "a.d", "a/b", "a/b/c", "a0", "x/y"];
         for rel in known {
-            watched.insert(&Path::new(rel).into());
+            watched.insert(&Path::new(rel).into(), |_| {});
         }
         let below = |rel: &str| -> Vec<String> {
             let directories = watched.lock();

@@ -118,12 +118,12 @@ impl Watcher {
                 gave_up.then_some(WatchError::Flooded)
             };
             if refusal.is_some() {
-                self.watched.expect(rel, self.unwatch());
+                self.watched.expect(rel);
                 answers.push(refusal.map(Err));
                 continue;
             }
             // Recorded before its first event can arrive.
-            self.watched.insert(rel);
+            self.watched.insert(rel, self.unwatch());
             places.push(place);
             wanted.push(Arc::clone(rel));
             answers.push(None);
@@ -163,7 +163,7 @@ impl Watcher {
                     // Another scan may have taken it for watched meanwhile.
                     Ok(false) => self.forget_known(&rels[place]),
                     Err(WatchError::TooManyWatches) => self.watched.refuse(&rels[place]),
-                    Err(_) => self.watched.expect(&rels[place], self.unwatch()),
+                    Err(_) => self.watched.expect(&rels[place]),
                 }
                 answers[place] = Some(answer);
             }
@@ -209,7 +209,7 @@ impl Watcher {
     /// events of that have to be reported.
     pub(crate) fn expect(&self, rel: &Arc<Path>) {
         if rel.as_os_str().len() <= MAX_WATCHED_PATH {
-            self.watched.expect(rel, self.unwatch());
+            self.watched.expect(rel);
         }
     }
 
@@ -251,7 +251,7 @@ impl Watcher {
 
     /// Forgets the directories without a watch. To be called before a full scan, which finds those that exist.
     pub(crate) fn forget_unwatched(&self) {
-        self.watched.forget_unwatched();
+        self.watched.forget_unwatched(self.unwatch());
     }
 
     /// Forgets that `rel` and all directories below it were watched. The directory is gone. If one was known, they are scanned again: another scan may have read pairs there

@@ -166,9 +166,14 @@ impl Kernel {
         self.watched.clone().forget(rel, |watched| self.unwatch_all(&watched))
     }
 
-    /// Records that a directory has no watch.
-    pub fn expect(&mut self, rel: &Arc<Path>) {
-        self.watched.clone().expect(rel, |watched| self.unwatch_all(&watched));
+    /// Records that the watch of a directory is about to be requested.
+    pub fn insert(&mut self, rel: &Arc<Path>) {
+        self.watched.clone().insert(rel, |kept| self.unwatch_all(&kept));
+    }
+
+    /// Forgets the directories without a watch that counts.
+    pub fn forget_unwatched(&mut self) {
+        self.watched.clone().forget_unwatched(|kept| self.unwatch_all(&kept));
     }
 
     fn unwatch_all(&mut self, rels: &[Arc<Path>]) {

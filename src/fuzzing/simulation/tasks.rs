@@ -204,7 +204,7 @@ impl Scan {
         if self.has_watcher(around) {
             around.disk.kernel.drop_stale();
             if self.is_full {
-                around.disk.kernel.watched.forget_unwatched();
+                around.disk.kernel.forget_unwatched();
             }
         }
         for rel in self.alone.iter().filter(|rel| around.inbox.floods.contains(rel)) {
@@ -241,7 +241,7 @@ impl Scan {
 
     fn unreadable(&mut self, rel: Arc<Path>, around: &mut Surroundings<'_>) {
         if self.has_watcher(around) {
-            around.disk.kernel.expect(&rel);
+            around.disk.kernel.watched.expect(&rel);
         }
         self.summary.unreadable.push((rel, error()));
     }
@@ -258,11 +258,11 @@ impl Scan {
             if !has_watcher || kernel.watched.is_settled(&visit.rel) {
                 visit.is_watched = true;
             } else if kernel.is_overrun || around.inbox.floods.contains(&visit.rel) {
-                kernel.expect(&visit.rel);
+                kernel.watched.expect(&visit.rel);
                 visit.is_watched = true;
             } else {
                 // Recorded before its first event can arrive.
-                kernel.watched.insert(&visit.rel);
+                kernel.insert(&visit.rel);
             }
         } else {
             visit.is_watched = true;

@@ -14,7 +14,7 @@ use crate::pair::name::PairKey;
 /// The changes that an event of `kind` about `path` below the cache directory becomes.
 fn changes(kind: EventKind, path: &str) -> Vec<Change> {
     let watched = Watched::default();
-    watched.insert(&Path::new("session").into());
+    watched.insert(&Path::new("session").into(), |_| {});
     let mut translator = Translator::new(Path::new("/cache"), watched);
     let mut changes = Vec::new();
     let event = Event::new(kind).add_path(Path::new("/cache").join(path));
