@@ -96,7 +96,7 @@ struct Args {
         value_parser = clap::value_parser!(u32).range(1..))]
     sizes: Vec<u32>,
     /// Where `growth` draws its picture
-    #[arg(long, default_value = "docs/growth.svg")]
+    #[arg(long, default_value = "target/growth.svg")]
     plot: PathBuf,
     /// A process of `overflow` that makes events: their kind, the directory, how many per second, and
     /// its number
