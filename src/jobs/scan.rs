@@ -59,6 +59,8 @@ struct Readers {
     count: AtomicUsize,
     /// How many there are while no thread waits for the disk.
     enough: usize,
+    /// How many there are at most.
+    most: usize,
     /// Whether the last work took so long that its thread must have waited for the disk.
     is_slow: AtomicBool,
 }
@@ -66,9 +68,8 @@ struct Readers {
 impl Readers {
     /// Whether one more thread is to help. Counts it.
     fn grow(&self) -> bool {
-        let most = share_of_open_files(16, MAX_READERS);
         let is_slow = self.is_slow.load(Ordering::Relaxed);
-        let enough = if is_slow { most } else { self.enough.min(most) };
+        let enough = if is_slow { self.most } else { self.enough.min(self.most) };
         let grow = |count: usize| (count < enough).then_some(count + 1);
         self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow).is_ok()
     }
@@ -76,6 +77,11 @@ impl Readers {
     fn note_speed(&self, is_slow: bool) {
         self.is_slow.store(is_slow, Ordering::Relaxed);
     }
+}
+
+/// How many threads of a kind the processors can serve. Even one core has two: one of them may wait.
+fn cores() -> usize {
+    thread::available_parallelism().map_or(2, NonZero::get).clamp(2, 8)
 }
 
 impl Scan<'_> {
@@ -92,11 +98,12 @@ impl Scan<'_> {
         // The last ones come first: a directory in one that is listed alone is then known.
         let below = trees.iter().map(|tree| (Arc::clone(tree), true));
         let alone = dirs.iter().map(|dir| (Arc::clone(dir), false));
-        let cores = thread::available_parallelism().map_or(2, NonZero::get);
         let readers = Readers {
             queue: WorkQueue::new(alone.chain(below).collect()),
             count: AtomicUsize::new(0),
-            enough: cores.clamp(2, 8),
+            enough: cores(),
+            // Asked of the system once: each turn of a thread looks at it.
+            most: share_of_open_files(16, MAX_READERS),
             is_slow: AtomicBool::new(false),
         };
         let (mut summary, claims) = self.read(&readers);

@@ -135,6 +135,10 @@ pub(crate) struct ScanFound {
 }
 
 impl ScanFound {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.others.is_empty()
+    }
+
     /// How many pairs these are.
     pub(crate) fn len(&self) -> usize {
         self.waiting.iter().map(|waiting| waiting.pairs.len()).sum::<usize>() + self.others.len()

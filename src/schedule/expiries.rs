@@ -33,37 +33,24 @@ impl<V> Default for Expiries<V> {
 
 impl<V> Expiries<V> {
     /// Adds a pair that waits until `at`. Replaces its earlier entry, if there is one.
-    pub(super) fn insert(&mut self, key: PairKey, at: DateTime<Utc>, value: V) {
-        let PairKey { dir, stem } = key;
-        let Some(pairs) = self.dirs.get_mut(&dir) else {
-            let mut pairs = Queue::default();
-            pairs.insert(stem, at, value);
-            self.sorted.insert(Arc::clone(&dir), ());
-            self.soonest.insert(Arc::clone(&dir), at, ());
-            self.dirs.insert(dir, pairs);
-            self.len += 1;
-            return;
-        };
-        let (before, count) = (pairs.next(), pairs.len());
-        pairs.insert(stem, at, value);
-        self.len += pairs.len() - count;
-        if let Some(next) = pairs.next()
-            && before != Some(next)
-        {
-            self.soonest.insert(dir, next, ());
-        }
+    pub(super) fn insert(&mut self, key: PairKey, at: DateTime<Utc>, value: V)
+    where
+        V: Copy,
+    {
+        self.insert_all(&key.dir, [(key.stem, at)], value);
     }
 
     /// Adds pairs of the directory `dir`, each with the same value, as [`Self::insert`] does.
     pub(super) fn insert_all(
         &mut self,
         dir: &Arc<Path>,
-        pairs: Vec<(Stem, DateTime<Utc>)>,
+        pairs: impl IntoIterator<Item = (Stem, DateTime<Utc>), IntoIter: ExactSizeIterator>,
         value: V,
     ) where
         V: Copy,
     {
-        if pairs.is_empty() {
+        let pairs = pairs.into_iter();
+        if pairs.len() == 0 {
             return;
         }
         let queue = self.dirs.entry(Arc::clone(dir)).or_insert_with(|| {

@@ -254,8 +254,8 @@ impl Watcher {
         self.watched.forget_unwatched(self.unwatch());
     }
 
-    /// Forgets that `rel` and all directories below it were watched. The directory is gone. If one was known, they are scanned again: another scan may have read pairs there
-    /// meanwhile.
+    /// Forgets that `rel` and all directories below it were watched. The directory is gone. If one was known, they
+    /// are scanned again: another scan may have read pairs there meanwhile.
     pub(crate) fn forget(&self, rel: &Arc<Path>) {
         self.forget_known(rel);
         self.inbox.floods.end(rel);

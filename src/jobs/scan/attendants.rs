@@ -1,13 +1,12 @@
 //! The threads of a scan that process the pairs that do not simply wait, and delete those that are due.
 
-use std::num::NonZero;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, Scope};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 
-use super::Scan;
+use super::{Scan, cores};
 use crate::disk::root::Dir;
 use crate::jobs::pairs::{Hint, PairProcessor};
 use crate::pair::name::Stem;
@@ -35,8 +34,7 @@ pub(super) struct Attendants<'scope, 'scan> {
 impl<'scope, 'scan: 'scope> Attendants<'scope, 'scan> {
     pub(super) fn new(scan: &'scan Scan<'scan>, scope: &'scope Scope<'scope, 'scan>) -> Self {
         let (batches, queue) = crossbeam_channel::bounded(QUEUE);
-        let most = thread::available_parallelism().map_or(2, NonZero::get).clamp(2, 8);
-        Self { scan, scope, batches, queue, count: AtomicUsize::new(0), most }
+        Self { scan, scope, batches, queue, count: AtomicUsize::new(0), most: cores() }
     }
 
     /// Hands a batch to the threads, and starts another one if they are busy.
@@ -125,7 +123,10 @@ impl Scan<'_> {
     }
 
     fn hand_over(&self, processor: &mut PairProcessor<'_>) {
-        let others = processor.take_found();
-        (self.found)(ScanFound { others, ..ScanFound::default() });
+        let found = ScanFound { others: processor.take_found(), ..ScanFound::default() };
+        // The claims of a batch may all be held still.
+        if !found.is_empty() {
+            (self.found)(found);
+        }
     }
 }

@@ -52,8 +52,6 @@ pub(super) struct Reader<'a, 'scope, 'scan> {
     listing: Listing,
     buffer: Box<[u8]>,
     found: ScanFound,
-    /// How many pairs `found` has.
-    found_count: usize,
     summary: Summary,
     claims: Claims,
     pace: Pace,
@@ -94,7 +92,6 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
             listing: Listing::default(),
             buffer: vec![0; BUFFER].into(),
             found: ScanFound::default(),
-            found_count: 0,
             summary: Summary::default(),
             claims: Claims::new(),
             pace: Pace::new(),
@@ -123,7 +120,6 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
                 break;
             }
         }
-        self.hand_over();
         (self.summary, self.claims)
     }
 
@@ -343,10 +339,9 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
             }
         }
         if !waiting.is_empty() {
-            self.found_count += waiting.len();
             self.found.waiting.push(Waiting { dir: Arc::clone(&dir.rel), pairs: waiting });
         }
-        if self.found_count >= HAND_OVER {
+        if self.found.len() >= HAND_OVER {
             self.hand_over();
         }
         if !others.is_empty() {
@@ -359,10 +354,9 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
     }
 
     fn hand_over(&mut self) {
-        if self.found_count > 0 {
+        if !self.found.is_empty() {
             let start = Instant::now();
             (self.scan.found)(std::mem::take(&mut self.found));
-            self.found_count = 0;
             self.pace.rested += start.elapsed();
         }
     }
