@@ -106,9 +106,12 @@ impl Scan<'_> {
             most: share_of_open_files(16, MAX_READERS),
             is_slow: AtomicBool::new(false),
         };
-        let (mut summary, claims) = self.read(&readers);
+        let read = || self.read(&readers);
+        let (mut summary, claims) =
+            if self.context.deletes() { self.context.run_reading(read) } else { read() };
         self.context.restore_moved_away();
-        // Only now, when no thread of this scan has claims of its own any more.
+        // Only now, when no thread of this scan has claims of its own any more. A recovery locks its directory
+        // against deletions, so it does not run with the low priority of the threads that read.
         if self.context.deletes() && !claims.is_empty() {
             let start = Instant::now();
             let recover = || self.recover_claims(claims, &mut summary);

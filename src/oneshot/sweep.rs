@@ -93,13 +93,12 @@ pub async fn sweep_with_progress(
     progress: Arc<Progress>,
 ) -> Result<SweepReport, Error> {
     let clock = Arc::new(Clock::default());
-    if dry_run {
-        let context = JobContext::looking(clock, config);
-        return on_thread(config, move |root| sweep(root, &context, &progress)).await;
-    }
-    let context = JobContext::deleting(clock, config);
-    let sweep = move |root: &Root| context.run_reading(|| sweep(root, &context, &progress));
-    on_thread(config, sweep).await
+    let context = if dry_run {
+        JobContext::looking(clock, config)
+    } else {
+        JobContext::deleting(clock, config)
+    };
+    on_thread(config, move |root| sweep(root, &context, &progress)).await
 }
 
 /// The progress of a [sweep](sweep_with_progress).

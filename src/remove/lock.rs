@@ -9,8 +9,9 @@ use rustix::io::Errno;
 
 use crate::disk::root::{Dir, Lock};
 
-/// The number of attempts at a lock that a recovery has for an instant, and the pause between them.
-const LOCK_TRIES: u32 = 100;
+/// The number of attempts at a lock that a recovery has for an instant, and the pause between them. On a busy
+/// machine, the instant may be a tenth of a second and more.
+const LOCK_TRIES: u32 = 250;
 const LOCK_PAUSE: Duration = Duration::from_millis(2);
 
 /// Locks the directory against recoveries until its descriptor is closed. Returns false if the file system

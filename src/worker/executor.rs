@@ -136,7 +136,7 @@ impl Executor {
                 cancel: &cancel,
                 found: &found,
             };
-            let summary = Box::new(context.run_reading(|| scan.run(&below, &alone)));
+            let summary = Box::new(scan.run(&below, &alone));
             let ended = Completion::ScanEnded { id, summary, took: start.elapsed() };
             Message::Completed(generation, ended)
         });
