@@ -362,3 +362,22 @@ impl Sums {
 fn suspect(metadata: &FileState) -> About {
     About::Metadata(metadata.version, metadata.ctime)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_can_not_be_searched_for_orphans_is_an_error() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = Root::at(temp.path()).unwrap().unwrap();
+        let mut config = Config::new("x");
+        config.remove_orphans = Some(Duration::from_secs(3600));
+        let context = JobContext::deleting(Arc::new(Clock::default()), &config);
+        let too_long: Arc<Path> = Path::new(&"x".repeat(300)).into();
+        let orphans = Orphans::find(&root, &context, vec![too_long, Path::new("gone").into()]);
+        let mut sums = Sums::default();
+        assert!(orphans.remove(&root, &context, &mut sums).is_some());
+        assert_eq!(sums.tally.errors, 1);
+    }
+}

@@ -151,31 +151,6 @@ fn a_look_that_fails_amid_a_recovery_loses_no_metadata() {
 }
 
 #[test]
-fn a_directory_that_can_not_be_searched_for_orphans_is_an_error() {
-    if !has_strace() {
-        return;
-    }
-    let cache = CacheDir::new();
-    fs::write(cache.path().join("pair.result.json.lz4.tmp"), "").unwrap();
-    let orphans = ["--remove-orphans", "1h"];
-    let mut failed = 0;
-    for at in 1.. {
-        let (output, is_injected) =
-            faulty_sweep(&cache, &orphans, "getdents64", "ENOMEM", &at.to_string());
-        if !is_injected {
-            break;
-        }
-        if let Ok(report) = serde_json::from_slice::<Value>(&output.stdout) {
-            assert_eq!(report["errors"], 1, "listing {at}: {output:?}");
-            failed += 1;
-        } else {
-            assert_eq!(output.status.code(), Some(1), "listing {at}: {output:?}");
-        }
-    }
-    assert!(failed > 0, "the directory is listed only once");
-}
-
-#[test]
 fn a_lookup_that_is_always_disturbed_ends_and_finds_its_directory() {
     if !has_strace() {
         return;
