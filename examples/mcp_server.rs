@@ -16,7 +16,7 @@ use std::{fs, io};
 
 use chrono::Utc;
 use lz4_flex::frame::{BlockSize, FrameDecoder, FrameEncoder, FrameInfo};
-use result_cleaner::{Cleaner, Config, DEFAULT_CACHE_DIR, Event, Events, Observer, ResultStore};
+use result_cleaner::{Cleaner, Config, DEFAULT_CACHE_DIR, Event, Events, Handle, ResultStore};
 use rmcp::handler::server::wrapper::{Json, Parameters};
 use rmcp::model::CallToolResult;
 use rmcp::transport::stdio_pipes;
@@ -89,7 +89,7 @@ struct Server {
     session_dir: PathBuf,
     index: Index,
     /// Reads the stats, and does not keep the cleaner running.
-    cleaner: Observer,
+    cleaner: Handle,
 }
 
 #[tool_router]
@@ -123,7 +123,7 @@ impl Server {
     /// What the cleaner has done since the start, how many results wait, and when the next expires.
     #[tool]
     async fn cleanup_stats(&self) -> CallToolResult {
-        CallToolResult::structured(json!(self.cleaner.get_stats()))
+        CallToolResult::structured(json!(self.cleaner.stats()))
     }
 }
 
@@ -221,12 +221,13 @@ async fn run(dir: PathBuf) -> Result<(), Box<dyn std::error::Error>> {
     }
     let cache_dir = result_cleaner::expand_home(&config.cache_dir)?;
     // Reported of what expires from here on, the index forgets also what was just listed.
-    let mut cleaner = Cleaner::spawn(config).await?;
+    let cleaner = Cleaner::spawn(config).await?;
+    let handle = cleaner.handle();
     let log = tokio::spawn(follow(cleaner.subscribe()));
     let server = Server {
         session_dir: cache_dir.join(Uuid::new_v4().to_string()),
         index,
-        cleaner: cleaner.observer(),
+        cleaner: handle.clone(),
     };
     let mut terminated = signal(SignalKind::terminate())?;
     let served = async {
@@ -236,7 +237,7 @@ async fn run(dir: PathBuf) -> Result<(), Box<dyn std::error::Error>> {
     let ended = tokio::select! {
         ended = served => ended,
         _ = terminated.recv() => Ok(()),
-        died = cleaner.died() => return Err(died.into()),
+        ended = handle.closed() => return ended.map_err(Into::into),
     };
     cleaner.stop().await?;
     log.await?;

@@ -1,9 +1,9 @@
-//! The handle that an application, or the command line, uses to control a running cleaner.
+//! What an application, or the command line, uses to control a running cleaner.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
@@ -43,9 +43,7 @@ const STOP_TIME: Duration = Duration::from_millis(650);
 pub struct Cleaner {
     /// Closing this channel stops the worker.
     requests: mpsc::UnboundedSender<Request>,
-    readers: Arc<Readers>,
-    /// `None` once the task was found to have ended by itself.
-    task: Option<JoinHandle<Result<(), Error>>>,
+    handle: Handle,
 }
 
 impl Cleaner {
@@ -80,26 +78,31 @@ impl Cleaner {
             let run = worker.run(events, asked).await;
             let (reporter, asked_to_stop) = run.map_err(|message| {
                 tracing::error!("the cleaner failed and deletes nothing any more: {message}");
-                Error::Died { message }
+                message
             })?;
             if let Some(reporter) = reporter {
                 reporter.finish(STOP_TIME.saturating_sub(asked_to_stop.elapsed())).await;
             }
             Ok(())
         });
-        Ok(Self { requests, readers: Arc::new(readers), task: Some(task) })
+        let handle = Handle {
+            readers: Arc::new(readers),
+            requests: requests.downgrade(),
+            end: end_of(&runtime, task),
+        };
+        Ok(Self { requests, handle })
     }
 
     /// Returns the current state. Never waits for the file system.
     #[must_use]
     pub fn get_stats(&self) -> Stats {
-        self.observer().get_stats()
+        self.handle.stats()
     }
 
-    /// Returns a handle that reads the stats from elsewhere and does not keep the cleaner running.
+    /// Returns a handle for use elsewhere, which does not keep the cleaner running.
     #[must_use]
-    pub fn observer(&self) -> Observer {
-        Observer { readers: Arc::clone(&self.readers), requests: self.requests.downgrade() }
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 
     /// Subscribes to the events of the cleaner from now on.
@@ -127,7 +130,7 @@ impl Cleaner {
     /// ```
     #[must_use]
     pub fn subscribe(&self) -> Events {
-        self.readers.subscriptions.subscribe()
+        self.handle.subscribe()
     }
 
     /// Makes a full sweep now and returns its report. If a sweep is already running, the new one starts
@@ -137,9 +140,7 @@ impl Cleaner {
     /// [`Error::Stopped`] if the cleaner ends before the sweep does. [`Error::Unreadable`] if the cache
     /// directory can't be read.
     pub async fn sweep(&self) -> Result<SweepReport, Error> {
-        let (answer, report) = oneshot::channel();
-        self.requests.send(Request::Sweep(answer)).map_err(|_| Error::Stopped)?;
-        report.await.map_err(|_| Error::Stopped)?
+        self.handle.sweep().await
     }
 
     /// Stops the cleaner: work in progress ends, and one attempt is made to deliver pending reports.
@@ -148,44 +149,38 @@ impl Cleaner {
     /// # Errors
     /// [`Error::Died`] if the cleaner had already ended by itself because of a bug.
     pub async fn stop(self) -> Result<(), Error> {
-        let Self { requests, task, .. } = self;
+        let Self { requests, handle } = self;
         drop(requests);
-        match task {
-            Some(mut task) => join(&mut task).await,
-            None => Err(died_before()),
-        }
+        handle.closed().await
     }
+}
 
-    /// Returns once the cleaner has ended by itself, which happens only because of a bug.
-    ///
-    /// # Errors
-    /// [`Error::Died`], always.
-    pub async fn died(&mut self) -> Error {
-        let Some(task) = &mut self.task else {
-            return died_before();
+/// How a cleaner has ended: in order, or with the message of a panic. `None` while it runs.
+type End = Option<Result<(), String>>;
+
+/// Makes the end of `task` known to any number of handles.
+fn end_of(
+    runtime: &tokio::runtime::Handle,
+    task: JoinHandle<Result<(), String>>,
+) -> watch::Receiver<End> {
+    let (ended, end) = watch::channel(None);
+    runtime.spawn(async move {
+        let how = match task.await {
+            Ok(how) => how,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => Err(panic_message(panic.as_ref())),
+                // The runtime is shutting down, and the worker ended with it.
+                Err(_) => Ok(()),
+            },
         };
-        let ended = join(task).await;
-        self.task = None;
-        ended.err().unwrap_or(Error::Stopped)
-    }
+        // Nobody may wait for it.
+        let _ = ended.send(Some(how));
+    });
+    end
 }
 
-fn died_before() -> Error {
-    Error::Died { message: "its end was reported before".to_owned() }
-}
-
-async fn join(task: &mut JoinHandle<Result<(), Error>>) -> Result<(), Error> {
-    match task.await {
-        Ok(ended) => ended,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => Err(Error::Died { message: panic_message(panic.as_ref()) }),
-            // The runtime is shutting down, and the worker ended with it.
-            Err(_) => Ok(()),
-        },
-    }
-}
-
-/// Reads the stats of a [`Cleaner`] without keeping it running.
+/// Controls a [`Cleaner`] from elsewhere, in any number of copies, without keeping it running: once the
+/// `Cleaner` is stopped or dropped, the handles report that it has ended.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -193,32 +188,38 @@ async fn join(task: &mut JoinHandle<Result<(), Error>>) -> Result<(), Error> {
 /// # let dir = tempfile::tempdir().unwrap();
 /// use result_cleaner::{Cleaner, Config};
 /// let cleaner = Cleaner::spawn(Config::new(dir.path()).with_metrics_url(None)).await?;
-/// let observer = cleaner.observer();
-/// assert!(observer.responds().await && observer.recent().errors.is_empty());
+/// let handle = cleaner.handle();
+/// assert!(handle.responds().await && handle.recent().errors.is_empty());
+/// let ended = tokio::spawn({
+///     let handle = handle.clone();
+///     async move { handle.closed().await }
+/// });
+/// assert_eq!(handle.sweep().await?.errors, 0);
 /// cleaner.stop().await?;
-/// assert!(!observer.get_stats().running);
+/// ended.await.unwrap()?;
+/// assert!(!handle.stats().running);
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug, Clone)]
-pub struct Observer {
+pub struct Handle {
     readers: Arc<Readers>,
     requests: mpsc::WeakUnboundedSender<Request>,
+    end: watch::Receiver<End>,
 }
 
-impl Observer {
+impl Handle {
     /// Returns the current state. Never waits for the file system.
     #[must_use]
-    pub fn get_stats(&self) -> Stats {
+    pub fn stats(&self) -> Stats {
         self.readers.stats.get()
     }
 
-    /// Returns true as soon as the cleaner processes requests, and false once it has ended. Does not
-    /// return while the cleaner hangs.
-    pub async fn responds(&self) -> bool {
-        let (answer, answered) = oneshot::channel();
-        let asked = self.requests.upgrade().map(|requests| requests.send(Request::Ping(answer)));
-        matches!(asked, Some(Ok(()))) && answered.await.is_ok()
+    /// Returns the current state, how many pairs expire when, and the recent history. Counting takes the
+    /// worker some milliseconds per million pairs.
+    pub async fn full_stats(&self) -> Stats {
+        let expiring = self.ask(Request::Buckets).await;
+        Stats { expiring, recent: Some(self.recent()), ..self.stats() }
     }
 
     /// Returns the recent history: last sweep, errors and freed space.
@@ -227,31 +228,60 @@ impl Observer {
         self.readers.history.read(now_utc())
     }
 
-    /// Returns the current state, how many pairs expire when, and the recent history. Counting takes the
-    /// worker some milliseconds per million pairs.
-    pub async fn get_full_stats(&self) -> Stats {
-        let (answer, buckets) = oneshot::channel();
-        let asked = self.requests.upgrade().map(|requests| requests.send(Request::Buckets(answer)));
-        let expiring = match asked {
-            Some(Ok(())) => buckets.await.ok(),
-            _ => None,
-        };
-        Stats { expiring, recent: Some(self.recent()), ..self.get_stats() }
+    /// Returns true as soon as the cleaner processes requests, and false once it has ended. Does not
+    /// return while the cleaner hangs.
+    pub async fn responds(&self) -> bool {
+        self.ask(Request::Ping).await.is_some()
+    }
+
+    /// Subscribes to the events of the cleaner, like [`Cleaner::subscribe`]. If the cleaner has ended,
+    /// the stream has ended, too.
+    #[must_use]
+    pub fn subscribe(&self) -> Events {
+        self.readers.subscriptions.subscribe()
+    }
+
+    /// Makes a full sweep now, like [`Cleaner::sweep`].
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] if the cleaner ends, or has ended, before the sweep does.
+    /// [`Error::Unreadable`] if the cache directory can't be read.
+    pub async fn sweep(&self) -> Result<SweepReport, Error> {
+        self.ask(Request::Sweep).await.unwrap_or(Err(Error::Stopped))
+    }
+
+    /// Returns once the cleaner has ended, at once if it has ended already. Any number of tasks may
+    /// wait at the same time. `Ok` if the [`Cleaner`] was stopped or dropped, or its runtime shut down.
+    ///
+    /// # Errors
+    /// [`Error::Died`] if it has ended by itself, which happens only because of a bug.
+    pub async fn closed(&self) -> Result<(), Error> {
+        let mut end = self.end.clone();
+        // If the runtime was shut down, the task that reports the end is gone.
+        let how = end.wait_for(Option::is_some).await.map_or(None, |how| how.clone());
+        how.unwrap_or(Ok(())).map_err(|message| Error::Died { message })
+    }
+
+    /// Makes a request and waits for the answer; `None` if the cleaner ends before it answers.
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+        let (answer, answered) = oneshot::channel();
+        self.requests.upgrade()?.send(request(answer)).ok()?;
+        answered.await.ok()
     }
 }
 
 #[cfg(feature = "server")]
-impl crate::server::StatsSource for Observer {
+impl crate::server::StatsSource for Handle {
     fn stats(&self) -> std::pin::Pin<Box<dyn Future<Output = Stats> + Send + '_>> {
-        Box::pin(self.get_full_stats())
+        Box::pin(self.full_stats())
     }
 
     fn metrics(&self) -> Result<String, String> {
-        self.readers.telemetry.render(&self.get_stats(), &self.recent())
+        self.readers.telemetry.render(&Self::stats(self), &self.recent())
     }
 
     fn alive(&self) -> bool {
-        self.get_stats().running
+        Self::stats(self).running
     }
 }
 
@@ -260,19 +290,38 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn one_that_has_died_says_so_each_time_it_is_asked() {
+    async fn one_that_has_died_says_so_to_each_that_asks() {
         let temp = tempfile::tempdir().unwrap();
         let config = Config::new(temp.path()).with_metrics_url(None);
         let mut cleaner = Cleaner::spawn(config).await.unwrap();
-        let alive = cleaner.task.replace(tokio::spawn(async { panic!("on purpose") }));
-        for reason in ["on purpose", "before"] {
-            let error = cleaner.died().await;
+        let panics = tokio::spawn(async { panic!("on purpose") });
+        cleaner.handle.end = end_of(&runtime::current().unwrap(), panics);
+        let (first, second) = (cleaner.handle(), cleaner.handle());
+        let (first, second) = tokio::join!(first.closed(), second.closed());
+        for ended in [first, second, cleaner.handle().closed().await, cleaner.stop().await] {
+            let error = ended.unwrap_err();
             assert!(
-                matches!(&error, Error::Died { message } if message.contains(reason)),
+                matches!(&error, Error::Died { message } if message.contains("on purpose")),
                 "{error}"
             );
         }
-        assert!(matches!(cleaner.stop().await, Err(Error::Died { .. })));
-        alive.unwrap().await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn the_end_of_the_runtime_is_the_end_of_the_cleaner() {
+        let temp = tempfile::tempdir().unwrap();
+        let config = Config::new(temp.path()).with_metrics_url(None);
+        let builder = || tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = builder().unwrap();
+        let cleaner = runtime.block_on(Cleaner::spawn(config)).unwrap();
+        let handle = cleaner.handle();
+        drop(runtime);
+        builder().unwrap().block_on(async {
+            handle.closed().await.unwrap();
+            assert!(matches!(handle.sweep().await, Err(Error::Stopped)));
+            assert_eq!(handle.subscribe().next().await, None);
+            assert!(!handle.responds().await && !handle.stats().running);
+            cleaner.stop().await.unwrap();
+        });
     }
 }

@@ -106,7 +106,7 @@ mod trial;
 mod watch;
 mod worker;
 
-pub use cleaner::{Cleaner, Observer};
+pub use cleaner::{Cleaner, Handle};
 pub use config::{
     Config, DEFAULT_CACHE_DIR, DEFAULT_METRICS_URL, MIN_ORPHAN_AGE, ResultStore, expand_home,
 };

@@ -31,7 +31,7 @@ pub fn run(args: &Args) -> Outcome {
     service.wait_for_first_scan()?;
     let listener = service.runtime.block_on(server::bind(([127, 0, 0, 1], 0).into()))?;
     let address = listener.local_addr()?;
-    let source = Arc::new(service.cleaner.observer());
+    let source = Arc::new(service.cleaner.handle());
     service.runtime.spawn(server::serve(listener, source, Vec::new(), future::pending()));
 
     let over = AtomicBool::new(false);

@@ -91,15 +91,15 @@ async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut cleaner = Cleaner::spawn(config).await?;
-    let observer = cleaner.observer();
+    let cleaner = Cleaner::spawn(config).await?;
+    let handle = cleaner.handle();
 
     let (stop_server, server_stops) = oneshot::channel::<()>();
     let served = listener.map(|listener| {
         if let Ok(address) = listener.local_addr() {
             tracing::info!("serving http://{address}/");
         }
-        let source = Arc::new(observer.clone());
+        let source = Arc::new(handle.clone());
         let stops = async move { drop(server_stops.await) };
         tokio::spawn(server::serve(listener, source, args.allow_host, stops))
     });
@@ -107,8 +107,8 @@ async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
     let died = tokio::select! {
         _ = terminate.recv() => false,
         _ = interrupt.recv() => false,
-        _ = cleaner.died() => true,
-        never = systemd::keep_notified(observer.clone()) => match never {},
+        _ = handle.closed() => true,
+        never = systemd::keep_notified(handle.clone()) => match never {},
     };
     log.stopping();
     systemd::stopping();
@@ -121,7 +121,7 @@ async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
     if let Some(served) = served {
         let _ = served.await;
     }
-    log_last(&observer.get_stats(), args.log.format, log);
+    log_last(&handle.stats(), args.log.format, log);
     stopped
 }
 

@@ -5,7 +5,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use result_cleaner::{Observer, Stats};
+use result_cleaner::{Handle, Stats};
 use sd_notify::NotifyState;
 
 /// How often the state is reported if the manager's watchdog is off.
@@ -14,19 +14,19 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Reports that the service has started, and its state from now on.
-pub(crate) async fn keep_notified(observer: Observer) -> Infallible {
+pub(crate) async fn keep_notified(cleaner: Handle) -> Infallible {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return std::future::pending().await;
     }
     let watchdog = sd_notify::watchdog_enabled();
     let interval = watchdog.map_or(STATUS_INTERVAL, |within| within / 3);
-    notify(&[NotifyState::Ready, NotifyState::Status(&status(&observer.get_stats()))]);
+    notify(&[NotifyState::Ready, NotifyState::Status(&status(&cleaner.stats()))]);
     loop {
         tokio::time::sleep(interval).await;
         // If the worker hangs, the watchdog gets no notification.
         let patience = PATIENCE.min(interval);
-        if tokio::time::timeout(patience, observer.responds()).await == Ok(true) {
-            let status = status(&observer.get_stats());
+        if tokio::time::timeout(patience, cleaner.responds()).await == Ok(true) {
+            let status = status(&cleaner.stats());
             notify(&[NotifyState::Watchdog, NotifyState::Status(&status)]);
         }
     }

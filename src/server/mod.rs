@@ -49,7 +49,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The minimum interval between warnings about this.
 const WARN_PAUSE: Duration = Duration::from_secs(60);
 
-/// The source of the server's data. [`Observer`](crate::Observer) is one:
+/// The source of the server's data. [`Handle`](crate::Handle) is one:
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -60,7 +60,7 @@ const WARN_PAUSE: Duration = Duration::from_secs(60);
 /// let cleaner = Cleaner::spawn(Config::new(dir.path()).with_metrics_url(None)).await?;
 /// let listener = server::bind("127.0.0.1:0".parse().unwrap()).await?;
 /// let (stop, stops) = tokio::sync::oneshot::channel::<()>();
-/// let source = Arc::new(cleaner.observer());
+/// let source = Arc::new(cleaner.handle());
 /// let serve = server::serve(listener, source, Vec::new(), async { drop(stops.await) });
 /// let served = tokio::spawn(serve);
 /// stop.send(()).unwrap();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::{CacheDir, PATIENCE, Pair, now, publish};
 use result_cleaner::{
-    Cleaner, Config, Error, Observer, ResultStore, WatchState, list, sweep_dry_run, sweep_once,
+    Cleaner, Config, Error, Handle, ResultStore, WatchState, list, sweep_dry_run, sweep_once,
 };
 use tokio::runtime::Builder;
 
@@ -30,8 +30,8 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) -> impl Future<Output 
     }
 }
 
-async fn until_stopped(observer: &Observer) {
-    until("it is not running", || !observer.get_stats().running).await;
+async fn until_stopped(handle: &Handle) {
+    until("it is not running", || !handle.stats().running).await;
 }
 
 /// Polls a future once, outside of any runtime.
@@ -66,10 +66,10 @@ async fn a_cleaner_deletes_tells_sweeps_and_stops() {
     assert!(stats.total_cleanups >= 2);
     assert_eq!(stats.cache_directory, cache.path().canonicalize().unwrap());
 
-    let observer = cleaner.observer();
+    let handle = cleaner.handle();
     cleaner.stop().await.unwrap();
-    assert!(!observer.get_stats().running);
-    assert_eq!(observer.get_stats().total_deleted, 13);
+    assert!(!handle.stats().running);
+    assert_eq!(handle.stats().total_deleted, 13);
 }
 
 #[test]
@@ -89,10 +89,10 @@ async fn dropping_it_stops_it() {
     let cache = CacheDir::new();
     let pair = cache.store("a", now() - 1.0);
     let cleaner = Cleaner::spawn(config(&cache)).await.unwrap();
-    let observer = cleaner.observer();
+    let handle = cleaner.handle();
     until("the pair is gone", || pair.is_gone()).await;
     drop(cleaner);
-    until_stopped(&observer).await;
+    until_stopped(&handle).await;
     let expires_at = now() + 0.2;
     let pair = cache.store("a", expires_at);
     until("it could have been deleted", || now() > expires_at + 1.0).await;
@@ -362,4 +362,31 @@ fn a_sweep_after_its_runtime_has_ended_says_that_it_stopped() {
         assert!(!cleaner.get_stats().running);
         cleaner.stop().await.unwrap();
     });
+}
+
+#[tokio::test]
+async fn handles_sweep_subscribe_and_wait_for_the_end_without_keeping_it_running() {
+    let cache = CacheDir::samples();
+    let cleaner = Cleaner::spawn(config(&cache)).await.unwrap();
+    let handle = cleaner.handle();
+    let mut events = handle.subscribe();
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let handle = handle.clone();
+            tokio::spawn(async move { handle.closed().await })
+        })
+        .collect();
+    let (first, second) = tokio::join!(handle.sweep(), handle.sweep());
+    assert_eq!(first.unwrap().errors + second.unwrap().errors, 0);
+    until("the expired pairs are deleted", || handle.stats().total_deleted == 12).await;
+    assert!(waiting.iter().all(|ended| !ended.is_finished()));
+    drop(cleaner);
+    for ended in waiting {
+        ended.await.unwrap().unwrap();
+    }
+    handle.closed().await.unwrap();
+    assert!(matches!(handle.sweep().await, Err(Error::Stopped)));
+    assert!(!handle.stats().running && !handle.responds().await);
+    while events.next().await.is_some() {}
+    assert_eq!(handle.subscribe().next().await, None);
 }

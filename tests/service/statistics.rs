@@ -242,7 +242,7 @@ async fn the_library_tells_the_same_and_that_it_was_stopped() {
     let cache = CacheDir::samples();
     let config = Config::new(cache.path()).with_metrics_url(None);
     let cleaner = Cleaner::spawn(config).await.unwrap();
-    let observer = cleaner.observer();
+    let handle = cleaner.handle();
     // A sweep that begins after the first scan has ended: nothing is left to be done.
     while cleaner.sweep().await.unwrap().checked_count != 12 {}
     let mut stats = serde_json::to_value(cleaner.get_stats()).unwrap();
@@ -250,7 +250,7 @@ async fn the_library_tells_the_same_and_that_it_was_stopped() {
     assert_eq!((&stats["running"], &stats["total_deleted"]), (&json!(true), &json!(12)));
     cleaner.stop().await.unwrap();
     stats["running"] = false.into();
-    assert_eq!(serde_json::to_value(observer.get_stats()).unwrap(), stats);
+    assert_eq!(serde_json::to_value(handle.stats()).unwrap(), stats);
 
     // The service, on what is left, reports the same of it.
     let service = Service::start(cache.path(), &[]);
