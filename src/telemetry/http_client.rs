@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use reqwest::{Client, RequestBuilder, Response, Url};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use tokio::sync::oneshot;
 
 use crate::config::redacted;
@@ -49,6 +49,14 @@ async fn read_at_most(mut answer: Response, limit: usize) -> Result<Vec<u8>, Str
     }
     Ok(body)
 }
+
+/// The answers of a service that does not have the endpoint. Another attempt soon would get the same.
+const NO_ENDPOINT: [StatusCode; 4] = [
+    StatusCode::NOT_FOUND,
+    StatusCode::METHOD_NOT_ALLOWED,
+    StatusCode::GONE,
+    StatusCode::NOT_IMPLEMENTED,
+];
 
 /// A service at a base address.
 pub(crate) struct Service {
@@ -111,7 +119,7 @@ impl Service {
         &self,
         request: impl FnOnce(&Client) -> RequestBuilder,
     ) -> Result<Response, String> {
-        answer(request(&self.client)).await
+        answer(request(&self.client)).await.map_err(|failure| failure.reason)
     }
 
     /// Checks that something answers there. Any answer counts, except a server error.
@@ -135,16 +143,16 @@ impl Service {
     pub(crate) async fn deliver(
         &self,
         request: impl FnOnce(&Client) -> RequestBuilder,
-    ) -> Result<(), String> {
+    ) -> Result<(), Failure> {
         let request = request(&self.client);
         let (mut sender, result) = oneshot::channel();
         let exchange = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let outcome = runtime.map_err(|error| error.to_string()).and_then(|runtime| {
+            let outcome = runtime.map_err(|error| error.to_string().into()).and_then(|runtime| {
                 let outcome = runtime.block_on(async {
                     tokio::select! {
                         outcome = answer(request) => outcome.map(drop),
-                        () = sender.closed() => Err("nobody waits for it".to_owned()),
+                        () = sender.closed() => Err("nobody waits for it".to_owned().into()),
                     }
                 });
                 // A name lookup may hang.
@@ -154,19 +162,41 @@ impl Service {
             let _ = sender.send(outcome);
         };
         thread::Builder::new().spawn(exchange).map_err(|error| error.to_string())?;
-        result.await.unwrap_or_else(|_| Err("the request failed".to_owned()))
+        result.await.unwrap_or_else(|_| Err("the request failed".to_owned().into()))
     }
 }
 
-async fn answer(request: RequestBuilder) -> Result<Response, String> {
-    match request.send().await {
-        Ok(answer) if answer.status().is_success() => Ok(answer),
-        Ok(answer) if answer.status().is_redirection() => {
-            Err(format!("HTTP {}, and redirects are not followed", answer.status()))
-        }
-        Ok(answer) => Err(format!("HTTP {}", answer.status())),
-        Err(error) => Err(in_words(&error)),
+/// Why a request did not succeed.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Failure {
+    /// The reason, in one line.
+    pub reason: String,
+    /// The status of the answer, if there was one.
+    status: Option<StatusCode>,
+}
+
+impl Failure {
+    /// Whether the service has answered that it has no such endpoint.
+    pub(crate) fn is_no_endpoint(&self) -> bool {
+        self.status.is_some_and(|status| NO_ENDPOINT.contains(&status))
     }
+}
+
+impl From<String> for Failure {
+    /// A failure without an answer.
+    fn from(reason: String) -> Self {
+        Self { reason, status: None }
+    }
+}
+
+async fn answer(request: RequestBuilder) -> Result<Response, Failure> {
+    let answer = request.send().await.map_err(|error| in_words(&error))?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
+    }
+    let hint = if status.is_redirection() { ", and redirects are not followed" } else { "" };
+    Err(Failure { reason: format!("HTTP {status}{hint}"), status: Some(status) })
 }
 
 /// Returns the reason why there is no answer.

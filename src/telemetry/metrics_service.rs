@@ -5,6 +5,9 @@
 //! report at a time. Undelivered figures are added up and sent again, however long the service is
 //! unreachable. So the sum of the delivered figures catches up with the work done. If an answer is lost,
 //! its report counts twice; that is better than not at all.
+//!
+//! A service may answer that it has no such endpoint. The figures are kept then, too, but only the next
+//! full sweep makes the next attempt.
 
 #[cfg(test)]
 mod tests;
@@ -24,9 +27,11 @@ use crate::config::redacted;
 use crate::error::Error;
 use crate::pair::tally::Tally;
 use crate::sys::runtime;
-use crate::telemetry::http_client::Service;
+use crate::telemetry::http_client::{Failure, Service};
 use crate::telemetry::stats::SweepReport;
 
+/// Where reports go, below the address of the service.
+const ENDPOINT: &str = "/track/cleanup";
 /// How long a report may take, from the connection to the status of the answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest pause between two attempts while the service is unreachable.
@@ -128,8 +133,15 @@ struct Waiting {
     between: Tally,
     /// Before this time, work between sweeps is not reported again.
     between_at: Option<Instant>,
-    /// The sum of the failed reports, and when to retry; set while the service is unreachable.
-    undelivered: Option<(Tally, Instant)>,
+    /// The sum of the failed reports, and when to retry; set while the service accepts no reports.
+    undelivered: Option<(Tally, Retry)>,
+}
+
+/// When the figures of failed reports are sent again.
+#[derive(Debug, Clone, Copy)]
+enum Retry {
+    At(Instant),
+    WithNextSweep,
 }
 
 impl Waiting {
@@ -159,9 +171,11 @@ impl Waiting {
     }
 
     fn step(&mut self, now: Instant) -> Step {
-        if let Some((_, retry_at)) = self.undelivered {
-            if now < retry_at {
-                return Step::Wait(Some(retry_at));
+        if let Some((_, retry)) = self.undelivered {
+            match retry {
+                Retry::At(at) if now < at => return Step::Wait(Some(at)),
+                Retry::WithNextSweep if self.sweeps.is_empty() => return Step::Wait(None),
+                _ => {}
             }
             self.between_at = Some(now + self.report_interval);
             return Step::Send(self.take_all().unwrap_or_default());
@@ -202,39 +216,54 @@ impl Waiting {
     }
 
     /// Takes back a report that was sent at `sent` and failed by `now`.
-    fn failed(&mut self, tally: Tally, sent: Instant, now: Instant) {
-        let pause = self.report_interval.min(MAX_RETRY);
-        let retry_at = (sent + pause).max(now + SHORTEST_RETRY);
-        self.undelivered = Some((tally, retry_at));
+    fn failed(&mut self, tally: Tally, sent: Instant, now: Instant, failure: &Failure) {
+        let retry = if failure.is_no_endpoint() {
+            Retry::WithNextSweep
+        } else {
+            let pause = self.report_interval.min(MAX_RETRY);
+            Retry::At((sent + pause).max(now + SHORTEST_RETRY))
+        };
+        self.undelivered = Some((tally, retry));
     }
 }
 
-/// The start of the outage while the metrics service accepts no reports.
+/// The time during which the metrics service accepts no reports.
 #[derive(Debug, Default)]
-struct Outage(Option<Instant>);
+struct Outage {
+    since: Option<Instant>,
+    unreachable_logged: bool,
+    no_endpoint_logged: bool,
+}
 
 impl Outage {
-    /// Logs the outcome of the attempt that began at `sent`. The first failure is a warning and the
-    /// recovery is an info line; failures in between are logged at debug level.
-    fn note(&mut self, service: &Service, sent: Instant, outcome: Result<(), String>) {
+    /// Logs the outcome of the attempt that began at `sent`. The first failure of its kind is a warning
+    /// and the recovery is an info line; failures in between are logged at debug level.
+    fn note(&mut self, service: &Service, sent: Instant, outcome: Result<(), &Failure>) {
         let address = &service.address;
-        match (outcome, self.0) {
-            (Ok(()), None) => {}
-            (Ok(()), Some(since)) => {
-                self.0 = None;
+        let Err(failure) = outcome else {
+            if let Some(since) = std::mem::take(self).since {
                 tracing::info!(
                     "metrics service {address} reachable again after {} s, all buffered reports are delivered",
                     since.elapsed().as_secs()
                 );
             }
-            (Err(reason), None) => {
-                self.0 = Some(sent);
-                tracing::warn!(
-                    "metrics service {address} unreachable: {reason}; buffering reports and retrying"
-                );
-            }
-            (Err(reason), Some(_)) => {
-                tracing::debug!("metrics service {address} still unreachable: {reason}");
+            return;
+        };
+        self.since.get_or_insert(sent);
+        let reason = &failure.reason;
+        let no_endpoint = failure.is_no_endpoint();
+        let logged =
+            if no_endpoint { &mut self.no_endpoint_logged } else { &mut self.unreachable_logged };
+        match (std::mem::replace(logged, true), no_endpoint) {
+            (false, true) => tracing::warn!(
+                "metrics service {address} has no endpoint {ENDPOINT}: {reason}; buffering reports, \
+                 and retrying after each full sweep only"
+            ),
+            (false, false) => tracing::warn!(
+                "metrics service {address} unreachable: {reason}; buffering reports and retrying"
+            ),
+            (true, _) => {
+                tracing::debug!("metrics service {address} still accepts no reports: {reason}");
             }
         }
     }
@@ -270,10 +299,10 @@ async fn deliver_all(shared: Arc<Shared>, service: Service, mut ended: oneshot::
         let mut attempt = pin!(deliver(&service, tally));
         tokio::select! {
             outcome = &mut attempt => {
-                if outcome.is_err() {
-                    shared.lock().failed(tally, sent, Instant::now());
+                if let Err(failure) = &outcome {
+                    shared.lock().failed(tally, sent, Instant::now(), failure);
                 }
-                outage.note(&service, sent, outcome);
+                outage.note(&service, sent, outcome.as_ref().copied());
             }
             end = &mut ended => {
                 let Ok(deadline) = end else { return };
@@ -281,15 +310,11 @@ async fn deliver_all(shared: Arc<Shared>, service: Service, mut ended: oneshot::
                 // attempt may use all of it.
                 let half = (deadline - Instant::now()) / 2;
                 let until = if shared.lock().is_empty() { deadline } else { deadline - half };
-                let reason = match timeout_at(until, attempt).await {
-                    Ok(Ok(())) => None,
-                    Ok(Err(reason)) => Some(reason),
-                    Err(_) => Some(NO_TIME.to_owned()),
-                };
-                if reason.is_some() {
-                    shared.lock().failed(tally, sent, Instant::now());
+                let failure = within(until, attempt).await.err();
+                if let Some(failure) = &failure {
+                    shared.lock().failed(tally, sent, Instant::now(), failure);
                 }
-                return last_attempt(&shared, &service, deadline, reason).await;
+                return last_attempt(&shared, &service, deadline, failure).await;
             }
         }
     }
@@ -297,24 +322,30 @@ async fn deliver_all(shared: Arc<Shared>, service: Service, mut ended: oneshot::
 
 const NO_TIME: &str = "no answer in the time there was";
 
-/// Sends all pending figures in one report, once, and logs figures that are not delivered. `reason` is
+/// Returns the outcome of `attempt`, which fails if it takes until `deadline`.
+async fn within(
+    deadline: Instant,
+    attempt: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    timeout_at(deadline, attempt).await.unwrap_or_else(|_| Err(NO_TIME.to_owned().into()))
+}
+
+/// Sends all pending figures in one report, once, and logs figures that are not delivered. `failure` is
 /// why the previous attempt failed.
 async fn last_attempt(
     shared: &Shared,
     service: &Service,
     deadline: Instant,
-    reason: Option<String>,
+    failure: Option<Failure>,
 ) {
     let Some(tally) = shared.lock().take_all() else {
         return;
     };
-    let outcome = match reason {
-        Some(reason) if Instant::now() >= deadline => Err(reason),
-        _ => timeout_at(deadline, deliver(service, tally))
-            .await
-            .unwrap_or_else(|_| Err(NO_TIME.to_owned())),
+    let outcome = match failure {
+        Some(failure) if Instant::now() >= deadline => Err(failure),
+        _ => within(deadline, deliver(service, tally)).await,
     };
-    if let Err(reason) = outcome {
+    if let Err(Failure { reason, .. }) = outcome {
         let SweepReport { deleted_count, freed_bytes, checked_count, errors, duration_ms, .. } =
             SweepReport::from(tally);
         tracing::warn!(
@@ -327,10 +358,10 @@ async fn last_attempt(
 }
 
 /// Sends one report. The error is the reason why the report has to count as undelivered.
-async fn deliver(service: &Service, tally: Tally) -> Result<(), String> {
+async fn deliver(service: &Service, tally: Tally) -> Result<(), Failure> {
     let timestamp = chrono::Local::now().format("%Y-%m-%dT%H:%M:%S").to_string();
     let body = Body { figures: SweepReport::from(tally), timestamp };
-    let endpoint = service.endpoint("/track/cleanup");
+    let endpoint = service.endpoint(ENDPOINT);
     service.deliver(|client| client.post(endpoint).json(&body)).await
 }
 

@@ -188,6 +188,44 @@ fn an_outage_loses_nothing_and_is_warned_of_once() {
 }
 
 #[test]
+fn a_service_that_has_no_such_endpoint_is_asked_once_a_sweep_and_gets_everything_later() {
+    let cache = CacheDir::new();
+    let metrics = MetricsStub::start();
+    metrics.answer(Some(404));
+    let service = start(&cache, &metrics.url, &["--report-interval", "100ms"]);
+    let is_warning = |line: &&str| line.contains("WARN") && line.contains("no endpoint");
+    wait_until("it is warned of", || service.log().lines().filter(is_warning).count() == 1);
+    for n in 0..3 {
+        delete(&cache, &service, &n.to_string(), 2);
+        thread::sleep(Duration::from_millis(300));
+    }
+    break_one(&cache, &service, "broken");
+    assert_eq!(metrics.requests().len(), 1, "the first scan's alone");
+    let (status, _, log) = service.terminate();
+    assert!(status.success(), "{log}");
+    let figures = "undelivered figures: deleted_count=6";
+    assert!(log.contains(figures) && outages(&log).is_empty(), "{log}");
+
+    let args = ["--report-interval", "100ms", "--check-interval", "1s"];
+    let service = start(&cache, &metrics.url, &args);
+    let (before, sweeps) = (metrics.requests().len() as u64, service.count("total_cleanups"));
+    delete(&cache, &service, "more", 4);
+    service.wait_for_at_least("total_cleanups", sweeps + 3);
+    wait_until("it is tried again", || metrics.requests().len() as u64 > before + 1);
+    metrics.answer(Some(200));
+    wait_until("all is delivered", || metrics.sum("deleted_count") == 4);
+    let (status, _, log) = service.terminate();
+    assert!(status.success(), "{log}");
+    assert_all_delivered(&metrics, &last_stats(&log));
+    let attempts = metrics.requests().len() - metrics.delivered().len();
+    let sweeps = last_stats(&log)["total_cleanups"].as_u64();
+    // What is deleted before the first sweep has ended may make the first attempt.
+    assert!(attempts as u64 <= before + sweeps.unwrap() + 1, "{attempts}: {log}");
+    assert_eq!(log.lines().filter(is_warning).count(), 1, "{log}");
+    assert!(log.contains("reachable again") && outages(&log).is_empty(), "{log}");
+}
+
+#[test]
 fn a_service_that_starts_late_gets_everything() {
     let cache = CacheDir::samples();
     let address = free_address();

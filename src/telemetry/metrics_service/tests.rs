@@ -195,6 +195,36 @@ async fn an_outage_loses_nothing_and_is_reported_once() {
 }
 
 #[tokio::test]
+async fn a_service_without_the_endpoint_is_asked_again_at_each_sweep_only() {
+    for answer in ["404 Not Found", "405 Method Not Allowed", "410 Gone", "501 Not Implemented"] {
+        let (log, _guard) = Log::start();
+        let metrics = Metrics::start(move |n| Some(if n < 2 { answer } else { "200 OK" })).await;
+        let reporter = Reporter::start(&metrics.url, SHORT).unwrap();
+        reporter.between(tally(1));
+        metrics.wait_for(1).await;
+        until(|| log.lines("WARN").len() == 1).await;
+        reporter.between(tally(2));
+        // Many times the interval at which an unreachable service would be tried again.
+        tokio::time::sleep(25 * SHORT).await;
+        assert_eq!(metrics.bodies().len(), 1);
+        reporter.sweep(tally(4));
+        metrics.wait_for(2).await;
+        reporter.between(tally(8));
+        reporter.sweep(tally(16));
+        until(|| log.lines("INFO").len() == 1).await;
+        let delivered = &metrics.bodies()[2..];
+        assert_eq!((sum(delivered, "deleted_count"), sum(delivered, "errors")), (31, 5));
+        let warnings = log.lines("WARN");
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        for part in ["metrics service", &metrics.url, "no endpoint /track/cleanup", answer] {
+            assert!(warnings[0].contains(part), "{warnings:?}");
+        }
+        reporter.finish(FINISH).await;
+        assert_eq!(sum(&metrics.bodies()[2..], "deleted_count"), 31);
+    }
+}
+
+#[tokio::test]
 async fn what_nobody_takes_is_logged_at_the_end_without_the_password() {
     let (log, _guard) = Log::start();
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
@@ -274,7 +304,7 @@ fn retries_come_at_the_interval_within_bounds_and_memory_is_bounded() {
         let mut waiting = Waiting::new(interval);
         waiting.add_sweep(tally(1));
         assert_eq!(waiting.step(start), Step::Send(tally(1)));
-        waiting.failed(tally(1), start, late);
+        waiting.failed(tally(1), start, late, &"timed out".to_owned().into());
         assert_eq!(waiting.step(late), Step::Wait(Some(retry)));
         for _ in 0..10_000 {
             waiting.add_sweep(tally(1));
