@@ -48,6 +48,7 @@ Examples:
 
 Durations read like 6h, 90s, 250ms, 30d or 1h30m; a bare number is seconds.
 Every flag has an environment variable: --check-interval is RESULT_CLEANER_CHECK_INTERVAL.
+DIR is RESULT_CLEANER_CACHE_DIR for every command.
 Exit status: 0 if it was done, 1 if it could not be done, 2 on wrong usage.";
 
 #[derive(Debug, Subcommand)]
@@ -119,7 +120,7 @@ fn disk_time(text: &str) -> Result<Duration, String> {
 #[derive(Debug, Args)]
 struct Directory {
     /// The cache directory
-    #[arg(value_name = "DIR", default_value = DEFAULT_CACHE_DIR)]
+    #[arg(value_name = "DIR", default_value = DEFAULT_CACHE_DIR, env = "RESULT_CLEANER_CACHE_DIR")]
     dir: PathBuf,
 }
 
@@ -210,6 +211,18 @@ mod tests {
                 let expected = format!("RESULT_CLEANER_{}", long.to_uppercase().replace('-', "_"));
                 let variable = arg.get_env().map(|name| name.to_string_lossy().into_owned());
                 assert_eq!(variable, Some(expected), "{} --{long}", command.get_name());
+            }
+        }
+    }
+
+    #[test]
+    fn the_cache_directory_has_one_variable_for_all_commands() {
+        for command in Cli::command().get_subcommands() {
+            let named = |arg: &&clap::Arg| arg.get_id() == "dir" || arg.get_id() == "cache_dir";
+            for arg in command.get_arguments().filter(named) {
+                let variable = arg.get_env();
+                let expected = Some("RESULT_CLEANER_CACHE_DIR".as_ref());
+                assert_eq!(variable, expected, "{} {arg}", command.get_name());
             }
         }
     }

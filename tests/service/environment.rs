@@ -153,6 +153,45 @@ fn the_commands_take_variables_too() {
 }
 
 #[test]
+fn one_variable_names_the_directory_for_every_command() {
+    let cache = CacheDir::samples();
+    let path = cache.path().to_str().unwrap();
+    let other = CacheDir::new();
+    let named = ("RESULT_CLEANER_CACHE_DIR", path);
+    let json = ("RESULT_CLEANER_JSON", "1");
+    let checked = |args: &[&str]| {
+        let output = call(args, &[named, json]);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        report["checked_count"].clone()
+    };
+    assert_eq!(checked(&["sweep", "--dry-run"]), 24);
+    assert_eq!(checked(&["sweep", "--dry-run", other.path().to_str().unwrap()]), 0);
+
+    let output = call(&["list"], &[named, json]);
+    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 24);
+
+    let file = other.store("elsewhere", now() + 60.0).result;
+    let condition = |variables: &[(&str, &str)]| {
+        let output = call(&["explain", file.to_str().unwrap()], variables);
+        let explained: Value = serde_json::from_slice(&output.stdout).unwrap();
+        explained["conditions"][1]["met"].clone()
+    };
+    assert_eq!(condition(&[named, json]), false);
+    let other = ("RESULT_CLEANER_CACHE_DIR", other.path().to_str().unwrap());
+    assert_eq!(condition(&[other, json]), true);
+
+    let output = call(&["doctor", "--no-metrics"], &[named, json]);
+    assert!(String::from_utf8(output.stdout).unwrap().contains(path));
+
+    let address = free_address();
+    let mut command = result_cleaner();
+    command.args(["run", "--no-metrics", "--listen", &address]).env(named.0, named.1);
+    let service = Service::spawn(command, &format!("http://{address}"));
+    assert_eq!(service.stats()["cache_directory"], path);
+    service.wait_for_stat("total_deleted", 12);
+}
+
+#[test]
 fn a_wrong_variable_is_wrong_usage_that_is_reported() {
     let cache = CacheDir::samples();
     let path = cache.path().to_str().unwrap();
