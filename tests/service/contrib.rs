@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::common::{CacheDir, Service, now, wait_until};
+use crate::common::{CacheDir, Service, call, now, result_cleaner, wait_until};
 use serde_json::Value;
 
 /// A file of this repository.
@@ -169,24 +169,48 @@ fn alerts_are_valid_and_raised_when_they_should_be() {
 }
 
 #[test]
-fn packages_run_what_the_units_run() {
-    let run = |name: &str| {
-        let text = read(name);
-        let mut lines = text.lines().filter_map(|line| line.strip_prefix("ExecStart="));
-        lines.rfind(|line| !line.is_empty()).unwrap().to_owned()
-    };
-    for (unit, dropin) in [
-        ("contrib/systemd/result-cleaner.service", "contrib/debian/system.conf"),
-        ("contrib/systemd/user/result-cleaner.service", "contrib/debian/user.conf"),
+fn the_units_leave_every_setting_to_variables() {
+    for (unit, command) in [
+        ("result-cleaner.service", "/usr/local/bin/result-cleaner run"),
+        ("user/result-cleaner.service", "%h/.cargo/bin/result-cleaner run"),
+        // What the instance is for is no setting.
+        ("result-cleaner@.service", ":/usr/local/bin/result-cleaner run %f"),
     ] {
-        let [unit, packaged] = [unit, dropin].map(run);
-        let (binary, arguments) = unit.split_once(' ').unwrap();
-        assert!(binary.ends_with("/bin/result-cleaner"), "{unit}");
-        assert_eq!(packaged, format!("/usr/bin/result-cleaner {arguments}"));
-        // What is added to the command has to take the place of the unit's.
-        assert!(read(dropin).contains("\nExecStart=\nExecStart="), "{dropin}");
+        let text = read(&format!("contrib/systemd/{unit}"));
+        assert!(text.contains(&format!("\nExecStart={command}\n")), "{unit}");
+        assert!(text.contains("\nEnvironmentFile=-"), "{unit}");
     }
     let user = read("contrib/systemd/sysusers.d/result-cleaner.conf");
     assert!(read("contrib/systemd/result-cleaner.service").contains("\nUser=omnimemory\n"));
     assert!(user.contains("\nu omnimemory "), "{user}");
+}
+
+/// The variables of the flags of `run`, and that of the directory.
+fn variables_of_run() -> BTreeSet<String> {
+    let help = call(&["run", "--help"]).stdout;
+    let help = String::from_utf8(help).unwrap();
+    let options = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
+    let flags = options.filter_map(|line| line.split("--").nth(1)?.split([' ', '.']).next());
+    let flags = flags.filter(|flag| *flag != "help");
+    let variable = |flag: &str| format!("RESULT_CLEANER_{}", flag.to_uppercase().replace('-', "_"));
+    flags.chain(["cache-dir"]).map(variable).collect()
+}
+
+#[test]
+fn the_file_of_settings_explains_each_and_sets_none() {
+    let text = read("contrib/default/result-cleaner");
+    let mut explained = BTreeSet::new();
+    for paragraph in text.trim_end().split("\n\n").skip(1) {
+        let (words, setting) = paragraph.rsplit_once('\n').unwrap();
+        assert!(words.lines().all(|line| line.starts_with("# ")), "{paragraph}");
+        let setting = setting.strip_prefix('#').expect("it is commented out");
+        let (name, value) = setting.split_once('=').unwrap();
+        assert!(explained.insert(name.to_owned()), "{name} stands there twice");
+        // The value is valid: the service fails at what stands in the place of its directory.
+        let mut command = result_cleaner();
+        command.args(["run", "/dev/null"]).env(name, value);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{setting}: {output:?}");
+    }
+    assert_eq!(explained, variables_of_run());
 }

@@ -37,4 +37,5 @@ mod service_manager;
 mod signals;
 mod statistics;
 mod stuck;
+mod units;
 mod without_claims;

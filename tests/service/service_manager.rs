@@ -14,8 +14,9 @@ use crate::common::{
 use rustix::process::{Signal, kill_process};
 
 /// The units, and the exposure that `systemd-analyze security` may see in each, in tenths.
-const UNITS: [(&str, u32); 2] = [
+const UNITS: [(&str, u32); 3] = [
     ("contrib/systemd/result-cleaner.service", 12),
+    ("contrib/systemd/result-cleaner@.service", 15),
     ("contrib/systemd/user/result-cleaner.service", 20),
 ];
 
@@ -87,7 +88,7 @@ fn the_units_are_valid_and_leave_little_exposed() {
     }
     for (name, most) in UNITS {
         let temp = tempfile::tempdir().unwrap();
-        let copy = temp.path().join("result-cleaner.service");
+        let copy = temp.path().join(Path::new(name).file_name().unwrap());
         let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
         let content = fs::read_to_string(&unit).unwrap();
         // It has to be installed where the unit says.
@@ -96,7 +97,11 @@ fn the_units_are_valid_and_leave_little_exposed() {
             .replace("/usr/local/bin/result-cleaner", binary)
             .replace("%h/.cargo/bin/result-cleaner", binary);
         fs::write(&copy, installed).unwrap();
-        let verified = Command::new("systemd-analyze").arg("verify").arg(&copy).output().unwrap();
+        let verified = Command::new("systemd-analyze")
+            .args(["verify", "--man=no"])
+            .arg(&copy)
+            .output()
+            .unwrap();
         let said = String::from_utf8_lossy(&verified.stderr);
         assert!(verified.status.success() && !said.contains("result-cleaner"), "{said}");
         let security = Command::new("systemd-analyze")
@@ -106,7 +111,7 @@ fn the_units_are_valid_and_leave_little_exposed() {
             .unwrap();
         let table = String::from_utf8_lossy(&security.stdout);
         let exposure = table.lines().find_map(|line| {
-            let figure = line.split("exposure level for result-cleaner.service: ").nth(1)?;
+            let (_, figure) = line.split_once("exposure level for ")?.1.split_once(": ")?;
             figure.split(' ').next()?.parse::<f64>().ok()
         });
         let exposure = exposure.unwrap_or_else(|| panic!("no exposure: {security:?}"));
