@@ -2,11 +2,7 @@
 //!
 //! `cargo run --example embed [DIR]` — until Ctrl-C.
 
-#![expect(
-    clippy::print_stdout,
-    reason = "an example is as short as may be, and prints what it does"
-)]
-
+use std::io::{Write, stdout};
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,7 +13,7 @@ struct Index;
 
 impl ResultStore for Index {
     fn removed(&self, result: &Path) {
-        println!("dropped from the index: {}", result.display());
+        let _ = writeln!(stdout(), "dropped from the index: {}", result.display());
     }
 }
 
@@ -35,7 +31,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         tokio::select! {
             _ = every_second.tick() => {
                 let stats = cleaner.get_stats();
-                println!(
+                let line = format!(
                     "{} waiting, {} deleted, {:.2} MiB freed, {} errors, next expiry {:?}",
                     stats.heap_size,
                     stats.total_deleted,
@@ -43,6 +39,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
                     stats.total_errors,
                     stats.next_expiry
                 );
+                // Whoever reads the output may have seen enough (`| head`).
+                if writeln!(stdout(), "{line}").is_err() {
+                    break;
+                }
             }
             // The application's own work goes here.
             interrupted = tokio::signal::ctrl_c() => {
@@ -52,6 +52,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     cleaner.stop().await?;
-    println!("stopped");
+    let _ = writeln!(stdout(), "stopped");
     Ok(())
 }

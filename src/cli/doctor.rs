@@ -40,17 +40,16 @@ pub(crate) fn execute(args: DoctorArgs) -> Result<(), Failure> {
                 CheckStatus::Warning => style("warning").yellow(),
                 _ => style("wrong  ").red().bold(),
             };
-            write!(out, "{status}  {:15}  {}", check.check, check.found)?;
-            match &check.remedy {
-                Some(remedy) => writeln!(out, ": {remedy}")?,
-                None => writeln!(out)?,
+            writeln!(out, "{status}  {:15}  {}", check.check, check.found)?;
+            if let Some(remedy) = &check.remedy {
+                writeln!(out, "{:26}remedy: {remedy}", "")?;
             }
         }
         Ok(())
     })?;
     match checks.iter().filter(|check| check.status == CheckStatus::Wrong).count() {
         0 => Ok(()),
-        1 => Err("something is wrong; its line tells what to do".into()),
-        count => Err(format!("{count} things are wrong; their lines say what to do").into()),
+        1 => Err("1 check failed; the line below it says what to do".into()),
+        count => Err(format!("{count} checks failed; the lines below them say what to do").into()),
     }
 }

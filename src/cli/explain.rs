@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
-use clap::Args;
+use clap::{Args, ValueHint};
 use console::style;
 use result_cleaner::{Config, DEFAULT_CACHE_DIR, Explanation, Fate, display_path, explain};
 use serde::Serialize;
@@ -15,15 +15,15 @@ use super::{Failure, block_on, log, output, switch};
 #[command(after_help = "\
 Examples:
   result-cleaner explain ~/.omnimemory/cached_results/a.result.json.lz4
-  result-cleaner explain --cache-dir /var/cache/results --json /var/cache/results/*.metadata.json
+  result-cleaner explain --cache-dir /cache --json /cache/*.metadata.json
 
 Exit status: 1 where a file is not there, else 0.")]
 pub(crate) struct ExplainArgs {
     /// Results or their metadata
-    #[arg(value_name = "FILE", required = true)]
+    #[arg(value_name = "FILE", required = true, value_hint = ValueHint::FilePath)]
     files: Vec<PathBuf>,
     /// The cache directory
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_CACHE_DIR, env = "RESULT_CLEANER_CACHE_DIR")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_CACHE_DIR, value_hint = ValueHint::DirPath, env = "RESULT_CLEANER_CACHE_DIR")]
     cache_dir: PathBuf,
     /// Print one JSON object per line
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]

@@ -1,10 +1,16 @@
 //! `result-cleaner completions` and `result-cleaner man`: files generated from the definition of the
 //! command line.
 
-use clap::{Args, CommandFactory};
-use clap_complete::Shell;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
 
-use super::{Cli, Failure, output};
+use clap::{Args, Command, ValueHint};
+use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
+
+use super::{Failure, command, environment, output};
 
 #[derive(Debug, Args)]
 pub(crate) struct CompletionsArgs {
@@ -12,8 +18,30 @@ pub(crate) struct CompletionsArgs {
     shell: Shell,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    // Has no variable: RESULT_CLEANER_DIR would be mistaken for that of the cache directory.
+    /// Write a page for each command to this directory instead
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    dir: Option<PathBuf>,
+}
+
+const FILES: [(&str, &str); 5] = [
+    ("~/.omnimemory/cached_results", "the cache directory, unless another one is given"),
+    ("X.result.json.lz4", "a result; it is deleted together with its metadata"),
+    (
+        "X.metadata.json",
+        "the metadata of that result; its field expires_at says when the result expires",
+    ),
+    (
+        ".result-cleaner-*",
+        "names that a cleaner uses for an instant while it deletes a file; recovered after a crash",
+    ),
+    ("/etc/default/result-cleaner", "the variables of the systemd units"),
+];
+
 pub(crate) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
-    let mut command = Cli::command();
+    let mut command = command();
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, name, &mut script);
@@ -21,19 +49,119 @@ pub(crate) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Prints one manual page for all: the subcommands follow the command itself.
-pub(crate) fn man() -> Result<(), Failure> {
-    let mut command = Cli::command().disable_help_subcommand(true);
+/// Prints one manual page for all commands, or writes a page for each of them.
+pub(crate) fn man(args: &ManArgs) -> Result<(), Failure> {
+    let mut command = command().disable_help_subcommand(true);
     command.build();
+    let Some(dir) = &args.dir else {
+        let page = page_of_all(&command)?;
+        output::print(|out| out.write_all(&page))?;
+        return Ok(());
+    };
+    for (name, page) in pages(&command)? {
+        let path = dir.join(name);
+        fs::write(&path, page)
+            .map_err(|error| format!("can't write {}: {error}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The subcommands that have manual pages.
+fn shown(command: &Command) -> impl Iterator<Item = &Command> {
+    command.get_subcommands().filter(|command| !command.is_hide_set())
+}
+
+/// One page in which the subcommands follow the command itself.
+fn page_of_all(command: &Command) -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
-    clap_mangen::Man::new(command.clone()).render(&mut page)?;
-    for subcommand in command.get_subcommands() {
-        let man = clap_mangen::Man::new(subcommand.clone());
+    let man = Man::new(command.clone());
+    render_head(&man, &mut page)?;
+    man.render_subcommands_section(&mut page)?;
+    man.render_extra_section(&mut page)?;
+    for subcommand in shown(command) {
+        let man = Man::new(subcommand.clone());
         man.render_name_section(&mut page)?;
         man.render_synopsis_section(&mut page)?;
         man.render_description_section(&mut page)?;
         man.render_options_section(&mut page)?;
+        man.render_extra_section(&mut page)?;
     }
-    output::print(|out| out.write_all(&page))?;
-    Ok(())
+    render_common(command, &mut page)?;
+    Ok(page)
+}
+
+/// The name and the text of the page of each command.
+fn pages(command: &Command) -> io::Result<Vec<(String, Vec<u8>)>> {
+    let main = command.get_name();
+    let names = || shown(command).map(|command| format!("{main}-{}", command.get_name()));
+    let mut page = Vec::new();
+    let man = Man::new(command.clone());
+    render_head(&man, &mut page)?;
+    man.render_subcommands_section(&mut page)?;
+    man.render_extra_section(&mut page)?;
+    render_common(command, &mut page)?;
+    render_see_also(names(), &mut page)?;
+    let mut pages = vec![(format!("{main}.1"), page)];
+    for (subcommand, name) in shown(command).zip(names()) {
+        let mut page = Vec::new();
+        let man = Man::new(subcommand.clone());
+        render_head(&man, &mut page)?;
+        man.render_extra_section(&mut page)?;
+        render_variables(std::iter::once(subcommand), &mut page)?;
+        let others = names().filter(|other| *other != name);
+        render_see_also(std::iter::once(main.to_owned()).chain(others), &mut page)?;
+        pages.push((format!("{name}.1"), page));
+    }
+    Ok(pages)
+}
+
+fn render_head(man: &Man, page: &mut Vec<u8>) -> io::Result<()> {
+    man.render_title(page)?;
+    man.render_name_section(page)?;
+    man.render_synopsis_section(page)?;
+    man.render_description_section(page)?;
+    man.render_options_section(page)
+}
+
+fn render_common(command: &Command, page: &mut Vec<u8>) -> io::Result<()> {
+    render_variables(shown(command), page)?;
+    let mut roff = Roff::new();
+    roff.control("SH", ["FILES"]);
+    for (name, meaning) in FILES {
+        roff.control("TP", []).text([bold(name)]).text([roman(meaning)]);
+    }
+    roff.control("SH", ["EXIT STATUS"]);
+    for (status, meaning) in [("0", "success"), ("1", "failure"), ("2", "wrong usage")] {
+        roff.control("TP", []).text([bold(status)]).text([roman(meaning)]);
+    }
+    roff.to_writer(page)
+}
+
+fn render_variables<'a>(
+    commands: impl Iterator<Item = &'a Command>,
+    page: &mut Vec<u8>,
+) -> io::Result<()> {
+    let variables = environment::variables(commands);
+    if variables.is_empty() {
+        return Ok(());
+    }
+    let mut roff = Roff::new();
+    roff.control("SH", ["ENVIRONMENT"]).text([roman(environment::RULES)]);
+    for (name, variable) in variables {
+        roff.control("TP", []).text([bold(name)]).text([roman(variable.meaning())]);
+    }
+    roff.to_writer(page)
+}
+
+fn render_see_also(names: impl Iterator<Item = String>, page: &mut Vec<u8>) -> io::Result<()> {
+    let mut roff = Roff::new();
+    roff.control("SH", ["SEE ALSO"]);
+    let mut text = Vec::new();
+    for name in names {
+        if !text.is_empty() {
+            text.push(roman(", "));
+        }
+        text.extend([bold(name), roman("(1)")]);
+    }
+    roff.text(text).to_writer(page)
 }

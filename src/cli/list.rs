@@ -17,7 +17,7 @@ use super::{Directory, Failure, block_on, log, output, switch};
 #[command(after_help = "\
 Examples:
   result-cleaner list | head
-  result-cleaner list --json | jq 'select(.reason)'      what is broken, and why")]
+  result-cleaner list --json | jq 'select(.reason)'    what is invalid, and why")]
 pub(crate) struct ListArgs {
     #[command(flatten)]
     directory: Directory,

@@ -1,10 +1,11 @@
-//! Logging of the commands, on standard error.
+//! Logging of the commands, on standard error or in the journal.
 
 use std::io::{self, Write, stderr};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 use tracing::Level;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
@@ -14,6 +15,7 @@ use tracing_subscriber::fmt::time::ChronoUtc;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::journal::{self, JournalFormat};
 use super::progress::ProgressLine;
 use super::{exclusive, output, switch};
 
@@ -34,12 +36,15 @@ pub(crate) enum LogFormat {
 #[derive(Debug)]
 pub(crate) struct LogArgs {
     pub format: LogFormat,
+    /// Whether the format was chosen, and not left to the default.
+    is_explicit: bool,
     level: Level,
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Logging")]
 struct LogFlags {
-    /// How log lines are written
+    /// How log lines are written; without it, lines for the journal keep their level and fields
     #[arg(long, value_name = "FORMAT", default_value = "text", env = "RESULT_CLEANER_LOG_FORMAT")]
     log_format: LogFormat,
     /// Log more: each deletion, each repeated failure
@@ -70,7 +75,8 @@ impl FromArgMatches for LogArgs {
             2.. if verbose_counts => Level::TRACE,
             _ => Level::INFO,
         };
-        Ok(Self { format: log_format, level })
+        let is_explicit = matches.value_source("log_format") != Some(ValueSource::DefaultValue);
+        Ok(Self { format: log_format, is_explicit, level })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -82,11 +88,21 @@ impl FromArgMatches for LogArgs {
 impl LogArgs {
     /// Starts the log of a service, which never waits for its reader.
     pub(super) fn start(&self) -> ServiceLog {
-        let (writer, guard) = NonBlockingBuilder::default()
-            .buffered_lines_limit(MAX_LINES)
-            .thread_name("log")
-            .finish(stderr());
-        start(self.level, self.format, writer.clone());
+        let builder = NonBlockingBuilder::default();
+        let builder = builder.buffered_lines_limit(MAX_LINES).thread_name("log");
+        let journal = if self.is_explicit { None } else { journal::connect() };
+        let (writer, guard) = match journal {
+            Some(journal) => {
+                let (writer, guard) = builder.finish(journal);
+                start_journal(self.level, writer.clone());
+                (writer, guard)
+            }
+            None => {
+                let (writer, guard) = builder.finish(stderr());
+                start(self.level, self.format, writer.clone());
+                (writer, guard)
+            }
+        };
         ServiceLog { writer, guard, deadline: None }
     }
 }
@@ -136,6 +152,20 @@ pub(crate) fn start_around(line: ProgressLine) {
     start(Level::WARN, LogFormat::Text, line);
 }
 
+fn levels(level: Level) -> Targets {
+    Targets::new().with_default(Level::WARN).with_target("result_cleaner", level)
+}
+
+/// Starts logging to the journal, which adds the times.
+fn start_journal(level: Level, writer: NonBlocking) {
+    let entries = tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .with_ansi(false)
+        .event_format(JournalFormat);
+    // A second start would change nothing, and does not happen.
+    let _ = tracing_subscriber::registry().with(levels(level)).with(entries).try_init();
+}
+
 fn start(
     level: Level,
     format: LogFormat,
@@ -146,8 +176,7 @@ fn start(
         .with_timer(ChronoUtc::new("%Y-%m-%dT%H:%M:%S%.3fZ".to_owned()))
         .with_target(false)
         .with_ansi(output::has_colour(&stderr()));
-    let levels = Targets::new().with_default(Level::WARN).with_target("result_cleaner", level);
-    let registry = tracing_subscriber::registry().with(levels);
+    let registry = tracing_subscriber::registry().with(levels(level));
     // A second start would change nothing, and does not happen.
     let _ = match format {
         LogFormat::Text => registry.with(lines).try_init(),

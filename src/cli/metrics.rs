@@ -12,6 +12,7 @@ pub(crate) struct Metrics {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Reporting")]
 struct MetricsFlags {
     /// Base URL of the metrics service; `/track/cleanup` is appended
     #[arg(long, value_name = "URL", default_value = DEFAULT_METRICS_URL, env = "RESULT_CLEANER_METRICS_URL")]

@@ -1,8 +1,10 @@
 //! Arguments, and one module for each subcommand.
 
 mod doctor;
+mod environment;
 mod explain;
 mod generate;
+mod journal;
 mod list;
 mod log;
 mod metrics;
@@ -17,10 +19,10 @@ use std::io::stdout;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::FalseyValueParser;
+use clap::builder::BoolishValueParser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint};
 use result_cleaner::{Config, DEFAULT_CACHE_DIR, Error, MIN_ORPHAN_AGE};
 
 /// Why a command failed: one line for the person who called it.
@@ -37,23 +39,24 @@ pub(crate) struct Cli {
     command: Command,
 }
 
+// No line is longer than 80 columns, so that none is wrapped.
 const EXAMPLES: &str = "\
 Examples:
-  result-cleaner sweep --dry-run                  what would go now
-  result-cleaner run --listen 127.0.0.1:8004      the service, with its stats over HTTP
-  result-cleaner status --watch                   what that service is doing
-  result-cleaner list --json ~/cache              what expires when, for programs
-  result-cleaner explain ~/cache/a.metadata.json  why that result goes or stays, and when
-  result-cleaner doctor                           whether all is here that the service needs
+  result-cleaner sweep --dry-run      count what would be deleted now
+  result-cleaner run --listen :8004   run the service, with a page on that port
+  result-cleaner status --watch       show what that service is doing
+  result-cleaner list --json ~/cache  list what expires when, for programs
+  result-cleaner explain FILE         explain why and when a result is deleted
+  result-cleaner doctor               check what the service needs
 
 Durations read like 6h, 90s, 250ms, 30d or 1h30m; a bare number is seconds.
-Every flag has an environment variable: --check-interval is RESULT_CLEANER_CHECK_INTERVAL.
-DIR is RESULT_CLEANER_CACHE_DIR for every command.
-Exit status: 0 if it was done, 1 if it could not be done, 2 on wrong usage.";
+Every flag has an environment variable; `result-cleaner help environment` lists
+them.
+Exit status: 0 on success, 1 on failure, 2 on wrong usage.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Watch a directory and delete each result as it expires, until SIGTERM or SIGINT
+    /// Watch a directory and delete each result as it expires, until a signal
     Run(run::RunArgs),
     /// Delete expired results once and exit
     Sweep(sweep::SweepArgs),
@@ -67,12 +70,16 @@ enum Command {
     Doctor(doctor::DoctorArgs),
     /// Print a completion script for a shell
     Completions(generate::CompletionsArgs),
-    /// Print the manual page, as roff
-    Man,
+    /// Print the manual page as roff, or write a set of pages
+    Man(generate::ManArgs),
+    /// List the environment variables
+    #[command(hide = true)]
+    Environment,
 }
 
 /// What is removed besides expired results.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Opt-in deletions")]
 struct OptIns {
     /// Also remove orphans: results without metadata, expired metadata without a result, and
     /// abandoned .tmp files, once unchanged for this long (at least 1h)
@@ -102,6 +109,7 @@ fn age(text: &str) -> Result<Duration, String> {
 
 /// What the work on files may cost.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Deleting")]
 struct Bounds {
     /// Limit file I/O to this much time per second, such as 100ms; results may then be deleted late
     #[arg(long, value_name = "TIME", value_parser = disk_time, env = "RESULT_CLEANER_MAX_DISK_TIME")]
@@ -120,7 +128,7 @@ fn disk_time(text: &str) -> Result<Duration, String> {
 #[derive(Debug, Args)]
 struct Directory {
     /// The cache directory
-    #[arg(value_name = "DIR", default_value = DEFAULT_CACHE_DIR, env = "RESULT_CLEANER_CACHE_DIR")]
+    #[arg(value_name = "DIR", default_value = DEFAULT_CACHE_DIR, value_hint = ValueHint::DirPath, env = "RESULT_CLEANER_CACHE_DIR")]
     dir: PathBuf,
 }
 
@@ -132,9 +140,34 @@ impl Directory {
     }
 }
 
-pub(crate) fn execute(cli: Cli) -> Result<(), Failure> {
+/// The definition of the command line, as this process uses it.
+fn command() -> clap::Command {
+    let command = Cli::command();
+    let variables = environment::table(&command);
+    // The variables are listed in one place, and not on each line of the help.
+    let command = command.mut_subcommands(|command| command.mut_args(|arg| arg.hide_env(true)));
+    command.mut_subcommand("environment", |topic| {
+        topic.override_help(variables).disable_help_flag(true)
+    })
+}
+
+/// Executes the command line of this process.
+///
+/// # Errors
+/// Ends the process with status 2 on wrong usage, and with status 0 after `--help` and `--version`.
+pub(crate) fn execute() -> Result<(), Failure> {
+    let defined = command();
+    let mut command =
+        defined.clone().mut_subcommands(|command| command.mut_args(environment::without_empty));
+    let parsed = command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| {
+        let name = matches.subcommand_name().unwrap_or_default().to_owned();
+        let cli = Cli::from_arg_matches(&matches);
+        cli.map(|cli| (cli, name.clone())).map_err(|error| with_usage(error, &mut command, &name))
+    });
+    let (cli, name) = parsed.unwrap_or_else(|error| error.exit());
+    environment::warn_of_unknown(&defined);
     console::set_colors_enabled(output::has_colour(&stdout()));
-    match cli.command {
+    let done = match cli.command {
         Command::Run(args) => run::execute(args),
         Command::Sweep(args) => sweep::execute(args),
         Command::List(args) => list::execute(args),
@@ -142,16 +175,33 @@ pub(crate) fn execute(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => status::execute(args),
         Command::Doctor(args) => doctor::execute(args),
         Command::Completions(args) => generate::completions(&args),
-        Command::Man => generate::man(),
+        Command::Man(args) => generate::man(&args),
+        Command::Environment => {
+            output::print(|out| writeln!(out, "{}", environment::table(&defined))).map(drop)
+        }
+    };
+    done.inspect_err(|error| {
+        if is_wrong_usage(error) {
+            let error = clap::Error::raw(ErrorKind::ValueValidation, error);
+            with_usage(error, &mut command, &name).exit();
+        }
+    })
+}
+
+/// Adds the usage of the subcommand `name` to an error.
+fn with_usage(error: clap::Error, command: &mut clap::Command, name: &str) -> clap::Error {
+    match command.find_subcommand_mut(name) {
+        Some(subcommand) => error.format(subcommand),
+        None => error.format(command),
     }
 }
 
-/// Returns 2 for wrong usage that only the library has detected, else 1.
-pub(crate) fn exit_status(error: &Failure) -> u8 {
-    match error.downcast_ref::<Error>() {
-        Some(Error::MetricsUrl { .. } | Error::Address { .. } | Error::TooShort { .. }) => 2,
-        _ => 1,
-    }
+/// Whether only the library has detected that the usage is wrong.
+fn is_wrong_usage(error: &Failure) -> bool {
+    matches!(
+        error.downcast_ref::<Error>(),
+        Some(Error::MetricsUrl { .. } | Error::Address { .. } | Error::TooShort { .. })
+    )
 }
 
 /// Runs `work` on a runtime, for the commands that do one thing and exit.
@@ -159,9 +209,9 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
-/// Parses the variable of a switch: on with `1`, `true`, `yes`; off with `0`, `false`, `no` or nothing.
-fn switch() -> FalseyValueParser {
-    FalseyValueParser::new()
+/// Parses the variable of a switch: on with `1`, `true` or `yes`, off with `0`, `false` or `no`.
+fn switch() -> BoolishValueParser {
+    BoolishValueParser::new()
 }
 
 /// Returns which of two mutually exclusive flags are on. A flag on the command line overrides the
@@ -208,6 +258,9 @@ mod tests {
         for command in Cli::command().get_subcommands() {
             for arg in command.get_arguments().filter(|arg| !arg.is_positional()) {
                 let Some(long) = arg.get_long() else { panic!("{arg} has no long form") };
+                if (command.get_name(), long) == ("man", "dir") {
+                    continue;
+                }
                 let expected = format!("RESULT_CLEANER_{}", long.to_uppercase().replace('-', "_"));
                 let variable = arg.get_env().map(|name| name.to_string_lossy().into_owned());
                 assert_eq!(variable, Some(expected), "{} --{long}", command.get_name());

@@ -1,12 +1,13 @@
 //! `result-cleaner run`: the service.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use result_cleaner::{Cleaner, Stats, server};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::log::{LogArgs, LogFormat, ServiceLog};
@@ -17,33 +18,40 @@ use super::{Bounds, Directory, Failure, OptIns, duration, output, systemd};
 #[command(after_help = "\
 Examples:
   result-cleaner run --no-metrics
-  result-cleaner run ~/cache --listen 127.0.0.1:8004      then open that address in a browser
-  result-cleaner run --metrics-url https://metrics.example --check-interval 1h -v
+  result-cleaner run ~/cache --listen :8004    open http://localhost:8004/ then
+  result-cleaner run --metrics-url https://metrics.example --check-interval 1h
 
-Exit status: 0 after SIGTERM or SIGINT, 1 where it could not start or has died.")]
+Exit status: 0 after SIGTERM, SIGINT or SIGHUP, 1 if it can't start or fails.")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     directory: Directory,
     /// Interval between full sweeps (at least 1s)
-    #[arg(long, value_name = "TIME", value_parser = check_interval, default_value = "6h", env = "RESULT_CLEANER_CHECK_INTERVAL")]
+    #[arg(long, value_name = "TIME", value_parser = check_interval, default_value = "6h", help_heading = "Watching", env = "RESULT_CLEANER_CHECK_INTERVAL")]
     check_interval: Duration,
     #[command(flatten)]
     metrics: Metrics,
-    /// Serve a status page, /stats, /metrics and /healthz on this address, such as 127.0.0.1:8004
-    #[arg(long, value_name = "ADDR:PORT", value_parser = address, env = "RESULT_CLEANER_LISTEN")]
+    /// Serve a status page, /stats, /metrics and /healthz on this address, such as 127.0.0.1:8004; `:8004` is
+    /// that port on the loopback address
+    #[arg(long, value_name = "ADDR:PORT", value_parser = address, help_heading = "Serving", env = "RESULT_CLEANER_LISTEN")]
     listen: Option<SocketAddr>,
     /// Minimum interval between reports of deletions outside of sweeps
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s", env = "RESULT_CLEANER_REPORT_INTERVAL")]
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s", help_heading = "Reporting", env = "RESULT_CLEANER_REPORT_INTERVAL")]
     report_interval: Duration,
     /// Interval between sweeps while some changes can't be watched
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s", env = "RESULT_CLEANER_FALLBACK_INTERVAL")]
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s", help_heading = "Watching", env = "RESULT_CLEANER_FALLBACK_INTERVAL")]
     fallback_interval: Duration,
     #[command(flatten)]
     opt_ins: OptIns,
     #[command(flatten)]
     bounds: Bounds,
     /// Accept requests to --listen under this host name, besides addresses and localhost
-    #[arg(long, value_name = "NAME", value_delimiter = ',', env = "RESULT_CLEANER_ALLOW_HOST")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_delimiter = ',',
+        help_heading = "Serving",
+        env = "RESULT_CLEANER_ALLOW_HOST"
+    )]
     allow_host: Vec<String>,
     #[command(flatten)]
     log: LogArgs,
@@ -57,8 +65,53 @@ fn check_interval(text: &str) -> Result<Duration, String> {
     Ok(interval)
 }
 
+/// Reads an address and a port. A port alone, or that of `localhost`, is on the loopback address.
 fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| "write an address and a port, like 127.0.0.1:8004".to_owned())
+    let on_loopback = text.strip_prefix("localhost").unwrap_or(text).strip_prefix(':');
+    let parsed = match on_loopback {
+        Some(port) => port.parse().ok().map(|port| (Ipv4Addr::LOCALHOST, port).into()),
+        None => text.parse().ok(),
+    };
+    parsed.ok_or_else(|| "write an address and a port, like 127.0.0.1:8004 or :8004".to_owned())
+}
+
+/// Whether this process was started with SIGHUP ignored, as by nohup(1).
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (SignalKind::hangup().as_raw_value() - 1)) != 0)
+}
+
+/// The signals that end the service.
+struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+    /// `None` if the process was started with it ignored.
+    hangup: Option<Signal>,
+}
+
+impl EndSignals {
+    fn new() -> io::Result<Self> {
+        let hangup = (!ignores_hangup()).then(|| signal(SignalKind::hangup())).transpose()?;
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())?, hangup })
+    }
+
+    /// Waits for the first of them.
+    async fn received(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+            _ = hangup => {}
+        }
+    }
 }
 
 pub(crate) fn execute(args: RunArgs) -> Result<(), Failure> {
@@ -89,8 +142,7 @@ async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
         Some(address) => Some(server::bind(address).await?),
         None => None,
     };
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = EndSignals::new()?;
     let cleaner = Cleaner::spawn(config).await?;
     let handle = cleaner.handle();
 
@@ -105,8 +157,7 @@ async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
     });
 
     let died = tokio::select! {
-        _ = terminate.recv() => false,
-        _ = interrupt.recv() => false,
+        () = signals.received() => false,
         _ = handle.closed() => true,
         never = systemd::keep_notified(handle.clone()) => match never {},
     };

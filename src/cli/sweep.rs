@@ -13,8 +13,8 @@ use super::{Bounds, Directory, Failure, OptIns, block_on, log, output, switch};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  result-cleaner sweep --dry-run                          what would go
-  result-cleaner sweep ~/cache --json                     for scripts
+  result-cleaner sweep --dry-run         count what would be deleted
+  result-cleaner sweep ~/cache --json    for scripts
   result-cleaner sweep --remove-orphans 1d --prune-empty-dirs 7d
 
 Exit status: 0 also where single files had errors; they are counted and logged.")]

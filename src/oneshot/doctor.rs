@@ -178,15 +178,15 @@ fn check_contents(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
     checks.push(match (&survey.example, &survey.unseen_example) {
         (Some(example), _) => Check::wrong(
             "permissions",
-            format!("in {forbidden} of {directories} directories this user may not delete, such as {}", display_path(example)),
+            format!("this user may not delete in {forbidden} of {}, such as {}", count_of(directories), display_path(example)),
             "grant this user to read, write and enter them (chmod u+rwx), mount the file system read-write, or run the service as their owner",
         ),
         (None, Some((example, error))) => Check::wrong(
             "permissions",
-            format!("{unseen} of {directories} directories can't be checked, such as {}: {error}", display_path(example)),
+            format!("{unseen} of {} can't be checked, such as {}: {error}", count_of(directories), display_path(example)),
             if is_out_of_files(error) { MORE_FILES } else { "the log of the kernel (dmesg) may say why" },
         ),
-        (None, None) => Check::ok("permissions", format!("{directories} directories, and this user may delete in all of them")),
+        (None, None) => Check::ok("permissions", format!("this user may delete in {}", all_of(directories))),
     });
     checks.push(match silent_file_system(dir) {
         Ok(None) => Check::ok("file system", "reports changes"),
@@ -205,12 +205,25 @@ fn check_contents(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
     check_canary(root, dir, checks);
 }
 
+/// Returns the number of directories in words.
+fn count_of(directories: usize) -> String {
+    if directories == 1 { "1 directory".to_owned() } else { format!("{directories} directories") }
+}
+
+fn all_of(directories: usize) -> String {
+    if directories == 1 {
+        "the directory".to_owned()
+    } else {
+        format!("all {directories} directories")
+    }
+}
+
 fn check_watches(directories: usize) -> Check {
     const CHECK: &str = "watches";
     let Some(limit) = inotify_limit("max_user_watches") else {
         return Check::warning(CHECK, "fs.inotify.max_user_watches can't be read", "mount /proc");
     };
-    let found = format!("{directories} directories, fs.inotify.max_user_watches is {limit}");
+    let found = format!("{}, fs.inotify.max_user_watches is {limit}", count_of(directories));
     let remedy = format!(
         "`sysctl fs.inotify.max_user_watches={}`",
         (directories * 4).next_power_of_two().max(1_048_576)

@@ -180,7 +180,8 @@ impl From<Tally> for SweepReport {
             freed_bytes: done.freed_bytes,
             checked_count: done.checked,
             errors: done.errors,
-            duration_ms: done.duration.as_secs_f64() * 1000.0,
+            // In whole microseconds, so that it has no more digits than that.
+            duration_ms: done.duration.as_micros() as f64 / 1000.0,
             orphans: None,
         }
     }

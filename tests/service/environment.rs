@@ -96,6 +96,47 @@ fn an_address_on_the_command_line_beats_no_metrics_in_the_environment() {
 }
 
 #[test]
+fn a_variable_that_no_flag_has_is_a_warning_with_the_nearest_name() {
+    let cache = CacheDir::samples();
+    let path = cache.path().to_str().unwrap();
+    let variables = [
+        ("RESULT_CLEANER_DRYRUN", "1"),
+        ("RESULT_CLEANER_CHEK_INTERVAL", "1h"),
+        ("RESULT_CLEANER_DIR", "/"),
+        ("RESULT_CLEANER_XYZZY", "1"),
+        ("RESULT_CLEANER_EMPTY", ""),
+        // Of another command.
+        ("RESULT_CLEANER_URL", "http://127.0.0.1:1"),
+    ];
+    let output = call(&["sweep", path, "--dry-run"], &variables);
+    assert!(output.status.success(), "{output:?}");
+    let mut lines: Vec<_> = std::str::from_utf8(&output.stderr).unwrap().lines().collect();
+    lines.sort_unstable();
+    let warnings = [
+        "CHEK_INTERVAL; did you mean RESULT_CLEANER_CHECK_INTERVAL?",
+        "DIR; did you mean RESULT_CLEANER_CACHE_DIR?",
+        "DRYRUN; did you mean RESULT_CLEANER_DRY_RUN?",
+        "XYZZY; see `result-cleaner help environment`",
+    ];
+    let warnings = warnings
+        .map(|warning| format!("warning: no flag has the variable RESULT_CLEANER_{warning}"));
+    assert_eq!(lines, warnings);
+}
+
+#[test]
+fn an_empty_variable_counts_as_not_set_and_a_switch_takes_no_other_words() {
+    let cache = CacheDir::samples();
+    let path = cache.path().to_str().unwrap();
+    let empty = ["MAX_DISK_TIME", "REMOVE_ORPHANS", "PRUNE_EMPTY_DIRS", "JSON", "DRY_RUN"];
+    let empty = empty.map(|name| (format!("RESULT_CLEANER_{name}"), ""));
+    let empty: Vec<_> = empty.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    let output = call(&["sweep", path], &empty);
+    assert!(output.stdout.starts_with(b"deleted 12 of 24 "), "{output:?}");
+    let output = call(&["sweep", path], &[("RESULT_CLEANER_DRY_RUN", "flase")]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[test]
 fn variables_that_switch_understand_the_usual_words() {
     for value in ["1", "true", "yes", "on"] {
         assert!(!reports(&[("RESULT_CLEANER_NO_METRICS", value)], &[]), "{value:?}");

@@ -201,3 +201,64 @@ fn has_systemd_analyze() -> bool {
     }
     works
 }
+
+/// Makes the service's standard error look like the journal, with the socket of a test as the journal's.
+const IN_THE_JOURNAL: &str = r#"
+mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/journal && mount --bind "$0" /run/systemd/journal || exit 77
+JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2) exec "$@"
+"#;
+
+/// The service with standard error as its journal, and the journal's socket. `None`, with a message, where
+/// nothing can be mounted.
+fn run_in_the_journal(cache: &CacheDir, args: &[&str]) -> Option<(Service, UnixDatagram)> {
+    let dir = cache.outside("journal");
+    fs::create_dir(&dir).unwrap();
+    let script = |args: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", IN_THE_JOURNAL]);
+        command.arg(&dir).args(args);
+        command
+    };
+    let trial = script(&["true"]).output();
+    if !trial.is_ok_and(|trial| trial.status.success()) {
+        eprintln!("skipped: nothing can be mounted");
+        return None;
+    }
+    let socket = UnixDatagram::bind(dir.join("socket")).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let address = free_address();
+    let mut command = script(&[env!("CARGO_BIN_EXE_result-cleaner"), "run", "--no-metrics"]);
+    command.arg(cache.path()).args(["--listen", &address]).args(args);
+    Some((Service::spawn(command, &format!("http://{address}")), socket))
+}
+
+#[test]
+fn lines_in_the_journal_have_their_level_and_fields_and_no_time() {
+    let cache = CacheDir::new();
+    let broken = cache.store("broken", 4e9);
+    fs::write(&broken.metadata, "{").unwrap();
+    let Some((service, socket)) = run_in_the_journal(&cache, &[]) else { return };
+    let mut entry = String::new();
+    wait_until("the warning is in the journal", || {
+        let mut buffer = [0; 4096];
+        let length = socket.recv(&mut buffer).expect("an entry");
+        entry = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        entry.contains("MESSAGE=invalid metadata")
+    });
+    let lines: Vec<&str> = entry.lines().collect();
+    assert_eq!(lines[..2], ["PRIORITY=4", "SYSLOG_IDENTIFIER=result-cleaner"], "{entry}");
+    let path = format!("RESULT_CLEANER_PATH={}", broken.metadata.display());
+    assert!(lines.contains(&path.as_str()), "{entry}");
+    let (status, _, log) = service.terminate();
+    assert_eq!((status.code(), log.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_log_format_that_was_chosen_is_written_to_standard_error_in_any_case() {
+    let cache = CacheDir::new();
+    let Some((service, _socket)) = run_in_the_journal(&cache, &["--log-format", "text"]) else {
+        return;
+    };
+    let (_, _, log) = service.terminate();
+    assert!(log.contains("INFO watching the cache directory"), "{log}");
+}

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::common::{CacheDir, Pair, Service, in_time, last_stats, now, wait_until};
+use crate::common::{CacheDir, Pair, Service, free_address, in_time, last_stats, now, wait_until};
 use rustix::process::Signal;
 
 /// Far more than the second that the service may take.
@@ -36,8 +36,8 @@ fn reserved_names(cache: &CacheDir) -> Vec<String> {
 }
 
 #[test]
-fn sigterm_and_sigint_end_it_cleanly() {
-    for signal in [Signal::TERM, Signal::INT] {
+fn sigterm_sigint_and_sighup_end_it_cleanly() {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let cache = CacheDir::new();
         let service = Service::start(cache.path(), &[]);
         let pair = cache.store("a", now() + 0.2);
@@ -50,6 +50,21 @@ fn sigterm_and_sigint_end_it_cleanly() {
         assert_eq!((&last["running"], &last["total_deleted"]), (&false.into(), &1.into()));
         assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
     }
+}
+
+#[test]
+fn a_service_that_was_started_with_sighup_ignored_ignores_it() {
+    let cache = CacheDir::new();
+    let address = free_address();
+    let mut command = std::process::Command::new("nohup");
+    command.arg(env!("CARGO_BIN_EXE_result-cleaner")).arg("run").arg(cache.path());
+    command.args(["--no-metrics", "--listen", &address]);
+    let service = Service::spawn(command, &format!("http://{address}"));
+    service.signal(Signal::HUP);
+    cache.store("a", now() - 1.0);
+    service.wait_for_stat("total_deleted", 1);
+    let (status, _, log) = service.terminate();
+    assert_eq!(status.code(), Some(0), "{log}");
 }
 
 #[test]
