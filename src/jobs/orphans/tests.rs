@@ -223,22 +223,22 @@ fn only_old_and_empty_directories_below_the_cache_directory_go() {
     fs::remove_file(cache.path("above/below/x")).unwrap();
     assert_eq!(cache.search("empty", Duration::from_secs(3600)).removed.pruned, 0);
     let age = some_age();
-    for (dir, pruned) in [
-        ("", 0),
-        ("full", 0),
-        ("above", 0),
-        ("empty", 1),
-        ("above/below", 1),
-        ("above", 0),
-        ("gone", 0),
-    ] {
+    let pruned = |dir: &str| {
         let pass = cache.search(dir, age);
-        assert_eq!(pass.removed.pruned, pruned, "{dir}");
         assert!(pass.failures.is_empty());
+        pass.removed.pruned
+    };
+    for (dir, count) in [("", 0), ("full", 0), ("above", 0), ("empty", 1), ("gone", 0)] {
+        assert_eq!(pruned(dir), count, "{dir}");
     }
-    // It was changed when it became empty.
-    assert_eq!(cache.files(), ["above", "full", "full/x"]);
-    assert_eq!(cache.search("above", some_age()).removed.pruned, 1);
+    let start = Instant::now();
+    assert_eq!(pruned("above/below"), 1);
+    // It was changed when it became empty, which is long ago on a machine that is very busy.
+    let kept = pruned("above") == 0;
+    assert!(kept || start.elapsed() >= age / 2);
+    thread::sleep(age);
+    assert_eq!(pruned("above"), u64::from(kept));
+    assert_eq!(cache.files(), ["full", "full/x"]);
 }
 
 #[test]
