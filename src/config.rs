@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::pair::budget::Budget;
+pub use crate::pair::budget::{MinFree, parse_size};
 
 /// The cache directory unless another one is given.
 pub const DEFAULT_CACHE_DIR: &str = "~/.omnimemory/cached_results";
@@ -14,6 +16,9 @@ pub const DEFAULT_METRICS_URL: &str = "http://localhost:8003";
 
 /// The minimum age of orphans and empty directories before they may be removed.
 pub const MIN_ORPHAN_AGE: Duration = Duration::from_secs(3600);
+
+/// How long a result has to be unchanged before it may be evicted, unless another time is given.
+const DEFAULT_EVICT_MIN_AGE: Duration = Duration::from_secs(60);
 
 /// Receives a call for each removed result, so that an application can drop its references to it.
 ///
@@ -76,6 +81,15 @@ pub struct Config {
     /// Removes directories below the cache directory that have been empty and unchanged for this long.
     /// At least an hour. With `None`, the default, they are kept.
     pub prune_empty_dirs: Option<Duration>,
+    /// Evicts results before they expire, the soonest `expires_at` first, once all complete, valid pairs take more than
+    /// this many bytes on disk (allocated, as `du` counts). An eviction goes on until they take 95 % of it. With `None`,
+    /// the default, nothing is evicted.
+    pub max_size: Option<u64>,
+    /// Evicts results, likewise, once less than this is free on the cache directory's file system, until 105 % of it are
+    /// free. With `None`, the default, nothing is evicted.
+    pub min_free: Option<MinFree>,
+    /// How long a result has to be unchanged before it may be evicted; 60 s by default.
+    pub evict_min_age: Duration,
     /// Whether Landlock confines the threads that delete to the cache directory, if the kernel supports
     /// it. They then can't create, write, rename or remove anything elsewhere. The command line sets it.
     /// It is off by default: the cleaner calls [`result_store`](Self::result_store) and writes logs on
@@ -96,6 +110,9 @@ impl Config {
             max_disk_time: None,
             remove_orphans: None,
             prune_empty_dirs: None,
+            max_size: None,
+            min_free: None,
+            evict_min_age: DEFAULT_EVICT_MIN_AGE,
             sandbox: false,
         }
     }
@@ -142,12 +159,39 @@ impl Config {
         self
     }
 
+    /// Sets [`max_size`](Self::max_size).
+    #[must_use]
+    pub fn with_max_size(mut self, bytes: u64) -> Self {
+        self.max_size = Some(bytes);
+        self
+    }
+
+    /// Sets [`min_free`](Self::min_free).
+    #[must_use]
+    pub fn with_min_free(mut self, min_free: MinFree) -> Self {
+        self.min_free = Some(min_free);
+        self
+    }
+
+    /// Sets [`evict_min_age`](Self::evict_min_age).
+    #[must_use]
+    pub fn with_evict_min_age(mut self, age: Duration) -> Self {
+        self.evict_min_age = age;
+        self
+    }
+
+    /// Returns the disk budget, if one is set.
+    pub(crate) fn budget(&self) -> Option<Budget> {
+        let Self { max_size, min_free, evict_min_age: min_age, .. } = *self;
+        (max_size.is_some() || min_free.is_some()).then_some(Budget { max_size, min_free, min_age })
+    }
+
     /// Returns the cache directory with `~` expanded.
     pub(crate) fn expanded_cache_dir(&self) -> Result<PathBuf, Error> {
         expand_home(&self.cache_dir)
     }
 
-    /// Checks that each duration has at least its minimum.
+    /// Checks that each duration has at least its minimum, and that the limits are within their bounds.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let millisecond = Duration::from_millis(1);
         let least = [
@@ -157,11 +201,19 @@ impl Config {
             ("max_disk_time", self.max_disk_time.unwrap_or(millisecond), millisecond),
             ("remove_orphans", self.remove_orphans.unwrap_or(MIN_ORPHAN_AGE), MIN_ORPHAN_AGE),
             ("prune_empty_dirs", self.prune_empty_dirs.unwrap_or(MIN_ORPHAN_AGE), MIN_ORPHAN_AGE),
+            ("evict_min_age", self.evict_min_age, millisecond),
         ];
         for (setting, value, minimum) in least {
             if value < minimum {
                 return Err(Error::TooShort { setting, value, minimum });
             }
+        }
+        if self.max_size == Some(0) {
+            return Err(Error::Limit { setting: "max_size", reason: "more than zero" });
+        }
+        if self.min_free.is_some_and(|limit| !limit.is_valid()) {
+            let reason = "more than zero, or 1 to 90 percent";
+            return Err(Error::Limit { setting: "min_free", reason });
         }
         Ok(())
     }
@@ -205,6 +257,9 @@ impl fmt::Debug for Config {
             .field("max_disk_time", &self.max_disk_time)
             .field("remove_orphans", &self.remove_orphans)
             .field("prune_empty_dirs", &self.prune_empty_dirs)
+            .field("max_size", &self.max_size)
+            .field("min_free", &self.min_free)
+            .field("evict_min_age", &self.evict_min_age)
             .field("sandbox", &self.sandbox)
             .finish()
     }
@@ -268,6 +323,18 @@ mod tests {
         (config.remove_orphans, config.prune_empty_dirs) =
             (Some(MIN_ORPHAN_AGE), Some(MIN_ORPHAN_AGE));
         config.validate().unwrap();
+        config.max_size = Some(0);
+        assert!(config.validate().unwrap_err().to_string().contains("max_size"));
+        config.max_size = Some(u64::MAX);
+        for (wrong, right) in [(0, 1), (91, 90)] {
+            config.min_free = Some(MinFree::Percent(wrong));
+            assert!(config.validate().unwrap_err().to_string().contains("min_free"));
+            config.min_free = Some(MinFree::Percent(right));
+            config.validate().unwrap();
+        }
+        config.evict_min_age = Duration::ZERO;
+        assert!(config.validate().unwrap_err().to_string().contains("evict_min_age"));
+        config.evict_min_age = Duration::from_millis(1);
         config.fallback_interval = Duration::ZERO;
         assert!(config.validate().is_err());
     }

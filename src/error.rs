@@ -47,6 +47,14 @@ pub enum Error {
         /// The least value that is allowed.
         minimum: Duration,
     },
+    /// A limit in the configuration is out of its bounds.
+    #[error("{setting} must be {reason}")]
+    Limit {
+        /// The field of [`Config`](crate::Config).
+        setting: &'static str,
+        /// What is allowed.
+        reason: &'static str,
+    },
     /// A path begins with `~`, and no home directory is known.
     #[error(
         "{} begins with ~, but no home directory is known: set HOME, or give the whole path", display_path(.path)

@@ -108,7 +108,8 @@ mod worker;
 
 pub use cleaner::{Cleaner, Handle};
 pub use config::{
-    Config, DEFAULT_CACHE_DIR, DEFAULT_METRICS_URL, MIN_ORPHAN_AGE, ResultStore, expand_home,
+    Config, DEFAULT_CACHE_DIR, DEFAULT_METRICS_URL, MIN_ORPHAN_AGE, MinFree, ResultStore,
+    expand_home, parse_size,
 };
 pub use display::display_path;
 pub use error::Error;
@@ -120,6 +121,6 @@ pub use telemetry::events::{Event, Events};
 #[cfg(feature = "report")]
 pub use telemetry::http_client::fetch_stats;
 pub use telemetry::stats::{
-    ExpiryBucket, FreedSpan, LastSweep, OrphanReport, Recent, RecentError, Stats, SweepReport,
-    WatchState,
+    EvictionReport, ExpiryBucket, FreedSpan, LastSweep, OrphanReport, Recent, RecentError, Stats,
+    SweepReport, WatchState,
 };

@@ -147,9 +147,10 @@ pub(crate) fn start_quietly() {
     start(Level::WARN, LogFormat::Text, stderr);
 }
 
-/// Does the same, and keeps the progress line intact.
-pub(crate) fn start_around(line: ProgressLine) {
-    start(Level::WARN, LogFormat::Text, line);
+/// Does the same, and keeps the progress line intact. If it is `verbose`, also logs each deletion.
+pub(crate) fn start_around(line: ProgressLine, verbose: bool) {
+    let level = if verbose { Level::DEBUG } else { Level::WARN };
+    start(level, LogFormat::Text, line);
 }
 
 fn levels(level: Level) -> Targets {

@@ -23,7 +23,7 @@ use clap::builder::BoolishValueParser;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint};
-use result_cleaner::{Config, DEFAULT_CACHE_DIR, Error, MIN_ORPHAN_AGE};
+use result_cleaner::{Config, DEFAULT_CACHE_DIR, Error, MIN_ORPHAN_AGE, MinFree, parse_size};
 
 /// Why a command failed: one line for the person who called it.
 pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -124,6 +124,29 @@ fn disk_time(text: &str) -> Result<Duration, String> {
     Ok(time)
 }
 
+/// What the results may take on disk.
+#[derive(Debug, Args)]
+struct DiskBudget {
+    /// Evict results before they expire, the soonest first, once all take more than this on disk, such as 500M or
+    /// 20GiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, env = "RESULT_CLEANER_MAX_SIZE")]
+    max_size: Option<u64>,
+    /// Evict results likewise once less than this is free on their file system, such as 2GiB or 10%
+    #[arg(long, value_name = "SIZE|N%", env = "RESULT_CLEANER_MIN_FREE")]
+    min_free: Option<MinFree>,
+    /// Never evict a result that has been unchanged for less than this
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s", env = "RESULT_CLEANER_EVICT_MIN_AGE")]
+    evict_min_age: Duration,
+}
+
+impl DiskBudget {
+    fn apply(&self, config: &mut Config) {
+        config.max_size = self.max_size;
+        config.min_free = self.min_free;
+        config.evict_min_age = self.evict_min_age;
+    }
+}
+
 /// Where the results are.
 #[derive(Debug, Args)]
 struct Directory {
@@ -200,7 +223,12 @@ fn with_usage(error: clap::Error, command: &mut clap::Command, name: &str) -> cl
 fn is_wrong_usage(error: &Failure) -> bool {
     matches!(
         error.downcast_ref::<Error>(),
-        Some(Error::MetricsUrl { .. } | Error::Address { .. } | Error::TooShort { .. })
+        Some(
+            Error::MetricsUrl { .. }
+                | Error::Address { .. }
+                | Error::TooShort { .. }
+                | Error::Limit { .. }
+        )
     )
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::log::{LogArgs, LogFormat, ServiceLog};
 use super::metrics::Metrics;
-use super::{Bounds, Directory, Failure, OptIns, duration, output, systemd};
+use super::{Bounds, Directory, DiskBudget, Failure, OptIns, duration, output, systemd};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -42,6 +42,8 @@ pub(crate) struct RunArgs {
     fallback_interval: Duration,
     #[command(flatten)]
     opt_ins: OptIns,
+    #[command(flatten)]
+    budget: DiskBudget,
     #[command(flatten)]
     bounds: Bounds,
     /// Accept requests to --listen under this host name, besides addresses and localhost
@@ -137,6 +139,7 @@ async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
     config.fallback_interval = args.fallback_interval;
     config.max_disk_time = args.bounds.max_disk_time;
     args.opt_ins.apply(&mut config);
+    args.budget.apply(&mut config);
     // Binding comes before any deletion, so that a second service does not start by mistake.
     let listener = match args.listen {
         Some(address) => Some(server::bind(address).await?),

@@ -8,7 +8,7 @@ use indicatif::BinaryBytes;
 use result_cleaner::{Progress, sweep_with_progress};
 
 use super::progress::ProgressLine;
-use super::{Bounds, Directory, Failure, OptIns, block_on, log, output, switch};
+use super::{Bounds, Directory, DiskBudget, Failure, OptIns, block_on, log, output, switch};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -16,6 +16,7 @@ Examples:
   result-cleaner sweep --dry-run         count what would be deleted
   result-cleaner sweep ~/cache --json    for scripts
   result-cleaner sweep --remove-orphans 1d --prune-empty-dirs 7d
+  result-cleaner sweep --max-size 1G --dry-run -v         what would be evicted
 
 Exit status: 0 also where single files had errors; they are counted and logged.")]
 pub(crate) struct SweepArgs {
@@ -27,7 +28,12 @@ pub(crate) struct SweepArgs {
     #[command(flatten)]
     opt_ins: OptIns,
     #[command(flatten)]
+    budget: DiskBudget,
+    #[command(flatten)]
     bounds: Bounds,
+    /// Log each result that is deleted or evicted, or would be
+    #[arg(short, long, value_parser = switch(), env = "RESULT_CLEANER_VERBOSE")]
+    verbose: bool,
     /// Print one JSON object
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
     json: bool,
@@ -35,10 +41,11 @@ pub(crate) struct SweepArgs {
 
 pub(crate) fn execute(args: SweepArgs) -> Result<(), Failure> {
     let line = ProgressLine::new();
-    log::start_around(line.clone());
+    log::start_around(line.clone(), args.verbose);
     let mut config = args.directory.config();
     config.max_disk_time = args.bounds.max_disk_time;
     args.opt_ins.apply(&mut config);
+    args.budget.apply(&mut config);
     let progress = Arc::new(Progress::default());
     let sweep = sweep_with_progress(&config, args.dry_run, Arc::clone(&progress));
     let report = block_on(async { Ok(line.show_while(progress, sweep).await?) })?;
@@ -58,6 +65,15 @@ pub(crate) fn execute(args: SweepArgs) -> Result<(), Failure> {
             report.errors,
             took.as_secs_f64(),
         )?;
+        if let Some(evictions) = report.evictions {
+            writeln!(
+                out,
+                "{} {} results before they expire, {} on disk",
+                if args.dry_run { "would evict" } else { "evicted" },
+                evictions.evicted_count,
+                BinaryBytes(evictions.evicted_bytes),
+            )?;
+        }
         let Some(litter) = report.orphans else { return Ok(()) };
         writeln!(
             out,

@@ -2,9 +2,11 @@
 
 use std::io;
 
-use rustix::fs::fstatfs;
+use rustix::fs::{fstatfs, fstatvfs};
+use rustix::io::retry_on_intr;
 
-use super::root::Dir;
+use super::root::{Dir, Root};
+use crate::pair::budget::FreeSpace;
 
 /// Whether the file system reports all changes to the kernel. Network file systems and those in user space
 /// do not report changes that are made elsewhere.
@@ -34,4 +36,15 @@ pub(crate) fn silent_file_system(dir: &Dir) -> io::Result<Option<&'static str>> 
     // The type of the field differs between platforms; the numbers are 32 bits wide.
     let found = fstatfs(dir)?.f_type as u32;
     Ok(SILENT.iter().find(|(number, _)| *number == found).map(|(_, name)| *name))
+}
+
+/// Returns the size of the cache directory's file system, and what unprivileged users may still use of it. May block
+/// for as long as the file system does not answer.
+///
+/// # Errors
+/// Those of the system.
+pub(crate) fn free_space(root: &Root) -> io::Result<FreeSpace> {
+    let found = retry_on_intr(|| fstatvfs(root))?;
+    let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+    Ok(FreeSpace { free: bytes(found.f_bavail), total: bytes(found.f_blocks) })
 }

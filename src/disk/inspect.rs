@@ -12,7 +12,7 @@ use rustix::path::Arg;
 use crate::disk::root::{Dir, is_not_ours};
 use crate::pair::metadata::{self, InvalidMetadata, MAX_METADATA_BYTES};
 use crate::pair::name::{Half, Stem};
-use crate::pair::version::{Broken, FileState, Pair};
+use crate::pair::version::{Broken, FileState, Pair, allocated};
 
 /// The state of a pair on disk.
 #[derive(Debug)]
@@ -105,9 +105,18 @@ impl Metadata {
 
 /// Reads metadata that was just listed as a regular file, with as few system calls as possible.
 ///
-/// Returns `None` if it can't be read, or does not fit into `buffer`: [`inspect_listed`] finds out more.
-pub(crate) fn read_listed<'a>(dir: &Dir, name: &CStr, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+/// Returns `None` if it can't be read, or does not fit into `buffer`: [`inspect_listed`] finds out more. Stores in
+/// `blocks` what it takes on disk, if that is wanted.
+pub(crate) fn read_listed<'a>(
+    dir: &Dir,
+    name: &CStr,
+    buffer: &'a mut [u8],
+    blocks: Option<&mut u32>,
+) -> Option<&'a [u8]> {
     let file = open_quietly(dir, name).ok()?;
+    if let Some(blocks) = blocks {
+        *blocks = allocated(&fstat(&file).ok()?);
+    }
     let count = retry_on_intr(|| pread(&file, &mut *buffer, 0)).ok()?;
     // A short read of a regular file ends at its end.
     (count < buffer.len()).then(|| &buffer[..count])

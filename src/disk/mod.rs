@@ -4,3 +4,4 @@ pub(crate) mod filesystem;
 pub(crate) mod inspect;
 pub(crate) mod list;
 pub(crate) mod root;
+pub(crate) mod survey;

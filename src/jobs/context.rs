@@ -12,6 +12,7 @@ use crate::config::{Ages, Config, ResultStore};
 use crate::disk::root::{Dir, Root};
 use crate::display::path_field;
 use crate::jobs::throttle::Throttle;
+use crate::pair::budget::Budget;
 use crate::pair::name::{Half, Stem};
 use crate::remove::restore;
 use crate::remove::sandbox;
@@ -36,6 +37,7 @@ pub(crate) struct JobContext {
     throttle: Arc<Throttle>,
     backpressure: Arc<Backpressure>,
     orphan_ages: Ages,
+    budget: Option<Budget>,
     /// Whether it works on threads that are confined to the cache directory.
     confined: bool,
     /// Pairs that were moved out of the cache directory while they were being deleted.
@@ -54,6 +56,7 @@ impl JobContext {
             throttle: Arc::new(Throttle::new(config.max_disk_time)),
             backpressure: Arc::default(),
             orphan_ages: Ages::of(config),
+            budget: config.budget(),
             confined: config.sandbox,
             moved_away: Arc::default(),
         }
@@ -128,6 +131,11 @@ impl JobContext {
     /// Whether it also reports the sizes of pairs that are not due.
     pub(crate) fn reports_sizes(&self) -> bool {
         self.reports_sizes
+    }
+
+    /// The disk budget, if there is one. Sizes on disk are reported only with one.
+    pub(crate) fn budget(&self) -> Option<&Budget> {
+        self.budget.as_ref()
     }
 
     /// The limit on the time that is spent on files.

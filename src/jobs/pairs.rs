@@ -10,15 +10,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::disk::inspect::{Inspection, inspect, inspect_listed};
 use crate::disk::root::{Dir, Root, is_mounted_over, is_not_ours};
 use crate::display::path_field;
 use crate::jobs::context::{JobContext, result_path};
+use crate::pair::budget::Chosen;
 use crate::pair::name::{PairKey, Stem};
 use crate::pair::outcome::{Failure, Job, JobResult, Outcome};
-use crate::pair::version::FileState;
+use crate::pair::version::{FileState, Pair};
 use crate::remove::{Buffers, ClaimedPair, DuePair, Removal, remove};
 use crate::sys::descriptors::share_of_open_files;
 use crate::watch::Watcher;
@@ -90,14 +91,15 @@ impl<'a> PairProcessor<'a> {
     pub(crate) fn attend_all(&mut self, jobs: &[Job], cancel: &AtomicBool) {
         for group in jobs.chunk_by(|a, b| a.key.dir == b.key.dir) {
             let dir = self.root.open_dir(&group[0].key.dir).map(Arc::new);
-            for Job { key, settled } in group {
+            for Job { key, settled, evict } in group {
                 self.rest(cancel);
                 if cancel.load(Ordering::Relaxed) {
                     return;
                 }
                 let outcome = match &dir {
                     Ok(dir) => {
-                        self.attend(dir, &key.stem, settled.map_or(Hint::Nothing, Hint::Settled));
+                        let hint = settled.map_or(Hint::Nothing, Hint::Settled);
+                        self.attend_or_evict(dir, &key.stem, hint, evict.as_ref());
                         continue;
                     }
                     // The file system that is mounted over it may be unmounted again.
@@ -112,10 +114,21 @@ impl<'a> PairProcessor<'a> {
 
     /// Processes one pair.
     pub(crate) fn attend(&mut self, dir: &Arc<Dir>, stem: &Stem, hint: Hint) {
+        self.attend_or_evict(dir, stem, hint, None);
+    }
+
+    /// Processes one pair. Evicts it if it is `chosen` and can be evicted.
+    fn attend_or_evict(
+        &mut self,
+        dir: &Arc<Dir>,
+        stem: &Stem,
+        hint: Hint,
+        chosen: Option<&Chosen>,
+    ) {
         self.finish_due();
         self.buffers.shrink();
         let _spending = self.context.throttle().spend();
-        let outcome = match self.judge(dir, stem, hint) {
+        let outcome = match self.judge(dir, stem, hint, chosen) {
             Decision::Keep(outcome) => Some(outcome),
             Decision::Delete(judged) => self.delete(dir, stem, judged),
         };
@@ -177,7 +190,8 @@ impl<'a> PairProcessor<'a> {
     }
 
     fn finish_next(&mut self) {
-        let Some((held, late)) = self.held.pop_front() else { return };
+        let Some((held, mut late)) = self.held.pop_front() else { return };
+        let (evicts, expires_at) = (held.evicts, held.expires_at());
         let _spending = self.context.throttle().spend();
         let (dir, stem) = (Arc::clone(&held.dir), held.stem.clone());
         if self.held.front().is_none_or(|(next, _)| !Arc::ptr_eq(&next.dir, &dir)) {
@@ -185,13 +199,17 @@ impl<'a> PairProcessor<'a> {
         }
         let clock = self.context.clock();
         let removal = held.finish(&|| clock.wall(), &mut self.buffers);
-        if let Some(outcome) = self.outcome_of(removal, &dir, &stem, late) {
+        if evicts {
+            late = clock.wall() - expires_at;
+        }
+        let when = When { expires_at, late, evicts };
+        if let Some(outcome) = self.outcome_of(removal, &dir, &stem, when) {
             let key = PairKey { dir: Arc::clone(&dir.rel), stem };
             self.found.push(JobResult { key, outcome });
         }
     }
 
-    fn judge(&mut self, dir: &Dir, stem: &Stem, hint: Hint) -> Decision {
+    fn judge(&mut self, dir: &Dir, stem: &Stem, hint: Hint, chosen: Option<&Chosen>) -> Decision {
         let sight = match self.look(dir, stem, hint) {
             Ok(sight) => sight,
             Err(error) => {
@@ -208,14 +226,18 @@ impl<'a> PairProcessor<'a> {
                 return Decision::Keep(Outcome::Broken { metadata, reason, wait, bytes });
             }
             Inspection::NotDue { expires_at } => {
-                return Decision::Keep(Outcome::NotDue { expires_at, bytes: None });
+                return Decision::Keep(Outcome::NotDue { expires_at, bytes: None, size: None });
             }
             Inspection::Complete(pair, metadata) => (pair, metadata),
         };
         let now = clock.wall();
         let (expires_at, bytes) = (pair.expires_at, pair.bytes());
         if now < expires_at {
-            return Decision::Keep(Outcome::NotDue { expires_at, bytes: Some(bytes) });
+            if chosen.is_some_and(|chosen| can_be_evicted(&pair, chosen, now)) {
+                return Decision::Delete(DuePair { pair, metadata, evicts: true });
+            }
+            let size = self.context.budget().map(|_| pair.disk_size());
+            return Decision::Keep(Outcome::NotDue { expires_at, bytes: Some(bytes), size });
         }
         let settled = matches!(hint, Hint::Settled(then) if pair.result.is_unchanged_since(&then));
         if pair.may_be_half_published() && !settled {
@@ -232,7 +254,7 @@ impl<'a> PairProcessor<'a> {
         if !self.context.deletes() {
             return Decision::Keep(Outcome::Due { expires_at, bytes });
         }
-        Decision::Delete(DuePair { pair, metadata })
+        Decision::Delete(DuePair { pair, metadata, evicts: false })
     }
 
     fn look(&mut self, dir: &Dir, stem: &Stem, hint: Hint) -> io::Result<Inspection> {
@@ -241,7 +263,8 @@ impl<'a> PairProcessor<'a> {
             return inspect(dir, stem, buffer);
         };
         let context = self.context;
-        let wait = |expires_at| !context.reports_sizes() && context.clock().wall() < expires_at;
+        let wants_sizes = context.reports_sizes() || context.budget().is_some();
+        let wait = |expires_at| !wants_sizes && context.clock().wall() < expires_at;
         inspect_listed(dir, stem, buffer, wait)
     }
 
@@ -253,10 +276,10 @@ impl<'a> PairProcessor<'a> {
             Err(error) => return Some(Outcome::Failed(Failure::new(FIND_DIRECTORY, &error))),
         }
         let clock = self.context.clock();
-        let (wall, expires_at) = (|| clock.wall(), judged.pair.expires_at);
+        let (wall, expires_at, evicts) = (|| clock.wall(), judged.pair.expires_at, judged.evicts);
         let removal = remove(dir, stem, judged, &wall, &mut self.buffers);
         let late = clock.wall() - expires_at;
-        self.outcome_of(removal, dir, stem, late)
+        self.outcome_of(removal, dir, stem, When { expires_at, late, evicts })
     }
 
     /// Whether the kernel reports what happens in the directory. If it does not, no deletion may wait for its
@@ -286,13 +309,13 @@ impl<'a> PairProcessor<'a> {
         Ok(in_place)
     }
 
-    /// The outcome of a removal, if it has one already; `late` is how long after the expiry it took place.
+    /// The outcome of a removal, if it has one already.
     fn outcome_of(
         &mut self,
         removal: Removal,
         dir: &Arc<Dir>,
         stem: &Stem,
-        late: TimeDelta,
+        when: When,
     ) -> Option<Outcome> {
         Some(match self.unless_moved_away(removal, dir, stem) {
             Removal::Claimed(held) => {
@@ -302,18 +325,24 @@ impl<'a> PairProcessor<'a> {
                 if self.held.back().is_none_or(|(last, _)| !Arc::ptr_eq(&last.dir, dir)) {
                     self.held_dirs += 1;
                 }
-                self.held.push_back((held, late));
+                self.held.push_back((held, when.late));
                 return None;
             }
-            Removal::Deleted { freed, leftover } => {
-                tracing::debug!(
-                    path = path_field(&result_path(self.root, &dir.rel, stem)),
-                    late_ms = late.num_milliseconds(),
-                    "deleted an expired result"
-                );
-                self.context.report_removed(self.root, &dir.rel, stem);
+            Removal::Deleted { freed, disk_freed, leftover } => {
+                let When { expires_at, late, evicts } = when;
+                let path = || path_field(&result_path(self.root, &dir.rel, stem));
                 let leftover = leftover.map(|error| Failure::new("delete the metadata", &error));
-                Outcome::Deleted { freed, leftover, late }
+                let outcome = if evicts && late < TimeDelta::zero() {
+                    let left_s = -late.num_seconds();
+                    tracing::debug!(path = path(), left_s, "evicted a result");
+                    Outcome::Evicted { freed: disk_freed, leftover, expires_at }
+                } else {
+                    let late_ms = late.num_milliseconds();
+                    tracing::debug!(path = path(), late_ms, "deleted an expired result");
+                    Outcome::Deleted { freed, leftover, late }
+                };
+                self.context.report_removed(self.root, &dir.rel, stem);
+                outcome
             }
             Removal::Changed => Outcome::Changed,
             Removal::DeletedElsewhere => Outcome::Incomplete,
@@ -341,7 +370,9 @@ impl<'a> PairProcessor<'a> {
             Ok(false) => {
                 self.context.note_moved_away(dir, stem);
                 match removal {
-                    Removal::Deleted { freed, .. } => Removal::Deleted { freed, leftover: None },
+                    Removal::Deleted { freed, disk_freed, .. } => {
+                        Removal::Deleted { freed, disk_freed, leftover: None }
+                    }
                     _ => Removal::DeletedElsewhere,
                 }
             }
@@ -354,6 +385,25 @@ impl<'a> PairProcessor<'a> {
             }
         }
     }
+}
+
+/// When a pair was deleted.
+#[derive(Debug, Clone, Copy)]
+struct When {
+    expires_at: DateTime<Utc>,
+    /// How long after its expiry; negative before it.
+    late: TimeDelta,
+    /// Whether it was deleted although it was not due when it was chosen.
+    evicts: bool,
+}
+
+/// Whether a pair that is not due can be evicted. Its result may be half published, as that of a due pair.
+fn can_be_evicted(pair: &Pair, chosen: &Chosen, now: DateTime<Utc>) -> bool {
+    let is_settled = !pair.may_be_half_published() || pair.result.settles_in(now).is_zero();
+    pair.expires_at == chosen.expires_at
+        && pair.disk_size().blocks > 0
+        && chosen.is_old_enough(&pair.result, now)
+        && (is_settled || chosen.future == Some(pair.result.ctime))
 }
 
 /// Whether a pair is kept or deleted.

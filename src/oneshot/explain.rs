@@ -321,7 +321,7 @@ impl Explaining {
     fn fate(&self, root: &Root, dir: &Dir, stem: &Stem) -> (Fate, String) {
         let key = PairKey { dir: Arc::clone(&dir.rel), stem: stem.clone() };
         let mut processor = PairProcessor::new(&self.context, root);
-        processor.attend_all(&[Job { key, settled: None }], &AtomicBool::new(false));
+        processor.attend_all(&[Job { key, settled: None, evict: None }], &AtomicBool::new(false));
         let Some(JobResult { outcome, .. }) = processor.take_found().pop() else {
             return (Fate::Stays, "It is unknown what becomes of it.".to_owned());
         };
@@ -341,7 +341,7 @@ impl Explaining {
             Outcome::Failed(failure) | Outcome::RestoreFailed(failure) => {
                 (Fate::Stays, format!("It stays for now: {failure}."))
             }
-            Outcome::Incomplete | Outcome::Deleted { .. } => {
+            Outcome::Incomplete | Outcome::Deleted { .. } | Outcome::Evicted { .. } => {
                 (Fate::Gone, "It has just vanished.".to_owned())
             }
             Outcome::Changed | Outcome::ClaimedElsewhere => {

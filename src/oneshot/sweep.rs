@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::evict::{Candidates, evict};
 use crate::config::Config;
 use crate::disk::root::Root;
 use crate::display::path_field;
@@ -24,7 +25,7 @@ use crate::pair::tally::{self, Tally};
 use crate::pair::version::{FileState, FileTime, SETTLE_TIME, Version};
 use crate::sys::clock::Clock;
 use crate::sys::runtime::joined;
-use crate::telemetry::stats::{OrphanReport, SweepReport};
+use crate::telemetry::stats::{EvictionReport, OrphanReport, SweepReport};
 
 /// Deletes the results that have expired now, without a running service.
 ///
@@ -175,10 +176,15 @@ pub(super) fn scan(
 
 fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<SweepReport, Error> {
     let start = Instant::now();
-    let sums = Mutex::new(Sums { root: root.path().to_owned(), ..Sums::default() });
+    let has_budget = context.budget().is_some();
+    let sums = Sums { root: root.path().to_owned(), has_budget, ..Sums::default() };
+    let sums = Mutex::new(sums);
     let summary = scan(root, context, &|found| {
         let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
         let checked = found.len();
+        if sums.has_budget {
+            found.waiting.into_iter().for_each(|found| sums.candidates.add_waiting(found));
+        }
         found.others.into_iter().for_each(|found| sums.add(found, None));
         progress.set(&sums.tally, checked);
     })?;
@@ -195,10 +201,11 @@ fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<Sweep
     let orphans = Orphans::find(root, context, summary.orphans);
     let removed = context.run(root, false, || finish_sweep(root, context, &orphans, &mut sums));
     sums.tally.duration = start.elapsed();
-    Ok(SweepReport { orphans: removed, ..SweepReport::from(sums.tally) })
+    let evictions = has_budget.then(|| EvictionReport::from(sums.tally));
+    Ok(SweepReport { orphans: removed, evictions, ..SweepReport::from(sums.tally) })
 }
 
-/// Decides about the pairs that had to settle first, and removes the orphans.
+/// Decides about the pairs that had to settle first, removes the orphans, and evicts pairs.
 fn finish_sweep(
     root: &Root,
     context: &JobContext,
@@ -219,7 +226,7 @@ fn finish_sweep(
             About::Result(then) => Some(then),
             About::Metadata(..) => None,
         };
-        Job { key: doubt.key.clone(), settled }
+        Job { key: doubt.key.clone(), settled, evict: None }
     };
     let jobs: Vec<Job> = doubts.iter().map(job).collect();
     let about: HashMap<PairKey, About> =
@@ -231,7 +238,13 @@ fn finish_sweep(
         let again = about.get(&found.key).copied();
         sums.add(found, again);
     }
-    orphans.remove(root, context, sums)
+    let removed = orphans.remove(root, context, sums);
+    // Whatever goes in any case has gone by now.
+    if let Some(budget) = context.budget() {
+        let candidates = std::mem::take(&mut sums.candidates);
+        evict(root, context, budget, &candidates, sums);
+    }
+    removed
 }
 
 /// The orphan candidates that a scan found.
@@ -288,11 +301,14 @@ impl Orphans {
 
 /// The figures of a sweep, and the pairs that it has to inspect again before it can decide.
 #[derive(Default)]
-struct Sums {
+pub(super) struct Sums {
     /// The cache directory, for the paths in log lines.
     root: PathBuf,
-    tally: Tally,
+    has_budget: bool,
+    pub(super) tally: Tally,
     doubts: Vec<Doubt>,
+    /// The pairs that have not expired, if there is a disk budget.
+    candidates: Candidates,
 }
 
 struct Doubt {
@@ -303,27 +319,34 @@ struct Doubt {
 
 /// The file that was given time to settle, in the state in which it was first seen.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum About {
+pub(super) enum About {
     Result(FileState),
     Metadata(Version, FileTime),
 }
 
 impl Sums {
     /// Adds an outcome. `again` is the doubt that caused a second inspection.
-    fn add(&mut self, found: JobResult, again: Option<About>) {
+    pub(super) fn add(&mut self, found: JobResult, again: Option<About>) {
         let JobResult { key, outcome } = found;
         match outcome {
-            Outcome::Incomplete
-            | Outcome::NotDue { .. }
-            | Outcome::Changed
-            | Outcome::ClaimedElsewhere => {}
+            Outcome::NotDue { expires_at, size, .. } => self.candidates.add(key, expires_at, size),
+            Outcome::Incomplete | Outcome::Changed | Outcome::ClaimedElsewhere => {}
             Outcome::Due { bytes, .. } => {
+                let path = path_field(&self.root.join(key.path(Half::Result)));
+                tracing::debug!(path, "would delete");
                 self.tally.deleted += 1;
                 self.tally.freed_bytes += bytes;
             }
             Outcome::Deleted { freed, leftover, .. } => {
                 self.tally.deleted += 1;
                 self.tally.freed_bytes += freed;
+                if let Some(failure) = leftover {
+                    self.failure(&key, Half::Metadata, failure);
+                }
+            }
+            Outcome::Evicted { freed, leftover, .. } => {
+                self.tally.evicted += 1;
+                self.tally.evicted_bytes += freed;
                 if let Some(failure) = leftover {
                     self.failure(&key, Half::Metadata, failure);
                 }
@@ -353,7 +376,7 @@ impl Sums {
         self.error(&key.path(half), &failure);
     }
 
-    fn error(&mut self, path: &Path, reason: &dyn std::fmt::Display) {
+    pub(super) fn error(&mut self, path: &Path, reason: &dyn std::fmt::Display) {
         self.tally.errors += 1;
         tracing::warn!(path = path_field(&self.root.join(path)), "{reason}");
     }

@@ -1,5 +1,6 @@
 //! Cached results: the names of their two files, their metadata, and the outcomes of work on them.
 
+pub(crate) mod budget;
 pub(crate) mod change;
 pub(crate) mod expires_at;
 pub(crate) mod metadata;

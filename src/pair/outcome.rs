@@ -10,6 +10,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use rustix::io::Errno;
 
+use super::budget::{Chosen, DiskSize};
 use super::change::WatchError;
 use super::name::{PairKey, Stem};
 use super::tally::{OrphanTally, Tally};
@@ -20,8 +21,9 @@ use super::version::{Broken, FileState, FileTime};
 pub(crate) enum Outcome {
     /// The pair is not complete.
     Incomplete,
-    /// The pair has not expired. `bytes` is `None` if its result was only listed.
-    NotDue { expires_at: DateTime<Utc>, bytes: Option<u64> },
+    /// The pair has not expired. `bytes` is `None` if its result was only listed, and `size` if there is no disk
+    /// budget.
+    NotDue { expires_at: DateTime<Utc>, bytes: Option<u64>, size: Option<DiskSize> },
     /// The pair has expired, but this context does not delete.
     Due { expires_at: DateTime<Utc>, bytes: u64 },
     /// The pair has expired, but its result may be half published. It is inspected again after `wait`
@@ -32,6 +34,8 @@ pub(crate) enum Outcome {
     /// The pair was deleted, `late` after its expiry; `leftover` is why its metadata could not be
     /// deleted.
     Deleted { freed: u64, leftover: Option<Failure>, late: TimeDelta },
+    /// The pair was deleted before its expiry, because of the disk budget. `freed` is what its files took on disk.
+    Evicted { freed: u64, leftover: Option<Failure>, expires_at: DateTime<Utc> },
     /// The pair changed when it was about to be deleted, or a file system is mounted over it.
     Changed,
     /// Another cleaner has claimed the pair, or a cleaner that died had claimed it.
@@ -50,6 +54,11 @@ impl Outcome {
             Self::Deleted { freed, leftover, .. } => {
                 tally.deleted = 1;
                 tally.freed_bytes = *freed;
+                tally.errors = u64::from(leftover.is_some());
+            }
+            Self::Evicted { freed, leftover, .. } => {
+                tally.evicted = 1;
+                tally.evicted_bytes = *freed;
                 tally.errors = u64::from(leftover.is_some());
             }
             Self::Failed(_) | Self::RestoreFailed(_) => tally.errors = 1,
@@ -109,6 +118,8 @@ pub(crate) struct Job {
     pub key: PairKey,
     /// The result as it was when its settle time started; that time has passed.
     pub settled: Option<FileState>,
+    /// Set if the pair is to be evicted even if it is not due.
+    pub evict: Option<Chosen>,
 }
 
 /// An outcome and the pair that it belongs to.
@@ -124,6 +135,8 @@ pub(crate) struct Waiting {
     pub dir: Arc<Path>,
     /// Their stems, and when they expire.
     pub pairs: Vec<(Stem, DateTime<Utc>)>,
+    /// Their sizes in the same order; empty without a disk budget.
+    pub sizes: Vec<DiskSize>,
 }
 
 /// A part of what a scan finds.

@@ -11,6 +11,9 @@ pub(crate) struct Tally {
     pub errors: u64,
     pub duration: Duration,
     pub orphans: OrphanTally,
+    /// Pairs that were deleted before their expiry, and what they took on disk; not part of the above.
+    pub evicted: u64,
+    pub evicted_bytes: u64,
 }
 
 /// Counts of removed orphans and pruned directories.
@@ -45,5 +48,7 @@ impl std::ops::AddAssign for Tally {
         self.errors += more.errors;
         self.duration += more.duration;
         self.orphans += more.orphans;
+        self.evicted += more.evicted;
+        self.evicted_bytes += more.evicted_bytes;
     }
 }

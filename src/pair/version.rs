@@ -6,6 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use rustix::fs::{FileType, Stat};
 
+use super::budget::DiskSize;
 use super::metadata::InvalidMetadata;
 
 /// How long a result that may be half published, or metadata that may be half written, has to be
@@ -28,6 +29,8 @@ pub(crate) struct Version {
 pub(crate) struct FileState {
     pub version: Version,
     pub ctime: FileTime,
+    /// `st_blocks`, as far as it fits.
+    pub blocks: u32,
     linked: bool,
 }
 
@@ -41,6 +44,7 @@ impl FileState {
                 mtime: (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
             },
             ctime: (stat.st_ctime, u32::try_from(stat.st_ctime_nsec).unwrap_or(0)),
+            blocks: allocated(stat),
             linked: stat.st_nlink > 1,
         })
     }
@@ -48,7 +52,8 @@ impl FileState {
     /// Returns a file that exists only for a test; another `ino` is another file.
     #[cfg(any(fuzzing, test))]
     pub(crate) fn pretended(ino: u64) -> Self {
-        Self { version: Version { ino, size: 1, mtime: (0, 0) }, ctime: (0, 0), linked: false }
+        let version = Version { ino, size: 1, mtime: (0, 0) };
+        Self { version, ctime: (0, 0), blocks: 8, linked: false }
     }
 
     /// Returns the same file, last changed at `ctime`.
@@ -69,6 +74,11 @@ impl FileState {
         self.linked || self.ctime != self.version.mtime
     }
 
+    /// True if the file has another name now.
+    pub(crate) fn is_linked(&self) -> bool {
+        self.linked
+    }
+
     /// Returns how much longer the file has to stay unchanged before it counts as settled.
     ///
     /// A change time in the future does not show how old the change is. Such a change counts as made
@@ -82,6 +92,11 @@ impl FileState {
         let changed = DateTime::from_timestamp(self.ctime.0, self.ctime.1)?;
         (now - changed).to_std().ok()
     }
+}
+
+/// Returns the blocks that a file takes, as far as their number fits: 2 TiB.
+pub(crate) fn allocated(stat: &Stat) -> u32 {
+    u32::try_from(stat.st_blocks.max(0)).unwrap_or(u32::MAX)
 }
 
 /// Why the metadata of a pair can't be used.
@@ -105,6 +120,11 @@ impl Pair {
     /// Returns the size of both files together, in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.result.version.size + self.metadata.version.size
+    }
+
+    /// Returns what both files take on disk.
+    pub(crate) fn disk_size(&self) -> DiskSize {
+        DiskSize::of(&self.result, self.metadata.blocks)
     }
 
     /// True if the result may belong to metadata that has not been published yet. File systems store

@@ -12,6 +12,7 @@ use super::claim::{CLAIM_HOLD_TIME, Claim, cannot_claim, restore_or_discard_both
 use super::lock::lock_shared;
 use crate::disk::inspect::{Metadata, read_metadata, reread_unchanged, stat_file};
 use crate::disk::root::Dir;
+use crate::pair::budget::DiskSize;
 use crate::pair::name::{Half, Stem};
 use crate::pair::version::Pair;
 
@@ -20,8 +21,9 @@ use crate::pair::version::Pair;
 pub(crate) enum Removal {
     /// The result is claimed. It is to be unlinked after the hold time.
     Claimed(ClaimedPair),
-    /// This cleaner deleted the result. `leftover` is the reason why its metadata could not be deleted.
-    Deleted { freed: u64, leftover: Option<io::Error> },
+    /// This cleaner deleted the result. `freed` is the size of the deleted files, and `disk_freed` is what they took on
+    /// disk. `leftover` is the reason why its metadata could not be deleted.
+    Deleted { freed: u64, disk_freed: u64, leftover: Option<io::Error> },
     /// The pair changed since it was judged. It is left as it was found.
     Changed,
     /// Another program deleted it first.
@@ -34,7 +36,8 @@ pub(crate) enum Removal {
     RestoreFailed(io::Error),
 }
 
-/// Deletes a pair that was judged to be due, if it is unchanged and still due. `wall` returns the current time.
+/// Deletes a pair that was judged to be due or to be evicted, if it is unchanged, and still due unless it is to be
+/// evicted. `wall` returns the current time.
 pub(crate) fn remove(
     dir: &Arc<Dir>,
     stem: &Stem,
@@ -42,8 +45,8 @@ pub(crate) fn remove(
     wall: &dyn Fn() -> DateTime<Utc>,
     buffers: &mut Buffers,
 ) -> Removal {
-    let DuePair { pair, metadata } = judged;
-    let attempt = Attempt { dir, stem, pair, wall, buffers };
+    let DuePair { pair, metadata, evicts } = judged;
+    let attempt = Attempt { dir, stem, pair, evicts, wall, buffers };
     match lock_shared(dir) {
         Ok(true) => attempt.with_claims(&metadata),
         Ok(false) => attempt.without_claims(),
@@ -51,11 +54,13 @@ pub(crate) fn remove(
     }
 }
 
-/// A pair that was judged to be due, and its open metadata.
+/// A pair that was judged to be due or to be evicted, and its open metadata.
 #[derive(Debug)]
 pub(crate) struct DuePair {
     pub pair: Pair,
     pub metadata: OwnedFd,
+    /// Whether it is deleted even if it is not due.
+    pub evicts: bool,
 }
 
 /// Buffers for the content of metadata, reused for the next pair.
@@ -81,6 +86,7 @@ struct Attempt<'a> {
     dir: &'a Arc<Dir>,
     stem: &'a Stem,
     pair: Pair,
+    evicts: bool,
     wall: &'a dyn Fn() -> DateTime<Utc>,
     buffers: &'a mut Buffers,
 }
@@ -101,7 +107,8 @@ impl Attempt<'_> {
             Err(error) => return given_back(&result, None, Removal::Failed(error)),
         }
         let (dir, stem) = (Arc::clone(self.dir), self.stem.clone());
-        Removal::Claimed(ClaimedPair { dir, stem, pair: self.pair, since: Instant::now() })
+        let (pair, evicts) = (self.pair, self.evicts);
+        Removal::Claimed(ClaimedPair { dir, stem, pair, evicts, since: Instant::now() })
     }
 
     /// Whether the claimed result is the one that was judged, and its metadata is still due, or gone.
@@ -111,6 +118,8 @@ impl Attempt<'_> {
         }
         match self.is_due_as_judged(metadata_file)? {
             Some(is_due) => Ok(is_due),
+            // A result that is not due is kept without its metadata, too.
+            None if self.evicts => Ok(false),
             None => Claim::new(self.dir, self.stem, Half::Metadata).name_free(),
         }
     }
@@ -153,7 +162,10 @@ impl Attempt<'_> {
         let name = self.stem.name(Half::Metadata);
         let (seen, Buffers { judged, again }) = (&self.pair.metadata, &mut *self.buffers);
         if reread_unchanged(self.dir, &name, file, seen, judged, again)? {
-            return Ok(Some(self.pair.expires_at <= (self.wall)()));
+            return Ok(Some(self.may_expire(self.pair.expires_at)));
+        }
+        if self.evicts {
+            return Ok(Some(false));
         }
         self.is_still_due()
     }
@@ -165,8 +177,13 @@ impl Attempt<'_> {
             read_metadata(self.dir, &self.stem.name(Half::Metadata), &mut self.buffers.again)?;
         Ok(again.map(|Metadata { seen, expires_at, .. }| {
             seen.version == self.pair.metadata.version
-                && expires_at.is_ok_and(|at| at <= (self.wall)())
+                && expires_at.is_ok_and(|at| self.may_expire(at))
         }))
+    }
+
+    /// Whether a pair with this `expires_at` may go: it is due, or it is to be evicted and has not changed.
+    fn may_expire(&self, expires_at: DateTime<Utc>) -> bool {
+        self.evicts && expires_at == self.pair.expires_at || expires_at <= (self.wall)()
     }
 }
 
@@ -177,10 +194,16 @@ pub(crate) struct ClaimedPair {
     pub dir: Arc<Dir>,
     pub stem: Stem,
     pair: Pair,
+    /// Whether it is deleted even if it is not due.
+    pub evicts: bool,
     since: Instant,
 }
 
 impl ClaimedPair {
+    pub(crate) fn expires_at(&self) -> DateTime<Utc> {
+        self.pair.expires_at
+    }
+
     /// When the hold time is over.
     pub(crate) fn until(&self) -> Instant {
         self.since + CLAIM_HOLD_TIME
@@ -188,7 +211,7 @@ impl ClaimedPair {
 
     /// Unlinks both halves, unless they were changed or published anew meanwhile.
     pub(crate) fn finish(self, wall: &dyn Fn() -> DateTime<Utc>, buffers: &mut Buffers) -> Removal {
-        let Self { dir, stem, pair, .. } = &self;
+        let Self { dir, stem, pair, evicts, .. } = &self;
         let result = Claim::new(dir, stem, Half::Result);
         let metadata = Claim::new(dir, stem, Half::Metadata);
         match result.name_reused() {
@@ -199,12 +222,17 @@ impl ClaimedPair {
         }
         match metadata.acquire() {
             Ok(()) => {}
+            // What is not due is kept without its metadata, too.
+            Err(Errno::NOENT) if *evicts && pair.expires_at > wall() => {
+                return given_back(&result, None, Removal::Changed);
+            }
             // Another program that deletes too found no result, and deleted the metadata. If the result were
             // restored, it would be kept for ever.
             Err(Errno::NOENT) => return self.result_alone(&result),
             Err(Errno::EXIST) => return given_back(&result, None, taken_by_others(&metadata)),
             Err(error) if cannot_claim(error) => {
-                let mut attempt = Attempt { dir, stem, pair: *pair, wall, buffers };
+                let mut attempt =
+                    Attempt { dir, stem, pair: *pair, evicts: *evicts, wall, buffers };
                 return match result.unlink() {
                     Ok(()) => removed(pair, attempt.unlink_metadata_if_due()),
                     Err(error) => given_back(&result, None, Removal::Failed(error.into())),
@@ -256,12 +284,16 @@ impl ClaimedPair {
 }
 
 fn removed(pair: &Pair, metadata: rustix::io::Result<()>) -> Removal {
-    let result = pair.result.version.size;
-    match metadata {
-        Ok(()) => Removal::Deleted { freed: pair.bytes(), leftover: None },
-        Err(Errno::NOENT) => Removal::Deleted { freed: result, leftover: None },
-        Err(error) => Removal::Deleted { freed: result, leftover: Some(error.into()) },
-    }
+    let leftover = match metadata {
+        Ok(()) => {
+            let (freed, disk_freed) = (pair.bytes(), pair.disk_size().bytes());
+            return Removal::Deleted { freed, disk_freed, leftover: None };
+        }
+        Err(Errno::NOENT) => None,
+        Err(error) => Some(error.into()),
+    };
+    let (freed, disk_freed) = (pair.result.version.size, DiskSize::of(&pair.result, 0).bytes());
+    Removal::Deleted { freed, disk_freed, leftover }
 }
 
 /// The outcome if the reserved name is already in use.

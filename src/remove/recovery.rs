@@ -45,8 +45,8 @@ impl Recovery {
 
 /// Recovers the claims that killed cleaners left behind in a directory.
 ///
-/// Claimed metadata that is due shows an interrupted deletion, and that is finished. Every other claimed
-/// file gets its own name back, or is deleted if a writer published that name anew meanwhile.
+/// Claimed metadata that is due shows an interrupted deletion, and that is finished. So is a deletion of whose result
+/// nothing is left, which may have been an eviction. Every other claimed file gets its own name back, or is deleted if a writer published that name anew meanwhile.
 pub(crate) fn recover(
     root: &Root,
     rel: &Arc<Path>,
@@ -111,6 +111,10 @@ fn recover_pair(
     match claimed_metadata(&metadata, now)? {
         Some((seen, true)) if untouched && settled => {
             finish(stem, &result, taken, &metadata, seen, recovery)
+        }
+        // An eviction deletes the result of metadata that is not due. Only the metadata is left of that pair.
+        Some((seen, false)) if untouched && taken.is_none() => {
+            finish(stem, &result, None, &metadata, seen, recovery)
         }
         Some(_) => restore_or_discard_both(&result, &metadata),
         None if taken.is_some() => Ok(result.restore_or_discard()?),

@@ -78,7 +78,7 @@ mod tests {
                     dir: Arc::clone(&dir),
                     stem: Stem::new(number.to_string().as_bytes()),
                 };
-                (0..jobs).map(move |number| Job { key: key(number), settled: None })
+                (0..jobs).map(move |number| Job { key: key(number), settled: None, evict: None })
             });
             let jobs: Vec<Job> = jobs.collect();
             let batches = batches(jobs.clone(), threads);

@@ -59,7 +59,7 @@ impl Core {
             RootSeen::Replaced(watching) => RootState::Open(watching),
         };
         self.root = root;
-        self.start_over();
+        self.start_over(now.mono);
         self.sweeps.at_the_latest(now.mono, Duration::ZERO);
     }
 }

@@ -9,6 +9,7 @@ use super::ScanId;
 use super::input::{Generation, RequestId};
 use super::orphans::Due;
 use super::scans::SubtreeSet;
+use crate::pair::budget::{FreeSpace, Shortfall};
 use crate::pair::change::WatchError;
 use crate::pair::outcome::{Failure, Job};
 use crate::pair::tally::Tally;
@@ -30,6 +31,11 @@ pub(crate) enum Command {
     Scan(ScanId, SubtreeSet),
     /// Remove the orphans in these directories.
     RemoveOrphans(Vec<Due>),
+    /// Read the free space of the cache directory's file system.
+    AskFreeSpace,
+    /// A limit of the disk budget is exceeded, and nothing can be evicted: find out what else takes the space, and
+    /// write it to the log.
+    SurveyRest(Shortfall),
     /// Add this to the totals.
     Count(Tally),
     /// Report this as done outside of full sweeps.
@@ -53,6 +59,16 @@ pub(crate) enum Notice {
     Unwatched(u64, WatchError),
     /// All directories are watched again.
     WatchedAgain,
+    /// The free space can't be read, and why.
+    SpaceUnknown(String),
+    /// The file system reports no size, so that nothing is evicted for its free space.
+    NoFileSystemSize,
+    /// The file system, with this many bytes, can't keep as much free as it should.
+    MinFreeTooLarge(u64),
+    /// Evictions don't free space, and pause for this long.
+    EvictionsPaused(Duration),
+    /// Evictions go on and don't reach the limit: what all pairs take, and the space.
+    EvictionsTooSlow { size: u64, space: Option<FreeSpace> },
 }
 
 /// An error that was counted.

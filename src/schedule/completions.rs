@@ -19,10 +19,15 @@ impl Core {
             return self.count_outside_sweeps(completion.tally());
         }
         self.release(&completion, now);
+        self.note_freed(completion.outcomes());
         match completion {
-            Completion::Jobs { found, took, .. } | Completion::Claims { found, took } => {
+            Completion::Jobs { found, took, evicted, .. }
+            | Completion::Claims { found, took, evicted } => {
                 let tally = self.settle(found, Source::Job, now);
                 self.count_outside_sweeps(Tally { duration: took, ..tally });
+                if let Some(batch) = evicted {
+                    self.batch_evicted(batch, now);
+                }
             }
             Completion::ScanBatch { id, found } => {
                 for waiting in found.waiting {
@@ -113,6 +118,7 @@ impl Core {
             self.refused_by(refused, now);
         }
         self.sweeps.ended(now.mono, worked, self.sweep_interval());
+        self.scanned();
         self.command(Command::SweepDone(tally, requests));
     }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 
 use super::batches::{BATCH, Slots, batches};
+use super::budget::BudgetState;
 use super::cache_root::{Rewatch, RootState};
 use super::command::{Command, Notice};
 use super::input::{Generation, Input, RequestId};
@@ -17,6 +18,7 @@ use super::lost_events::Flooded;
 use super::orphans::OrphanSchedule;
 use super::sweeps::Sweeps;
 use super::{ScanId, Schedule, Scope, SubtreeSet};
+use crate::pair::budget::Budget;
 use crate::pair::change::{Changes, WatchError, WatchState};
 #[cfg(any(fuzzing, test))]
 use crate::pair::name::PairKey;
@@ -51,6 +53,8 @@ pub(crate) struct Core {
     pub(super) root: RootState,
     pub(super) generation: Generation,
     pub(super) schedule: Schedule,
+    /// The disk budget, if there is one.
+    pub(super) budget: Option<BudgetState>,
     pub(super) slots: Slots,
     /// Batches that the schedule handed out as due and for which no thread was free.
     due: VecDeque<Vec<Job>>,
@@ -86,12 +90,13 @@ pub(super) struct FullScan {
 
 impl Core {
     /// Returns the state of a worker that knows nothing yet. It probes the cache directory at once.
-    pub(crate) fn new(intervals: Intervals, now: Instant) -> Self {
+    pub(crate) fn new(intervals: Intervals, budget: Option<Budget>, now: Instant) -> Self {
         Self {
             intervals,
             root: RootState::Unknown,
             generation: 0,
-            schedule: Schedule::default(),
+            schedule: Schedule::new(budget.as_ref(), now),
+            budget: budget.map(|budget| BudgetState::new(budget, now)),
             slots: Slots::default(),
             due: VecDeque::new(),
             full: None,
@@ -127,6 +132,11 @@ impl Core {
                 Input::Sweep(request) => self.sweeps.ask([request]),
                 Input::Completed(generation, completion) => {
                     self.completed(generation, completion, now)
+                }
+                Input::FreeSpace(generation, space) => {
+                    if generation == self.generation {
+                        self.free_space_read(space, now);
+                    }
                 }
                 Input::Stop => self.stop(),
             }
@@ -172,6 +182,9 @@ impl Core {
         if !self.can_work() {
             return self.answer_without_sweep();
         }
+        self.ask_free_space(now);
+        // Changes and expiries may take all threads for long.
+        self.evict(1, now);
         while self.slots.free() > 0 {
             let jobs = self.next_batch(now);
             if jobs.is_empty() {
@@ -180,6 +193,7 @@ impl Core {
             self.slots.taken();
             self.command(Command::Process(jobs));
         }
+        self.evict(usize::MAX, now);
         if self.full.is_none() && self.sweeps.is_due(now.mono) {
             self.start_sweep();
         }
@@ -226,6 +240,11 @@ impl Core {
         batch
     }
 
+    /// Whether pairs have expired that were not handed out yet.
+    pub(super) fn has_due(&self, now: Now) -> bool {
+        !self.due.is_empty() || self.next_expiry().is_some_and(|at| at <= now.wall)
+    }
+
     fn start_scan(&mut self, scope: Scope) -> ScanId {
         let trees = match &scope {
             Scope::Everything => SubtreeSet::from_iter([Path::new("").into()]),
@@ -254,9 +273,11 @@ impl Core {
     }
 
     /// Discards all state of the cache directory, because another one is in place from now on.
-    pub(super) fn start_over(&mut self) {
+    pub(super) fn start_over(&mut self, now: Instant) {
         self.generation += 1;
-        self.schedule = Schedule::default();
+        let budget = self.budget.as_ref().map(|state| state.budget);
+        self.schedule = Schedule::new(budget.as_ref(), now);
+        self.budget = budget.map(|budget| BudgetState::new(budget, now));
         // Threads may be blocked in the old directory for as long as its file system does not answer.
         self.slots = Slots::default();
         self.due.clear();
@@ -309,7 +330,8 @@ impl Core {
         let can_sweep = self.full.is_none() && self.rewatch != Rewatch::Asked;
         let sweep = can_sweep.then(|| self.sweeps.next());
         let orphans = self.orphans.next(now).filter(|_| !self.removes_orphans);
-        let wakes = [pair, tree, self.flooded.next_list(), orphans, sweep];
+        let (ask, eviction) = (self.next_ask(), self.next_eviction(now));
+        let wakes = [pair, tree, self.flooded.next_list(), orphans, sweep, ask, eviction];
         wakes.into_iter().flatten().min()
     }
 
@@ -365,6 +387,7 @@ impl Core {
             && !self.sweeps.are_events_lost()
             && self.schedule.is_at_rest()
             && !is_late(self.schedule.next_pair(now))
+            && !is_late(self.next_eviction(now))
     }
 
     /// Returns how many pairs have metadata that is being written.

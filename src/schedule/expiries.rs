@@ -13,6 +13,12 @@ use super::scans::Scope;
 use crate::pair::name::{PairKey, Stem};
 use crate::schedule::queue::Queue;
 
+/// What is kept of a waiting pair.
+pub(super) trait Value: Copy {
+    /// What the pair takes on disk, in blocks; zero where nobody needs it.
+    fn blocks(&self) -> u64;
+}
+
 /// Pairs by `expires_at`, each with a value.
 #[derive(Debug)]
 pub(super) struct Expiries<V> {
@@ -22,33 +28,29 @@ pub(super) struct Expiries<V> {
     /// The same directories, by the earliest expiry of their pairs.
     soonest: Queue<Arc<Path>, DateTime<Utc>, ()>,
     len: usize,
+    /// What all pairs take on disk.
+    blocks: u64,
 }
 
 impl<V> Default for Expiries<V> {
     fn default() -> Self {
         let (dirs, sorted, soonest) = Default::default();
-        Self { dirs, sorted, soonest, len: 0 }
+        Self { dirs, sorted, soonest, len: 0, blocks: 0 }
     }
 }
 
-impl<V> Expiries<V> {
+impl<V: Value> Expiries<V> {
     /// Adds a pair that waits until `at`. Replaces its earlier entry, if there is one.
-    pub(super) fn insert(&mut self, key: PairKey, at: DateTime<Utc>, value: V)
-    where
-        V: Copy,
-    {
-        self.insert_all(&key.dir, [(key.stem, at)], value);
+    pub(super) fn insert(&mut self, key: PairKey, at: DateTime<Utc>, value: V) {
+        self.insert_all(&key.dir, [(key.stem, at, value)]);
     }
 
-    /// Adds pairs of the directory `dir`, each with the same value, as [`Self::insert`] does.
+    /// Adds pairs of the directory `dir`, as [`Self::insert`] does.
     pub(super) fn insert_all(
         &mut self,
         dir: &Arc<Path>,
-        pairs: impl IntoIterator<Item = (Stem, DateTime<Utc>), IntoIter: ExactSizeIterator>,
-        value: V,
-    ) where
-        V: Copy,
-    {
+        pairs: impl IntoIterator<Item = (Stem, DateTime<Utc>, V), IntoIter: ExactSizeIterator>,
+    ) {
         let pairs = pairs.into_iter();
         if pairs.len() == 0 {
             return;
@@ -59,23 +61,23 @@ impl<V> Expiries<V> {
             Queue::with_capacity(pairs.len())
         });
         let (before, count) = (queue.next(), queue.len());
-        for (stem, at) in pairs {
-            queue.insert(stem, at, value);
+        for (stem, at, value) in pairs {
+            let before = queue.insert(stem, at, value);
+            self.blocks = self.blocks - before.map_or(0, |before| before.blocks()) + value.blocks();
         }
         self.len += queue.len() - count;
         self.reorder(dir, before);
     }
 
-    /// Removes a pair; returns whether it waited.
-    pub(super) fn remove(&mut self, key: &PairKey) -> bool {
-        let Some(pairs) = self.dirs.get_mut(&key.dir) else { return false };
+    /// Removes a pair; returns its value if it waited.
+    pub(super) fn remove(&mut self, key: &PairKey) -> Option<V> {
+        let pairs = self.dirs.get_mut(&key.dir)?;
         let before = pairs.next();
-        let removed = pairs.remove(&key.stem).is_some();
-        self.len -= usize::from(removed);
-        if removed {
-            self.reorder(&key.dir, before);
-        }
-        removed
+        let (_, value) = pairs.remove(&key.stem)?;
+        self.len -= 1;
+        self.blocks -= value.blocks();
+        self.reorder(&key.dir, before);
+        Some(value)
     }
 
     /// Removes and returns the pair that expires first, if it is due.
@@ -86,8 +88,26 @@ impl<V> Expiries<V> {
         let before = pairs.next();
         let (stem, value) = pairs.pop_due(now)?;
         self.len -= 1;
+        self.blocks -= value.blocks();
         self.reorder(&dir, before);
         Some((PairKey { dir, stem }, value))
+    }
+
+    /// Returns when a pair is due, and its value.
+    pub(super) fn get(&self, key: &PairKey) -> Option<(DateTime<Utc>, &V)> {
+        self.dirs.get(&key.dir)?.entry(&key.stem)
+    }
+
+    /// Returns what all pairs take on disk, in blocks.
+    pub(super) fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// Returns the pairs of each directory with their values, in no order.
+    pub(super) fn entries(
+        &self,
+    ) -> impl Iterator<Item = (&Arc<Path>, impl Iterator<Item = (&Stem, DateTime<Utc>, &V)>)> {
+        self.dirs.iter().map(|(dir, pairs)| (dir, pairs.entries()))
     }
 
     pub(super) fn contains(&self, key: &PairKey) -> bool {
@@ -134,7 +154,11 @@ impl<V> Expiries<V> {
         for dir in covered {
             let Some(pairs) = self.dirs.get_mut(&dir) else { continue };
             let (before, count) = (pairs.next(), pairs.len());
-            pairs.retain(|_, value| keep(&dir, value));
+            pairs.retain(|_, value| {
+                let is_kept = keep(&dir, value);
+                self.blocks -= if is_kept { 0 } else { value.blocks() };
+                is_kept
+            });
             self.len -= count - pairs.len();
             self.reorder(&dir, before);
         }
@@ -145,7 +169,7 @@ impl<V> Expiries<V> {
     fn reorder(&mut self, dir: &Arc<Path>, before: Option<DateTime<Utc>>) {
         match self.dirs.get(dir).and_then(Queue::next) {
             Some(next) if Some(next) == before => {}
-            Some(next) => self.soonest.insert(Arc::clone(dir), next, ()),
+            Some(next) => drop(self.soonest.insert(Arc::clone(dir), next, ())),
             None => {
                 self.dirs.remove(dir);
                 self.sorted.remove(dir);
@@ -161,6 +185,12 @@ mod tests {
     use crate::schedule::SubtreeSet;
 
     use proptest::prelude::*;
+
+    impl Value for u8 {
+        fn blocks(&self) -> u64 {
+            u64::from(*self)
+        }
+    }
 
     fn at(seconds: u8) -> DateTime<Utc> {
         DateTime::from_timestamp(seconds.into(), 0).unwrap()
@@ -183,7 +213,7 @@ mod tests {
                         expiries.insert(key.clone(), at(time), operation);
                         model.insert(key, (at(time), operation));
                     }
-                    3 => prop_assert_eq!(expiries.remove(&key), model.remove(&key).is_some()),
+                    3 => prop_assert_eq!(expiries.remove(&key), model.remove(&key).map(|(_, value)| value)),
                     4 => {
                         while let Some((key, value)) = expiries.pop_due(at(time)) {
                             let (due, expected) = model.remove(&key).unwrap();
@@ -206,6 +236,10 @@ mod tests {
                 prop_assert_eq!(expiries.next(), model.values().map(|(at, _)| *at).min());
                 prop_assert!(model.keys().all(|key| expiries.contains(key)));
                 prop_assert_eq!(expiries.times().count(), model.len());
+                let blocks: u64 = model.values().map(|(_, value)| value.blocks()).sum();
+                prop_assert_eq!(expiries.blocks(), blocks);
+                let same = |key| expiries.get(key).map(|(at, value)| (at, *value)) == model.get(key).copied();
+                prop_assert!(model.keys().all(same));
             }
         }
     }

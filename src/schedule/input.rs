@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::ScanId;
 use super::orphans::Due;
+use crate::pair::budget::FreeSpace;
 use crate::pair::change::{Changes, WatchError};
 use crate::pair::outcome::{JobResult, OrphanPass, ScanFound, Summary};
 use crate::pair::tally::Tally;
@@ -37,6 +38,8 @@ pub(crate) enum Input {
     Sweep(RequestId),
     /// A thread has done a part of its work, or all of it.
     Completed(Generation, Completion),
+    /// The space on the cache directory's file system, or why it is unknown.
+    FreeSpace(Generation, Result<FreeSpace, String>),
     /// Start no more work: the cleaner is being stopped.
     Stop,
 }
@@ -69,15 +72,24 @@ pub(crate) struct Watching {
 #[derive(Debug)]
 pub(crate) enum Completion {
     /// A batch of jobs is done, except for its claims, if it `holds` any.
-    Jobs { found: Vec<JobResult>, took: Duration, holds: bool },
+    Jobs { found: Vec<JobResult>, took: Duration, holds: bool, evicted: Option<EvictedBatch> },
     /// The claims of a batch are finished, too.
-    Claims { found: Vec<JobResult>, took: Duration },
+    Claims { found: Vec<JobResult>, took: Duration, evicted: Option<EvictedBatch> },
     /// A part of what a scan has found.
     ScanBatch { id: ScanId, found: ScanFound },
     /// A scan has ended, and has sent all that it found.
     ScanEnded { id: ScanId, summary: Box<Summary>, took: Duration },
     /// The result of a search for orphans in some directories.
     Orphans { pass: Vec<(Due, OrphanPass)>, took: Duration },
+}
+
+/// What a batch of evictions has freed. The last completion of the batch carries it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EvictedBatch {
+    /// The space before and after it, if there is a limit for it that could be read.
+    pub space: Option<[FreeSpace; 2]>,
+    /// What the evicted pairs took on disk.
+    pub bytes: u64,
 }
 
 impl Completion {

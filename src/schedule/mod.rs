@@ -9,10 +9,12 @@
 
 mod backoff;
 pub(crate) mod batches;
+mod budget;
 mod cache_root;
 pub(crate) mod command;
 mod completions;
 mod core;
+mod evictions;
 mod expiries;
 mod half_written;
 pub(crate) mod input;
@@ -24,6 +26,7 @@ mod scans;
 mod sweeps;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -34,12 +37,14 @@ use chrono::{DateTime, Utc};
 
 use self::command::Notice;
 pub(crate) use self::core::{Core, Intervals};
-use self::expiries::Expiries;
+use self::evictions::Evictions;
 use self::half_written::HalfWritten;
 use self::scans::ActiveScan;
 pub(crate) use self::scans::{ScanId, Scope, SubtreeSet};
+use self::waiting::{Size, WaitingPairs};
+use crate::pair::budget::{Budget, Chosen, DiskSize};
 use crate::pair::change::{Changes, Trigger};
-use crate::pair::name::{PairKey, Stem};
+use crate::pair::name::PairKey;
 use crate::pair::outcome::Job;
 use crate::pair::version::{FileState, FileTime, Version};
 use crate::schedule::queue::Queue;
@@ -58,10 +63,12 @@ pub(crate) enum Source {
 }
 
 /// All pairs and directories that wait.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Schedule {
     /// Complete, valid pairs that have not expired, by `expires_at`.
-    expiries: Expiries<Entry>,
+    expiries: WaitingPairs,
+    /// What is tracked for evictions, if there is a disk budget.
+    evictions: Option<Evictions>,
     /// Pairs to inspect again after a pause.
     retries: Queue<PairKey, Instant, Attempts>,
     /// Pairs with changes, to inspect now.
@@ -87,16 +94,6 @@ pub(crate) struct Schedule {
     notices: Vec<Notice>,
 }
 
-/// The data that the schedule keeps for a waiting pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Entry {
-    /// The latest scan that had started when the pair was last seen.
-    scan: ScanId,
-}
-
-// A million pairs may wait.
-const _: () = assert!(size_of::<(Stem, DateTime<Utc>, Entry)>() <= 48);
-
 /// The results of earlier attempts at a pair.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Attempts {
@@ -116,9 +113,47 @@ struct InFlight {
     trigger: Trigger,
     /// Changes that arrived since the job was started.
     changes: Option<Trigger>,
+    /// Set if the job is an eviction.
+    evicted: Option<Chosen>,
 }
 
 impl Schedule {
+    /// Creates a schedule without any pair.
+    pub(crate) fn new(budget: Option<&Budget>, now: Instant) -> Self {
+        Self {
+            expiries: WaitingPairs::new(budget.is_some()),
+            evictions: budget.map(|budget| Evictions::new(budget.min_age, now)),
+            retries: Queue::default(),
+            inspections: HashMap::new(),
+            in_flight: HashMap::new(),
+            half_written: HalfWritten::default(),
+            unreadable: HashSet::new(),
+            rescans: HashSet::new(),
+            lists: HashSet::new(),
+            rescans_later: Queue::default(),
+            retried: HashMap::new(),
+            scans: Vec::new(),
+            last_scan: 0,
+            notices: Vec::new(),
+        }
+    }
+
+    /// Adds a pair that waits for its expiry. `known` is its size if `size` was not measured.
+    fn wait(
+        &mut self,
+        key: PairKey,
+        at: DateTime<Utc>,
+        size: Option<DiskSize>,
+        known: Size,
+        now: Now,
+    ) {
+        let size = match (&mut self.evictions, size) {
+            (Some(evictions), Some(size)) => evictions.waits(&key, size, now),
+            _ => known,
+        };
+        self.expiries.insert(key, at, self.last_scan, size);
+    }
+
     /// Applies changes.
     pub(crate) fn apply_changes(&mut self, changes: Changes) {
         self.rescans.extend(changes.trees);
@@ -183,8 +218,11 @@ impl Schedule {
     pub(crate) fn take_due(&mut self, now: Now, limit: usize) -> Vec<Job> {
         let mut jobs = Vec::new();
         while jobs.len() < limit
-            && let Some((key, _)) = self.expiries.pop_due(now.wall)
+            && let Some((key, size)) = self.expiries.pop_due(now.wall)
         {
+            if let Some(evictions) = &mut self.evictions {
+                evictions.put_elsewhere(key.clone(), size, true);
+            }
             jobs.extend(self.begin(key, Attempts::default(), Trigger::default()));
         }
         while jobs.len() < limit
@@ -209,8 +247,8 @@ impl Schedule {
         if self.in_flight.contains_key(&key) {
             return None;
         }
-        self.in_flight.insert(key.clone(), InFlight { attempts, trigger, changes: None });
-        Some(Job { key, settled: attempts.settled })
+        self.in_flight.insert(key.clone(), InFlight { attempts, trigger, ..InFlight::default() });
+        Some(Job { key, settled: attempts.settled, evict: None })
     }
 
     /// Returns whether the directory `dir` could not be read when it was last scanned.
@@ -269,10 +307,10 @@ impl Schedule {
     /// Each bucket has the end of its span in seconds from now (`None`: later), and its count.
     pub(crate) fn buckets(&self, now: DateTime<Utc>) -> Vec<(Option<u64>, u64)> {
         let mut counts = [0; BUCKETS.len() + 1];
-        for at in self.expiries.times() {
+        self.expiries.for_each_time(|at| {
             let left = u64::try_from((at - now).num_seconds()).unwrap_or(0);
             counts[BUCKETS.partition_point(|&end| end <= left)] += 1;
-        }
+        });
         let ends = BUCKETS.iter().copied().map(Some).chain([None]);
         ends.zip(counts).collect()
     }

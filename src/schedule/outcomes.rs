@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::backoff::{backoff, changed_pause};
 use super::command::{CountedError, Notice};
 use super::half_written::confirm_at;
-use super::{Attempts, Entry, InFlight, ScanId, Schedule, Source};
+use super::{Attempts, InFlight, ScanId, Schedule, Source};
 use crate::pair::change::Trigger;
 use crate::pair::name::{Half, PairKey};
 use crate::pair::outcome::{Failure, JobResult, Outcome};
@@ -55,7 +55,10 @@ impl Schedule {
             return Some(in_flight_pair.changes.get_or_insert_default());
         }
         let scan = self.scans.iter_mut().find(|scan| scan.id == id)?;
-        let stays = !matches!(outcome, Outcome::Deleted { .. } | Outcome::Incomplete);
+        let stays = !matches!(
+            outcome,
+            Outcome::Deleted { .. } | Outcome::Evicted { .. } | Outcome::Incomplete
+        );
         let has_vanished = scan.vanished.remove(key) && stays;
         (has_vanished || scan.may_be_outdated_on(key))
             .then(|| self.inspections.entry(key.clone()).or_default())
@@ -69,7 +72,10 @@ impl Schedule {
                 self.failed_besides(key, failure, now);
                 self.scan_later(&key.dir, now);
             }
-            Outcome::Deleted { leftover: Some(failure), .. } => self.left_over(key, *failure, now),
+            Outcome::Deleted { leftover: Some(failure), .. }
+            | Outcome::Evicted { leftover: Some(failure), .. } => {
+                self.left_over(key, *failure, now)
+            }
             _ => {}
         }
     }
@@ -97,11 +103,23 @@ impl Schedule {
         let known_failures = pause.as_ref().map_or(0, |(_, known)| known.failures);
         let attempts = in_flight_pair.attempts;
         let attempts = Attempts { failures: attempts.failures.max(known_failures), ..attempts };
-        if let Outcome::NotDue { expires_at, .. } = outcome {
-            self.expiries.insert(key, expires_at, Entry { scan: self.last_scan });
+        let elsewhere = self.evictions.as_mut().and_then(|known| known.take_elsewhere(&key));
+        if let Outcome::NotDue { expires_at, size, .. } = outcome {
+            if in_flight_pair.evicted.is_some() {
+                self.eviction_refused(&key, now);
+            }
+            self.wait(key, expires_at, size, elsewhere.unwrap_or_default(), now);
             return tally;
         }
-        self.expiries.remove(&key);
+        let size = self.expiries.remove(&key).or(elsewhere).unwrap_or_default();
+        if let (Outcome::Failed(failure), Some(chosen)) = (&outcome, in_flight_pair.evicted) {
+            tally.errors += 1;
+            self.eviction_failed(key, *failure, chosen, size, now);
+            return tally;
+        }
+        if let (Some(evictions), Some(is_leaving)) = (&mut self.evictions, is_leaving(&outcome)) {
+            evictions.put_elsewhere(key.clone(), size, is_leaving);
+        }
         match outcome {
             Outcome::NotDue { .. } | Outcome::Due { .. } | Outcome::Incomplete => {}
             Outcome::Unsettled { result, wait, .. } => {
@@ -117,6 +135,14 @@ impl Schedule {
             Outcome::Deleted { freed, leftover, .. } => {
                 tally.deleted += 1;
                 tally.freed_bytes += freed;
+                if let Some(failure) = leftover {
+                    tally.errors += 1;
+                    self.left_over(&key, failure, now);
+                }
+            }
+            Outcome::Evicted { freed, leftover, .. } => {
+                tally.evicted += 1;
+                tally.evicted_bytes += freed;
                 if let Some(failure) = leftover {
                     tally.errors += 1;
                     self.left_over(&key, failure, now);
@@ -253,11 +279,21 @@ impl Schedule {
         self.count_error(key, Half::Result, error);
     }
 
-    fn count_error(&mut self, key: &PairKey, half: Half, error: CountedError) {
+    pub(super) fn count_error(&mut self, key: &PairKey, half: Half, error: CountedError) {
         self.notices.push(Notice::Error(key.path(half), error));
     }
 
     pub(super) fn pause(&mut self, key: PairKey, until: Instant, attempts: Attempts) {
         self.retries.insert(key, until, attempts);
+    }
+}
+
+/// Returns whether a complete pair that does not wait for its expiry is about to be deleted or evicted; `None` if it is
+/// no complete pair any more.
+fn is_leaving(outcome: &Outcome) -> Option<bool> {
+    match outcome {
+        Outcome::Unsettled { .. } | Outcome::ClaimedElsewhere => Some(true),
+        Outcome::Changed | Outcome::Failed(_) | Outcome::RestoreFailed(_) => Some(false),
+        _ => None,
     }
 }

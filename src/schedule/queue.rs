@@ -43,9 +43,9 @@ impl<K: Hash + Eq, T: Ord, V> Default for Queue<K, T, V> {
 }
 
 impl<K: Hash + Eq, T: Ord + Copy, V> Queue<K, T, V> {
-    /// Adds `key`, which waits until `at`. Replaces its earlier entry, if there is one.
-    pub(crate) fn insert(&mut self, key: K, at: T, value: V) {
-        self.0.push(key, Entry { at, value });
+    /// Adds `key`, which waits until `at`. Replaces its earlier entry, if there is one, and returns its value.
+    pub(crate) fn insert(&mut self, key: K, at: T, value: V) -> Option<V> {
+        self.0.push(key, Entry { at, value }).map(|before| before.value)
     }
 
     /// Creates a queue that holds as many entries without growing.
@@ -82,6 +82,16 @@ impl<K: Hash + Eq, T: Ord + Copy, V> Queue<K, T, V> {
 
     pub(crate) fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// Returns when a key is due, and its value.
+    pub(crate) fn entry(&self, key: &K) -> Option<(T, &V)> {
+        self.0.get_priority(key).map(|entry| (entry.at, &entry.value))
+    }
+
+    /// Returns the waiting keys with their values, in no order.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&K, T, &V)> {
+        self.0.iter().map(|(key, entry)| (key, entry.at, &entry.value))
     }
 
     /// Returns the waiting keys, in no order.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::backoff::backoff;
 use super::command::{CountedError, Notice};
-use super::{Entry, Schedule, Source};
+use super::{Schedule, Size, Source};
 use crate::pair::change::{Trigger, WriteState};
 use crate::pair::name::PairKey;
 use crate::pair::outcome::{JobResult, Outcome, Summary, Waiting};
@@ -214,21 +214,24 @@ impl Schedule {
 
     /// Adds pairs of one directory that a scan has found, and that wait for their expiry.
     pub(crate) fn scan_found_waiting(&mut self, id: ScanId, found: Waiting, now: Now) {
-        let Waiting { dir, pairs } = found;
-        let entry = Entry { scan: self.last_scan };
-        let mut contested = Vec::new();
-        let undisputed = pairs.into_iter().filter_map(|(stem, at)| {
-            let key = PairKey { dir: Arc::clone(&dir), stem };
+        let Waiting { dir, pairs, sizes } = found;
+        let (mut undisputed, mut contested) = (Vec::with_capacity(pairs.len()), Vec::new());
+        // Without a disk budget, there are no sizes.
+        let mut sizes = sizes.into_iter();
+        for (stem, at) in pairs {
+            let (key, size) = (PairKey { dir: Arc::clone(&dir), stem }, sizes.next());
             if self.is_undisputed(&key, id) {
-                return Some((key.stem, at));
+                let evictions = self.evictions.as_mut();
+                let size =
+                    evictions.zip(size).map(|(evictions, size)| evictions.waits(&key, size, now));
+                undisputed.push((key.stem, at, size.unwrap_or(Size::default())));
+            } else {
+                contested.push((key, at, size));
             }
-            contested.push((key, at));
-            None
-        });
-        let undisputed: Vec<_> = undisputed.collect();
-        self.expiries.insert_all(&dir, undisputed, entry);
-        for (key, expires_at) in contested {
-            let outcome = Outcome::NotDue { expires_at, bytes: None };
+        }
+        self.expiries.insert_all(&dir, undisputed, self.last_scan);
+        for (key, expires_at, size) in contested {
+            let outcome = Outcome::NotDue { expires_at, bytes: None, size };
             self.complete(JobResult { key, outcome }, Source::Scan(id), now);
         }
     }
@@ -263,7 +266,7 @@ impl Schedule {
         let below_unread: SubtreeSet = unread.iter().cloned().collect();
         let gone = |dir: &Path, seen: ScanId| seen < id && !below_unread.cover(dir);
         if covers_known {
-            self.expiries.retain_in(&scope, |dir, known| !gone(dir, known.scan));
+            self.expiries.retain_in(&scope, |dir, seen| !gone(dir, seen));
         }
         // A scan that started later reports the newer state.
         let is_judged = |dir: &Path| scope.covers(dir) && !superseded.covers(dir);

@@ -41,6 +41,12 @@ fn stats() -> Stats {
         total_orphans_removed: 0,
         total_orphan_bytes_freed: 0,
         total_directories_pruned: 0,
+        size_bytes: None,
+        free_bytes: None,
+        max_size_bytes: None,
+        min_free_bytes: None,
+        total_evicted: 0,
+        total_evicted_bytes: 0,
         expiring: None,
         recent: None,
     }

@@ -5,6 +5,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use futures_core::Stream;
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
@@ -38,6 +39,15 @@ pub enum Event {
         freed_bytes: u64,
         /// How long after its `expires_at` the result was deleted.
         late: Duration,
+    },
+    /// A result was deleted before its expiry, because of the disk budget.
+    Evicted {
+        /// Its path, below the resolved cache directory.
+        result: PathBuf,
+        /// What its files that this cleaner removed took on disk, in bytes.
+        freed_bytes: u64,
+        /// When it would have expired.
+        expires_at: DateTime<Utc>,
     },
     /// Something was not deleted for now: it is expired, its metadata is invalid, or it could not be
     /// read.

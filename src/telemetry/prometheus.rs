@@ -102,7 +102,7 @@ impl Telemetry {
     }
 }
 
-fn counters(stats: &Stats) -> [(&'static str, &'static str, u64); 7] {
+fn counters(stats: &Stats) -> [(&'static str, &'static str, u64); 9] {
     [
         (
             "result_cleaner_sweeps_total",
@@ -135,6 +135,16 @@ fn counters(stats: &Stats) -> [(&'static str, &'static str, u64); 7] {
             "Empty directories that were removed.",
             stats.total_directories_pruned,
         ),
+        (
+            "result_cleaner_results_evicted_total",
+            "Results that were deleted before their expiry because of the disk budget.",
+            stats.total_evicted,
+        ),
+        (
+            "result_cleaner_evicted_bytes_total",
+            "What the files of evicted results took on disk, in bytes.",
+            stats.total_evicted_bytes,
+        ),
     ]
 }
 
@@ -153,6 +163,30 @@ fn gauges(stats: &Stats, recent: &Recent) -> Vec<(&'static str, &'static str, f6
             stats.check_interval_hours * 3600.0,
         ),
     ];
+    let optional = [
+        (
+            "result_cleaner_size_bytes",
+            "What the complete, valid pairs take on disk, in bytes.",
+            stats.size_bytes,
+        ),
+        (
+            "result_cleaner_filesystem_free_bytes",
+            "What unprivileged users may still use on the file system, in bytes.",
+            stats.free_bytes,
+        ),
+        (
+            "result_cleaner_max_size_bytes",
+            "What the pairs may take on disk, in bytes.",
+            stats.max_size_bytes,
+        ),
+        (
+            "result_cleaner_min_free_bytes",
+            "What has to stay free on the file system, in bytes.",
+            stats.min_free_bytes,
+        ),
+    ];
+    let present = optional.into_iter();
+    gauges.extend(present.filter_map(|(name, help, value)| Some((name, help, value? as f64))));
     if let Some(next) = stats.next_expiry {
         gauges.push((
             "result_cleaner_next_expiry_timestamp_seconds",

@@ -1,10 +1,10 @@
 //! Records what the worker does, and notifies subscribers and the metrics service.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use chrono::TimeDelta;
 
+use crate::config::Config;
 use crate::display::path_field;
 use crate::pair::outcome::Outcome;
 use crate::pair::tally::Tally;
@@ -43,13 +43,9 @@ impl Drop for Recorder {
 }
 
 impl Recorder {
-    pub(crate) fn new(
-        check_interval: Duration,
-        cache_dir: PathBuf,
-        reporter: Option<Reporter>,
-    ) -> Self {
+    pub(crate) fn new(config: &Config, cache_dir: PathBuf, reporter: Option<Reporter>) -> Self {
         Self {
-            stats: SharedStats::new(check_interval, cache_dir),
+            stats: SharedStats::new(config, cache_dir),
             reporter,
             history: History::default(),
             #[cfg(feature = "server")]
@@ -91,7 +87,7 @@ impl Recorder {
         }
     }
 
-    /// Sends an event for the outcome of the pair with this result, if it is a deletion or a delay.
+    /// Sends an event for the outcome of the pair with this result, if it is a deletion, an eviction or a delay.
     pub(crate) fn found(&self, outcome: &Outcome, result: impl FnOnce() -> PathBuf) {
         if let Outcome::Deleted { freed, late, .. } = outcome {
             let late = (*late).max(TimeDelta::zero());
@@ -101,6 +97,12 @@ impl Recorder {
                 result: result(),
                 freed_bytes: *freed,
                 late: late.to_std().unwrap_or_default(),
+            });
+        } else if let Outcome::Evicted { freed, expires_at, .. } = outcome {
+            self.sender.send(|| Event::Evicted {
+                result: result(),
+                freed_bytes: *freed,
+                expires_at: *expires_at,
             });
         } else if let Some(reason) = outcome.delay() {
             self.sender.send(|| Event::Skipped { path: result(), reason: reason.to_owned() });

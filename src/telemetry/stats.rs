@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::config::{Config, MinFree};
 pub use crate::pair::change::WatchState;
 use crate::pair::tally::{OrphanTally, Tally};
 
@@ -58,6 +58,26 @@ pub struct Stats {
     /// [`Config::prune_empty_dirs`](crate::Config::prune_empty_dirs).
     #[serde(default)]
     pub total_directories_pruned: u64,
+    /// What the complete, valid pairs take on disk, in bytes (allocated, as `du` counts); `None` without a disk budget.
+    #[serde(default)]
+    pub size_bytes: Option<u64>,
+    /// What unprivileged users may still use on the cache directory's file system, in bytes; `None` without a disk
+    /// budget.
+    #[serde(default)]
+    pub free_bytes: Option<u64>,
+    /// [`Config::max_size`](crate::Config::max_size).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_size_bytes: Option<u64>,
+    /// [`Config::min_free`](crate::Config::min_free) in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_free_bytes: Option<u64>,
+    /// Pairs that were deleted before their expiry because of the disk budget; not part of
+    /// [`total_deleted`](Self::total_deleted).
+    #[serde(default)]
+    pub total_evicted: u64,
+    /// What these took on disk, in bytes; not part of [`total_freed_bytes`](Self::total_freed_bytes).
+    #[serde(default)]
+    pub total_evicted_bytes: u64,
     /// How many pairs expire when; `None` unless it was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expiring: Option<Vec<ExpiryBucket>>,
@@ -149,6 +169,26 @@ pub struct SweepReport {
     /// service. In the JSON, the keys are on the same level as the others.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub orphans: Option<OrphanReport>,
+    /// What was evicted, if [`Config`](crate::Config) has a disk budget and the sweep runs without a service. In the
+    /// JSON, the keys are on the same level as the others.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub evictions: Option<EvictionReport>,
+}
+
+/// The pairs that were deleted before their expiry because of the disk budget; in a dry run, those that would be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct EvictionReport {
+    /// The pairs; not part of [`SweepReport::deleted_count`].
+    pub evicted_count: u64,
+    /// What they took on disk, in bytes; not part of [`SweepReport::freed_bytes`].
+    pub evicted_bytes: u64,
+}
+
+impl From<Tally> for EvictionReport {
+    fn from(done: Tally) -> Self {
+        Self { evicted_count: done.evicted, evicted_bytes: done.evicted_bytes }
+    }
 }
 
 /// The orphans and empty directories that were removed because the configuration asks for it.
@@ -183,6 +223,7 @@ impl From<Tally> for SweepReport {
             // In whole microseconds, so that it has no more digits than that.
             duration_ms: done.duration.as_micros() as f64 / 1000.0,
             orphans: None,
+            evictions: None,
         }
     }
 }
@@ -192,10 +233,15 @@ impl From<Tally> for SweepReport {
 pub(crate) struct SharedStats(Arc<Mutex<Stats>>);
 
 impl SharedStats {
-    pub(crate) fn new(check_interval: Duration, cache_directory: PathBuf) -> Self {
+    pub(crate) fn new(config: &Config, cache_directory: PathBuf) -> Self {
+        let min_free_bytes = match config.min_free {
+            Some(MinFree::Bytes(bytes)) => Some(bytes),
+            // The size of the file system is not known yet.
+            Some(MinFree::Percent(_)) | None => None,
+        };
         Self(Arc::new(Mutex::new(Stats {
             running: true,
-            check_interval_hours: check_interval.as_secs_f64() / 3600.0,
+            check_interval_hours: config.check_interval.as_secs_f64() / 3600.0,
             total_cleanups: 0,
             total_deleted: 0,
             total_freed_bytes: 0,
@@ -208,6 +254,12 @@ impl SharedStats {
             total_orphans_removed: 0,
             total_orphan_bytes_freed: 0,
             total_directories_pruned: 0,
+            size_bytes: config.budget().map(|_| 0),
+            free_bytes: None,
+            max_size_bytes: config.max_size,
+            min_free_bytes,
+            total_evicted: 0,
+            total_evicted_bytes: 0,
             expiring: None,
             recent: None,
         })))
@@ -231,6 +283,8 @@ impl SharedStats {
             stats.total_orphans_removed += tally.orphans.orphans;
             stats.total_orphan_bytes_freed += tally.orphans.orphan_bytes;
             stats.total_directories_pruned += tally.orphans.pruned;
+            stats.total_evicted += tally.evicted;
+            stats.total_evicted_bytes += tally.evicted_bytes;
         });
     }
 
@@ -270,13 +324,19 @@ mod tests {
             total_orphans_removed: 0,
             total_orphan_bytes_freed: 0,
             total_directories_pruned: 0,
+            size_bytes: None,
+            free_bytes: None,
+            max_size_bytes: None,
+            min_free_bytes: None,
+            total_evicted: 0,
+            total_evicted_bytes: 0,
             expiring: None,
             recent: None,
         };
         let json = serde_json::to_string(&stats).unwrap();
         assert_eq!(
             json,
-            r#"{"running":true,"check_interval_hours":6.0,"total_cleanups":42,"total_deleted":156,"total_freed_bytes":52428800,"total_freed_mb":50.0,"total_errors":0,"cache_directory":"/x","heap_size":1,"next_expiry":"2026-11-24T08:00:00.250Z","watch":"active","total_orphans_removed":0,"total_orphan_bytes_freed":0,"total_directories_pruned":0}"#
+            r#"{"running":true,"check_interval_hours":6.0,"total_cleanups":42,"total_deleted":156,"total_freed_bytes":52428800,"total_freed_mb":50.0,"total_errors":0,"cache_directory":"/x","heap_size":1,"next_expiry":"2026-11-24T08:00:00.250Z","watch":"active","total_orphans_removed":0,"total_orphan_bytes_freed":0,"total_directories_pruned":0,"size_bytes":null,"free_bytes":null,"total_evicted":0,"total_evicted_bytes":0}"#
         );
         assert_eq!(serde_json::from_str::<Stats>(&json).unwrap(), stats);
     }

@@ -1,4 +1,4 @@
-//! Compares the kernel's limits with the cache directory. The only module that names walkdir.
+//! Compares the kernel's limits with the cache directory.
 
 use std::io;
 use std::path::{Path, PathBuf};

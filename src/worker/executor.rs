@@ -9,14 +9,18 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use crate::disk::filesystem::free_space;
+use crate::disk::root::Root;
+use crate::disk::survey::survey;
 use crate::jobs::context::JobContext;
 use crate::jobs::orphans;
 use crate::jobs::pairs::PairProcessor;
 use crate::jobs::scan::Scan;
+use crate::pair::budget::{FreeSpace, Shortfall};
 use crate::pair::change::WatchError;
-use crate::pair::outcome::Job;
+use crate::pair::outcome::{Job, JobResult, Outcome};
 use crate::schedule::batches::SMALL_BATCH;
-use crate::schedule::input::{Completion, Generation};
+use crate::schedule::input::{Completion, EvictedBatch, Generation};
 use crate::schedule::orphans::Due;
 use crate::schedule::{ScanId, SubtreeSet};
 use crate::sys::runtime::panic_message;
@@ -36,8 +40,40 @@ pub(crate) enum Message {
     Completed(Generation, Completion),
     /// The state of the cache directory, because it has changed or because it was requested.
     RootProbed(CacheRoot),
+    /// The free space of the cache directory's file system, or why it is unknown.
+    FreeSpace(Generation, Result<FreeSpace, String>),
     /// A thread panicked.
     Panicked(String),
+}
+
+/// Measures what a batch of evictions frees. Does nothing for other batches.
+struct Evicting<'a> {
+    root: &'a Root,
+    is_eviction: bool,
+    before: Option<FreeSpace>,
+    bytes: u64,
+}
+
+impl<'a> Evicting<'a> {
+    fn begin(context: &JobContext, root: &'a Root, jobs: &[Job]) -> Self {
+        let is_eviction = jobs.first().is_some_and(|job| job.evict.is_some());
+        let has_limit = context.budget().is_some_and(|budget| budget.min_free.is_some());
+        let before = (is_eviction && has_limit).then(|| free_space(root).ok()).flatten();
+        Self { root, is_eviction, before, bytes: 0 }
+    }
+
+    fn add(&mut self, found: &[JobResult]) {
+        for found in found {
+            if let Outcome::Evicted { freed, .. } = found.outcome {
+                self.bytes += freed;
+            }
+        }
+    }
+
+    fn end(&self) -> Option<EvictedBatch> {
+        let after = self.before.and_then(|before| Some([before, free_space(self.root).ok()?]));
+        self.is_eviction.then_some(EvictedBatch { space: after, bytes: self.bytes })
+    }
 }
 
 /// The threads of one worker. Dropping it cancels their work.
@@ -46,6 +82,8 @@ pub(crate) struct Executor {
     messages: mpsc::Sender<Message>,
     generation: Generation,
     probing: Arc<Probing>,
+    /// Whether a survey is running.
+    is_surveying: Arc<AtomicBool>,
     /// Cancels the scans and jobs of this generation.
     cancel: Arc<AtomicBool>,
 }
@@ -69,8 +107,8 @@ impl Executor {
     /// Creates an executor and the channel on which its threads send messages.
     pub(crate) fn new(context: JobContext) -> (Self, mpsc::Receiver<Message>) {
         let (messages, receiver) = mpsc::channel(MAX_MESSAGES);
-        let (probing, cancel) = (Arc::default(), Arc::default());
-        let executor = Self { context, messages, generation: 0, probing, cancel };
+        let (probing, cancel, is_surveying) = Default::default();
+        let executor = Self { context, messages, generation: 0, probing, is_surveying, cancel };
         (executor, receiver)
     }
 
@@ -94,24 +132,56 @@ impl Executor {
         let messages = self.messages.clone();
         self.on_thread(move || {
             context.run(&open.root, jobs.len() > SMALL_BATCH, || {
+                let mut evicting = Evicting::begin(&context, &open.root, &jobs);
                 let start = Instant::now();
                 let mut processor =
                     PairProcessor::new(&context, &open.root).watched_by(open.watcher.as_ref().ok());
                 processor.attend_all(&jobs, &cancel);
                 let (found, holds) = (processor.take_found(), processor.holds());
-                let done = Completion::Jobs { found, took: start.elapsed(), holds };
-                let done = Message::Completed(generation, done);
+                evicting.add(&found);
+                let took = start.elapsed();
                 if !holds {
-                    return done;
+                    let done = Completion::Jobs { found, took, holds, evicted: evicting.end() };
+                    return Message::Completed(generation, done);
                 }
                 // Even if the worker has ended, the claims have to be finished.
-                let _ = messages.blocking_send(done);
+                let done = Completion::Jobs { found, took, holds, evicted: None };
+                let _ = messages.blocking_send(Message::Completed(generation, done));
                 processor.wait_for_holds();
                 let start = Instant::now();
                 processor.finish();
                 let (found, took) = (processor.take_found(), start.elapsed());
-                Message::Completed(generation, Completion::Claims { found, took })
+                evicting.add(&found);
+                let done = Completion::Claims { found, took, evicted: evicting.end() };
+                Message::Completed(generation, done)
             })
+        });
+    }
+
+    /// Reads the free space of the cache directory's file system.
+    pub(crate) fn ask_free_space(&self, open: &Arc<Open>) {
+        let (open, generation) = (Arc::clone(open), self.generation);
+        self.on_thread(move || {
+            let space = free_space(&open.root).map_err(|error| error.to_string());
+            Message::FreeSpace(generation, space)
+        });
+    }
+
+    /// Logs that nothing can be evicted although a limit is exceeded, and what takes the space. Does nothing if this
+    /// is under way.
+    pub(crate) fn survey(&self, open: &Arc<Open>, shortfall: Shortfall) {
+        if self.is_surveying.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (context, open) = (self.context.clone(), Arc::clone(open));
+        let (cancel, is_surveying) = (Arc::clone(&self.cancel), Arc::clone(&self.is_surveying));
+        self.on_thread(move || {
+            let found = context.run_reading(|| survey(&open.root, &cancel));
+            if !cancel.load(Ordering::Relaxed) {
+                found.log(&shortfall);
+            }
+            is_surveying.store(false, Ordering::Relaxed);
+            None
         });
     }
 

@@ -26,7 +26,7 @@ use tokio::time::timeout_at;
 use self::cache_root::{CacheRoot, Open};
 use self::executor::{Executor, MAX_MESSAGES, Message};
 use self::requests::{Request, SweepAnswer};
-use crate::config::{Ages, Config};
+use crate::config::{Ages, Config, MinFree};
 use crate::jobs::context::JobContext;
 use crate::pair::name::Half;
 use crate::pair::outcome::Waiting;
@@ -48,6 +48,7 @@ pub(crate) struct Worker {
     configured_path: PathBuf,
     path: PathBuf,
     intervals: Intervals,
+    min_free: Option<MinFree>,
     executor: Executor,
     clock: Arc<Clock>,
     recorder: Recorder,
@@ -71,7 +72,7 @@ impl Worker {
         reporter: Option<Reporter>,
     ) -> (Self, mpsc::Receiver<Message>, Readers) {
         let clock = Arc::new(Clock::default());
-        let recorder = Recorder::new(config.check_interval, configured_path.clone(), reporter);
+        let recorder = Recorder::new(config, configured_path.clone(), reporter);
         let readers = recorder.readers();
         let inbox = Arc::new(Inbox::new(Ages::of(config).any()));
         let context =
@@ -83,8 +84,9 @@ impl Worker {
             configured_path,
             path,
             intervals,
+            min_free: config.min_free,
             executor,
-            core: Core::new(intervals, clock.now().mono),
+            core: Core::new(intervals, config.budget(), clock.now().mono),
             clock,
             recorder,
             inbox,
@@ -175,6 +177,9 @@ impl Worker {
                     self.poll(std::mem::take(inputs));
                 }
             }
+            Message::FreeSpace(generation, space) => {
+                inputs.push(Input::FreeSpace(generation, space));
+            }
             Message::Panicked(message) => return Err(message),
         }
         Ok(())
@@ -182,7 +187,7 @@ impl Worker {
 
     fn record_outcomes(&self, completion: &Completion) {
         if let Completion::ScanBatch { found, .. } = completion {
-            for Waiting { dir, pairs } in &found.waiting {
+            for Waiting { dir, pairs, .. } in &found.waiting {
                 tracing::trace!(?dir, pairs = pairs.len(), "found pairs that wait");
             }
         }
@@ -235,6 +240,10 @@ impl Worker {
             Command::RemoveOrphans(due) => {
                 self.with_open(|executor, open| executor.remove_orphans(open, due));
             }
+            Command::AskFreeSpace => self.with_open(|executor, open| executor.ask_free_space(open)),
+            Command::SurveyRest(shortfall) => {
+                self.with_open(|executor, open| executor.survey(open, shortfall));
+            }
             Command::Count(tally) => self.recorder.count(tally, self.clock.now()),
             Command::CountOutsideSweeps(tally) => self.recorder.between(tally),
             Command::SweepDone(tally, requests) => self.sweep_done(tally, requests),
@@ -276,6 +285,13 @@ impl Worker {
             stats.heap_size = self.core.heap_size() as u64;
             stats.next_expiry = self.core.next_expiry();
             stats.watch = self.core.watch_state();
+            stats.size_bytes = self.core.size_bytes();
+            let space = self.core.space();
+            stats.free_bytes = space.map(|space| space.free);
+            if let Some(MinFree::Percent(_)) = self.min_free {
+                stats.min_free_bytes =
+                    self.min_free.zip(space).map(|(limit, space)| limit.bytes(space.total));
+            }
             if stats.cache_directory != *resolved {
                 stats.cache_directory.clone_from(resolved);
             }

@@ -23,6 +23,31 @@ impl Worker {
                 self.executor.log_unwatched(self.root(), count, every, &refusal);
             }
             Notice::WatchedAgain => tracing::info!("all directories are watched again"),
+            Notice::SpaceUnknown(reason) => tracing::warn!(
+                path = path_field(self.root()),
+                reason,
+                "can't read the free space of the file system, nothing is evicted for it until that is known"
+            ),
+            Notice::NoFileSystemSize => tracing::warn!(
+                path = path_field(self.root()),
+                "the file system reports no size, nothing is evicted for its free space (--min-free)"
+            ),
+            Notice::MinFreeTooLarge(total) => tracing::error!(
+                path = path_field(self.root()),
+                file_system_bytes = total,
+                "the file system is smaller than what has to stay free, nothing is evicted for it: lower --min-free"
+            ),
+            Notice::EvictionsPaused(pause) => tracing::warn!(
+                path = path_field(self.root()),
+                ?pause,
+                "evictions free less than half of what they delete, pausing them for --min-free: deleted files are still open, in a snapshot, or have hard links"
+            ),
+            Notice::EvictionsTooSlow { size, space } => tracing::warn!(
+                path = path_field(self.root()),
+                size_bytes = size,
+                free_bytes = space.map(|space| space.free),
+                "results arrive faster than they can be evicted, the disk budget is exceeded"
+            ),
         }
     }
 

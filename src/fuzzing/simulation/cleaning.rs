@@ -98,7 +98,7 @@ impl Disk {
             }
         };
         if expires_at > self.now.wall {
-            return Outcome::NotDue { expires_at, bytes: None };
+            return Outcome::NotDue { expires_at, bytes: None, size: None };
         }
         let seen = FileState::pretended(result.version);
         let wait = SETTLE_TIME.saturating_sub(self.now.mono - result.changed);

@@ -72,7 +72,7 @@ impl World {
                 self.ledger.broken += u64::from(matches!(error, CountedError::Broken(_)));
             }
             Notice::RootUnreadable(_) => self.ledger.reported += 1,
-            Notice::Unwatched(..) | Notice::WatchedAgain => {}
+            _ => {}
         }
     }
 

@@ -130,7 +130,7 @@ impl World {
     fn on(disk: Disk) -> Self {
         let disk_now = disk.now.mono;
         Self {
-            core: Core::new(INTERVALS, disk_now),
+            core: Core::new(INTERVALS, None, disk_now),
             disk,
             inbox: Inbox::default(),
             next_work: None,

@@ -84,7 +84,8 @@ pub(super) struct Jobs {
 
 impl Jobs {
     fn step(&mut self, around: &mut Surroundings<'_>) -> bool {
-        if let Some(Job { key, settled }) = self.jobs.pop_front().filter(|_| !self.is_cancelled) {
+        if let Some(Job { key, settled, .. }) = self.jobs.pop_front().filter(|_| !self.is_cancelled)
+        {
             let disk = &mut *around.disk;
             let dir =
                 *self.opened.entry(key.dir.to_path_buf()).or_insert_with(|| disk.resolve(&key.dir));
@@ -97,14 +98,17 @@ impl Jobs {
         let took = around.disk.now.mono - self.start;
         let found = std::mem::take(&mut self.found);
         if self.holds {
-            around.send(self.generation, Completion::Claims { found, took });
+            around.send(self.generation, Completion::Claims { found, took, evicted: None });
             return true;
         }
         let is_held = |found: &JobResult| matches!(found.outcome, Outcome::Deleted { .. });
         let (held, found): (Vec<_>, Vec<_>) = found.into_iter().partition(is_held);
         self.holds = !held.is_empty();
         self.found = held;
-        around.send(self.generation, Completion::Jobs { found, took, holds: self.holds });
+        around.send(
+            self.generation,
+            Completion::Jobs { found, took, holds: self.holds, evicted: None },
+        );
         !self.holds
     }
 }
@@ -356,7 +360,7 @@ impl Scan {
                 match outcome {
                     Outcome::NotDue { expires_at, .. } if around.chance.one_in(2) => {
                         let pairs = vec![(key.stem, expires_at)];
-                        found.waiting.push(Waiting { dir: key.dir, pairs });
+                        found.waiting.push(Waiting { dir: key.dir, pairs, sizes: Vec::new() });
                     }
                     outcome => found.others.push(JobResult { key, outcome }),
                 }

@@ -155,6 +155,7 @@ impl World {
                 self.tasks.push(Task::Scan(Box::new(scan)));
             }
             Command::RemoveOrphans(_) => panic!("nobody asked for it"),
+            Command::AskFreeSpace | Command::SurveyRest(_) => panic!("there is no disk budget"),
             Command::Count(tally) => {
                 self.ledger.counted += tally.deleted;
                 self.deleted += tally.deleted;

@@ -11,12 +11,13 @@ use super::attendants::{Attendants, Batch};
 use super::listing::Listing;
 use super::queue::{Part, Pending, Work};
 use super::{Readers, Scan};
-use crate::disk::inspect::read_listed;
+use crate::disk::inspect::{read_listed, stat_file};
 use crate::disk::root::{Dir, is_not_ours};
 use crate::jobs::pairs::Hint;
+use crate::pair::budget::DiskSize;
 use crate::pair::change::WatchError;
 use crate::pair::metadata;
-use crate::pair::name::Stem;
+use crate::pair::name::{Half, Stem};
 use crate::pair::outcome::{ScanFound, Summary, Waiting};
 use crate::sys::clock::thread_time;
 use crate::sys::descriptors::share_of_open_files;
@@ -313,6 +314,9 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
         let context = self.scan.context;
         // Nearly all pairs wait, in most scans.
         let (mut waiting, mut others) = (Vec::with_capacity(to - from), Vec::new());
+        // Without a disk budget, no size is looked at.
+        let mut sizes = Vec::new();
+        let mut metadata_blocks = context.budget().map(|_| 0);
         let step = if context.throttle().is_bounded() { 1 } else { CHECK };
         for start in (from..to).step_by(step) {
             self.rest();
@@ -325,12 +329,19 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
                 let (name, stem) = listing.metadata(at);
                 let is_pair = listing.has_result(stem);
                 let expires_at = (is_pair && !context.reports_sizes())
-                    .then(|| read_listed(dir, name, &mut self.buffer))
+                    .then(|| read_listed(dir, name, &mut self.buffer, metadata_blocks.as_mut()))
                     .flatten()
                     .and_then(|content| metadata::expires_at(content).ok())
                     .filter(|expires_at| *expires_at > now);
-                match expires_at {
-                    Some(expires_at) => waiting.push((Stem::new(stem), expires_at)),
+                let size = match metadata_blocks {
+                    Some(blocks) if expires_at.is_some() => result_size(dir, stem, blocks),
+                    _ => None,
+                };
+                match expires_at.filter(|_| size.is_some() || metadata_blocks.is_none()) {
+                    Some(expires_at) => {
+                        waiting.push((Stem::new(stem), expires_at));
+                        sizes.extend(size);
+                    }
                     None => {
                         let hint = if is_pair { Hint::Listed } else { Hint::Nothing };
                         others.push((Stem::new(stem), hint));
@@ -339,7 +350,8 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
             }
         }
         if !waiting.is_empty() {
-            self.found.waiting.push(Waiting { dir: Arc::clone(&dir.rel), pairs: waiting });
+            let dir = Arc::clone(&dir.rel);
+            self.found.waiting.push(Waiting { dir, pairs: waiting, sizes });
         }
         if self.found.len() >= HAND_OVER {
             self.hand_over();
@@ -360,4 +372,11 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
             self.pace.rested += start.elapsed();
         }
     }
+}
+
+/// Returns the size of a pair whose metadata takes `metadata_blocks`; `None` if its result is no regular file, or can't
+/// be inspected.
+fn result_size(dir: &Dir, stem: &[u8], metadata_blocks: u32) -> Option<DiskSize> {
+    let result = stat_file(dir, &Stem::new(stem).name(Half::Result)).ok()??;
+    Some(DiskSize::of(&result, metadata_blocks))
 }

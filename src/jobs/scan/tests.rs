@@ -37,7 +37,7 @@ impl Place {
         let all = Mutex::new((HashMap::new(), Vec::new()));
         let found = |found: ScanFound| {
             let mut all = all.lock().unwrap();
-            for Waiting { dir, pairs } in found.waiting {
+            for Waiting { dir, pairs, .. } in found.waiting {
                 for (stem, expires_at) in pairs {
                     assert_eq!(expires_at.timestamp(), 8_000_000_000);
                     let key = PairKey { dir: Arc::clone(&dir), stem };

@@ -90,7 +90,7 @@ impl World {
             history: Vec::new(),
             pairs: timeline.plans.iter().enumerate().map(pair).collect(),
             jumps: ClockJumps::default(),
-            core: Core::new(Intervals { check: day, fallback: day }, start),
+            core: Core::new(Intervals { check: day, fallback: day }, None, start),
             inputs: vec![Input::RootProbed(RootSeen::Replaced(watching))],
             slow: timeline.slow,
             wake: 0,
@@ -175,7 +175,8 @@ impl World {
                 let outcome = self.attend(&job)?;
                 found.push(JobResult { key: job.key, outcome });
             }
-            let done = Completion::Jobs { found, took: Duration::ZERO, holds: false };
+            let done =
+                Completion::Jobs { found, took: Duration::ZERO, holds: false, evicted: None };
             self.inputs.push(Input::Completed(1, done));
         }
         while !self.poll()? {}
@@ -236,7 +237,7 @@ impl World {
         let pair = self.pairs.iter_mut().find(|pair| pair.key == job.key).unwrap();
         if now < wall(pair.expires_at) {
             let expires_at = wall(pair.expires_at);
-            return Ok(Outcome::NotDue { expires_at, bytes: None });
+            return Ok(Outcome::NotDue { expires_at, bytes: None, size: None });
         }
         prop_assert!(pair.expires_at <= self.wall, "{} ms early", pair.expires_at - self.wall);
         prop_assert!(pair.expires_at <= high, "{} ms too early", pair.expires_at - high);

@@ -1,0 +1,274 @@
+//! Evictions without a service: what a sweep evicts, and what it would evict.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use chrono::{DateTime, Utc};
+
+use super::sweep::Sums;
+use crate::disk::filesystem::free_space;
+use crate::disk::root::Root;
+use crate::disk::survey::survey;
+use crate::display::path_field;
+use crate::jobs::context::{JobContext, result_path};
+use crate::jobs::pairs::PairProcessor;
+use crate::pair::budget::{
+    Budget, Chosen, DiskSize, EVICTION_BATCH, Evicting, FreeSpace, Shortfall, Young,
+};
+use crate::pair::name::PairKey;
+use crate::pair::outcome::{Job, Outcome, Waiting};
+
+/// A complete, valid pair that has not expired.
+#[derive(Debug, Clone)]
+pub(super) struct Candidate {
+    pub key: PairKey,
+    pub expires_at: DateTime<Utc>,
+    pub size: DiskSize,
+}
+
+impl Candidate {
+    /// Returns whether the pair can be evicted: its result is old enough, and its removal frees space.
+    fn can_go(&self, budget: &Budget, now: DateTime<Utc>) -> bool {
+        let changed = DateTime::from_timestamp(self.size.ctime.0, self.size.ctime.1);
+        let age = changed.and_then(|changed| (now - changed).to_std().ok());
+        self.size.blocks > 0 && age.is_some_and(|age| age >= budget.min_age)
+    }
+}
+
+/// The pairs that a scan has found and that have not expired.
+#[derive(Debug, Default)]
+pub(super) struct Candidates(Vec<Candidate>);
+
+impl Candidates {
+    pub(super) fn add_waiting(&mut self, found: Waiting) {
+        let Waiting { dir, pairs, sizes } = found;
+        let candidate = |((stem, expires_at), size)| {
+            let key = PairKey { dir: Arc::clone(&dir), stem };
+            Candidate { key, expires_at, size }
+        };
+        self.0.extend(pairs.into_iter().zip(sizes).map(candidate));
+    }
+
+    pub(super) fn add(&mut self, key: PairKey, expires_at: DateTime<Utc>, size: Option<DiskSize>) {
+        self.0.extend(size.map(|size| Candidate { key, expires_at, size }));
+    }
+
+    /// Returns what all pairs take on disk, in bytes.
+    fn size(&self) -> u64 {
+        self.0.iter().map(|candidate| candidate.size.bytes()).sum()
+    }
+
+    /// Returns the pairs that can be evicted, in the order in which they go; and what is too young.
+    pub(super) fn in_order(&self, budget: &Budget, now: DateTime<Utc>) -> (Vec<&Candidate>, Young) {
+        let (mut can_go, others): (Vec<_>, Vec<_>) =
+            self.0.iter().partition(|candidate| candidate.can_go(budget, now));
+        can_go.sort_by(|a, b| {
+            let dirs = || a.key.dir.as_os_str().cmp(b.key.dir.as_os_str());
+            let stems = || a.key.stem.bytes().cmp(&b.key.stem.bytes());
+            a.expires_at.cmp(&b.expires_at).then_with(dirs).then_with(stems)
+        });
+        let young = others.iter().filter(|candidate| candidate.size.blocks > 0);
+        let young = young.fold(Young::default(), |young, candidate| Young {
+            pairs: young.pairs + 1,
+            bytes: young.bytes + candidate.size.bytes(),
+        });
+        (can_go, young)
+    }
+
+    /// Returns how many pairs in [this order](Self::in_order) would go. `freed` is what expired pairs free before.
+    ///
+    /// # Errors
+    /// If the free space has to be known and can't be read.
+    pub(super) fn beyond(
+        &self,
+        budget: &Budget,
+        root: &Root,
+        in_order: &[&Candidate],
+        freed: u64,
+    ) -> std::io::Result<usize> {
+        let (mut size, mut evicting) = (self.size(), Evicting::default());
+        let mut space = space(budget, root)?;
+        space.free = space.free.saturating_add(freed);
+        for (count, candidate) in in_order.iter().enumerate() {
+            let excesses = [budget.size_excess(size), budget.free_excess(space)];
+            if evicting.needed(excesses, false) == 0 {
+                return Ok(count);
+            }
+            size -= candidate.size.bytes();
+            space.free = space.free.saturating_add(candidate.size.bytes());
+        }
+        Ok(in_order.len())
+    }
+}
+
+/// Reads the free space, if there is a limit for it.
+fn space(budget: &Budget, root: &Root) -> std::io::Result<FreeSpace> {
+    match budget.min_free {
+        Some(_) => free_space(root),
+        None => Ok(FreeSpace { free: 0, total: 0 }),
+    }
+}
+
+/// Evicts pairs until the limits are kept, or would do so if the context only inspects.
+pub(super) fn evict(
+    root: &Root,
+    context: &JobContext,
+    budget: &Budget,
+    candidates: &Candidates,
+    sums: &mut Sums,
+) {
+    let done = if context.deletes() {
+        Eviction::new(root, context, budget, candidates).run(sums)
+    } else {
+        dry_run(root, context, budget, candidates, sums)
+    };
+    if let Err(error) = done {
+        sums.error(std::path::Path::new(""), &format_args!("can't read the free space: {error}"));
+    }
+}
+
+fn dry_run(
+    root: &Root,
+    context: &JobContext,
+    budget: &Budget,
+    candidates: &Candidates,
+    sums: &mut Sums,
+) -> std::io::Result<()> {
+    let (in_order, _) = candidates.in_order(budget, context.clock().wall());
+    let count = candidates.beyond(budget, root, &in_order, sums.tally.freed_bytes)?;
+    for candidate in &in_order[..count] {
+        let Candidate { key, size, .. } = candidate;
+        let path = path_field(&result_path(root, &key.dir, &key.stem));
+        tracing::debug!(path, "would evict");
+        sums.tally.evicted += 1;
+        sums.tally.evicted_bytes += size.bytes();
+    }
+    Ok(())
+}
+
+struct Eviction<'a> {
+    root: &'a Root,
+    context: &'a JobContext,
+    budget: &'a Budget,
+    /// The pairs that can be evicted, in their order, and the next of them.
+    in_order: Vec<&'a Candidate>,
+    next: usize,
+    young: Young,
+    /// What all pairs take on disk.
+    size: u64,
+    /// What was evicted and does not show as free.
+    hidden: u64,
+    evicting: Evicting,
+}
+
+impl<'a> Eviction<'a> {
+    fn new(
+        root: &'a Root,
+        context: &'a JobContext,
+        budget: &'a Budget,
+        candidates: &'a Candidates,
+    ) -> Self {
+        let (in_order, young) = candidates.in_order(budget, context.clock().wall());
+        let (size, evicting) = (candidates.size(), Evicting::default());
+        Self { root, context, budget, in_order, next: 0, young, size, hidden: 0, evicting }
+    }
+
+    fn run(mut self, sums: &mut Sums) -> std::io::Result<()> {
+        let mut space = space(self.budget, self.root)?;
+        self.check_file_system(space);
+        loop {
+            let free = space.free.saturating_add(self.hidden);
+            let excesses = [
+                self.budget.size_excess(self.size),
+                self.budget.free_excess(FreeSpace { free, ..space }),
+            ];
+            let needed = self.evicting.needed(excesses, false);
+            if needed == 0 {
+                return Ok(());
+            }
+            let batch = self.next_batch(needed);
+            if batch.is_empty() {
+                if excesses.iter().any(|excess| excess.is_over) {
+                    let (size, young, min_age) = (self.size, self.young, self.budget.min_age);
+                    let space = self.budget.min_free.map(|_| space);
+                    let never = AtomicBool::new(false);
+                    survey(self.root, &never).log(&Shortfall { size, space, young, min_age });
+                }
+                return Ok(());
+            }
+            space = self.evict(&batch, space, sums)?;
+        }
+    }
+
+    fn check_file_system(&self, space: FreeSpace) {
+        let path = path_field(self.root.path());
+        match self.budget.min_free {
+            Some(_) if space.total == 0 => tracing::warn!(
+                path,
+                "the file system reports no size, nothing is evicted for its free space (--min-free)"
+            ),
+            Some(_) if self.budget.is_too_large_for(space) => tracing::error!(
+                path,
+                file_system_bytes = space.total,
+                "the file system is smaller than what has to stay free, nothing is evicted for it: lower --min-free"
+            ),
+            _ => {}
+        }
+    }
+
+    /// The pairs that go first, until these take the `needed` bytes.
+    fn next_batch(&mut self, mut needed: u64) -> Vec<&'a Candidate> {
+        let mut batch = Vec::new();
+        while needed > 0
+            && batch.len() < EVICTION_BATCH
+            && let Some(candidate) = self.in_order.get(self.next)
+        {
+            self.next += 1;
+            needed = needed.saturating_sub(candidate.size.bytes());
+            batch.push(*candidate);
+        }
+        batch
+    }
+
+    /// Evicts one batch. Returns the free space after that.
+    fn evict(
+        &mut self,
+        batch: &[&Candidate],
+        before: FreeSpace,
+        sums: &mut Sums,
+    ) -> std::io::Result<FreeSpace> {
+        let mut jobs: Vec<Job> = batch.iter().map(|candidate| self.job(candidate)).collect();
+        jobs.sort_by(|a, b| a.key.dir.as_os_str().cmp(b.key.dir.as_os_str()));
+        let mut processor = PairProcessor::new(self.context, self.root);
+        processor.attend_all(&jobs, &AtomicBool::new(false));
+        processor.finish();
+        let mut freed = 0;
+        for found in processor.take_found() {
+            let size = batch.iter().find(|candidate| candidate.key == found.key);
+            let size = size.map_or(0, |candidate| candidate.size.bytes());
+            // A pair that another cleaner has claimed is about to go.
+            let is_kept = matches!(
+                found.outcome,
+                Outcome::NotDue { .. }
+                    | Outcome::Changed
+                    | Outcome::Failed(_)
+                    | Outcome::RestoreFailed(_)
+            );
+            self.size = self.size.saturating_sub(if is_kept { 0 } else { size });
+            if let Outcome::Evicted { freed: bytes, .. } = found.outcome {
+                freed += bytes;
+            }
+            sums.add(found, None);
+        }
+        let after = space(self.budget, self.root)?;
+        self.hidden += freed.saturating_sub(after.free.saturating_sub(before.free));
+        Ok(after)
+    }
+
+    fn job(&self, candidate: &Candidate) -> Job {
+        let Candidate { key, expires_at, .. } = candidate;
+        let min_age = self.budget.min_age;
+        let chosen = Chosen { expires_at: *expires_at, min_age, future: None };
+        Job { key: key.clone(), settled: None, evict: Some(chosen) }
+    }
+}

@@ -1,0 +1,338 @@
+//! The disk budget: when to ask for the free space, when to evict, and how much.
+//!
+//! Some file systems free space late, and never while a deleted file is open. So what was evicted and does not show as
+//! free counts as free for [`CREDIT_HOLDS`]. If most of it does not show after that, further evictions would only
+//! lose results.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::command::{Command, Notice};
+use super::core::Core;
+use super::input::EvictedBatch;
+use crate::pair::budget::{Budget, Evicting, Excess, FreeSpace, Shortfall};
+use crate::pair::outcome::{JobResult, Outcome};
+use crate::sys::clock::Now;
+
+/// How often to ask for the free space.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
+/// For how long evicted bytes count as free that the file system does not show as free.
+const CREDIT_HOLDS: Duration = Duration::from_secs(30);
+/// How long evictions for `min_free` pause if the file system does not show what they free.
+const PAUSE: Duration = Duration::from_secs(600);
+/// How many batches of evictions run at once: one is chosen while the claims of another one are held.
+const MAX_BATCHES: usize = 2;
+/// How long a limit has to be kept until its next excess is reported again; at least the age from which pairs can
+/// be evicted.
+const MIN_CALM: Duration = Duration::from_secs(60);
+/// How long evictions may go on without reaching the limit before that is reported.
+const SLOW: Duration = Duration::from_secs(10);
+
+/// The disk budget, and how far it is kept.
+#[derive(Debug)]
+pub(super) struct BudgetState {
+    pub budget: Budget,
+    /// The free space when it was last read, and the size of all pairs at that time.
+    space: Option<(FreeSpace, u64)>,
+    is_asking: bool,
+    next_ask: Instant,
+    /// What was deleted since the space was last read, and since the last request for it.
+    freed: u64,
+    freed_since_ask: u64,
+    /// Whether a full scan has ended: before that, pairs that expire sooner may not be known yet.
+    is_scanned: bool,
+    evicting: Evicting,
+    /// The batches that run.
+    batches: usize,
+    credits: VecDeque<Credit>,
+    /// Credits that have ended, kept for as long again.
+    ended: VecDeque<Credit>,
+    paused_until: Option<Instant>,
+    reported: Reported,
+}
+
+/// Evictions within a second.
+#[derive(Debug, Clone, Copy)]
+struct Credit {
+    at: Instant,
+    evicted: u64,
+    /// What the file system does not show as free yet.
+    hidden: u64,
+}
+
+/// What was reported. Each is reported once until the directory is opened again, or once per episode.
+#[derive(Debug, Default)]
+struct Reported {
+    space: bool,
+    /// Whether it was reported that nothing can be evicted, and since when the limits are kept again.
+    nothing_to_evict: bool,
+    calm_since: Option<Instant>,
+    /// Since when a limit is exceeded, and whether it was reported that evictions are too slow.
+    over_since: Option<(Instant, bool)>,
+}
+
+impl Reported {
+    /// Ends an episode once the limits were kept for as long as `calm`.
+    fn note(&mut self, is_exceeded: bool, calm: Duration, now: Instant) {
+        if is_exceeded {
+            let since = self.calm_since.take();
+            self.nothing_to_evict &= since.is_none_or(|since| since + calm > now);
+        } else {
+            self.calm_since.get_or_insert(now);
+        }
+    }
+}
+
+impl BudgetState {
+    pub(super) fn new(budget: Budget, now: Instant) -> Self {
+        Self {
+            budget,
+            space: None,
+            is_asking: false,
+            next_ask: now,
+            freed: 0,
+            freed_since_ask: 0,
+            is_scanned: false,
+            evicting: Evicting::default(),
+            batches: 0,
+            credits: VecDeque::new(),
+            ended: VecDeque::new(),
+            paused_until: None,
+            reported: Reported::default(),
+        }
+    }
+
+    /// Returns the free space that counts: with what is about to be freed, and what was evicted and does not show yet.
+    fn counted_space(&self, leaving: u64) -> Option<FreeSpace> {
+        let (space, _) = self.space.filter(|_| self.paused_until.is_none())?;
+        let hidden: u64 = self.credits.iter().map(|credit| credit.hidden).sum();
+        let free = [self.freed, hidden, leaving].into_iter().fold(space.free, u64::saturating_add);
+        Some(FreeSpace { free, ..space })
+    }
+
+    /// Returns by how much each limit is exceeded. `size` is what all pairs take, of which `leaving` is about to be freed.
+    fn excesses(&self, size: u64, leaving: u64) -> [Excess; 2] {
+        let by_space = self.counted_space(leaving).map(|space| self.budget.free_excess(space));
+        [self.budget.size_excess(size.saturating_sub(leaving)), by_space.unwrap_or_default()]
+    }
+
+    fn is_exceeded(&self, size: u64, leaving: u64) -> bool {
+        self.excesses(size, leaving).iter().any(|excess| excess.is_over)
+    }
+
+    /// Takes in a new reading of the space; `size` is what all pairs take now.
+    fn read(&mut self, space: FreeSpace, size: u64) {
+        if let Some((before, size_before)) = self.space {
+            // What writers add to the pairs takes as much space as it adds. More free space than that was freed late.
+            let sum = |space: FreeSpace, size: u64| i128::from(space.free) + i128::from(size);
+            let shown = sum(space, size) - sum(before, size_before);
+            self.show(u64::try_from(shown).unwrap_or(0));
+        }
+        self.space = Some((space, size));
+    }
+
+    /// Records that evicted bytes show as free: those of the oldest evictions first.
+    fn show(&mut self, mut bytes: u64) {
+        for credit in &mut self.credits {
+            let shown = bytes.min(credit.hidden);
+            credit.hidden -= shown;
+            bytes -= shown;
+        }
+    }
+
+    fn add_credit(&mut self, evicted: u64, hidden: u64, now: Instant) {
+        match self.credits.back_mut() {
+            Some(last) if last.at + ASK_INTERVAL > now => {
+                last.evicted += evicted;
+                last.hidden += hidden;
+            }
+            _ => self.credits.push_back(Credit { at: now, evicted, hidden }),
+        }
+    }
+
+    /// Ends credits. Returns true if most of what was evicted does not show as free.
+    fn end_credits(&mut self, now: Instant) -> bool {
+        let count =
+            self.credits.iter().take_while(|credit| credit.at + CREDIT_HOLDS <= now).count();
+        self.ended.extend(self.credits.drain(..count));
+        while self.ended.front().is_some_and(|credit| credit.at + 2 * CREDIT_HOLDS <= now) {
+            self.ended.pop_front();
+        }
+        let sum = |of: fn(&Credit) -> u64| self.ended.iter().map(of).sum::<u64>();
+        count > 0 && sum(|credit| credit.hidden) * 2 > sum(|credit| credit.evicted)
+    }
+}
+
+impl Core {
+    /// Requests the free space of the cache directory's file system, if it is time.
+    pub(super) fn ask_free_space(&mut self, now: Now) {
+        let Some(state) = &mut self.budget else { return };
+        if !state.is_asking && state.next_ask <= now.mono {
+            (state.is_asking, state.freed_since_ask) = (true, 0);
+            state.next_ask = now.mono + ASK_INTERVAL;
+            self.command(Command::AskFreeSpace);
+        }
+    }
+
+    /// Returns when to ask for the free space again.
+    pub(super) fn next_ask(&self) -> Option<Instant> {
+        self.budget.as_ref().filter(|state| !state.is_asking).map(|state| state.next_ask)
+    }
+
+    /// Takes in the free space of the file system, or why it is unknown.
+    pub(super) fn free_space_read(&mut self, space: Result<FreeSpace, String>, now: Now) {
+        let (size, _) = self.schedule.disk_size();
+        let Some(state) = &mut self.budget else { return };
+        state.is_asking = false;
+        let is_first = !std::mem::replace(&mut state.reported.space, true);
+        let space = match space {
+            Ok(space) => space,
+            Err(reason) => {
+                if is_first {
+                    self.report(Notice::SpaceUnknown(reason));
+                }
+                return;
+            }
+        };
+        state.read(space, size);
+        state.freed = state.freed_since_ask;
+        if state.paused_until.is_some_and(|until| until <= now.mono) {
+            state.paused_until = None;
+        }
+        let notice = if !is_first || state.budget.min_free.is_none() {
+            None
+        } else if space.total == 0 {
+            Some(Notice::NoFileSystemSize)
+        } else {
+            let is_too_large = state.budget.is_too_large_for(space);
+            is_too_large.then_some(Notice::MinFreeTooLarge(space.total))
+        };
+        let is_in_vain = state.end_credits(now.mono);
+        if is_in_vain {
+            state.paused_until = Some(now.mono + PAUSE);
+            state.credits.clear();
+            state.ended.clear();
+        }
+        notice.into_iter().for_each(|notice| self.report(notice));
+        self.report_slow_evictions(now);
+        if is_in_vain {
+            self.report(Notice::EvictionsPaused(PAUSE));
+        }
+    }
+
+    /// Records that the first full scan has ended.
+    pub(super) fn scanned(&mut self) {
+        if let Some(state) = &mut self.budget {
+            state.is_scanned = true;
+        }
+    }
+
+    /// Records what was deleted, so that it counts as free until the space is read again.
+    pub(super) fn note_freed(&mut self, found: &[JobResult]) {
+        let Some(state) = &mut self.budget else { return };
+        for found in found {
+            if let Outcome::Deleted { freed, .. } = found.outcome {
+                state.freed = state.freed.saturating_add(freed);
+                state.freed_since_ask = state.freed_since_ask.saturating_add(freed);
+            }
+        }
+    }
+
+    /// Records that a batch of evictions has ended, all of whose outcomes were applied.
+    pub(super) fn batch_evicted(&mut self, batch: EvictedBatch, now: Now) {
+        let (size, _) = self.schedule.disk_size();
+        let Some(state) = &mut self.budget else { return };
+        state.batches = state.batches.saturating_sub(1);
+        let EvictedBatch { space: Some([before, after]), bytes } = batch else { return };
+        state.read(before, size + bytes);
+        let shown = after.free.saturating_sub(before.free);
+        state.add_credit(bytes, bytes.saturating_sub(shown), now.mono);
+        state.space = Some((after, size));
+        state.freed = 0;
+    }
+
+    /// Starts batches of evictions, up to `limit` at once, if a limit is exceeded.
+    pub(super) fn evict(&mut self, limit: usize, now: Now) {
+        while self.slots.free() > 0 {
+            let needed = self.needed_now(now);
+            let Some(state) = &self.budget else { return };
+            if needed == 0 || state.batches >= limit.min(MAX_BATCHES) {
+                return;
+            }
+            let jobs = self.schedule.take_evictions(needed, now);
+            if jobs.is_empty() {
+                return self.nothing_to_evict(now);
+            }
+            if let Some(state) = &mut self.budget {
+                state.batches += 1;
+            }
+            self.slots.taken();
+            self.command(Command::Process(jobs));
+        }
+    }
+
+    /// Returns how many bytes have to be evicted now. What has expired is deleted before.
+    fn needed_now(&mut self, now: Now) -> u64 {
+        let is_due = self.has_due(now);
+        let (size, leaving) = self.schedule.disk_size();
+        let Some(state) = self.budget.as_mut().filter(|state| state.is_scanned) else { return 0 };
+        let needed = state.evicting.needed(state.excesses(size, leaving), leaving > 0);
+        let calm = state.budget.min_age.max(MIN_CALM);
+        state.reported.note(state.is_exceeded(size, leaving), calm, now.mono);
+        if is_due { 0 } else { needed }
+    }
+
+    /// Returns when to evict again, if nothing happens before.
+    pub(super) fn next_eviction(&self, now: Now) -> Option<Instant> {
+        let state = self.budget.as_ref().filter(|state| state.is_scanned)?;
+        let (size, leaving) = self.schedule.disk_size();
+        let excesses = state.excesses(size, leaving);
+        let is_needed = state.evicting.is_needed(excesses);
+        let can_start = self.slots.free() > 0 && state.batches < MAX_BATCHES && !self.has_due(now);
+        if is_needed && can_start { self.schedule.next_eviction(now) } else { None }
+    }
+
+    /// Reports that a limit is exceeded and nothing can be evicted: once per episode.
+    fn nothing_to_evict(&mut self, now: Now) {
+        let (size, leaving) = self.schedule.disk_size();
+        let young = self.schedule.too_young(now);
+        let Some(state) = &mut self.budget else { return };
+        let (Some(young), false) = (young, state.reported.nothing_to_evict) else { return };
+        if leaving == 0 && state.is_exceeded(size, leaving) {
+            state.reported.nothing_to_evict = true;
+            let space = state.space.map(|(space, _)| space);
+            let shortfall = Shortfall { size, space, young, min_age: state.budget.min_age };
+            self.command(Command::SurveyRest(shortfall));
+        }
+    }
+
+    /// Reports that results arrive faster than they are evicted: once per episode.
+    fn report_slow_evictions(&mut self, now: Now) {
+        let (size, leaving) = self.schedule.disk_size();
+        let Some(state) = &mut self.budget else { return };
+        let is_exceeded = state.is_exceeded(size, 0);
+        let over_since = &mut state.reported.over_since;
+        if !is_exceeded {
+            *over_since = None;
+        } else if let Some((since, is_reported)) = over_since {
+            let is_slow = !*is_reported && leaving > 0 && *since + SLOW <= now.mono;
+            if is_slow {
+                *is_reported = true;
+                let space = state.space.map(|(space, _)| space);
+                self.report(Notice::EvictionsTooSlow { size, space });
+            }
+        } else {
+            *over_since = Some((now.mono, false));
+        }
+    }
+
+    /// Returns what all complete, valid pairs take on disk, in bytes; `None` without a disk budget.
+    pub(crate) fn size_bytes(&self) -> Option<u64> {
+        self.budget.as_ref().map(|_| self.schedule.disk_size().0)
+    }
+
+    /// Returns the free space on the cache directory's file system and its size, when last read.
+    pub(crate) fn space(&self) -> Option<FreeSpace> {
+        self.budget.as_ref()?.space.map(|(space, _)| space)
+    }
+}

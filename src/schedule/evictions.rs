@@ -1,0 +1,439 @@
+//! Which pairs can be evicted, and which are next. Exists only with a disk budget.
+
+use std::cmp::Ordering;
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+
+use super::backoff::backoff;
+use super::command::CountedError;
+use super::expiries::Expiries;
+use super::waiting::{Size, SizedEntry, WaitingPairs};
+use super::{Attempts, InFlight, Schedule};
+use crate::pair::budget::{BLOCK, Chosen, DiskSize, EVICTION_BATCH, Young, evictable_from};
+use crate::pair::change::Trigger;
+use crate::pair::name::{Half, PairKey, Stem};
+use crate::pair::outcome::{Failure, Job};
+use crate::pair::version::FileTime;
+use crate::sys::clock::Now;
+
+/// How many pairs are chosen at once, and for how long that choice holds. A pair that appears meanwhile, or gets
+/// old enough, has to wait for the next choice.
+const MAX_CHOSEN: usize = 16_384;
+const CHOICE_HOLDS: Duration = Duration::from_secs(1);
+/// How many results with a ctime in the future are tracked. Others are young whenever they are seen.
+const MAX_FIRST_SEEN: usize = 65_536;
+/// How long a pair that could not be evicted is held back: a pair that turned out to be too young, and after a failure
+/// at most this much longer than the pause before the next attempt.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+const FAILURE_MEMORY: Duration = Duration::from_secs(1200);
+
+/// What the schedule tracks for evictions.
+#[derive(Debug)]
+pub(super) struct Evictions {
+    min_age: Duration,
+    /// Complete pairs that do not wait for their expiry: they are being deleted or evicted, or could not be deleted.
+    elsewhere: HashMap<PairKey, Elsewhere>,
+    /// What these take on disk, and how much of it is about to be freed, in blocks.
+    elsewhere_blocks: u64,
+    leaving_blocks: u64,
+    /// Results whose ctime lies in the future: their ctime, and when they were first seen with it.
+    first_seen: HashMap<PairKey, (FileTime, u32)>,
+    /// Pairs that could not be evicted, by directory.
+    held_back: HashMap<Arc<Path>, HashMap<Stem, HeldBack>>,
+    choice: Choice,
+    /// What the last complete choice left out because it is too young.
+    pub young: Young,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Elsewhere {
+    size: Size,
+    /// Whether it is about to be deleted or evicted, by this cleaner or another one.
+    is_leaving: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct HeldBack {
+    failures: u32,
+    until: Instant,
+}
+
+/// The pairs that are evicted next, in the order of their `expires_at`.
+#[derive(Debug)]
+struct Choice {
+    pairs: VecDeque<(PairKey, DateTime<Utc>)>,
+    holds_until: Instant,
+    /// Whether all pairs that could be evicted were chosen.
+    is_complete: bool,
+    /// When more pairs can be evicted after a complete choice: another one gets old enough, or is no longer
+    /// held back.
+    more_from: Option<DateTime<Utc>>,
+    retry_from: Option<Instant>,
+}
+
+/// A pair that can be evicted. The one that goes first compares as the least.
+#[derive(Debug, Clone, Copy)]
+struct Candidate<'a> {
+    at: DateTime<Utc>,
+    dir: &'a Arc<Path>,
+    stem: &'a Stem,
+    blocks: u32,
+}
+
+impl Ord for Candidate<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // The names break ties, so that several cleaners choose the same pairs.
+        let by_dir = || self.dir.as_os_str().cmp(other.dir.as_os_str());
+        let by_stem = || self.stem.bytes().cmp(&other.stem.bytes());
+        self.at.cmp(&other.at).then_with(by_dir).then_with(by_stem)
+    }
+}
+
+impl PartialOrd for Candidate<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Candidate<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Candidate<'_> {}
+
+/// Those of many candidates that go first: a batch at least, and as many as take the wanted blocks.
+struct Soonest<'a> {
+    candidates: BinaryHeap<Candidate<'a>>,
+    blocks: u64,
+    wanted: u64,
+    /// Whether there are more than these.
+    has_more: bool,
+}
+
+impl<'a> Soonest<'a> {
+    fn new(wanted: u64) -> Self {
+        Self { candidates: BinaryHeap::new(), blocks: 0, wanted, has_more: false }
+    }
+
+    fn add(&mut self, candidate: Candidate<'a>) {
+        self.blocks += u64::from(candidate.blocks);
+        self.candidates.push(candidate);
+        while self.candidates.len() > EVICTION_BATCH
+            && let Some(last) = self.candidates.peek().map(|last| u64::from(last.blocks))
+            && (self.blocks - last >= self.wanted || self.candidates.len() > MAX_CHOSEN)
+        {
+            self.blocks -= last;
+            self.candidates.pop();
+            self.has_more = true;
+        }
+    }
+}
+
+impl Evictions {
+    pub(super) fn new(min_age: Duration, now: Instant) -> Self {
+        Self {
+            min_age,
+            elsewhere: HashMap::new(),
+            elsewhere_blocks: 0,
+            leaving_blocks: 0,
+            first_seen: HashMap::new(),
+            held_back: HashMap::new(),
+            choice: Choice {
+                pairs: VecDeque::new(),
+                holds_until: now,
+                is_complete: false,
+                more_from: None,
+                retry_from: None,
+            },
+            young: Young::default(),
+        }
+    }
+
+    pub(super) fn min_age(&self) -> Duration {
+        self.min_age
+    }
+
+    /// Returns what is kept of the size of a pair that waits from now on.
+    pub(super) fn waits(&mut self, key: &PairKey, size: DiskSize, now: Now) -> Size {
+        let wall = seconds(now.wall.timestamp());
+        let in_future = size.ctime > (now.wall.timestamp(), now.wall.timestamp_subsec_nanos());
+        let since = if in_future {
+            self.first_seen(key, size.ctime, wall)
+        } else {
+            self.forget(key);
+            seconds(size.ctime.0)
+        };
+        let size = Size { blocks: size.blocks, since };
+        if size.blocks > 0
+            && let Some(from) = evictable_from(since, self.min_age)
+        {
+            let more_from = &mut self.choice.more_from;
+            *more_from = Some(more_from.map_or(from, |before| before.min(from)));
+        }
+        size
+    }
+
+    /// Returns when a result was first seen with this ctime, which lies in the future.
+    fn first_seen(&mut self, key: &PairKey, ctime: FileTime, now: u32) -> u32 {
+        if let Some((known, since)) = self.first_seen.get(key)
+            && *known == ctime
+        {
+            return *since;
+        }
+        if self.first_seen.len() < MAX_FIRST_SEEN || self.first_seen.contains_key(key) {
+            self.first_seen.insert(key.clone(), (ctime, now));
+        }
+        now
+    }
+
+    /// Forgets when a result was first seen.
+    fn forget(&mut self, key: &PairKey) {
+        if !self.first_seen.is_empty() {
+            self.first_seen.remove(key);
+        }
+    }
+
+    /// Records a complete pair that does not wait.
+    pub(super) fn put_elsewhere(&mut self, key: PairKey, size: Size, is_leaving: bool) {
+        self.take_elsewhere(&key);
+        let blocks = u64::from(size.blocks);
+        self.elsewhere_blocks += blocks;
+        self.leaving_blocks += if is_leaving { blocks } else { 0 };
+        self.elsewhere.insert(key, Elsewhere { size, is_leaving });
+    }
+
+    /// Forgets a pair that does not wait; returns its size.
+    pub(super) fn take_elsewhere(&mut self, key: &PairKey) -> Option<Size> {
+        let Elsewhere { size, is_leaving } = self.elsewhere.remove(key)?;
+        let blocks = u64::from(size.blocks);
+        self.elsewhere_blocks -= blocks;
+        self.leaving_blocks -= if is_leaving { blocks } else { 0 };
+        Some(size)
+    }
+
+    /// Holds back a pair that an eviction has left as it was.
+    fn hold_back(&mut self, key: &PairKey, now: Now) {
+        self.hold_back_for(key, REFUSED_PAUSE, 0, now);
+    }
+
+    fn hold_back_for(&mut self, key: &PairKey, pause: Duration, more_failures: u32, now: Now) {
+        let pairs = self.held_back.entry(Arc::clone(&key.dir)).or_default();
+        let failures = pairs.get(&key.stem).map_or(0, |known| known.failures);
+        let failures = failures.saturating_add(more_failures);
+        let until = now.mono + pause;
+        pairs.insert(key.stem.clone(), HeldBack { failures, until });
+        let retry_from = &mut self.choice.retry_from;
+        *retry_from = Some(retry_from.map_or(until, |before| before.min(until)));
+    }
+
+    fn failures(&self, key: &PairKey) -> u32 {
+        let pairs = self.held_back.get(&key.dir);
+        pairs.and_then(|pairs| pairs.get(&key.stem)).map_or(0, |known| known.failures)
+    }
+
+    fn is_held_back(&self, key: &PairKey, now: Now) -> bool {
+        let held = self.held_back.get(&key.dir).and_then(|pairs| pairs.get(&key.stem));
+        held.is_some_and(|held| held.until > now.mono)
+    }
+
+    fn is_old_enough(&self, size: Size, now: Now) -> bool {
+        evictable_from(size.since, self.min_age).is_some_and(|from| from <= now.wall)
+    }
+
+    /// Returns when a pair can be evicted, if there may be one.
+    fn next(&self, now: Now) -> Option<Instant> {
+        let choice = &self.choice;
+        if !choice.pairs.is_empty() || !choice.is_complete {
+            return Some(now.mono);
+        }
+        let more = choice.more_from.and_then(|at| {
+            let left = (at - now.wall).to_std().unwrap_or(Duration::ZERO);
+            now.mono.checked_add(left)
+        });
+        let at = [more, choice.retry_from].into_iter().flatten().min()?;
+        Some(at.max(choice.holds_until))
+    }
+
+    /// Chooses the pairs that expire first among those that can be evicted, until they take `blocks`. Pairs `in_flight`
+    /// can't.
+    fn choose(
+        &mut self,
+        waiting: &Expiries<SizedEntry>,
+        in_flight: &HashMap<PairKey, InFlight>,
+        blocks: u64,
+        now: Now,
+    ) {
+        let mut busy: HashMap<&Path, HashSet<&Stem>> = HashMap::new();
+        for PairKey { dir, stem } in in_flight.keys() {
+            busy.entry(dir).or_default().insert(stem);
+        }
+        self.held_back.retain(|_, pairs| {
+            pairs.retain(|_, held| held.until + FAILURE_MEMORY > now.mono);
+            !pairs.is_empty()
+        });
+        if self.first_seen.len() >= MAX_FIRST_SEEN {
+            self.first_seen.retain(|key, _| waiting.contains(key));
+        }
+        let (mut young, mut more_from, mut retry_from) = (Young::default(), None, None);
+        let mut chosen = Soonest::new(blocks);
+        for (dir, pairs) in waiting.entries() {
+            let (held_back, busy) = (self.held_back.get(dir), busy.get(&**dir));
+            for (stem, at, SizedEntry { size, .. }) in pairs {
+                let from = evictable_from(size.since, self.min_age).filter(|_| size.blocks > 0);
+                let Some(from) = from else { continue };
+                if from > now.wall {
+                    young.pairs += 1;
+                    young.bytes += u64::from(size.blocks) * BLOCK;
+                    more_from =
+                        Some(more_from.map_or(from, |before: DateTime<Utc>| before.min(from)));
+                    continue;
+                }
+                let until = held_back.and_then(|pairs| pairs.get(stem)).map(|held| held.until);
+                if let Some(until) = until.filter(|until| *until > now.mono) {
+                    retry_from =
+                        Some(retry_from.map_or(until, |before: Instant| before.min(until)));
+                } else if busy.is_none_or(|busy| !busy.contains(stem)) {
+                    chosen.add(Candidate { at, dir, stem, blocks: size.blocks });
+                }
+            }
+        }
+        let is_complete = !chosen.has_more;
+        let pairs = chosen.candidates.into_sorted_vec().into_iter().map(|chosen| {
+            let (dir, stem) = (Arc::clone(chosen.dir), chosen.stem.clone());
+            (PairKey { dir, stem }, chosen.at)
+        });
+        let (pairs, holds_until) = (pairs.collect(), now.mono + CHOICE_HOLDS);
+        self.young = young;
+        self.choice = Choice { pairs, holds_until, is_complete, more_from, retry_from };
+    }
+
+    /// Returns whether another choice may find pairs.
+    fn can_choose(&self, now: Now) -> bool {
+        self.choice.pairs.is_empty() && self.next(now).is_some_and(|at| at <= now.mono)
+    }
+
+    /// Drops a choice that no longer holds.
+    fn drop_stale(&mut self, now: Now) {
+        if !self.choice.pairs.is_empty() && self.choice.holds_until <= now.mono {
+            self.choice.pairs.clear();
+            self.choice.is_complete = false;
+        }
+    }
+}
+
+fn seconds(at: i64) -> u32 {
+    u32::try_from(at.max(0)).unwrap_or(u32::MAX)
+}
+
+impl Schedule {
+    /// Returns what all complete, valid pairs take on disk, and how much of it is about to be freed, in bytes.
+    pub(crate) fn disk_size(&self) -> (u64, u64) {
+        let Some(evictions) = &self.evictions else { return (0, 0) };
+        let blocks = self.expiries.blocks() + evictions.elsewhere_blocks;
+        (blocks * BLOCK, evictions.leaving_blocks * BLOCK)
+    }
+
+    /// Returns when a pair can be evicted, if there may be one.
+    pub(super) fn next_eviction(&self, now: Now) -> Option<Instant> {
+        self.evictions.as_ref()?.next(now)
+    }
+
+    /// Returns the pairs that are too young to be evicted, if no pair can be evicted now.
+    pub(super) fn too_young(&self, now: Now) -> Option<Young> {
+        let Evictions { choice, young, .. } = self.evictions.as_ref()?;
+        let has_more = !choice.pairs.is_empty() || !choice.is_complete;
+        let has_ripe = choice.more_from.is_some_and(|from| from <= now.wall);
+        (!has_more && !has_ripe).then_some(*young)
+    }
+
+    /// Returns jobs that evict the pairs that expire first, until these take `bytes`, but at most a batch. Each job
+    /// has to be completed by [`Schedule::complete`].
+    pub(super) fn take_evictions(&mut self, bytes: u64, now: Now) -> Vec<Job> {
+        let (mut jobs, mut blocks) = (Vec::new(), bytes.div_ceil(BLOCK));
+        let Some(evictions) = &mut self.evictions else { return jobs };
+        evictions.drop_stale(now);
+        while blocks > 0 && jobs.len() < EVICTION_BATCH {
+            let WaitingPairs::Sized(waiting) = &self.expiries else { break };
+            let Some(evictions) = &mut self.evictions else { break };
+            let Some((key, at)) = evictions.choice.pairs.pop_front() else {
+                if !evictions.can_choose(now) {
+                    break;
+                }
+                // Half as much again, in case that some can't be evicted.
+                let wanted = blocks.saturating_mul(3) / 2;
+                evictions.choose(waiting, &self.in_flight, wanted, now);
+                if evictions.choice.pairs.is_empty() {
+                    break;
+                }
+                continue;
+            };
+            let size =
+                waiting.get(&key).filter(|(known, _)| *known == at).map(|(_, entry)| entry.size);
+            let Some(size) = size else { continue };
+            if !evictions.is_old_enough(size, now) {
+                // The clock was set back.
+                evictions.choice.pairs.clear();
+                evictions.choice.is_complete = false;
+                continue;
+            }
+            if evictions.is_held_back(&key, now) || self.in_flight.contains_key(&key) {
+                continue;
+            }
+            blocks = blocks.saturating_sub(size.blocks.into());
+            jobs.extend(self.begin_eviction(key, at, size));
+        }
+        super::sort_by_directory(&mut jobs);
+        jobs
+    }
+
+    fn begin_eviction(
+        &mut self,
+        key: PairKey,
+        expires_at: DateTime<Utc>,
+        size: Size,
+    ) -> Option<Job> {
+        self.expiries.remove(&key);
+        let evictions = self.evictions.as_mut()?;
+        let future = evictions.first_seen.get(&key).map(|(ctime, _)| *ctime);
+        let chosen = Chosen { expires_at, min_age: evictions.min_age(), future };
+        evictions.put_elsewhere(key.clone(), size, true);
+        let mut job = self.begin(key, Attempts::default(), Trigger::default())?;
+        if let Some(in_flight_pair) = self.in_flight.get_mut(&job.key) {
+            in_flight_pair.evicted = Some(chosen);
+        }
+        job.evict = Some(chosen);
+        Some(job)
+    }
+
+    /// Records that an eviction has failed. The pair waits for its expiry again, and is held back.
+    pub(super) fn eviction_failed(
+        &mut self,
+        key: PairKey,
+        failure: Failure,
+        chosen: Chosen,
+        size: Size,
+        now: Now,
+    ) {
+        let Some(evictions) = &mut self.evictions else { return };
+        let failures = evictions.failures(&key);
+        let pause = backoff(failures);
+        evictions.hold_back_for(&key, pause, 1, now);
+        let error =
+            CountedError::Failed { failure, is_first: failures == 0, retry_in: Some(pause) };
+        self.count_error(&key, Half::Result, error);
+        self.expiries.insert(key, chosen.expires_at, self.last_scan, size);
+    }
+
+    /// Records that an eviction has left a pair as it was.
+    pub(super) fn eviction_refused(&mut self, key: &PairKey, now: Now) {
+        if let Some(evictions) = &mut self.evictions {
+            evictions.hold_back(key, now);
+        }
+    }
+}
