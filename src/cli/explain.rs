@@ -9,7 +9,7 @@ use console::style;
 use result_cleaner::{Config, DEFAULT_CACHE_DIR, Explanation, Fate, display_path, explain};
 use serde::Serialize;
 
-use super::{Failure, block_on, log, output, switch};
+use super::{DiskBudget, Failure, block_on, log, output, switch};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -25,6 +25,8 @@ pub(crate) struct ExplainArgs {
     /// The cache directory
     #[arg(long, value_name = "DIR", default_value = DEFAULT_CACHE_DIR, value_hint = ValueHint::DirPath, env = "RESULT_CLEANER_CACHE_DIR")]
     cache_dir: PathBuf,
+    #[command(flatten)]
+    budget: DiskBudget,
     /// Print one JSON object per line
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
     json: bool,
@@ -32,7 +34,8 @@ pub(crate) struct ExplainArgs {
 
 pub(crate) fn execute(args: ExplainArgs) -> Result<(), Failure> {
     log::start_quietly();
-    let config = Config::new(args.cache_dir);
+    let mut config = Config::new(args.cache_dir);
+    args.budget.apply(&mut config);
     let explanations = block_on(async {
         let mut explanations = Vec::new();
         for file in &args.files {
@@ -87,6 +90,8 @@ struct Line<'a> {
     expires_at: Option<String>,
     expires_in_seconds: Option<f64>,
     fate: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    evicted_after: Option<u64>,
     verdict: &'a str,
 }
 
@@ -120,6 +125,7 @@ impl<'a> Line<'a> {
                 Fate::Gone => "gone",
                 _ => "stays",
             },
+            evicted_after: explanation.evicted_after,
             verdict: &explanation.verdict,
         }
     }

@@ -11,16 +11,19 @@ use indicatif::BinaryBytes;
 use result_cleaner::{ListedPair, display_path, list};
 use serde::Serialize;
 
-use super::{Directory, Failure, block_on, log, output, switch};
+use super::{Directory, DiskBudget, Failure, block_on, log, output, switch};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   result-cleaner list | head
+  result-cleaner list --max-size 20G                   what exceeds that budget
   result-cleaner list --json | jq 'select(.reason)'    what is invalid, and why")]
 pub(crate) struct ListArgs {
     #[command(flatten)]
     directory: Directory,
+    #[command(flatten)]
+    budget: DiskBudget,
     /// Print one JSON object per line
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
     json: bool,
@@ -28,13 +31,15 @@ pub(crate) struct ListArgs {
 
 pub(crate) fn execute(args: ListArgs) -> Result<(), Failure> {
     log::start_quietly();
-    let config = args.directory.config();
+    let mut config = args.directory.config();
+    args.budget.apply(&mut config);
+    let has_budget = config.max_size.is_some() || config.min_free.is_some();
     let pairs = block_on(async { Ok(list(&config).await?) })?;
     let now = output::now();
     output::print(|out| {
         if args.json {
             for pair in &pairs {
-                writeln!(out, "{}", output::json(&Line::new(pair, now))?)?;
+                writeln!(out, "{}", output::json(&Line::new(pair, has_budget, now))?)?;
             }
             return Ok(());
         }
@@ -73,10 +78,15 @@ struct Line {
     result_bytes: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// What it takes on disk, and whether it would be evicted now, with a disk budget.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disk_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    beyond_budget: Option<bool>,
 }
 
 impl Line {
-    fn new(pair: &ListedPair, now: DateTime<Utc>) -> Self {
+    fn new(pair: &ListedPair, has_budget: bool, now: DateTime<Utc>) -> Self {
         let expires_at = pair.expires_at.as_ref().ok();
         Self {
             expires_at: expires_at.map(|at| output::rfc3339(*at)),
@@ -89,6 +99,8 @@ impl Line {
                 .is_none()
                 .then(|| hex(pair.result.as_os_str().as_bytes())),
             reason: pair.expires_at.as_ref().err().cloned(),
+            disk_bytes: pair.disk_bytes,
+            beyond_budget: has_budget.then_some(pair.is_beyond_budget),
         }
     }
 }
@@ -105,6 +117,7 @@ fn hex(bytes: &[u8]) -> String {
 fn result(pair: &ListedPair) -> String {
     let path = display_path(&pair.result);
     match &pair.expires_at {
+        Ok(_) if pair.is_beyond_budget => format!("{path}  (beyond the disk budget)"),
         Ok(_) => path,
         Err(reason) => format!("{path}: {reason}"),
     }

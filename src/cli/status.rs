@@ -124,6 +124,16 @@ fn draw(stats: &Stats, now: DateTime<Utc>) -> Result<String, fmt::Error> {
     line("waiting", &stats.heap_size)?;
     line("deleted", &stats.total_deleted)?;
     line("freed", &BinaryBytes(stats.total_freed_bytes))?;
+    if let Some(size) = stats.size_bytes {
+        line("on disk", &used(size, stats.max_size_bytes, "of"))?;
+    }
+    if let Some(free) = stats.free_bytes {
+        line("disk free", &used(free, stats.min_free_bytes, "to stay free:"))?;
+    }
+    if stats.size_bytes.is_some() {
+        let bytes = BinaryBytes(stats.total_evicted_bytes);
+        line("evicted", &format!("{} before they expired, {bytes} on disk", stats.total_evicted))?;
+    }
     if stats.total_orphans_removed > 0 || stats.total_directories_pruned > 0 {
         let freed = BinaryBytes(stats.total_orphan_bytes_freed);
         let (orphans, pruned) = (stats.total_orphans_removed, stats.total_directories_pruned);
@@ -141,6 +151,18 @@ fn draw(stats: &Stats, now: DateTime<Utc>) -> Result<String, fmt::Error> {
         draw_bars(&mut text, buckets)?;
     }
     Ok(text)
+}
+
+/// Returns what is used of a limit, with a bar.
+fn used(bytes: u64, limit: Option<u64>, word: &str) -> String {
+    let Some(limit) = limit.filter(|limit| *limit > 0) else {
+        return BinaryBytes(bytes).to_string();
+    };
+    let width = (u128::from(bytes) * u128::from(BAR_WIDTH) / u128::from(limit)) as usize;
+    let (width, full) = (width.min(BAR_WIDTH as usize), BAR_WIDTH as usize);
+    let bar = style("█".repeat(width)).cyan();
+    let rest = style("░".repeat(full - width)).dim();
+    format!("{bar}{rest} {} {word} {}", BinaryBytes(bytes), BinaryBytes(limit))
 }
 
 fn draw_recent(

@@ -1,16 +1,20 @@
 //! Explains why a file is deleted or kept.
+//!
+//! Longer than other files: it goes through all conditions of a deletion in their order.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 
+use super::evict::Candidates;
 use super::obstacles::{Kind, is_missing, kind, obstacle, says_missing, taken};
 use super::reasons;
+use super::sweep::scan;
 use crate::config::Config;
 use crate::disk::inspect::{Metadata, read_metadata};
 use crate::disk::root::{Dir, Root, is_mounted_over};
@@ -18,6 +22,7 @@ use crate::display::display_path;
 use crate::error::Error;
 use crate::jobs::context::JobContext;
 use crate::jobs::pairs::PairProcessor;
+use crate::pair::budget::Budget;
 use crate::pair::name::{Half, Name, PairKey, Stem};
 use crate::pair::outcome::{Job, JobResult, Outcome};
 use crate::sys::clock::Clock;
@@ -39,6 +44,8 @@ pub struct Explanation {
     pub expires_at: Option<DateTime<Utc>>,
     /// What will happen to it.
     pub fate: Fate,
+    /// How many pairs would be evicted before this one; `None` without a disk budget, or if it can't be evicted now.
+    pub evicted_after: Option<u64>,
     /// The same in words, with any obstacle and what to do about it.
     pub verdict: String,
 }
@@ -168,6 +175,7 @@ impl Draft {
             conditions: WHAT.map(or_not_looked_at),
             expires_at: self.expires_at,
             fate,
+            evicted_after: None,
             verdict: verdict.into(),
         }
     }
@@ -314,7 +322,39 @@ impl Explaining {
         let is_due = expires_at <= now;
         draft.add(is_due, if is_due { "expires_at has passed" } else { "expires_at lies ahead" });
         let (fate, verdict) = self.fate(root, dir, stem);
-        draft.finish(fate, verdict)
+        let mut explanation = draft.finish(fate, verdict);
+        if let (Fate::Waits, Some(budget)) = (fate, self.context.budget()) {
+            let key = PairKey { dir: Arc::clone(&dir.rel), stem: stem.clone() };
+            let (evicted_after, verdict) = self.eviction(root, budget, &key);
+            explanation.evicted_after = evicted_after;
+            explanation.verdict = format!("{} {verdict}", explanation.verdict);
+        }
+        explanation
+    }
+
+    /// Returns how many pairs would be evicted before this one, and the same in words.
+    fn eviction(&self, root: &Root, budget: &Budget, key: &PairKey) -> (Option<u64>, String) {
+        let candidates = Mutex::new(Candidates::default());
+        let scanned = scan(root, &self.context, &|batch| {
+            let mut candidates = candidates.lock().unwrap_or_else(PoisonError::into_inner);
+            for JobResult { key, outcome } in batch.others {
+                if let Outcome::NotDue { expires_at, size, .. } = outcome {
+                    candidates.add(key, expires_at, size);
+                }
+            }
+        });
+        let candidates = candidates.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (in_order, _) = candidates.in_order(budget, self.context.clock().wall());
+        let beyond = candidates.beyond(budget, root, &in_order, 0);
+        let (Ok(_), Ok(beyond)) = (scanned, beyond) else {
+            return (None, reasons::EVICTION_UNKNOWN.to_owned());
+        };
+        let Some(before) = in_order.iter().position(|candidate| candidate.key == *key) else {
+            return (None, reasons::NOT_EVICTABLE.to_owned());
+        };
+        let now = if before < beyond { reasons::EVICTED_NOW } else { reasons::WITHIN_BUDGET };
+        let pairs = if before == 1 { "1 pair goes" } else { &format!("{before} pairs go") };
+        (Some(before as u64), format!("If the disk budget is exceeded, {pairs} before it. {now}"))
     }
 
     /// Returns what a cleaner would do with a complete pair.

@@ -1,17 +1,20 @@
 //! Lists the pairs of a cache directory.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 
+use super::evict::Candidates;
 use super::sweep::{on_thread, scan};
 use crate::config::Config;
 use crate::disk::root::Root;
 use crate::display::path_field;
 use crate::error::Error;
 use crate::jobs::context::JobContext;
-use crate::pair::name::Half;
+use crate::pair::budget::{Budget, DiskSize};
+use crate::pair::name::{Half, PairKey};
 use crate::pair::outcome::{JobResult, Outcome};
 use crate::sys::clock::Clock;
 
@@ -23,6 +26,11 @@ pub struct ListedPair {
     pub result: PathBuf,
     /// The size of both files, in bytes.
     pub bytes: u64,
+    /// What both files take on disk, in bytes; `None` unless the configuration has a disk budget and the pair waits for
+    /// its expiry.
+    pub disk_bytes: Option<u64>,
+    /// Whether the pair is beyond the disk budget: a sweep with the same configuration would evict it now.
+    pub is_beyond_budget: bool,
     /// When the pair expires, or why its metadata is invalid.
     pub expires_at: Result<DateTime<Utc>, String>,
 }
@@ -51,10 +59,16 @@ pub async fn list(config: &Config) -> Result<Vec<ListedPair>, Error> {
 }
 
 fn list_blocking(root: &Root, context: &JobContext) -> Result<Vec<ListedPair>, Error> {
-    let pairs = Mutex::new(Vec::new());
-    let summary = scan(root, context, &|found| {
-        let listed = found.others.into_iter().filter_map(|found| listed(root, found));
-        pairs.lock().unwrap_or_else(PoisonError::into_inner).extend(listed);
+    let found = Mutex::new((Vec::new(), Candidates::default()));
+    let summary = scan(root, context, &|batch| {
+        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+        for JobResult { key, outcome } in batch.others {
+            if let Outcome::NotDue { expires_at, size, .. } = outcome {
+                found.1.add(key.clone(), expires_at, size);
+            }
+            let listed = listed(root, JobResult { key, outcome });
+            found.0.extend(listed);
+        }
     })?;
     for (path, error) in summary.unreadable {
         tracing::warn!(
@@ -63,7 +77,10 @@ fn list_blocking(root: &Root, context: &JobContext) -> Result<Vec<ListedPair>, E
             "can't read a directory"
         );
     }
-    let mut pairs = pairs.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (mut pairs, candidates) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some(budget) = context.budget() {
+        mark_beyond_budget(&mut pairs, root, context, budget, &candidates)?;
+    }
     pairs.sort_by(|a: &ListedPair, b: &ListedPair| {
         match (&a.expires_at, &b.expires_at) {
             (Ok(a), Ok(b)) => a.cmp(b),
@@ -74,7 +91,34 @@ fn list_blocking(root: &Root, context: &JobContext) -> Result<Vec<ListedPair>, E
     Ok(pairs)
 }
 
+/// Marks the pairs that a sweep would evict.
+fn mark_beyond_budget(
+    pairs: &mut [ListedPair],
+    root: &Root,
+    context: &JobContext,
+    budget: &Budget,
+    candidates: &Candidates,
+) -> Result<(), Error> {
+    let now = context.clock().wall();
+    let expired = pairs.iter().filter(|pair| pair.expires_at.as_ref().is_ok_and(|at| *at <= now));
+    let freed = expired.map(|pair| pair.bytes).sum();
+    let (in_order, _) = candidates.in_order(budget, now);
+    let unreadable = |source| Error::Unreadable { path: root.path().to_owned(), source };
+    let count = candidates.beyond(budget, root, &in_order, freed).map_err(unreadable)?;
+    let path = |key: &PairKey| root.path().join(key.path(Half::Result));
+    let beyond: HashSet<PathBuf> =
+        in_order[..count].iter().map(|candidate| path(&candidate.key)).collect();
+    for pair in pairs {
+        pair.is_beyond_budget = beyond.contains(&pair.result);
+    }
+    Ok(())
+}
+
 fn listed(root: &Root, found: JobResult) -> Option<ListedPair> {
+    let disk_bytes = match &found.outcome {
+        Outcome::NotDue { size, .. } => size.map(DiskSize::bytes),
+        _ => None,
+    };
     let (expires_at, bytes) = match found.outcome {
         Outcome::NotDue { expires_at, bytes, .. } => (Ok(expires_at), bytes.unwrap_or(0)),
         Outcome::Due { expires_at, bytes } | Outcome::Unsettled { expires_at, bytes, .. } => {
@@ -85,5 +129,5 @@ fn listed(root: &Root, found: JobResult) -> Option<ListedPair> {
         _ => return None,
     };
     let result = root.path().join(found.key.path(Half::Result));
-    Some(ListedPair { result, bytes, expires_at })
+    Some(ListedPair { result, bytes, disk_bytes, is_beyond_budget: false, expires_at })
 }

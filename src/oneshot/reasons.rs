@@ -24,6 +24,10 @@ pub(super) const BROKEN_STAYS: &str =
 pub(super) const VANISHED: &str = "It is being deleted or replaced right now: try again.";
 pub(super) const UNREADABLE_STAYS: &str =
     "Kept until its metadata can be read; each sweep retries that.";
+pub(super) const EVICTED_NOW: &str = "The budget is exceeded by so much that it is evicted now.";
+pub(super) const WITHIN_BUDGET: &str = "The budget does not need its space now.";
+pub(super) const NOT_EVICTABLE: &str = "The disk budget does not evict it now: its result is too young (--evict-min-age), or has another link.";
+pub(super) const EVICTION_UNKNOWN: &str = "Whether the disk budget evicts it is unknown: the cache directory or the free space can't be read.";
 pub(super) const WAITS: &str = "A running cleaner deletes it within milliseconds of that time.";
 pub(super) const IN_HANDS: &str =
     "It is being changed, or a cleaner has claimed it, right now: try again.";

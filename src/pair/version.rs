@@ -57,8 +57,8 @@ impl FileState {
     }
 
     /// Returns the same file, last changed at `ctime`.
-    #[cfg(test)]
-    pub fn changed_at(self, ctime: FileTime) -> Self {
+    #[cfg(any(fuzzing, test))]
+    pub(crate) fn changed_at(self, ctime: FileTime) -> Self {
         Self { ctime, ..self }
     }
 

@@ -7,10 +7,15 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+#[cfg(any(fuzzing, test))]
+use chrono::{DateTime, Utc};
+
 use super::command::{Command, Notice};
 use super::core::Core;
 use super::input::EvictedBatch;
 use crate::pair::budget::{Budget, Evicting, Excess, FreeSpace, Shortfall};
+#[cfg(any(fuzzing, test))]
+use crate::pair::name::PairKey;
 use crate::pair::outcome::{JobResult, Outcome};
 use crate::sys::clock::Now;
 
@@ -334,5 +339,17 @@ impl Core {
     /// Returns the free space on the cache directory's file system and its size, when last read.
     pub(crate) fn space(&self) -> Option<FreeSpace> {
         self.budget.as_ref()?.space.map(|(space, _)| space)
+    }
+
+    /// Returns whether evictions for the free space are paused.
+    #[cfg(any(fuzzing, test))]
+    pub(crate) fn is_paused(&self) -> bool {
+        self.budget.as_ref().is_some_and(|state| state.paused_until.is_some())
+    }
+
+    /// Returns the waiting pairs that can be evicted and expire before `at`.
+    #[cfg(any(fuzzing, test))]
+    pub(crate) fn evictable_before(&self, at: DateTime<Utc>, now: Now) -> Vec<PairKey> {
+        self.schedule.evictable_before(at, now)
     }
 }

@@ -1,7 +1,6 @@
 //! Which pairs can be evicted, and which are next. Exists only with a disk budget.
 
-use std::cmp::Ordering;
-use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use chrono::{DateTime, Utc};
 use super::backoff::backoff;
 use super::command::CountedError;
 use super::expiries::Expiries;
+use super::soonest::{Candidate, Soonest};
 use super::waiting::{Size, SizedEntry, WaitingPairs};
 use super::{Attempts, InFlight, Schedule};
 use crate::pair::budget::{BLOCK, Chosen, DiskSize, EVICTION_BATCH, Young, evictable_from};
@@ -20,9 +20,7 @@ use crate::pair::outcome::{Failure, Job};
 use crate::pair::version::FileTime;
 use crate::sys::clock::Now;
 
-/// How many pairs are chosen at once, and for how long that choice holds. A pair that appears meanwhile, or gets
-/// old enough, has to wait for the next choice.
-const MAX_CHOSEN: usize = 16_384;
+/// How long a choice of pairs holds. A pair that appears meanwhile, or gets old enough, has to wait for the next choice.
 const CHOICE_HOLDS: Duration = Duration::from_secs(1);
 /// How many results with a ctime in the future are tracked. Others are young whenever they are seen.
 const MAX_FIRST_SEEN: usize = 65_536;
@@ -73,66 +71,6 @@ struct Choice {
     /// held back.
     more_from: Option<DateTime<Utc>>,
     retry_from: Option<Instant>,
-}
-
-/// A pair that can be evicted. The one that goes first compares as the least.
-#[derive(Debug, Clone, Copy)]
-struct Candidate<'a> {
-    at: DateTime<Utc>,
-    dir: &'a Arc<Path>,
-    stem: &'a Stem,
-    blocks: u32,
-}
-
-impl Ord for Candidate<'_> {
-    fn cmp(&self, other: &Self) -> Ordering {
-        // The names break ties, so that several cleaners choose the same pairs.
-        let by_dir = || self.dir.as_os_str().cmp(other.dir.as_os_str());
-        let by_stem = || self.stem.bytes().cmp(&other.stem.bytes());
-        self.at.cmp(&other.at).then_with(by_dir).then_with(by_stem)
-    }
-}
-
-impl PartialOrd for Candidate<'_> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Candidate<'_> {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Candidate<'_> {}
-
-/// Those of many candidates that go first: a batch at least, and as many as take the wanted blocks.
-struct Soonest<'a> {
-    candidates: BinaryHeap<Candidate<'a>>,
-    blocks: u64,
-    wanted: u64,
-    /// Whether there are more than these.
-    has_more: bool,
-}
-
-impl<'a> Soonest<'a> {
-    fn new(wanted: u64) -> Self {
-        Self { candidates: BinaryHeap::new(), blocks: 0, wanted, has_more: false }
-    }
-
-    fn add(&mut self, candidate: Candidate<'a>) {
-        self.blocks += u64::from(candidate.blocks);
-        self.candidates.push(candidate);
-        while self.candidates.len() > EVICTION_BATCH
-            && let Some(last) = self.candidates.peek().map(|last| u64::from(last.blocks))
-            && (self.blocks - last >= self.wanted || self.candidates.len() > MAX_CHOSEN)
-        {
-            self.blocks -= last;
-            self.candidates.pop();
-            self.has_more = true;
-        }
-    }
 }
 
 impl Evictions {
@@ -303,12 +241,8 @@ impl Evictions {
                 }
             }
         }
-        let is_complete = !chosen.has_more;
-        let pairs = chosen.candidates.into_sorted_vec().into_iter().map(|chosen| {
-            let (dir, stem) = (Arc::clone(chosen.dir), chosen.stem.clone());
-            (PairKey { dir, stem }, chosen.at)
-        });
-        let (pairs, holds_until) = (pairs.collect(), now.mono + CHOICE_HOLDS);
+        let (is_complete, holds_until) = (!chosen.has_more, now.mono + CHOICE_HOLDS);
+        let pairs = chosen.into_pairs();
         self.young = young;
         self.choice = Choice { pairs, holds_until, is_complete, more_from, retry_from };
     }
@@ -435,5 +369,25 @@ impl Schedule {
         if let Some(evictions) = &mut self.evictions {
             evictions.hold_back(key, now);
         }
+    }
+
+    /// Returns the waiting pairs that can be evicted and expire before `at`.
+    #[cfg(any(fuzzing, test))]
+    pub(super) fn evictable_before(&self, at: DateTime<Utc>, now: Now) -> Vec<PairKey> {
+        let (Some(evictions), WaitingPairs::Sized(waiting)) = (&self.evictions, &self.expiries)
+        else {
+            return Vec::new();
+        };
+        let can_go = |key: &PairKey, size: Size| {
+            size.blocks > 0
+                && evictions.is_old_enough(size, now)
+                && !evictions.is_held_back(key, now)
+                && !self.in_flight.contains_key(key)
+        };
+        let pairs = waiting.iter().filter(|(_, expires_at)| *expires_at < at);
+        pairs
+            .filter(|(key, _)| waiting.get(key).is_some_and(|(_, entry)| can_go(key, entry.size)))
+            .map(|(key, _)| key)
+            .collect()
     }
 }

@@ -23,6 +23,7 @@ pub(crate) mod orphans;
 mod outcomes;
 pub(crate) mod queue;
 mod scans;
+mod soonest;
 mod sweeps;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use prometheus_parse::{HistogramCount, Scrape, Value};
 
 /// The counters, and the keys of `/stats` that say the same.
-const COUNTERS: [(&str, &str); 7] = [
+const COUNTERS: [(&str, &str); 9] = [
     ("result_cleaner_sweeps_total", "total_cleanups"),
     ("result_cleaner_deleted_total", "total_deleted"),
     ("result_cleaner_freed_bytes_total", "total_freed_bytes"),
@@ -17,6 +17,8 @@ const COUNTERS: [(&str, &str); 7] = [
     ("result_cleaner_orphans_removed_total", "total_orphans_removed"),
     ("result_cleaner_orphan_freed_bytes_total", "total_orphan_bytes_freed"),
     ("result_cleaner_directories_pruned_total", "total_directories_pruned"),
+    ("result_cleaner_results_evicted_total", "total_evicted"),
+    ("result_cleaner_evicted_bytes_total", "total_evicted_bytes"),
 ];
 
 const LAST_SWEEP: &str = "result_cleaner_last_sweep_timestamp_seconds";

@@ -7,7 +7,8 @@ use std::time::Duration;
 use chrono::TimeDelta;
 
 use super::Chance;
-use super::disk::{DirId, Disk, FROM, Halves, Metadata, REASON, ResultFile, TO};
+use super::disk::{DirId, Disk, FROM, Halves, Metadata, REASON, TO};
+use crate::pair::budget::{BLOCK, Chosen};
 use crate::pair::name::Half;
 use crate::pair::outcome::{Failure, Outcome};
 use crate::pair::version::{FileState, SETTLE_TIME};
@@ -26,10 +27,13 @@ impl Disk {
         let wall = self.now.wall;
         for halves in self.dirs.values_mut().flat_map(|dir| dir.pairs.values_mut()) {
             let is_due = matches!(halves.metadata, Some(Metadata::Valid(at)) if at <= wall);
-            if is_due && halves.claimed == (None, None) && chance.one_in(2) {
+            let is_evicted = self.has_budget && matches!(halves.metadata, Some(Metadata::Valid(_)));
+            if (is_due || is_evicted) && halves.claimed == (None, None) && chance.one_in(2) {
                 halves.claimed.0 = halves.result.take();
                 if halves.claimed.0.is_some() && chance.one_in(2) {
                     halves.claimed.1 = halves.metadata.take();
+                    // The result is unlinked before the metadata.
+                    halves.claimed.0 = halves.claimed.0.filter(|_| chance.one_in(2));
                 }
             }
         }
@@ -51,17 +55,18 @@ impl Disk {
             .collect();
         let mut finished = 0;
         for &stem in &stems {
-            let (version, now) = (self.version(), self.now);
+            let version = self.version();
+            let (restored, now) = (self.changed_result(version), self.now);
             let halves = self.halves(dir, stem);
             let (result, metadata) = std::mem::take(&mut halves.claimed);
             let is_due = matches!(metadata, Some(Metadata::Valid(at)) if at <= now.wall);
-            if is_due && halves.result.is_none() && halves.metadata.is_none() {
+            let is_whole = result.is_some() || metadata.is_none();
+            if (is_due || !is_whole) && halves.result.is_none() && halves.metadata.is_none() {
                 finished += u64::from(result.is_some());
                 continue;
             }
             halves.metadata = halves.metadata.or(metadata);
-            let restored =
-                result.map(|_| ResultFile { version, changed: now.mono, is_newer: true });
+            let restored = result.map(|_| restored);
             halves.result = halves.result.or(restored);
             self.emit(dir, stem, Half::Metadata, &[TO]);
             self.emit(dir, stem, Half::Result, &[TO]);
@@ -75,9 +80,10 @@ impl Disk {
         dir: DirId,
         rel: &Path,
         stem: u8,
-        settled: Option<FileState>,
+        job: (Option<FileState>, Option<Chosen>),
         chance: &mut dyn Chance,
     ) -> Outcome {
+        let (settled, chosen) = job;
         if !self.dirs.contains_key(&dir) {
             return Outcome::Incomplete;
         }
@@ -97,12 +103,21 @@ impl Disk {
                 return Outcome::Broken { metadata, reason: REASON, wait, bytes: 1 };
             }
         };
-        if expires_at > self.now.wall {
-            return Outcome::NotDue { expires_at, bytes: None, size: None };
+        let is_due = expires_at <= self.now.wall;
+        let seen = FileState::pretended(result.version).changed_at(result.ctime);
+        let is_chosen = chosen.is_some_and(|chosen| {
+            let is_settled = !result.is_newer || seen.settles_in(self.now.wall).is_zero();
+            chosen.expires_at == expires_at
+                && result.disk_size().blocks > 0
+                && chosen.is_old_enough(&seen, self.now.wall)
+                && (is_settled || chosen.future == Some(result.ctime))
+        });
+        if !is_due && !is_chosen {
+            let size = self.has_budget.then(|| result.disk_size());
+            return Outcome::NotDue { expires_at, bytes: None, size };
         }
-        let seen = FileState::pretended(result.version);
         let wait = SETTLE_TIME.saturating_sub(self.now.mono - result.changed);
-        if result.is_newer && !wait.is_zero() && settled != Some(seen) {
+        if is_due && result.is_newer && !wait.is_zero() && settled != Some(seen) {
             return Outcome::Unsettled { result: seen, wait, expires_at, bytes: 1 };
         }
         if claimed.0.is_some() {
@@ -111,7 +126,18 @@ impl Disk {
         if self.rel(dir).as_deref() != Some(rel) {
             return Outcome::Incomplete;
         }
-        self.delete(dir, stem, chance)
+        let outcome = self.delete(dir, stem, chance);
+        match outcome {
+            Outcome::Deleted { leftover, .. } if !is_due => {
+                let freed = result.disk_size().bytes();
+                if self.frees_late {
+                    let until = self.now.mono + Duration::from_secs(chance.below(90) as u64);
+                    self.hidden.push((until, freed / BLOCK));
+                }
+                Outcome::Evicted { freed, leftover, expires_at }
+            }
+            outcome => outcome,
+        }
     }
 
     fn delete(&mut self, dir: DirId, stem: u8, chance: &mut dyn Chance) -> Outcome {

@@ -13,8 +13,9 @@ use notify::event::{
 
 use super::Chance;
 use super::kernel::Kernel;
+use crate::pair::budget::{BLOCK, DiskSize, FreeSpace};
 use crate::pair::name::{Half, PairKey, Stem};
-use crate::pair::version::Broken;
+use crate::pair::version::{Broken, FileTime};
 use crate::sys::clock::Now;
 
 pub(super) type DirId = usize;
@@ -27,6 +28,8 @@ pub(super) const REASON: Broken = Broken::Unreadable(5);
 pub(super) const DIR_NAMES: [&str; 2] = ["a", "b"];
 pub(super) const MAX_DEPTH: usize = 3;
 const STEMS: u8 = 3;
+/// The blocks of the file system.
+pub(super) const CAPACITY: u64 = 2000;
 
 const CREATED: EventKind = Create(CreateKind::File);
 const WRITTEN: EventKind = Modify(ModifyKind::Data(DataChange::Any));
@@ -48,8 +51,26 @@ pub(super) enum Metadata {
 pub(super) struct ResultFile {
     pub version: u64,
     pub changed: Instant,
+    pub ctime: FileTime,
     /// True if the result is newer than its metadata.
     pub is_newer: bool,
+}
+
+/// What metadata takes on disk, in blocks.
+pub(super) const METADATA_BLOCKS: u64 = 8;
+
+impl ResultFile {
+    /// What the result takes on disk, in blocks.
+    pub fn blocks(&self) -> u64 {
+        8 + 8 * (self.version % 4)
+    }
+
+    /// The size of its pair. One of five results has another link.
+    pub fn disk_size(&self) -> DiskSize {
+        let is_linked = self.version % 5 == 0;
+        let blocks = if is_linked { 0 } else { self.blocks() + METADATA_BLOCKS };
+        DiskSize { blocks: blocks as u32, ctime: self.ctime }
+    }
 }
 
 /// The two halves of a pair, and the claimed halves under their reserved names.
@@ -94,6 +115,11 @@ pub(super) struct Disk {
     pub has_refusals: bool,
     pub refuses_instances: bool,
     pub refuses_watches: bool,
+    /// Whether the cleaner has a disk budget.
+    pub has_budget: bool,
+    /// Whether the file system frees space late; what it has not freed yet, in blocks, and until when.
+    pub frees_late: bool,
+    pub hidden: Vec<(Instant, u64)>,
     favourite: (DirId, u8),
     /// Files that are being written.
     writers: Vec<u64>,
@@ -127,6 +153,9 @@ impl Disk {
             has_refusals: false,
             refuses_instances: false,
             refuses_watches: false,
+            has_budget: false,
+            frees_late: false,
+            hidden: Vec::new(),
             favourite: (CACHE, 0),
             writers: Vec::new(),
             versions: 0,
@@ -297,9 +326,34 @@ impl Disk {
     }
 
     pub(super) fn put_result(&mut self, dir: DirId, stem: u8, version: u64, kinds: &[EventKind]) {
-        let changed = self.now.mono;
-        self.halves(dir, stem).result = Some(ResultFile { version, changed, is_newer: true });
+        let result = self.changed_result(version);
+        self.halves(dir, stem).result = Some(result);
         self.emit(dir, stem, Half::Result, kinds);
+    }
+
+    /// A result that has just been changed.
+    pub(super) fn changed_result(&self, version: u64) -> ResultFile {
+        let Now { wall, mono: changed } = self.now;
+        let ctime = (wall.timestamp(), wall.timestamp_subsec_nanos());
+        ResultFile { version, changed, ctime, is_newer: true }
+    }
+
+    /// The space on the file system.
+    pub fn space(&mut self) -> FreeSpace {
+        let now = self.now.mono;
+        self.hidden.retain(|(until, _)| *until > now);
+        let hidden: u64 = self.hidden.iter().map(|(_, blocks)| blocks).sum();
+        let halves = self.dirs.values().flat_map(|dir| dir.pairs.values());
+        let used: u64 = halves
+            .map(|halves| {
+                let results = [halves.result, halves.claimed.0].into_iter().flatten();
+                let metadata = [halves.metadata, halves.claimed.1].into_iter().flatten();
+                let results: u64 = results.map(|result| result.blocks()).sum();
+                results + METADATA_BLOCKS * metadata.count() as u64
+            })
+            .sum();
+        let free = CAPACITY.saturating_sub(used + hidden);
+        FreeSpace { free: free * BLOCK, total: CAPACITY * BLOCK }
     }
 
     fn remove_half(&mut self, chance: &mut dyn Chance, half: Half) {

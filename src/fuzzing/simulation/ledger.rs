@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
@@ -9,7 +10,7 @@ use super::World;
 use super::disk::{self, CACHE, Metadata, RootIs, key};
 use crate::pair::change::WatchState;
 use crate::pair::name::PairKey;
-use crate::pair::outcome::Outcome;
+use crate::pair::outcome::{Outcome, Waiting};
 use crate::pair::tally::Tally;
 use crate::schedule::command::{CountedError, Notice};
 use crate::schedule::input::{Completion, Generation};
@@ -19,6 +20,10 @@ use crate::schedule::input::{Completion, Generation};
 pub(super) struct Ledger {
     pub deleted: u64,
     pub counted: u64,
+    pub evicted: u64,
+    pub counted_evicted: u64,
+    /// How often the core has asked what takes the space.
+    pub surveys: u64,
     /// Errors that were counted, those that were reported, and those of stale outcomes, which are not.
     pub errors: u64,
     /// Deletions and errors that belong to a sweep, or are reported as outside of sweeps.
@@ -53,8 +58,20 @@ impl World {
             let errors = found.outcome.tally().errors;
             self.ledger.stale += if is_stale { errors } else { 0 };
             self.ledger.deleted += found.outcome.tally().deleted;
+            self.ledger.evicted += found.outcome.tally().evicted;
+            if let Outcome::NotDue { .. } = found.outcome {
+                self.learned.insert(found.key.clone(), self.disk.now.mono);
+            }
             if let Outcome::Broken { metadata, .. } = &found.outcome {
                 self.ledger.broken_seen.insert((generation, metadata.version.ino));
+            }
+        }
+        if let Completion::ScanBatch { found, .. } = completion {
+            for Waiting { dir, pairs, .. } in &found.waiting {
+                for (stem, _) in pairs {
+                    let key = PairKey { dir: Arc::clone(dir), stem: stem.clone() };
+                    self.learned.insert(key, self.disk.now.mono);
+                }
             }
         }
         if let Completion::ScanEnded { id, summary, .. } = completion {
@@ -87,7 +104,7 @@ impl World {
     pub(super) fn assert_equals_polling(&mut self) {
         assert_eq!(self.disk.root, RootIs::There);
         assert!(self.disk.dirs.contains_key(&CACHE) && self.in_flight.is_empty());
-        let mut expected = BTreeMap::new();
+        let (mut expected, mut size) = (BTreeMap::new(), 0);
         for (_, rel, stem, halves) in self.disk.pairs() {
             let shown = (&rel, stem);
             assert_eq!(halves.claimed, (None, None), "{shown:?} was not recovered");
@@ -95,6 +112,7 @@ impl World {
                 Some(Metadata::Valid(at)) => {
                     assert!(at > self.disk.now.wall, "{shown:?} should have been deleted");
                     expected.insert(shown_key(&key(&rel, stem)), at);
+                    size += halves.result.unwrap().disk_size().bytes();
                 }
                 Some(Metadata::Broken(version)) => {
                     self.ledger.broken_at_rest.insert((self.generation, version));
@@ -108,6 +126,7 @@ impl World {
         assert_eq!(heap, expected);
         assert_eq!(self.core.heap_size(), expected.len());
         assert_eq!(self.core.next_expiry(), expected.values().min().copied());
+        self.assert_budget_is_kept(size);
         self.assert_all_is_reported();
         let broken = self.ledger.broken;
         // The event of a writer that closes its file may be lost with the watch of a directory that is being
@@ -121,9 +140,25 @@ impl World {
         );
     }
 
+    /// Checks that the core knows the size of all pairs, and that a limit is exceeded only where nothing can be evicted.
+    fn assert_budget_is_kept(&mut self, size: u64) {
+        let Some(budget) = self.budget else { return };
+        assert_eq!(self.core.size_bytes(), Some(size));
+        let now = self.disk.now;
+        let evictable = self.core.evictable_before(DateTime::<Utc>::MAX_UTC, now);
+        let is_over = budget.size_excess(size).is_over;
+        assert!(!is_over || evictable.is_empty(), "{evictable:?} should have been evicted");
+        if !self.disk.frees_late {
+            let is_low = budget.free_excess(self.disk.space()).is_over;
+            assert!(!is_low || self.core.is_paused() || evictable.is_empty(), "{evictable:?}");
+        }
+    }
+
     /// Checks that each deletion and each error was counted and reported once.
     pub(super) fn assert_all_is_reported(&self) {
         let Ledger { deleted, counted, errors, reported, stale, in_reports, .. } = self.ledger;
+        let Ledger { evicted, counted_evicted, .. } = self.ledger;
+        assert_eq!(counted_evicted, evicted, "evictions are not counted once");
         assert_eq!(in_reports, (counted, errors), "reports and totals differ");
         assert_eq!(counted, deleted, "deletions are not counted once");
         assert_eq!(errors, reported + stale, "errors are not reported once");

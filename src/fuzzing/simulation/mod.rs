@@ -25,15 +25,16 @@ mod tests;
 mod trees;
 mod worker;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use self::disk::Disk;
+use self::disk::{CAPACITY, Disk};
 use self::kernel::Kernel;
 use self::ledger::Ledger;
 use self::tasks::{Message, Surroundings, Task};
 use super::Input as Bytes;
+use crate::pair::budget::{BLOCK, Budget, MinFree};
 use crate::pair::name::PairKey;
 use crate::schedule::input::{Generation, Input, RequestId};
 use crate::schedule::{Core, Intervals, ScanId};
@@ -87,6 +88,12 @@ enum Root {
 pub(super) struct World {
     disk: Disk,
     core: Core,
+    budget: Option<Budget>,
+    /// When the core last learned that a pair waits, and when the wall clock last moved by itself.
+    learned: HashMap<PairKey, Instant>,
+    wall_moved: Instant,
+    /// Whether the core waits for the free space.
+    is_asking: bool,
     inbox: Inbox,
     /// When the core starts its next work if nothing happens before, and when it was asked for that.
     next_work: Option<(Instant, Now)>,
@@ -112,14 +119,33 @@ pub(super) struct World {
     has_floods: bool,
     has_sweeps: bool,
     ledger: Ledger,
-    /// Deletions in the life of the disk.
+    /// Deletions and evictions in the life of the disk.
     pub deleted: u64,
+    pub evicted: u64,
+}
+
+/// A disk budget, or none.
+fn some_budget(chance: &mut dyn Chance) -> Option<Budget> {
+    if chance.one_in(2) {
+        return None;
+    }
+    let blocks = |chance: &mut dyn Chance, from: u64, to: u64| {
+        (from + chance.below((to - from) as usize) as u64) * BLOCK
+    };
+    let kind = chance.below(3);
+    let max_size = (kind != 0).then(|| blocks(chance, 20, 400));
+    let free = (kind != 1).then(|| blocks(chance, CAPACITY - 500, CAPACITY - 30));
+    let min_age = Duration::from_millis([1, 2000, 20_000][chance.below(3)]);
+    Some(Budget { max_size, min_free: free.map(MinFree::Bytes), min_age })
 }
 
 impl World {
     pub fn new(chance: &mut dyn Chance) -> Self {
-        let mut world = Self::on(Disk::new());
-        let hardship = chance.below(6);
+        let (mut disk, hardship) = (Disk::new(), chance.below(6));
+        let budget = some_budget(chance);
+        disk.has_budget = budget.is_some();
+        disk.frees_late = chance.one_in(4);
+        let mut world = Self::on(disk, budget);
         world.has_floods = [2, 4].contains(&hardship);
         world.has_sweeps = [1, 2].contains(&hardship);
         world.disk.has_refusals = [3, 4].contains(&hardship);
@@ -127,10 +153,15 @@ impl World {
     }
 
     /// A cleaner that has just been started.
-    fn on(disk: Disk) -> Self {
+    fn on(disk: Disk, budget: Option<Budget>) -> Self {
         let disk_now = disk.now.mono;
         Self {
-            core: Core::new(INTERVALS, None, disk_now),
+            core: Core::new(INTERVALS, budget, disk_now),
+            budget,
+            learned: HashMap::new(),
+            wall_moved: disk_now,
+            is_asking: false,
+            evicted: 0,
             disk,
             inbox: Inbox::default(),
             next_work: None,
@@ -165,8 +196,11 @@ impl World {
         self.disk.crash(chance);
         let mut disk = std::mem::replace(&mut self.disk, Disk::new());
         disk.kernel = Kernel::new(0);
-        let Self { deleted, has_floods, has_sweeps, .. } = *self;
-        *self = Self { deleted, has_floods, has_sweeps, ..Self::on(disk) };
+        let Self { deleted, evicted, has_floods, has_sweeps, .. } = *self;
+        // With another budget than before, or none.
+        let budget = if chance.one_in(2) { self.budget } else { some_budget(chance) };
+        disk.has_budget = budget.is_some();
+        *self = Self { deleted, evicted, has_floods, has_sweeps, ..Self::on(disk, budget) };
     }
 
     /// Stops the cleaner, and lets its threads end. It starts no more work, and all that was done is reported.
@@ -217,8 +251,11 @@ impl World {
         chance: &mut dyn Chance,
         change: impl FnOnce(&mut Disk, &mut dyn Chance) -> T,
     ) -> T {
-        let before = self.disk.dir_changes;
+        let (before, wall) = (self.disk.dir_changes, self.disk.now.wall);
         let done = change(&mut self.disk, chance);
+        if self.disk.now.wall != wall {
+            self.wall_moved = self.disk.now.mono;
+        }
         self.needs_watcher |= before < self.disk.dir_changes && self.has_flood;
         done
     }

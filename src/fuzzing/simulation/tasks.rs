@@ -9,9 +9,10 @@ use super::Chance;
 use super::cleaning::error;
 use super::disk::{DirId, Disk, key, stem_of};
 use super::probe::{Probe, Probed};
+use crate::pair::budget::FreeSpace;
 use crate::pair::change::{Change, WatchError};
 use crate::pair::outcome::{Job, JobResult, Outcome, ScanFound, Summary, Waiting};
-use crate::schedule::input::{Completion, Generation};
+use crate::schedule::input::{Completion, EvictedBatch, Generation};
 use crate::schedule::{ScanId, SubtreeSet};
 use crate::watch::inbox::Inbox;
 
@@ -19,6 +20,7 @@ use crate::watch::inbox::Inbox;
 pub(super) enum Message {
     Completed(Generation, Completion),
     Probed(Probed),
+    Space(Generation, Result<FreeSpace, String>),
 }
 
 /// What the threads work on.
@@ -38,6 +40,8 @@ pub(super) struct Surroundings<'a> {
 
 pub(super) enum Task {
     Probe(Probe),
+    /// Reads the free space, for a generation.
+    Space(Generation),
     Jobs(Jobs),
     Scan(Box<Scan>),
 }
@@ -47,7 +51,7 @@ impl Task {
         match self {
             Self::Jobs(jobs) => jobs.is_cancelled = true,
             Self::Scan(scan) => scan.is_cancelled = true,
-            Self::Probe(_) => {}
+            Self::Probe(_) | Self::Space(_) => {}
         }
     }
 
@@ -62,6 +66,16 @@ impl Task {
                 } else {
                     around.messages.push_back(Message::Probed(found));
                 }
+                true
+            }
+            Self::Space(generation) => {
+                let is_unknown = !around.is_calm && around.chance.one_in(20);
+                let space = if is_unknown {
+                    Err("it is broken".to_owned())
+                } else {
+                    Ok(around.disk.space())
+                };
+                around.messages.push_back(Message::Space(*generation, space));
                 true
             }
             Self::Jobs(jobs) => jobs.step(around),
@@ -80,28 +94,43 @@ pub(super) struct Jobs {
     pub start: Instant,
     /// Whether only its claims have to be finished.
     pub holds: bool,
+    /// The space before a batch of evictions.
+    pub before: Option<FreeSpace>,
+    pub is_eviction: bool,
+    pub evicted: u64,
 }
 
 impl Jobs {
     fn step(&mut self, around: &mut Surroundings<'_>) -> bool {
-        if let Some(Job { key, settled, .. }) = self.jobs.pop_front().filter(|_| !self.is_cancelled)
+        if let Some(Job { key, settled, evict }) =
+            self.jobs.pop_front().filter(|_| !self.is_cancelled)
         {
             let disk = &mut *around.disk;
+            self.before = self.before.or_else(|| Some(disk.space()));
             let dir =
                 *self.opened.entry(key.dir.to_path_buf()).or_insert_with(|| disk.resolve(&key.dir));
             let outcome = dir.map_or(Outcome::Incomplete, |dir| {
-                disk.attend(dir, &key.dir, stem_of(&key), settled, around.chance)
+                disk.attend(dir, &key.dir, stem_of(&key), (settled, evict), around.chance)
             });
+            if let Outcome::Evicted { freed, .. } = outcome {
+                self.evicted += freed;
+            }
             self.found.push(JobResult { key, outcome });
             return false;
         }
         let took = around.disk.now.mono - self.start;
         let found = std::mem::take(&mut self.found);
+        let after = around.disk.space();
+        let space = self.before.map(|before| [before, after]);
+        let evicted = EvictedBatch { space, bytes: self.evicted };
+        let evicted = self.is_eviction.then_some(evicted);
         if self.holds {
-            around.send(self.generation, Completion::Claims { found, took, evicted: None });
+            around.send(self.generation, Completion::Claims { found, took, evicted });
             return true;
         }
-        let is_held = |found: &JobResult| matches!(found.outcome, Outcome::Deleted { .. });
+        let is_held = |found: &JobResult| {
+            matches!(found.outcome, Outcome::Deleted { .. } | Outcome::Evicted { .. })
+        };
         let (held, found): (Vec<_>, Vec<_>) = found.into_iter().partition(is_held);
         self.holds = !held.is_empty();
         self.found = held;
@@ -324,7 +353,7 @@ impl Scan {
     fn read_one(&mut self, around: &mut Surroundings<'_>) {
         let at = around.chance.below(self.to_read.len());
         let (dir, rel, stem) = self.to_read.swap_remove(at);
-        let outcome = around.disk.attend(dir, &rel, stem, None, around.chance);
+        let outcome = around.disk.attend(dir, &rel, stem, (None, None), around.chance);
         self.read.push(JobResult { key: key(&rel, stem), outcome });
     }
 
@@ -358,9 +387,10 @@ impl Scan {
             let mut found = ScanFound::default();
             for JobResult { key, outcome } in std::mem::take(&mut self.read) {
                 match outcome {
-                    Outcome::NotDue { expires_at, .. } if around.chance.one_in(2) => {
+                    Outcome::NotDue { expires_at, size, .. } if around.chance.one_in(2) => {
                         let pairs = vec![(key.stem, expires_at)];
-                        found.waiting.push(Waiting { dir: key.dir, pairs, sizes: Vec::new() });
+                        let sizes = size.into_iter().collect();
+                        found.waiting.push(Waiting { dir: key.dir, pairs, sizes });
                     }
                     outcome => found.others.push(JobResult { key, outcome }),
                 }

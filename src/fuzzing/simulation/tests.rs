@@ -15,7 +15,7 @@ impl Chance for Random {
 fn whatever_happens_it_ends_as_a_polling_cleaner_would() {
     let steps = extent("RESULT_CLEANER_TEST_OPERATIONS", 50_000, 1_000_000);
     let mut seed = seed();
-    let mut deleted = 0;
+    let (mut deleted, mut evicted) = (0, 0);
     for _ in 0..steps.div_ceil(2000) {
         println!("from seed {seed}");
         let mut random = Random(seed);
@@ -27,8 +27,10 @@ fn whatever_happens_it_ends_as_a_polling_cleaner_would() {
             }
         }
         deleted += world.deleted;
+        evicted += world.evicted;
         seed = seed.wrapping_add(1);
     }
-    assert!(deleted > 0, "nothing was deleted, so that little was tested");
-    figure("simulated steps", format!("{steps}, {deleted} pairs deleted, 0 divergences"));
+    assert!(deleted > 0 && evicted > 0, "nothing was deleted, so that little was tested");
+    let pairs = format!("{deleted} pairs deleted and {evicted} evicted");
+    figure("simulated steps", format!("{steps}, {pairs}, 0 divergences"));
 }

@@ -10,6 +10,8 @@ use super::ledger::shown_key;
 use super::probe::{Probe, Probed};
 use super::tasks::{Jobs, Message, Scan, Task};
 use super::{Chance, Root, World};
+use crate::pair::budget::EVICTION_BATCH;
+use crate::pair::outcome::Job;
 use crate::schedule::command::Command;
 use crate::schedule::input::{Generation, Input, RequestId, RootSeen, Watching};
 use crate::sys::clock::{Now, TICK};
@@ -46,6 +48,10 @@ impl World {
             Message::Completed(generation, completion) => {
                 self.record(generation, &completion);
                 inputs.push(Input::Completed(generation, completion));
+            }
+            Message::Space(generation, space) => {
+                self.is_asking = false;
+                inputs.push(Input::FreeSpace(generation, space));
             }
             Message::Probed(probed) => {
                 self.poll_with(std::mem::take(inputs));
@@ -134,10 +140,15 @@ impl World {
             Command::Process(mut jobs) => {
                 // A hash map has put them in an order that no seed repeats.
                 jobs.sort_by_key(|job| shown_key(&job.key));
+                self.check_evictions(&jobs);
                 for job in &jobs {
                     assert!(self.in_flight.insert(job.key.clone()), "{:?} twice", job.key);
                 }
+                let is_eviction = jobs.iter().any(|job| job.evict.is_some());
                 self.tasks.push(Task::Jobs(Jobs {
+                    before: None,
+                    is_eviction,
+                    evicted: 0,
                     generation: self.generation,
                     is_cancelled: false,
                     jobs: jobs.into(),
@@ -155,10 +166,17 @@ impl World {
                 self.tasks.push(Task::Scan(Box::new(scan)));
             }
             Command::RemoveOrphans(_) => panic!("nobody asked for it"),
-            Command::AskFreeSpace | Command::SurveyRest(_) => panic!("there is no disk budget"),
+            Command::AskFreeSpace => {
+                assert!(self.disk.has_budget, "there is no disk budget");
+                assert!(!std::mem::replace(&mut self.is_asking, true), "it asks twice");
+                self.tasks.push(Task::Space(self.generation));
+            }
+            Command::SurveyRest(_) => self.ledger.surveys += 1,
             Command::Count(tally) => {
                 self.ledger.counted += tally.deleted;
                 self.deleted += tally.deleted;
+                self.ledger.counted_evicted += tally.evicted;
+                self.evicted += tally.evicted;
                 self.ledger.errors += tally.errors;
             }
             Command::CountOutsideSweeps(tally) => self.ledger.add_reported(tally),
@@ -172,6 +190,26 @@ impl World {
                 self.answer(&requests);
             }
             Command::Report(notice) => self.report(&notice),
+        }
+    }
+
+    /// Checks that no pair is left waiting that should be evicted before these. A choice holds for a second, and what
+    /// the core has learned since may not be in it.
+    fn check_evictions(&self, jobs: &[Job]) {
+        let Some(last) =
+            jobs.iter().filter_map(|job| job.evict).map(|chosen| chosen.expires_at).max()
+        else {
+            return;
+        };
+        assert!(jobs.len() <= EVICTION_BATCH && jobs.iter().all(|job| job.evict.is_some()));
+        let now = self.disk.now;
+        if now.mono - self.wall_moved < Duration::from_secs(2) {
+            return;
+        }
+        for key in self.core.evictable_before(last, now) {
+            let learned = self.learned.get(&key).copied();
+            let is_new = learned.is_none_or(|at| now.mono - at < Duration::from_secs(2));
+            assert!(is_new, "{key:?} should be evicted before {jobs:?}");
         }
     }
 
@@ -189,6 +227,8 @@ impl World {
         self.inbox.floods.clear();
         let _ = self.inbox.drain();
         self.in_flight.clear();
+        self.learned.clear();
+        self.is_asking = false;
         self.scans.clear();
         for task in &mut self.tasks {
             task.cancel();

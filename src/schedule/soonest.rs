@@ -1,0 +1,118 @@
+//! The pairs that are evicted first among many.
+
+use std::cmp::Ordering;
+use std::collections::{BinaryHeap, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+
+use crate::pair::budget::EVICTION_BATCH;
+use crate::pair::name::{PairKey, Stem};
+
+/// How many pairs are chosen at once.
+const MAX_CHOSEN: usize = 16_384;
+
+/// A pair that can be evicted. The one that goes first compares as the least.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate<'a> {
+    pub at: DateTime<Utc>,
+    pub dir: &'a Arc<Path>,
+    pub stem: &'a Stem,
+    pub blocks: u32,
+}
+
+impl Ord for Candidate<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // The names break ties, so that several cleaners choose the same pairs.
+        let by_dir = || self.dir.as_os_str().cmp(other.dir.as_os_str());
+        let by_stem = || self.stem.bytes().cmp(&other.stem.bytes());
+        self.at.cmp(&other.at).then_with(by_dir).then_with(by_stem)
+    }
+}
+
+impl PartialOrd for Candidate<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Candidate<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Candidate<'_> {}
+
+/// Those of many candidates that go first: a batch at least, and as many as take the wanted blocks.
+pub(super) struct Soonest<'a> {
+    candidates: BinaryHeap<Candidate<'a>>,
+    blocks: u64,
+    wanted: u64,
+    /// Whether there are more than these.
+    pub has_more: bool,
+}
+
+impl<'a> Soonest<'a> {
+    pub(super) fn new(wanted: u64) -> Self {
+        Self { candidates: BinaryHeap::new(), blocks: 0, wanted, has_more: false }
+    }
+
+    pub(super) fn add(&mut self, candidate: Candidate<'a>) {
+        self.blocks += u64::from(candidate.blocks);
+        self.candidates.push(candidate);
+        while self.candidates.len() > EVICTION_BATCH
+            && let Some(last) = self.candidates.peek().map(|last| u64::from(last.blocks))
+            && (self.blocks - last >= self.wanted || self.candidates.len() > MAX_CHOSEN)
+        {
+            self.blocks -= last;
+            self.candidates.pop();
+            self.has_more = true;
+        }
+    }
+    /// Returns these pairs in the order in which they go, and when each expires.
+    pub(super) fn into_pairs(self) -> VecDeque<(PairKey, DateTime<Utc>)> {
+        let sorted = self.candidates.into_sorted_vec().into_iter();
+        let pair = |Candidate { at, dir, stem, .. }: Candidate<'_>| {
+            (PairKey { dir: Arc::clone(dir), stem: stem.clone() }, at)
+        };
+        sorted.map(pair).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_soonest_are_kept_until_they_take_enough(
+            pairs in prop::collection::vec((0_i64..50, 0_u32..100), 0..300),
+            wanted in 0_u64..10_000,
+        ) {
+            let dir: Arc<Path> = Path::new("a").into();
+            let stems: Vec<Stem> =
+                (0..pairs.len()).map(|number| Stem::new(format!("{number:03}").as_bytes())).collect();
+            let mut soonest = Soonest::new(wanted);
+            let mut model = Vec::new();
+            for ((at, blocks), stem) in pairs.iter().zip(&stems) {
+                let at = DateTime::from_timestamp(*at, 0).unwrap();
+                soonest.add(Candidate { at, dir: &dir, stem, blocks: *blocks });
+                model.push((at, stem.bytes().into_owned(), u64::from(*blocks)));
+            }
+            model.sort();
+            let has_more = soonest.has_more;
+            let found = soonest.into_pairs();
+            let sum: u64 = model[..found.len()].iter().map(|(.., blocks)| blocks).sum();
+            let (expected, _) = model.split_at(found.len());
+            let found: Vec<_> = found.iter().map(|(key, at)| (*at, key.stem.bytes())).collect();
+            let expected: Vec<_> = expected.iter().map(|(at, stem, _)| (*at, stem.into())).collect();
+            prop_assert_eq!(&found, &expected);
+            prop_assert_eq!(has_more, found.len() < model.len());
+            prop_assert!(!has_more || (sum >= wanted && found.len() >= EVICTION_BATCH));
+        }
+    }
+}
