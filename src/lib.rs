@@ -34,6 +34,8 @@
 //! - On the command line, Landlock confines each thread that deletes to the cache directory.
 //! - The cleaner removes orphans (halves without the other half) and empty directories only where the
 //!   configuration asks for it, and only after two inspections found them unchanged.
+//! - A pair that has not expired is deleted only where the configuration has a disk budget
+//!   ([`Config::max_size`], [`Config::min_free`]), with the same checks.
 //! - The source is divided into rooms: folders of `src` that use each other in one direction.
 //!   `tests/tidy.rs` holds the table. Only `remove` renames and unlinks, only `watch` names notify, and
 //!   only `sys::clock` reads clocks.

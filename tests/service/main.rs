@@ -15,6 +15,7 @@
 mod common;
 
 mod arrival;
+mod budget;
 mod bulk;
 mod cache_dir;
 mod clock;

@@ -79,6 +79,40 @@ fn a_recovery_killed_at_any_call_is_finished_by_the_next_one() {
 }
 
 #[test]
+fn an_eviction_killed_at_any_call_leaves_whole_pairs_or_nothing() {
+    if !has_strace() {
+        return;
+    }
+    side_by_side(&calls(), |call| {
+        for nth in 1..MANY {
+            let cache = CacheDir::new();
+            // With settled metadata, so that both are evicted at once.
+            let pairs = settled_until(&cache, &["a", "s/b"], now() + 3600.0);
+            let mut command = traced(&[&format!("{call}:signal=KILL:when={nth}")]);
+            command.arg("sweep").arg(cache.path());
+            command.args(["--max-size", "1", "--evict-min-age", "1ms"]);
+            let status = command.status().unwrap();
+            let left = cache.files();
+            // A cleaner without a budget, too, makes it whole again.
+            sweep(cache.path());
+            let now_left = cache.files();
+            let context =
+                || format!("killed at {call} {nth}, which left {left:?}; now {now_left:?}");
+            assert!(pairs.iter().all(|pair| pair.is_whole() || pair.is_gone()), "{}", context());
+            assert!(
+                !now_left.iter().any(|name| name.contains(".result-cleaner-")),
+                "{}",
+                context()
+            );
+            if status.success() {
+                assert!(pairs.iter().all(Pair::is_gone), "{}", context());
+                break;
+            }
+        }
+    });
+}
+
+#[test]
 fn a_service_killed_at_any_call_is_finished_by_a_sweep() {
     if !has_strace() || !is_long() {
         return;
@@ -265,14 +299,19 @@ impl Tree {
 /// Expired pairs whose metadata is newer than its result even in the file system's coarse time,
 /// so that they are deleted at once.
 fn settled(cache: &CacheDir, names: &[&str]) -> Vec<Pair> {
-    let pairs: Vec<Pair> = names.iter().map(|name| cache.store(name, 1.5)).collect();
+    settled_until(cache, names, 1.5)
+}
+
+/// The same with another expiry.
+fn settled_until(cache: &CacheDir, names: &[&str], expires_at: f64) -> Vec<Pair> {
+    let pairs: Vec<Pair> = names.iter().map(|name| cache.store(name, expires_at)).collect();
     let changed = |path: &Path| {
         let metadata = fs::metadata(path).unwrap();
         (metadata.ctime(), metadata.ctime_nsec())
     };
     for pair in &pairs {
         wait_until("the metadata is newer", || {
-            pair.set_expiry(1.5);
+            pair.set_expiry(expires_at);
             changed(&pair.metadata) > changed(&pair.result)
         });
     }
