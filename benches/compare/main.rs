@@ -33,6 +33,7 @@
 
 mod burst;
 mod delete;
+mod evict;
 mod floor;
 mod growth;
 mod idle;
@@ -153,6 +154,8 @@ enum Chapter {
     Delete,
     /// All results of a running service expire at once: in TMPDIR, in memory, and on one core
     Storm,
+    /// A limit on the size is exceeded: until all is below it again (`--pairs 100000` are 1 GiB)
+    Evict,
     /// The start of a service until its first scan is done, and its memory for each waiting pair
     Start,
     /// Starting a service on many directories
@@ -174,10 +177,11 @@ enum Chapter {
 }
 
 impl Chapter {
-    const ORDINARY: [Self; 10] = [
+    const ORDINARY: [Self; 11] = [
         Self::Scan,
         Self::Delete,
         Self::Storm,
+        Self::Evict,
         Self::Start,
         Self::Watch,
         Self::Lateness,
@@ -222,6 +226,7 @@ fn run(args: &Args) -> Outcome<bool> {
             Chapter::Scan => scan::run(args),
             Chapter::Delete => delete::run(args),
             Chapter::Storm => storm::run(args),
+            Chapter::Evict => evict::run(args),
             Chapter::Start => start::run(args),
             Chapter::Watch => watch::run(args),
             Chapter::Lateness => lateness::run(args),

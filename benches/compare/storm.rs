@@ -80,8 +80,19 @@ fn rested(form: &Form, state: State, lead: Duration) -> Outcome<Tree> {
 /// From the moment at which all pairs expire until the last file is gone. Nothing if they expired before
 /// the service knew them.
 fn storm(form: &Form, state: State, lead: Duration) -> Outcome<Option<Cost>> {
+    once(form, state, lead, |_| Ok(()))
+}
+
+/// The same with a tree that `prepare` has changed.
+pub fn once(
+    form: &Form,
+    state: State,
+    lead: Duration,
+    prepare: impl FnOnce(&Tree) -> std::io::Result<()>,
+) -> Outcome<Option<Cost>> {
     let expiry = SystemTime::now() + lead;
     let tree = Tree::expiring(form, expiry, state)?;
+    prepare(&tree)?;
     let service = Service::start(tree.path())?;
     service.wait_for_first_scan()?;
     let Ok(left) = expiry.duration_since(SystemTime::now()) else {

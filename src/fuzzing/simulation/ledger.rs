@@ -147,7 +147,11 @@ impl World {
         let now = self.disk.now;
         let evictable = self.core.evictable_before(DateTime::<Utc>::MAX_UTC, now);
         let is_over = budget.size_excess(size).is_over;
-        assert!(!is_over || evictable.is_empty(), "{evictable:?} should have been evicted");
+        assert!(
+            !is_over || evictable.is_empty(),
+            "{evictable:?} should have been evicted: {:?}",
+            self.core
+        );
         if !self.disk.frees_late {
             let is_low = budget.free_excess(self.disk.space()).is_over;
             assert!(!is_low || self.core.is_paused() || evictable.is_empty(), "{evictable:?}");

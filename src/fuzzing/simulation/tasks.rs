@@ -134,10 +134,8 @@ impl Jobs {
         let (held, found): (Vec<_>, Vec<_>) = found.into_iter().partition(is_held);
         self.holds = !held.is_empty();
         self.found = held;
-        around.send(
-            self.generation,
-            Completion::Jobs { found, took, holds: self.holds, evicted: None },
-        );
+        let (holds, evicted) = (self.holds, evicted.filter(|_| !self.holds));
+        around.send(self.generation, Completion::Jobs { found, took, holds, evicted });
         !self.holds
     }
 }
