@@ -92,13 +92,17 @@ one=$(systemd-escape --path --template=result-cleaner@.service "$strange")
 two=$(systemd-escape --path --template=result-cleaner@.service /srv/other)
 edit "$two" <<'END'
 [Service]
-Environment=RESULT_CLEANER_LISTEN=127.0.0.1:8005
+EnvironmentFile=/etc/default/result-cleaner-srv-other
+UnsetEnvironment=
 END
+echo RESULT_CLEANER_LISTEN=127.0.0.1:8004 >>/etc/default/result-cleaner
+echo RESULT_CLEANER_LISTEN=127.0.0.1:8005 >/etc/default/result-cleaner-srv-other
 systemctl start "$one" "$two"
 publish "$strange" a
 publish /srv/other a
 wait_until deleted "$strange" a
 wait_until deleted /srv/other a
+fails stats 8004
 stats 8005 | grep '"check_interval_hours":2.0,.*"total_deleted":1,.*"cache_directory":"/srv/other"'
 may_write "$one" "$strange"
 fails may_write "$one" /srv/other
