@@ -90,6 +90,10 @@ pub struct Config {
     pub min_free: Option<MinFree>,
     /// How long a result has to be unchanged before it may be evicted; 60 s by default.
     pub evict_min_age: Duration,
+    /// Whether a cleaner only logs what it would delete or evict, each pair once, and deletes nothing. Such pairs count
+    /// as gone from then on. Orphans are not looked for. Off by default;
+    /// [`sweep_once`](crate::sweep_once) has a dry run of its own.
+    pub dry_run: bool,
     /// Whether Landlock confines the threads that delete to the cache directory, if the kernel supports
     /// it. They then can't create, write, rename or remove anything elsewhere. The command line sets it.
     /// It is off by default: the cleaner calls [`result_store`](Self::result_store) and writes logs on
@@ -113,6 +117,7 @@ impl Config {
             max_size: None,
             min_free: None,
             evict_min_age: DEFAULT_EVICT_MIN_AGE,
+            dry_run: false,
             sandbox: false,
         }
     }
@@ -177,6 +182,13 @@ impl Config {
     #[must_use]
     pub fn with_evict_min_age(mut self, age: Duration) -> Self {
         self.evict_min_age = age;
+        self
+    }
+
+    /// Sets [`dry_run`](Self::dry_run).
+    #[must_use]
+    pub fn with_dry_run(mut self, dry_run: bool) -> Self {
+        self.dry_run = dry_run;
         self
     }
 
@@ -260,6 +272,7 @@ impl fmt::Debug for Config {
             .field("max_size", &self.max_size)
             .field("min_free", &self.min_free)
             .field("evict_min_age", &self.evict_min_age)
+            .field("dry_run", &self.dry_run)
             .field("sandbox", &self.sandbox)
             .finish()
     }

@@ -63,7 +63,8 @@ fn fill(tree: &Tree) -> io::Result<u64> {
 
 fn walk(tree: &Tree) -> io::Result<Vec<std::path::PathBuf>> {
     let entries = walkdir::WalkDir::new(tree.path()).into_iter();
-    let files = entries.filter(|entry| !entry.as_ref().is_ok_and(|entry| entry.file_type().is_dir()));
+    let files =
+        entries.filter(|entry| !entry.as_ref().is_ok_and(|entry| entry.file_type().is_dir()));
     files.map(|entry| Ok(entry?.into_path())).collect()
 }
 

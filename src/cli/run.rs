@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::log::{LogArgs, LogFormat, ServiceLog};
 use super::metrics::Metrics;
-use super::{Bounds, Directory, DiskBudget, Failure, OptIns, duration, output, systemd};
+use super::{Bounds, Directory, DiskBudget, Failure, OptIns, duration, output, switch, systemd};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -55,6 +55,9 @@ pub(crate) struct RunArgs {
         env = "RESULT_CLEANER_ALLOW_HOST"
     )]
     allow_host: Vec<String>,
+    /// Log each pair at its time as "would delete", and delete nothing
+    #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_DRY_RUN")]
+    dry_run: bool,
     #[command(flatten)]
     log: LogArgs,
 }
@@ -139,6 +142,7 @@ async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
     config.fallback_interval = args.fallback_interval;
     config.max_disk_time = args.bounds.max_disk_time;
     args.opt_ins.apply(&mut config);
+    config.dry_run = args.dry_run;
     args.budget.apply(&mut config);
     // Binding comes before any deletion, so that a second service does not start by mistake.
     let listener = match args.listen {

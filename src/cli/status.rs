@@ -122,6 +122,10 @@ fn draw(stats: &Stats, now: DateTime<Utc>) -> Result<String, fmt::Error> {
         }),
     )?;
     line("waiting", &stats.heap_size)?;
+    if stats.dry_run {
+        let would = format!("{} deleted, {} evicted", stats.would_delete, stats.would_evict);
+        line("dry run", &style(format!("nothing is deleted; would have: {would}")).yellow())?;
+    }
     line("deleted", &stats.total_deleted)?;
     line("freed", &BinaryBytes(stats.total_freed_bytes))?;
     if let Some(size) = stats.size_bytes {

@@ -62,6 +62,16 @@ impl JobContext {
         }
     }
 
+    /// The context of a service: a dry run only inspects, and removes no orphans.
+    pub(crate) fn of_service(clock: Arc<Clock>, config: &Config) -> Self {
+        let context = Self::deleting(clock, config);
+        if config.dry_run {
+            Self { orphan_ages: Ages::default(), ..context.only_looking() }
+        } else {
+            context
+        }
+    }
+
     /// A context that only inspects.
     pub(crate) fn looking(clock: Arc<Clock>, config: &Config) -> Self {
         Self::deleting(clock, config).only_looking()

@@ -234,6 +234,9 @@ impl<'a> PairProcessor<'a> {
         let (expires_at, bytes) = (pair.expires_at, pair.bytes());
         if now < expires_at {
             if chosen.is_some_and(|chosen| can_be_evicted(&pair, chosen, now)) {
+                if !self.context.deletes() {
+                    return Decision::Keep(Outcome::Evictable { expires_at });
+                }
                 return Decision::Delete(DuePair { pair, metadata, evicts: true });
             }
             let size = self.context.budget().map(|_| pair.disk_size());

@@ -366,7 +366,9 @@ impl Explaining {
             return (Fate::Stays, "It is unknown what becomes of it.".to_owned());
         };
         match outcome {
-            Outcome::NotDue { .. } => (Fate::Waits, reasons::WAITS.to_owned()),
+            Outcome::NotDue { .. } | Outcome::Evictable { .. } => {
+                (Fate::Waits, reasons::WAITS.to_owned())
+            }
             Outcome::Due { .. } => match obstacle(dir, stem) {
                 None if stem.claim(Half::Result).len() > MAX_NAME => {
                     (Fate::Due, format!("{} {}", reasons::GOES, reasons::LONG_NAME))

@@ -330,7 +330,10 @@ impl Sums {
         let JobResult { key, outcome } = found;
         match outcome {
             Outcome::NotDue { expires_at, size, .. } => self.candidates.add(key, expires_at, size),
-            Outcome::Incomplete | Outcome::Changed | Outcome::ClaimedElsewhere => {}
+            Outcome::Incomplete
+            | Outcome::Changed
+            | Outcome::ClaimedElsewhere
+            | Outcome::Evictable { .. } => {}
             Outcome::Due { bytes, .. } => {
                 let path = path_field(&self.root.join(key.path(Half::Result)));
                 tracing::debug!(path, "would delete");

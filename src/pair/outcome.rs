@@ -26,6 +26,8 @@ pub(crate) enum Outcome {
     NotDue { expires_at: DateTime<Utc>, bytes: Option<u64>, size: Option<DiskSize> },
     /// The pair has expired, but this context does not delete.
     Due { expires_at: DateTime<Utc>, bytes: u64 },
+    /// The pair can be evicted as it was chosen to be, but this context does not delete.
+    Evictable { expires_at: DateTime<Utc> },
     /// The pair has expired, but its result may be half published. It is inspected again after `wait`
     /// and compared with `result`, the state that was seen.
     Unsettled { result: FileState, wait: Duration, expires_at: DateTime<Utc>, bytes: u64 },

@@ -14,6 +14,9 @@ pub(crate) struct Tally {
     /// Pairs that were deleted before their expiry, and what they took on disk; not part of the above.
     pub evicted: u64,
     pub evicted_bytes: u64,
+    /// Pairs that a dry run would have deleted or evicted.
+    pub would_delete: u64,
+    pub would_evict: u64,
 }
 
 /// Counts of removed orphans and pruned directories.
@@ -50,5 +53,7 @@ impl std::ops::AddAssign for Tally {
         self.orphans += more.orphans;
         self.evicted += more.evicted;
         self.evicted_bytes += more.evicted_bytes;
+        self.would_delete += more.would_delete;
+        self.would_evict += more.would_evict;
     }
 }

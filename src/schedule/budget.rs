@@ -41,6 +41,8 @@ pub(super) struct BudgetState {
     space: Option<(FreeSpace, u64)>,
     is_asking: bool,
     next_ask: Instant,
+    /// What a dry run would have freed.
+    pub freed_in_dry_run: u64,
     /// What was deleted since the space was last read, and since the last request for it.
     freed: u64,
     freed_since_ask: u64,
@@ -95,6 +97,7 @@ impl BudgetState {
             space: None,
             is_asking: false,
             next_ask: now,
+            freed_in_dry_run: 0,
             freed: 0,
             freed_since_ask: 0,
             is_scanned: false,
@@ -111,7 +114,8 @@ impl BudgetState {
     fn counted_space(&self, leaving: u64) -> Option<FreeSpace> {
         let (space, _) = self.space.filter(|_| self.paused_until.is_none())?;
         let hidden: u64 = self.credits.iter().map(|credit| credit.hidden).sum();
-        let free = [self.freed, hidden, leaving].into_iter().fold(space.free, u64::saturating_add);
+        let freed = [self.freed, self.freed_in_dry_run, hidden, leaving];
+        let free = freed.into_iter().fold(space.free, u64::saturating_add);
         Some(FreeSpace { free, ..space })
     }
 
@@ -280,7 +284,9 @@ impl Core {
     fn needed_now(&mut self, now: Now) -> u64 {
         let is_due = self.has_due(now);
         let (size, leaving) = self.schedule.disk_size();
+        let freed_in_dry_run = self.schedule.freed_in_dry_run();
         let Some(state) = self.budget.as_mut().filter(|state| state.is_scanned) else { return 0 };
+        state.freed_in_dry_run = freed_in_dry_run;
         let needed = state.evicting.needed(state.excesses(size, leaving), leaving > 0);
         let calm = state.budget.min_age.max(MIN_CALM);
         state.reported.note(state.is_exceeded(size, leaving), calm, now.mono);

@@ -5,6 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 use super::ScanId;
 use super::input::{Generation, RequestId};
 use super::orphans::Due;
@@ -59,6 +61,8 @@ pub(crate) enum Notice {
     Unwatched(u64, WatchError),
     /// All directories are watched again.
     WatchedAgain,
+    /// A dry run would delete or evict this result, whose path is relative to the cache directory.
+    WouldGo { result: PathBuf, expires_at: DateTime<Utc>, evicts: bool },
     /// The free space can't be read, and why.
     SpaceUnknown(String),
     /// The file system reports no size, so that nothing is evicted for its free space.

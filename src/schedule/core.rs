@@ -90,12 +90,17 @@ pub(super) struct FullScan {
 
 impl Core {
     /// Returns the state of a worker that knows nothing yet. It probes the cache directory at once.
-    pub(crate) fn new(intervals: Intervals, budget: Option<Budget>, now: Instant) -> Self {
+    pub(crate) fn new(
+        intervals: Intervals,
+        budget: Option<Budget>,
+        is_dry_run: bool,
+        now: Instant,
+    ) -> Self {
         Self {
             intervals,
             root: RootState::Unknown,
             generation: 0,
-            schedule: Schedule::new(budget.as_ref(), now),
+            schedule: Schedule::new(budget.as_ref(), is_dry_run, now),
             budget: budget.map(|budget| BudgetState::new(budget, now)),
             slots: Slots::default(),
             due: VecDeque::new(),
@@ -276,7 +281,7 @@ impl Core {
     pub(super) fn start_over(&mut self, now: Instant) {
         self.generation += 1;
         let budget = self.budget.as_ref().map(|state| state.budget);
-        self.schedule = Schedule::new(budget.as_ref(), now);
+        self.schedule = Schedule::new(budget.as_ref(), self.schedule.is_dry_run(), now);
         self.budget = budget.map(|budget| BudgetState::new(budget, now));
         // Threads may be blocked in the old directory for as long as its file system does not answer.
         self.slots = Slots::default();

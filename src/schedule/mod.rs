@@ -14,6 +14,7 @@ mod cache_root;
 pub(crate) mod command;
 mod completions;
 mod core;
+mod dry_run;
 mod evictions;
 mod expiries;
 mod half_written;
@@ -38,6 +39,7 @@ use chrono::{DateTime, Utc};
 
 use self::command::Notice;
 pub(crate) use self::core::{Core, Intervals};
+use self::dry_run::DryRun;
 use self::evictions::Evictions;
 use self::half_written::HalfWritten;
 use self::scans::ActiveScan;
@@ -70,6 +72,8 @@ pub(crate) struct Schedule {
     expiries: WaitingPairs,
     /// What is tracked for evictions, if there is a disk budget.
     evictions: Option<Evictions>,
+    /// What was reported, if this is a dry run.
+    dry_run: Option<DryRun>,
     /// Pairs to inspect again after a pause.
     retries: Queue<PairKey, Instant, Attempts>,
     /// Pairs with changes, to inspect now.
@@ -120,10 +124,11 @@ struct InFlight {
 
 impl Schedule {
     /// Creates a schedule without any pair.
-    pub(crate) fn new(budget: Option<&Budget>, now: Instant) -> Self {
+    pub(crate) fn new(budget: Option<&Budget>, is_dry_run: bool, now: Instant) -> Self {
         Self {
             expiries: WaitingPairs::new(budget.is_some()),
             evictions: budget.map(|budget| Evictions::new(budget.min_age, now)),
+            dry_run: is_dry_run.then(DryRun::default),
             retries: Queue::default(),
             inspections: HashMap::new(),
             in_flight: HashMap::new(),
@@ -197,7 +202,21 @@ impl Schedule {
     }
 
     fn knows(&self, key: &PairKey) -> bool {
-        self.expiries.contains(key) || self.retries.contains(key)
+        self.expiries.contains(key) || self.retries.contains(key) || self.counts_as_gone(key)
+    }
+
+    pub(super) fn is_dry_run(&self) -> bool {
+        self.dry_run.is_some()
+    }
+
+    /// Whether a dry run has reported that this pair would go.
+    fn counts_as_gone(&self, key: &PairKey) -> bool {
+        self.dry_run.as_ref().is_some_and(|dry_run| dry_run.contains(key))
+    }
+
+    /// Returns what a dry run would have freed, in bytes.
+    pub(super) fn freed_in_dry_run(&self) -> u64 {
+        self.dry_run.as_ref().map_or(0, DryRun::freed)
     }
 
     /// Returns jobs for pairs with changes, at most `limit`. Each job has to be completed by

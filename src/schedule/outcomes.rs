@@ -2,9 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
+
 use super::backoff::{backoff, changed_pause};
 use super::command::{CountedError, Notice};
 use super::half_written::confirm_at;
+use super::waiting::Size;
 use super::{Attempts, InFlight, ScanId, Schedule, Source};
 use crate::pair::change::Trigger;
 use crate::pair::name::{Half, PairKey};
@@ -94,7 +97,7 @@ impl Schedule {
         in_flight_pair: &InFlight,
         now: Now,
     ) -> Tally {
-        let mut tally = Tally { checked: 1, ..Tally::default() };
+        let mut tally = outcome.tally();
         if !matches!(outcome, Outcome::Broken { .. } | Outcome::Incomplete) {
             self.half_written.forget_writer(&key);
         }
@@ -103,17 +106,11 @@ impl Schedule {
         let known_failures = pause.as_ref().map_or(0, |(_, known)| known.failures);
         let attempts = in_flight_pair.attempts;
         let attempts = Attempts { failures: attempts.failures.max(known_failures), ..attempts };
-        let elsewhere = self.evictions.as_mut().and_then(|known| known.take_elsewhere(&key));
-        if let Outcome::NotDue { expires_at, size, .. } = outcome {
-            if in_flight_pair.evicted.is_some() {
-                self.eviction_refused(&key, now);
-            }
-            self.wait(key, expires_at, size, elsewhere.unwrap_or_default(), now);
+        let chosen = in_flight_pair.evicted;
+        let Some(size) = self.stop_waiting(&key, &outcome, chosen.is_some(), now) else {
             return tally;
-        }
-        let size = self.expiries.remove(&key).or(elsewhere).unwrap_or_default();
-        if let (Outcome::Failed(failure), Some(chosen)) = (&outcome, in_flight_pair.evicted) {
-            tally.errors += 1;
+        };
+        if let (Outcome::Failed(failure), Some(chosen)) = (&outcome, chosen) {
             self.eviction_failed(key, *failure, chosen, size, now);
             return tally;
         }
@@ -121,7 +118,13 @@ impl Schedule {
             evictions.put_elsewhere(key.clone(), size, is_leaving);
         }
         match outcome {
-            Outcome::NotDue { .. } | Outcome::Due { .. } | Outcome::Incomplete => {}
+            Outcome::NotDue { .. } | Outcome::Incomplete => {}
+            Outcome::Due { expires_at, .. } => {
+                tally.would_delete = self.would_go(&key, expires_at, size, false).into();
+            }
+            Outcome::Evictable { expires_at } => {
+                tally.would_evict = self.would_go(&key, expires_at, size, true).into();
+            }
             Outcome::Unsettled { result, wait, .. } => {
                 self.unsettled(key, result, wait, attempts, pause, now);
             }
@@ -132,19 +135,8 @@ impl Schedule {
                 let counts = self.broken(key, &metadata, reason, confirm_at, attempts, now);
                 tally.errors += u64::from(counts);
             }
-            Outcome::Deleted { freed, leftover, .. } => {
-                tally.deleted += 1;
-                tally.freed_bytes += freed;
+            Outcome::Deleted { leftover, .. } | Outcome::Evicted { leftover, .. } => {
                 if let Some(failure) = leftover {
-                    tally.errors += 1;
-                    self.left_over(&key, failure, now);
-                }
-            }
-            Outcome::Evicted { freed, leftover, .. } => {
-                tally.evicted += 1;
-                tally.evicted_bytes += freed;
-                if let Some(failure) = leftover {
-                    tally.errors += 1;
                     self.left_over(&key, failure, now);
                 }
             }
@@ -156,15 +148,65 @@ impl Schedule {
             Outcome::ClaimedElsewhere => {
                 tally.errors += u64::from(self.claimed_elsewhere(key, attempts, pause, now));
             }
-            Outcome::Failed(ref failure) | Outcome::RestoreFailed(ref failure) => {
-                tally.errors += 1;
-                if let Outcome::RestoreFailed(_) = outcome {
-                    self.scan_later(&key.dir, now);
-                }
-                self.failed(key, failure, attempts, now);
+            Outcome::Failed(failure) => self.failed(key, &failure, attempts, now),
+            Outcome::RestoreFailed(failure) => {
+                self.scan_later(&key.dir, now);
+                self.failed(key, &failure, attempts, now);
             }
         }
         tally
+    }
+
+    /// Ends the wait for the expiry of a pair, and returns its size. Returns `None` if the pair is not due, and so waits
+    /// again, unless a dry run has reported it.
+    fn stop_waiting(
+        &mut self,
+        key: &PairKey,
+        outcome: &Outcome,
+        was_chosen: bool,
+        now: Now,
+    ) -> Option<Size> {
+        let elsewhere = self.evictions.as_mut().and_then(|known| known.take_elsewhere(key));
+        if let Some(dry_run) = &mut self.dry_run {
+            match outcome {
+                Outcome::NotDue { expires_at, .. }
+                    if dry_run.see(key, *expires_at, self.last_scan) =>
+                {
+                    self.expiries.remove(key);
+                    return None;
+                }
+                Outcome::Due { .. } | Outcome::Evictable { .. } => {}
+                _ => dry_run.forget(key),
+            }
+        }
+        let Outcome::NotDue { expires_at, size, .. } = outcome else {
+            return Some(self.expiries.remove(key).or(elsewhere).unwrap_or_default());
+        };
+        if was_chosen {
+            self.eviction_refused(key, now);
+        }
+        self.wait(key.clone(), *expires_at, *size, elsewhere.unwrap_or_default(), now);
+        None
+    }
+
+    /// Reports that a pair would go, if this is not known. Returns whether it was reported.
+    fn would_go(
+        &mut self,
+        key: &PairKey,
+        expires_at: DateTime<Utc>,
+        size: Size,
+        evicts: bool,
+    ) -> bool {
+        let Some(dry_run) = &mut self.dry_run else { return false };
+        let is_new = dry_run.report(key, expires_at, size, self.last_scan);
+        if is_new {
+            self.notices.push(Notice::WouldGo {
+                result: key.path(Half::Result),
+                expires_at,
+                evicts,
+            });
+        }
+        is_new
     }
 
     /// Waits until the result of a due pair has settled.

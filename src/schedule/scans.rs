@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::backoff::backoff;
 use super::command::{CountedError, Notice};
-use super::{Schedule, Size, Source};
+use super::{Schedule, Source};
 use crate::pair::change::{Trigger, WriteState};
 use crate::pair::name::PairKey;
 use crate::pair::outcome::{JobResult, Outcome, Summary, Waiting};
@@ -224,7 +224,7 @@ impl Schedule {
                 let evictions = self.evictions.as_mut();
                 let size =
                     evictions.zip(size).map(|(evictions, size)| evictions.waits(&key, size, now));
-                undisputed.push((key.stem, at, size.unwrap_or(Size::default())));
+                undisputed.push((key.stem, at, size.unwrap_or_default()));
             } else {
                 contested.push((key, at, size));
             }
@@ -242,6 +242,7 @@ impl Schedule {
         let [scan] = &self.scans[..] else { return false };
         scan.id == id
             && !self.in_flight.contains_key(key)
+            && !self.counts_as_gone(key)
             && !self.retries.contains(key)
             && self.half_written.writer(key).is_none()
             && !scan.vanished.contains(key)
@@ -267,6 +268,9 @@ impl Schedule {
         let gone = |dir: &Path, seen: ScanId| seen < id && !below_unread.cover(dir);
         if covers_known {
             self.expiries.retain_in(&scope, |dir, seen| !gone(dir, seen));
+        }
+        if let Some(dry_run) = &mut self.dry_run {
+            dry_run.forget_gone(|dir, seen| scope.covers(dir) && gone(dir, seen));
         }
         // A scan that started later reports the newer state.
         let is_judged = |dir: &Path| scope.covers(dir) && !superseded.covers(dir);

@@ -23,7 +23,7 @@ impl Trial {
         let wall = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
         let now = Now { wall, mono: Instant::now() };
         let intervals = Intervals { check: Duration::from_secs(6 * 3600), fallback: FALLBACK };
-        let mut trial = Self { core: Core::new(intervals, None, now.mono), now };
+        let mut trial = Self { core: Core::new(intervals, None, false, now.mono), now };
         let watching = Watching { refusal, gives_events: true };
         trial.poll([Input::RootProbed(RootSeen::Replaced(watching))]);
         trial
@@ -133,7 +133,7 @@ fn claims_of_several_pairs_do_not_delay_the_recovery_of_their_directory_for_each
 fn a_scan_that_finds_a_pair_claimed_is_no_attempt_of_its_own() {
     let now =
         Now { wall: DateTime::from_timestamp(1_800_000_000, 0).unwrap(), mono: Instant::now() };
-    let mut schedule = Schedule::new(None, Instant::now());
+    let mut schedule = Schedule::new(None, false, Instant::now());
     let key = PairKey { dir: Path::new("a").into(), stem: Stem::new(b"x") };
     let claimed = || JobResult { key: key.clone(), outcome: Outcome::ClaimedElsewhere };
     let appeared = Trigger { appeared: true, ..Trigger::default() };
@@ -156,7 +156,7 @@ fn a_scan_that_finds_a_pair_claimed_is_no_attempt_of_its_own() {
 fn what_a_job_reads_during_a_scan_that_does_not_find_it_is_inspected_again() {
     let now =
         Now { wall: DateTime::from_timestamp(1_800_000_000, 0).unwrap(), mono: Instant::now() };
-    let mut schedule = Schedule::new(None, Instant::now());
+    let mut schedule = Schedule::new(None, false, Instant::now());
     let key = |stem: &[u8]| PairKey { dir: Path::new("a").into(), stem: Stem::new(stem) };
     let keys = [key(b"x"), key(b"y")];
     let appeared = |key: &PairKey| (key.clone(), Trigger { appeared: true, ..Trigger::default() });

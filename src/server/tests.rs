@@ -47,6 +47,9 @@ fn stats() -> Stats {
         min_free_bytes: None,
         total_evicted: 0,
         total_evicted_bytes: 0,
+        dry_run: false,
+        would_delete: 0,
+        would_evict: 0,
         expiring: None,
         recent: None,
     }

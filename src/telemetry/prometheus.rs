@@ -102,7 +102,7 @@ impl Telemetry {
     }
 }
 
-fn counters(stats: &Stats) -> [(&'static str, &'static str, u64); 9] {
+fn counters(stats: &Stats) -> [(&'static str, &'static str, u64); 11] {
     [
         (
             "result_cleaner_sweeps_total",
@@ -145,6 +145,16 @@ fn counters(stats: &Stats) -> [(&'static str, &'static str, u64); 9] {
             "What the files of evicted results took on disk, in bytes.",
             stats.total_evicted_bytes,
         ),
+        (
+            "result_cleaner_results_would_delete_total",
+            "Expired results that a dry run would have deleted.",
+            stats.would_delete,
+        ),
+        (
+            "result_cleaner_results_would_evict_total",
+            "Results that a dry run would have evicted.",
+            stats.would_evict,
+        ),
     ]
 }
 
@@ -155,6 +165,11 @@ fn gauges(stats: &Stats, recent: &Recent) -> Vec<(&'static str, &'static str, f6
             "result_cleaner_running",
             "Whether the cleaner works.",
             f64::from(u8::from(stats.running)),
+        ),
+        (
+            "result_cleaner_dry_run",
+            "Whether the cleaner only logs what it would delete.",
+            f64::from(u8::from(stats.dry_run)),
         ),
         ("result_cleaner_waiting", "Results that expire later.", stats.heap_size as f64),
         (

@@ -78,6 +78,15 @@ pub struct Stats {
     /// What these took on disk, in bytes; not part of [`total_freed_bytes`](Self::total_freed_bytes).
     #[serde(default)]
     pub total_evicted_bytes: u64,
+    /// Whether the cleaner only logs what it would delete.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Pairs that a dry run would have deleted.
+    #[serde(default)]
+    pub would_delete: u64,
+    /// Pairs that a dry run would have evicted because of the disk budget.
+    #[serde(default)]
+    pub would_evict: u64,
     /// How many pairs expire when; `None` unless it was requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expiring: Option<Vec<ExpiryBucket>>,
@@ -260,6 +269,9 @@ impl SharedStats {
             min_free_bytes,
             total_evicted: 0,
             total_evicted_bytes: 0,
+            dry_run: config.dry_run,
+            would_delete: 0,
+            would_evict: 0,
             expiring: None,
             recent: None,
         })))
@@ -285,6 +297,8 @@ impl SharedStats {
             stats.total_directories_pruned += tally.orphans.pruned;
             stats.total_evicted += tally.evicted;
             stats.total_evicted_bytes += tally.evicted_bytes;
+            stats.would_delete += tally.would_delete;
+            stats.would_evict += tally.would_evict;
         });
     }
 
@@ -330,13 +344,16 @@ mod tests {
             min_free_bytes: None,
             total_evicted: 0,
             total_evicted_bytes: 0,
+            dry_run: false,
+            would_delete: 0,
+            would_evict: 0,
             expiring: None,
             recent: None,
         };
         let json = serde_json::to_string(&stats).unwrap();
         assert_eq!(
             json,
-            r#"{"running":true,"check_interval_hours":6.0,"total_cleanups":42,"total_deleted":156,"total_freed_bytes":52428800,"total_freed_mb":50.0,"total_errors":0,"cache_directory":"/x","heap_size":1,"next_expiry":"2026-11-24T08:00:00.250Z","watch":"active","total_orphans_removed":0,"total_orphan_bytes_freed":0,"total_directories_pruned":0,"size_bytes":null,"free_bytes":null,"total_evicted":0,"total_evicted_bytes":0}"#
+            r#"{"running":true,"check_interval_hours":6.0,"total_cleanups":42,"total_deleted":156,"total_freed_bytes":52428800,"total_freed_mb":50.0,"total_errors":0,"cache_directory":"/x","heap_size":1,"next_expiry":"2026-11-24T08:00:00.250Z","watch":"active","total_orphans_removed":0,"total_orphan_bytes_freed":0,"total_directories_pruned":0,"size_bytes":null,"free_bytes":null,"total_evicted":0,"total_evicted_bytes":0,"dry_run":false,"would_delete":0,"would_evict":0}"#
         );
         assert_eq!(serde_json::from_str::<Stats>(&json).unwrap(), stats);
     }

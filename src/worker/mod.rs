@@ -26,7 +26,7 @@ use tokio::time::timeout_at;
 use self::cache_root::{CacheRoot, Open};
 use self::executor::{Executor, MAX_MESSAGES, Message};
 use self::requests::{Request, SweepAnswer};
-use crate::config::{Ages, Config, MinFree};
+use crate::config::{Config, MinFree};
 use crate::jobs::context::JobContext;
 use crate::pair::name::Half;
 use crate::pair::outcome::Waiting;
@@ -71,12 +71,15 @@ impl Worker {
         path: PathBuf,
         reporter: Option<Reporter>,
     ) -> (Self, mpsc::Receiver<Message>, Readers) {
+        if config.dry_run {
+            tracing::info!("dry run: results are logged at their time, and nothing is deleted");
+        }
         let clock = Arc::new(Clock::default());
         let recorder = Recorder::new(config, configured_path.clone(), reporter);
         let readers = recorder.readers();
-        let inbox = Arc::new(Inbox::new(Ages::of(config).any()));
-        let context =
-            JobContext::deleting(Arc::clone(&clock), config).paced_by(&inbox.backpressure);
+        let context = JobContext::of_service(Arc::clone(&clock), config);
+        let inbox = Arc::new(Inbox::new(context.orphan_ages().any()));
+        let context = context.paced_by(&inbox.backpressure);
         let (executor, messages) = Executor::new(context);
         let intervals =
             Intervals { check: config.check_interval, fallback: config.fallback_interval };
@@ -86,7 +89,7 @@ impl Worker {
             intervals,
             min_free: config.min_free,
             executor,
-            core: Core::new(intervals, config.budget(), clock.now().mono),
+            core: Core::new(intervals, config.budget(), config.dry_run, clock.now().mono),
             clock,
             recorder,
             inbox,

@@ -23,6 +23,11 @@ impl Worker {
                 self.executor.log_unwatched(self.root(), count, every, &refusal);
             }
             Notice::WatchedAgain => tracing::info!("all directories are watched again"),
+            Notice::WouldGo { result, expires_at, evicts } => {
+                let path = path_field(&self.root().join(result));
+                let message = if evicts { "would evict" } else { "would delete" };
+                tracing::info!(path, expires_at = expires_at.to_rfc3339(), "{message}");
+            }
             Notice::SpaceUnknown(reason) => tracing::warn!(
                 path = path_field(self.root()),
                 reason,

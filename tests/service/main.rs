@@ -22,6 +22,7 @@ mod clock;
 mod contrib;
 mod descriptors;
 mod disk_time;
+mod dry_run;
 mod environment;
 mod figures;
 mod halves;

@@ -67,7 +67,7 @@ impl ResultFile {
 
     /// The size of its pair. One of five results has another link.
     pub fn disk_size(&self) -> DiskSize {
-        let is_linked = self.version % 5 == 0;
+        let is_linked = self.version.is_multiple_of(5);
         let blocks = if is_linked { 0 } else { self.blocks() + METADATA_BLOCKS };
         DiskSize { blocks: blocks as u32, ctime: self.ctime }
     }

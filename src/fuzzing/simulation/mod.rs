@@ -156,7 +156,7 @@ impl World {
     fn on(disk: Disk, budget: Option<Budget>) -> Self {
         let disk_now = disk.now.mono;
         Self {
-            core: Core::new(INTERVALS, budget, disk_now),
+            core: Core::new(INTERVALS, budget, false, disk_now),
             budget,
             learned: HashMap::new(),
             wall_moved: disk_now,

@@ -90,7 +90,7 @@ impl World {
             history: Vec::new(),
             pairs: timeline.plans.iter().enumerate().map(pair).collect(),
             jumps: ClockJumps::default(),
-            core: Core::new(Intervals { check: day, fallback: day }, None, start),
+            core: Core::new(Intervals { check: day, fallback: day }, None, false, start),
             inputs: vec![Input::RootProbed(RootSeen::Replaced(watching))],
             slow: timeline.slow,
             wake: 0,
