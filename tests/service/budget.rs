@@ -267,7 +267,11 @@ fn a_limit_that_makes_no_sense_is_refused() {
 }
 
 /// A file system of its own, which is unmounted in the end.
-struct Mount(PathBuf, tempfile::TempDir);
+struct Mount {
+    path: PathBuf,
+    /// Dropped after the unmounting.
+    _temp: tempfile::TempDir,
+}
 
 impl Mount {
     /// One of 64 MiB in memory, or in a file; `None`, and why, where nothing can be mounted.
@@ -293,26 +297,26 @@ impl Mount {
             println!("skipped: {kind} can't be mounted here");
             return None;
         }
-        Some(Self(path, temp))
+        Some(Self { path, _temp: temp })
     }
 
     fn cache(&self) -> PathBuf {
-        let cache = self.0.join("cache");
+        let cache = self.path.join("cache");
         let _ = fs::create_dir(&cache);
         cache
     }
 
     fn free(&self) -> u64 {
-        let found = rustix::fs::statvfs(&self.0).unwrap();
+        let found = rustix::fs::statvfs(&self.path).unwrap();
         found.f_bavail * found.f_frsize
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(&self.0).status();
+        let unmounted = Command::new("umount").arg(&self.path).status();
         if !unmounted.is_ok_and(|status| status.success()) {
-            let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+            let _ = Command::new("umount").arg("-l").arg(&self.path).status();
         }
     }
 }
@@ -414,7 +418,7 @@ fn open_and_linked_files_free_nothing_and_no_others_go_in_their_place() {
     }
     // The first five have another link, and all others are open.
     for (number, pair) in pairs[..5].iter().enumerate() {
-        fs::hard_link(&pair.result, mount.0.join(number.to_string())).unwrap();
+        fs::hard_link(&pair.result, mount.path.join(number.to_string())).unwrap();
     }
     let open: Vec<File> = pairs[5..].iter().map(|pair| File::open(&pair.result).unwrap()).collect();
     thread::sleep(AGE);
