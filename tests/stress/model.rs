@@ -3,6 +3,7 @@
 //!
 //! `RESULT_CLEANER_TEST_REAL_OPERATIONS` sets how many operations.
 
+mod budget;
 mod operations;
 mod shadow;
 mod trees;
