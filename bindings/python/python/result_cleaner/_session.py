@@ -1,0 +1,238 @@
+"""One run of the engine on one event loop, from a daemon's start to its stop."""
+
+import asyncio
+import atexit
+import json
+import os
+import threading
+import weakref
+from pathlib import Path
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
+
+from . import _native
+from ._mailbox import Mailbox, logger
+
+#: The engine stops within a second. If it does not, because the disk hangs, nobody waits for it.
+STOP_TIME = 2.0
+#: How long the interpreter waits at its exit for cleaners that were never stopped.
+EXIT_TIME = 1.0
+
+
+class Settings(NamedTuple):
+    """What the engine needs to know."""
+
+    cache_dir: Path
+    check_interval: float
+    metrics_url: Optional[str]
+    report_removed: bool
+
+
+def removed_hook(result_store: Any) -> Optional[Callable[[Path], Any]]:
+    """Return the method of a result store that wants to know of each removed result."""
+    removed = getattr(result_store, "removed", None)
+    return removed if callable(removed) else None
+
+
+def call_removed(removed: Callable[[Path], Any], path: Path) -> None:
+    """Report a removed result to a result store, whatever that does."""
+    try:
+        removed(path)
+    except Exception:
+        logger.exception("result_store.removed failed for %s", path)
+
+
+def removals(removed: Optional[Callable[[Path], Any]]) -> Callable[[Tuple[Any, ...]], None]:
+    """Return the handler of a mailbox that gets removed paths, and perhaps other messages."""
+
+    def on_message(message: Tuple[Any, ...]) -> None:
+        if message[0] == "removed" and removed is not None:
+            call_removed(removed, message[1])
+        elif message[0] == "dropped":
+            logger.warning(
+                "%d removed results were not reported to result_store.removed: "
+                "the event loop did not take them in time",
+                message[1],
+            )
+
+    return on_message
+
+
+class Session:
+    """A cleaner of the engine, and the mailbox through which the event loop hears of it."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settings: Settings,
+        removed: Optional[Callable[[Path], Any]],
+    ) -> None:
+        self.loop = loop
+        self.stopping = False
+        #: The task that lives as long as the cleaner and the loop.
+        self.task: Optional["asyncio.Task[None]"] = None
+        self._closed: "asyncio.Future[Optional[Exception]]" = loop.create_future()
+        self._on_removed = removals(removed)
+        self._over = False
+        self._last_stats: Dict[str, Any] = {}
+        self._mailbox = Mailbox(loop, self._on_message)
+        self._cleaner: Optional[int] = None
+        try:
+            self.started = self._mailbox.request(
+                lambda mailbox, request: self._start(settings, mailbox, request)
+            )
+        except BaseException:
+            self._mailbox.close()
+            raise
+
+    def _start(self, settings: Settings, mailbox: int, request: int) -> None:
+        _register(self)
+        self._cleaner = _native.start(settings, mailbox, request)
+
+    @property
+    def active(self) -> bool:
+        """Whether the cleaner runs, and its loop can still hear of it."""
+        if not self._over and self.loop.is_closed():
+            self.abandon()
+        return not self._over
+
+    @property
+    def cleaner(self) -> Optional[int]:
+        """The cleaner's number; ``None`` in a forked child, which has no such cleaner."""
+        return self._cleaner
+
+    def stats(self) -> Dict[str, Any]:
+        """Return the engine's stats; empty until the cleaner has started."""
+        if self._cleaner is not None:
+            text = _native.stats(self._cleaner)
+            if text is not None:
+                self._last_stats = json.loads(text)
+        return self._last_stats
+
+    async def run(self) -> None:
+        """Wait until the cleaner ends. If this is cancelled, stop the cleaner first."""
+        try:
+            try:
+                error = await self._closed
+            except asyncio.CancelledError:
+                await self._stop_through(self._mailbox)
+                raise
+            if error is not None:
+                raise error
+        finally:
+            # Also when the loop ends without cancelling its tasks, and the coroutine is closed.
+            by_itself = not self.stopping and not self._over
+            self.abandon()
+            if by_itself:
+                logger.info("✓ Result cleanup daemon stopped")
+
+    async def stop(self) -> None:
+        """Stop the cleaner gracefully, from any event loop."""
+        loop = asyncio.get_running_loop()
+        if loop is not self.loop:
+            self.stopping = True
+            mailbox = Mailbox(loop)
+            try:
+                await self._stop_through(mailbox)
+            finally:
+                mailbox.close()
+                # The task hears of it if its loop runs.
+                self._over = True
+            return
+        task = self.task
+        if task is None or task is asyncio.current_task():
+            self.stopping = True
+            await self._stop_through(self._mailbox)
+            self.abandon()
+            return
+        if not self.stopping:
+            self.stopping = True
+            task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("The cleaner had failed before it was stopped: %s", task.exception())
+
+    async def _stop_through(self, mailbox: Mailbox) -> None:
+        cleaner = self._cleaner
+        if cleaner is None:
+            return
+        stopped = mailbox.request(
+            lambda mailbox, request: _native.stop(cleaner, mailbox, request)
+        )
+        await asyncio.wait({stopped}, timeout=STOP_TIME)
+        await mailbox.drain()
+
+    def abandon(self) -> None:
+        """Stop the cleaner without waiting, and hear no more of it."""
+        self.stats()
+        self._over = True
+        if self._cleaner is not None:
+            _native.stop(self._cleaner)
+        self._mailbox.close()
+
+    def release(self) -> Dict[str, Any]:
+        """Forget the cleaner, which has ended, and return its last stats."""
+        stats = self.stats()
+        if self._cleaner is not None:
+            _native.release(self._cleaner)
+            self._cleaner = None
+        return stats
+
+    def forget(self) -> None:
+        """Have no cleaner: this is a forked child, and the cleaner is its parent's."""
+        self._over = True
+        self._cleaner = None
+
+    def _on_message(self, message: Tuple[Any, ...]) -> None:
+        if message[0] == "closed":
+            if not self._closed.done():
+                self._closed.set_result(message[1])
+        else:
+            self._on_removed(message)
+
+    def __del__(self, release: Callable[[int], None] = _native.release) -> None:
+        cleaner: Optional[int] = getattr(self, "_cleaner", None)
+        if cleaner is not None:
+            release(cleaner)
+
+
+#: For the two that follow; held across a fork.
+_lock = threading.Lock()
+_sessions: "weakref.WeakSet[Session]" = weakref.WeakSet()
+_exit_registered = False
+
+
+def _register(session: Session) -> None:
+    """Have a fork disarm the session, and the interpreter's exit stop its cleaner."""
+    global _exit_registered
+    with _lock:
+        _sessions.add(session)
+        if not _exit_registered:
+            _exit_registered = True
+            atexit.register(_native.shutdown, EXIT_TIME)
+
+
+def _before_fork() -> None:
+    _lock.acquire()
+    for session in list(_sessions):
+        # Afterwards the child can't ask any more.
+        session.stats()
+    _native.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    _native.after_fork_in_parent()
+    _lock.release()
+
+
+def _after_fork_in_child() -> None:
+    _native.after_fork_in_child()
+    _lock.release()
+    for session in list(_sessions):
+        session.forget()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
