@@ -134,7 +134,7 @@ class ResultCleanupDaemon:
         if not session.active:
             # It was stopped meanwhile.
             return
-        session.task = self.cleanup_task = loop.create_task(session.run())
+        self.cleanup_task = session.begin()
         logger.info(
             "✓ Result cleanup daemon started (runs every %dh)", int(self.check_interval // 3600)
         )

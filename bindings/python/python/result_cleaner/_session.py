@@ -68,7 +68,6 @@ class Session:
     ) -> None:
         self.loop = loop
         self.stopping = False
-        #: The task that lives as long as the cleaner and the loop.
         self.task: Optional["asyncio.Task[None]"] = None
         self._closed: "asyncio.Future[Optional[Exception]]" = loop.create_future()
         self._on_removed = removals(removed)
@@ -108,7 +107,14 @@ class Session:
                 self._last_stats = json.loads(text)
         return self._last_stats
 
-    async def run(self) -> None:
+    def begin(self) -> "asyncio.Task[None]":
+        """Make the task that lives as long as the cleaner and the loop."""
+        self.task = self.loop.create_task(self._run())
+        # A task that is cancelled before its first step runs nothing of its own.
+        self.task.add_done_callback(lambda _: self.abandon())
+        return self.task
+
+    async def _run(self) -> None:
         """Wait until the cleaner ends. If this is cancelled, stop the cleaner first."""
         try:
             try:
@@ -138,18 +144,14 @@ class Session:
                 # The task hears of it if its loop runs.
                 self._over = True
             return
+        self.stopping = True
+        await self._stop_through(self._mailbox)
+        self.abandon()
         task = self.task
-        if task is None or task is asyncio.current_task():
-            self.stopping = True
-            await self._stop_through(self._mailbox)
-            self.abandon()
-            return
-        if not self.stopping:
-            self.stopping = True
-            task.cancel()
-        await asyncio.wait({task})
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("The cleaner had failed before it was stopped: %s", task.exception())
+        if task is not None and task is not asyncio.current_task():
+            await asyncio.wait({task})
+            if not task.cancelled() and task.exception() is not None:
+                logger.error("The cleaner had failed before it was stopped: %s", task.exception())
 
     async def _stop_through(self, mailbox: Mailbox) -> None:
         cleaner = self._cleaner
@@ -167,6 +169,8 @@ class Session:
         self._over = True
         if self._cleaner is not None:
             _native.stop(self._cleaner)
+        if not self.loop.is_closed() and not self._closed.done():
+            self._closed.set_result(None)
         self._mailbox.close()
 
     def release(self) -> Dict[str, Any]:
