@@ -1,5 +1,6 @@
 //! The state of the path where the cache directory should be, and how it is picked up.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ pub(crate) enum CacheRoot {
     /// No directory.
     Absent,
     /// A directory that can't be read.
-    Unreadable { reason: String },
+    Unreadable(io::Error),
     /// A directory that is ready to be worked on.
     Open(Arc<Open>),
 }
@@ -45,7 +46,7 @@ impl CacheRoot {
         match self {
             Self::Unknown => true,
             Self::Absent => matches!(before, Self::Absent),
-            Self::Unreadable { .. } => matches!(before, Self::Unreadable { .. }),
+            Self::Unreadable(_) => matches!(before, Self::Unreadable(_)),
             Self::Open(_) => false,
         }
     }
@@ -63,7 +64,7 @@ impl CacheRoot {
                 path = path_field(path),
                 "the cache directory was removed, waiting for it"
             ),
-            (Self::Unreadable { reason }, _) => tracing::error!(
+            (Self::Unreadable(reason), _) => tracing::error!(
                 path = path_field(path),
                 "can't read the cache directory, retrying every second: {reason}"
             ),
@@ -112,7 +113,7 @@ pub(crate) fn probe(path: &Path, known: Option<&Open>, inbox: &Arc<Inbox>) -> Ca
     let id = match locate(path) {
         Located::Directory(id) => id,
         Located::Absent | Located::NotADirectory => return CacheRoot::Absent,
-        Located::Unreadable(error) => return CacheRoot::Unreadable { reason: error.to_string() },
+        Located::Unreadable(error) => return CacheRoot::Unreadable(error),
     };
     let known = known.filter(|known| known.root.id == id);
     if known.is_some_and(|known| known.watcher.is_ok()) {
@@ -122,15 +123,15 @@ pub(crate) fn probe(path: &Path, known: Option<&Open>, inbox: &Arc<Inbox>) -> Ca
     if known.is_some() && watcher.is_err() {
         return CacheRoot::Unknown;
     }
-    let open = || -> std::io::Result<Open> {
+    let open = || -> io::Result<Open> {
         let root = Root::open(id)?;
         let gives_events = gives_events(&root.open_dir(&Path::new("").into())?)?;
         Ok(Open { root, watcher, gives_events })
     };
     match open() {
         Ok(open) => CacheRoot::Open(Arc::new(open)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => CacheRoot::Absent,
-        Err(error) => CacheRoot::Unreadable { reason: error.to_string() },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => CacheRoot::Absent,
+        Err(error) => CacheRoot::Unreadable(error),
     }
 }
 
@@ -149,7 +150,7 @@ impl Worker {
         let seen = match &found {
             CacheRoot::Unknown => RootSeen::Unchanged,
             CacheRoot::Absent => RootSeen::Absent,
-            CacheRoot::Unreadable { reason } => RootSeen::Unreadable { reason: reason.clone() },
+            CacheRoot::Unreadable(error) => RootSeen::Unreadable { reason: error.to_string() },
             CacheRoot::Open(open) if is_same => RootSeen::Rewatched(open.watching()),
             CacheRoot::Open(open) => RootSeen::Replaced(open.watching()),
         };

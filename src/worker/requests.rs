@@ -1,5 +1,6 @@
 //! Requests to the worker, and their answers.
 
+use std::io;
 use std::time::Instant;
 
 use tokio::sync::oneshot;
@@ -72,13 +73,17 @@ impl Worker {
     /// Answers requests for a sweep if there is no directory to sweep.
     pub(super) fn answer_without_sweep(&mut self, requests: Vec<RequestId>) {
         let unreadable = match &self.cache_root {
-            CacheRoot::Unreadable { reason } => Some((self.path.clone(), reason.clone())),
+            CacheRoot::Unreadable(error) => {
+                Some((self.path.clone(), error.raw_os_error(), error.to_string()))
+            }
             _ => None,
         };
         self.answer_sweeps(requests, || match unreadable.clone() {
             None => Ok(SweepReport::default()),
-            Some((path, reason)) => {
-                Err(Error::Unreadable { path, source: std::io::Error::other(reason) })
+            Some((path, number, reason)) => {
+                let source =
+                    number.map_or_else(|| io::Error::other(reason), io::Error::from_raw_os_error);
+                Err(Error::Unreadable { path, source })
             }
         });
     }

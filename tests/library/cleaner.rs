@@ -390,3 +390,21 @@ async fn handles_sweep_subscribe_and_wait_for_the_end_without_keeping_it_running
     while events.next().await.is_some() {}
     assert_eq!(handle.subscribe().next().await, None);
 }
+
+#[tokio::test]
+async fn a_sweep_of_what_cannot_be_read_has_the_number_of_the_error() {
+    let cache = CacheDir::new();
+    let path = cache.path().join("loop");
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    let cleaner = Cleaner::spawn(Config::new(&path).with_metrics_url(None)).await.unwrap();
+    // Before the first look at the path, there is nothing to sweep.
+    let error = loop {
+        if let Err(error) = cleaner.sweep().await {
+            break error;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    };
+    let Error::Unreadable { source, .. } = error else { panic!("{error}") };
+    assert_eq!(source.raw_os_error(), Some(rustix::io::Errno::LOOP.raw_os_error()));
+    cleaner.stop().await.unwrap();
+}
