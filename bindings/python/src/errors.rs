@@ -10,9 +10,11 @@ use rustix::io::Errno;
 pub(crate) fn exception(error: Error) -> PyErr {
     match error {
         // Python makes the subclass that belongs to the number.
-        Error::NotADirectory { path } => {
-            PyOSError::new_err((Errno::NOTDIR.raw_os_error(), "Not a directory", path.into_os_string()))
-        }
+        Error::NotADirectory { path } => PyOSError::new_err((
+            Errno::NOTDIR.raw_os_error(),
+            "Not a directory",
+            path.into_os_string(),
+        )),
         Error::Unreadable { path, source } => {
             let number = source.raw_os_error().unwrap_or(Errno::IO.raw_os_error());
             PyOSError::new_err((number, without_number(&source), path.into_os_string()))

@@ -1,6 +1,7 @@
 """What a program that embeds the daemon relies on."""
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -189,13 +190,29 @@ async def test_the_exceptions_are_those_of_python(
     await daemon.stop()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every directory")
-async def test_a_directory_that_cannot_be_read_is_an_os_error(cache: Cache) -> None:
-    cache.path.chmod(0)
-    with pytest.raises(PermissionError) as raised:
-        await make(cache)._cleanup_expired()
-    assert raised.value.errno == 13
-    cache.path.chmod(0o700)
+async def test_a_directory_that_cannot_be_read_is_an_os_error(tmp_path: Path) -> None:
+    # Not even root can follow it.
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    daemon = ResultCleanupDaemon(cache_dir=loop, metrics_url=None)
+    with pytest.raises(OSError) as raised:
+        await daemon._cleanup_expired()
+    assert raised.value.errno == errno.ELOOP and raised.value.filename == str(loop)
+    async with daemon:
+        # The daemon itself goes on, and waits for it.
+        with pytest.raises(OSError) as raised:
+            while True:
+                await daemon.sweep()
+        assert raised.value.errno == errno.ELOOP and daemon.running
+        loop.unlink()
+        loop.mkdir()
+        result = Cache(loop).publish("old", 1.5)
+        await until(lambda: not result.exists())
+    if os.geteuid() != 0:
+        loop.chmod(0)
+        with pytest.raises(PermissionError):
+            await daemon._cleanup_expired()
+        loop.chmod(0o700)
 
 
 class Store:

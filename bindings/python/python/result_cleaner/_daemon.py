@@ -13,6 +13,15 @@ from ._events import Subscription
 from ._mailbox import Mailbox, logger
 from ._session import Session, Settings, removals, removed_hook
 
+__all__ = [
+    "DEFAULT_CACHE_DIR",
+    "DEFAULT_CHECK_INTERVAL",
+    "DEFAULT_METRICS_URL",
+    "ResultCleanupDaemon",
+    "Stats",
+    "SweepReport",
+]
+
 #: Seconds between full sweeps.
 DEFAULT_CHECK_INTERVAL = 6 * 3600
 DEFAULT_CACHE_DIR = "~/.omnimemory/cached_results"

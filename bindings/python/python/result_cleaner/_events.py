@@ -12,6 +12,8 @@ from typing import Any, Deque, Dict, Optional, Tuple, Type, Union
 from . import _native
 from ._mailbox import Mailbox
 
+__all__ = ["Deleted", "Event", "Lagged", "Skipped", "Subscription", "SweepDone"]
+
 
 @dataclass(frozen=True)
 class Deleted:

@@ -8,6 +8,8 @@ from typing import Any, Callable, Dict, Optional, Tuple
 
 from . import _native
 
+__all__ = ["Mailbox", "logger", "set_log_level"]
+
 logger = logging.getLogger("result_cleaner")
 
 #: How many log lines, and how many messages, one turn of the event loop handles.

@@ -1,6 +1,25 @@
 from pathlib import Path
 from typing import Any, Final, List, Optional, Protocol, Tuple
 
+__all__ = [
+    "__version__",
+    "open_mailbox",
+    "take",
+    "close_mailbox",
+    "start",
+    "sweep",
+    "sweep_once",
+    "stop",
+    "subscribe",
+    "stats",
+    "release",
+    "set_log_level",
+    "shutdown",
+    "before_fork",
+    "after_fork_in_parent",
+    "after_fork_in_child",
+]
+
 __version__: Final[str]
 
 class _Settings(Protocol):

@@ -12,6 +12,8 @@ from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 from . import _native
 from ._mailbox import Mailbox, logger
 
+__all__ = ["Session", "Settings", "removals", "removed_hook"]
+
 #: The engine stops within a second. If it does not, because the disk hangs, nobody waits for it.
 STOP_TIME = 2.0
 #: How long the interpreter waits at its exit for cleaners that were never stopped.
