@@ -100,7 +100,7 @@ third_party() {
             users[$sum]+="${users[$sum]:+, }$crate"
             texts[$sum]=$file
         done
-    done < <(cargo tree --locked --offline -e normal --target "$target" --prefix none --no-dedupe -f '{p}|{l}' | sort -u)
+    done < <(cargo tree --locked -e normal --target "$target" --prefix none --no-dedupe -f '{p}|{l}' | sort -u)
     for sum in $(printf '%s\n' "${!texts[@]}" | cut -d' ' -f1 | sort); do
         sum="$sum  -"
         printf '\n%s\n%s:\n\n' "$(printf -- '-%.0s' {1..100})" "${users[$sum]}"
