@@ -3,12 +3,13 @@
 #
 #   result-cleaner-VERSION-TARGET.tar.gz   the static binary, manual pages, completions, units, documentation
 #   result-cleaner_VERSION_ARCH.deb        the same for Debian and Ubuntu; needs cargo-deb
-#   result_cleaner-VERSION-….whl           the Python package; needs python3 with venv
+#   result_cleaner-VERSION-….whl           the Python package; installs maturin and zig below target/
 #   SHA256SUMS
 #
 # contrib/dist.sh --quick makes the first two from an unoptimized binary, to test them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+umask 022
 
 quick=
 case ${1-} in
@@ -29,17 +30,18 @@ mkdir -p "$stage" dist
 version=$(cargo pkgid) && version=${version##*[#@]}
 host=$(rustc -vV | sed -n 's/^host: //p')
 target=${host%-gnu}-musl
+flags=${RUSTFLAGS-}
 link=()
 if ! [ -d "$(rustc --print target-libdir --target "$target")" ] || ! command -v musl-gcc >/dev/null; then
     target=$host
-    export RUSTFLAGS="${RUSTFLAGS:+$RUSTFLAGS }-C target-feature=+crt-static"
+    flags="${flags:+$flags }-C target-feature=+crt-static"
     "${CC:-cc}" -O -c -o "$stage/static-names.o" contrib/static-names.c
     link=(-C "link-arg=$PWD/$stage/static-names.o")
 fi
 profile=release
 [ -z "$quick" ] || profile=dev
 # With --target, build scripts and macros are compiled without these flags.
-CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_PROFILE_DEV_STRIP=symbols \
+RUSTFLAGS=$flags CARGO_PROFILE_RELEASE_STRIP=symbols CARGO_PROFILE_DEV_STRIP=symbols \
     cargo rustc --locked --profile "$profile" --target "$target" --bin result-cleaner -- "${link[@]}"
 built=${CARGO_TARGET_DIR:-target}/$target/${profile/dev/debug}/result-cleaner
 if ldd "$built" 2>&1 | grep -q '=>'; then
@@ -47,18 +49,14 @@ if ldd "$built" 2>&1 | grep -q '=>'; then
 fi
 
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
+
 # ---- What is installed, below the directory $1, to be used below $2.
 
 lay_out() {
     local root=$1 prefix=$2 unit
     install -D -t "$root/bin" "$built"
 
-    mkdir -p "$root/share/man/man1"
-    if "$built" man --help | grep -q -- --dir; then
-        "$built" man --dir "$root/share/man/man1"
-    else
-        "$built" man >"$root/share/man/man1/result-cleaner.1"
-    fi
+    mkdir -p "$root/share/man/man1" && "$built" man --dir "$root/share/man/man1"
     local completions=$root/share/bash-completion/completions/result-cleaner
     mkdir -p "${completions%/*}" && "$built" completions bash >"$completions"
     # Debian's zsh reads another directory than the one for what is installed locally.
@@ -113,8 +111,10 @@ third_party() {
 name=result-cleaner-$version-$target
 lay_out "$stage/$name" /usr/local
 install -m 644 contrib/default/result-cleaner "$stage/$name/share/doc/result-cleaner/examples/default"
-tar --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner \
-    -C "$stage" -c "$name" | gzip -9n >"dist/$name.tar.gz"
+# Without the directories, so that unpacking changes none that is there.
+(cd "$stage" && find "$name" -type f -print0 | LC_ALL=C sort -z) |
+    tar -C "$stage" --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner \
+        --create --null --files-from=- | gzip -9n >"dist/$name.tar.gz"
 
 # ---- The package for Debian.
 
@@ -123,6 +123,19 @@ if cargo deb --version >/dev/null 2>&1; then
     cargo deb --locked --no-build --no-strip --output dist/ >/dev/null
 else
     skip "no .deb: cargo install cargo-deb"
+fi
+
+# ---- The Python package. zig links it for every glibc since 2.17.
+
+tools=target/tools/wheel
+if [ -n "$quick" ] || ! [ -e bindings/python/pyproject.toml ]; then
+    skip "no wheel"
+elif [ -x $tools/bin/maturin ] ||
+    { python3 -m venv $tools && $tools/bin/pip install -q maturin==1.16.0 ziglang==0.17.1; }; then
+    PATH=$PWD/$tools/bin:$PATH maturin build --release --locked --zig --compatibility manylinux2014 \
+        --manifest-path bindings/python/Cargo.toml --out dist
+else
+    skip "no wheel: maturin and zig could not be installed"
 fi
 
 # ---- A first try: each binary deletes an expired result in a root that has nothing else.
@@ -139,7 +152,7 @@ if [ "$(id -u)" = 0 ]; then
     mkdir "$stage/archive" "$stage/debian"
     tar -C "$stage/archive" --strip-components=1 -xf "dist/$name.tar.gz"
     try "$stage/archive" /bin/result-cleaner
-    if [ -e dist/*.deb ]; then
+    if compgen -G 'dist/*.deb' >/dev/null; then
         dpkg-deb -x dist/*.deb "$stage/debian"
         try "$stage/debian" /usr/bin/result-cleaner
     fi

@@ -1,3 +1,4 @@
+#!/bin/sh
 # Runs the units for real; see tests/service/units.rs. It is called in a container whose root has nothing
 # but the host's /usr, with systemd as PID 1. The repository's contrib is /test/contrib, and the units
 # in /test/units run /opt/result-cleaner.
@@ -51,7 +52,7 @@ edit() {
 may_write() { nsenter --mount --target "$(property "$1" MainPID)" touch "$2/probe"; }
 
 systemctl daemon-reload
-: the system-wide unit as it is
+: "the system-wide unit as it is"
 cache=/var/lib/omnimemory/cached_results
 systemctl start result-cleaner
 publish $cache a
@@ -63,7 +64,7 @@ fails may_write result-cleaner /etc
 systemctl stop result-cleaner
 [ "$(property result-cleaner Result)" = success ]
 
-: settings from the file and from a drop-in, and a directory elsewhere
+: "settings from the file and from a drop-in, and a directory elsewhere"
 useradd --create-home alice
 install -d -o alice /srv/cache
 echo RESULT_CLEANER_CHECK_INTERVAL=2h >>/etc/default/result-cleaner
@@ -79,13 +80,13 @@ wait_until deleted /srv/cache a
 stats 8004 | grep '"check_interval_hours":2.0,.*"cache_directory":"/srv/cache"'
 systemctl stop result-cleaner
 
-: wrong settings do not start it again and again
+: "wrong settings do not start it again and again"
 echo RESULT_CLEANER_LOG_FORMAT=xml >>/etc/default/result-cleaner
 fails systemctl start result-cleaner
 [ "$(property result-cleaner SubState) $(property result-cleaner ExecMainStatus)" = "failed 2" ]
 sed -i /LOG_FORMAT=xml/d /etc/default/result-cleaner
 
-: two instances, one with a path that has to be escaped
+: "two instances, one with a path that has to be escaped"
 strange='/home/my-cache/a b$HOME%n'
 install -d -o omnimemory "$strange" /srv/other
 one=$(systemd-escape --path --template=result-cleaner@.service "$strange")
@@ -111,7 +112,7 @@ may_write "$two" /srv/other
 systemctl stop "$one" "$two"
 [ "$(property "$one" Result) $(property "$two" Result)" = "success success" ]
 
-: the unit of one user, under a manager without a login
+: "the unit of one user, under a manager without a login"
 cache=/home/alice/.omnimemory/cached_results
 runtime=/run/user/$(id -u alice)
 install -d -o alice "$runtime" /home/alice/.omnimemory $cache /home/alice/.config
