@@ -117,7 +117,7 @@ pub use display::display_path;
 pub use error::Error;
 pub use oneshot::doctor::{Check, CheckStatus, diagnose};
 pub use oneshot::explain::{Condition, Explanation, Fate, explain};
-pub use oneshot::list::{ListedPair, list};
+pub use oneshot::list::{ListedOrphan, ListedPair, OrphanKind, list, list_orphans};
 pub use oneshot::sweep::{Progress, sweep_dry_run, sweep_once, sweep_with_progress};
 pub use telemetry::events::{Event, Events};
 #[cfg(feature = "report")]

@@ -1,12 +1,15 @@
 //! `result-cleaner explain`: why a result is deleted or kept.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
-use clap::{Args, ValueHint};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Command, FromArgMatches, ValueHint};
 use console::style;
-use result_cleaner::{Config, DEFAULT_CACHE_DIR, Explanation, Fate, display_path, explain};
+use result_cleaner::{
+    Config, DEFAULT_CACHE_DIR, Error, Explanation, Fate, display_path, expand_home, explain,
+};
 use serde::Serialize;
 
 use super::{DiskBudget, Failure, block_on, log, output, switch};
@@ -22,9 +25,8 @@ pub(crate) struct ExplainArgs {
     /// Results or their metadata
     #[arg(value_name = "FILE", required = true, value_hint = ValueHint::FilePath)]
     files: Vec<PathBuf>,
-    /// The cache directory
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_CACHE_DIR, value_hint = ValueHint::DirPath, env = "RESULT_CLEANER_CACHE_DIR")]
-    cache_dir: PathBuf,
+    #[command(flatten)]
+    cache_dir: CacheDir,
     #[command(flatten)]
     budget: DiskBudget,
     /// Print one JSON object per line
@@ -32,28 +34,113 @@ pub(crate) struct ExplainArgs {
     json: bool,
 }
 
+/// The cache directory that was named, and how.
+#[derive(Debug)]
+struct CacheDir {
+    dir: PathBuf,
+    source: Option<ValueSource>,
+}
+
+#[derive(Debug, Args)]
+struct CacheDirFlag {
+    /// The cache directory, if it is neither the default nor that of the files
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_CACHE_DIR, value_hint = ValueHint::DirPath, env = "RESULT_CLEANER_CACHE_DIR")]
+    cache_dir: PathBuf,
+}
+
+impl Args for CacheDir {
+    fn augment_args(command: Command) -> Command {
+        CacheDirFlag::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        CacheDirFlag::augment_args_for_update(command)
+    }
+}
+
+impl FromArgMatches for CacheDir {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let CacheDirFlag { cache_dir: dir } = CacheDirFlag::from_arg_matches(matches)?;
+        Ok(Self { dir, source: matches.value_source("cache_dir") })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// A file to explain, its cache directory, and why that one; `None` if the command line names it.
+struct Subject {
+    file: PathBuf,
+    dir: PathBuf,
+    origin: Option<&'static str>,
+}
+
+impl CacheDir {
+    /// Finds the cache directory of `file`: the one that was named on the command line, else that of the variable or the
+    /// default if the file lies in it, else the directory of the file. A file that does not exist may be relative to the
+    /// cache directory, as `list` shows it.
+    fn subject(&self, file: &Path) -> Result<Subject, Error> {
+        let file = expand_home(file)?;
+        let named = |dir: &Path, origin| Ok::<_, Error>((expand_home(dir)?, origin));
+        let default = named(Path::new(DEFAULT_CACHE_DIR), Some("the default"));
+        let known = match self.source {
+            Some(ValueSource::CommandLine) => vec![named(&self.dir, None)?],
+            Some(ValueSource::EnvVariable) => {
+                vec![named(&self.dir, Some("named by RESULT_CLEANER_CACHE_DIR"))?, default?]
+            }
+            _ => vec![default?],
+        };
+        let exists = |path: &Path| path.symlink_metadata().is_ok();
+        if file.is_relative() && !exists(&file) {
+            let found = known.iter().find(|(dir, _)| exists(&dir.join(&file)));
+            if let Some((dir, origin)) = found {
+                return Ok(Subject { file: dir.join(&file), dir: dir.clone(), origin: *origin });
+            }
+        }
+        let parent = match file.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.canonicalize().ok(),
+            _ => Path::new(".").canonicalize().ok(),
+        };
+        let contains = |dir: &Path| {
+            let resolved = dir.canonicalize().ok();
+            parent.as_ref().zip(resolved).is_some_and(|(parent, dir)| parent.starts_with(dir))
+        };
+        let is_fixed = self.source == Some(ValueSource::CommandLine) || parent.is_none();
+        let fitting = known.iter().find(|(dir, _)| is_fixed || contains(dir));
+        let (dir, origin) = match (fitting, parent) {
+            (Some((dir, origin)), _) => (dir.clone(), *origin),
+            (None, parent) => (parent.unwrap_or_default(), Some("the directory of the file")),
+        };
+        Ok(Subject { file, dir, origin })
+    }
+}
+
 pub(crate) fn execute(args: ExplainArgs) -> Result<(), Failure> {
     log::start_quietly();
-    let mut config = Config::new(args.cache_dir);
-    args.budget.apply(&mut config);
+    let subjects = args.files.iter().map(|file| args.cache_dir.subject(file));
+    let subjects = subjects.collect::<Result<Vec<_>, _>>()?;
     let explanations = block_on(async {
         let mut explanations = Vec::new();
-        for file in &args.files {
-            explanations.push(explain(&config, &result_cleaner::expand_home(file)?).await?);
+        for subject in &subjects {
+            let mut config = Config::new(&subject.dir);
+            args.budget.apply(&mut config);
+            explanations.push(explain(&config, &subject.file).await?);
         }
         Ok(explanations)
     })?;
     let now = output::now();
     output::print(|out| {
-        for (number, explanation) in explanations.iter().enumerate() {
+        for (number, (subject, explanation)) in subjects.iter().zip(&explanations).enumerate() {
             if args.json {
-                writeln!(out, "{}", output::json(&Line::new(explanation, now))?)?;
+                writeln!(out, "{}", output::json(&Line::new(subject, explanation, now))?)?;
                 continue;
             }
             if number > 0 {
                 writeln!(out)?;
             }
-            show(out, explanation, now)?;
+            show(out, subject, explanation, now)?;
         }
         Ok(())
     })?;
@@ -62,8 +149,16 @@ pub(crate) fn execute(args: ExplainArgs) -> Result<(), Failure> {
     if gone.is_empty() { Ok(()) } else { Err(format!("not there: {}", gone.join(", ")).into()) }
 }
 
-fn show(out: &mut dyn Write, explanation: &Explanation, now: DateTime<Utc>) -> io::Result<()> {
+fn show(
+    out: &mut dyn Write,
+    subject: &Subject,
+    explanation: &Explanation,
+    now: DateTime<Utc>,
+) -> io::Result<()> {
     writeln!(out, "{}", style(display_path(&explanation.file)).bold())?;
+    if let Some(origin) = subject.origin {
+        writeln!(out, "  cache directory {}, {origin}", display_path(&subject.dir))?;
+    }
     for (number, condition) in explanation.conditions.iter().enumerate() {
         let met = match condition.met {
             Some(true) => style("yes").green(),
@@ -85,6 +180,7 @@ fn show(out: &mut dyn Write, explanation: &Explanation, now: DateTime<Utc>) -> i
 #[derive(Serialize)]
 struct Line<'a> {
     file: String,
+    cache_directory: String,
     result: Option<String>,
     conditions: Vec<ConditionLine<'a>>,
     expires_at: Option<String>,
@@ -104,10 +200,11 @@ struct ConditionLine<'a> {
 }
 
 impl<'a> Line<'a> {
-    fn new(explanation: &'a Explanation, now: DateTime<Utc>) -> Self {
+    fn new(subject: &Subject, explanation: &'a Explanation, now: DateTime<Utc>) -> Self {
         let conditions = explanation.conditions.iter().enumerate();
         Self {
             file: explanation.file.to_string_lossy().into_owned(),
+            cache_directory: subject.dir.to_string_lossy().into_owned(),
             result: explanation.result.as_ref().map(|path| path.to_string_lossy().into_owned()),
             conditions: conditions
                 .map(|(number, condition)| ConditionLine {

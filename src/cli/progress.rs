@@ -15,13 +15,17 @@ const REDRAW: Duration = Duration::from_millis(100);
 /// A line on standard error that shows the progress of a sweep; nothing if standard error is not a
 /// terminal.
 #[derive(Debug, Clone)]
-pub(crate) struct ProgressLine(ProgressBar);
+pub(crate) struct ProgressLine {
+    bar: ProgressBar,
+    dry_run: bool,
+}
 
 impl ProgressLine {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(dry_run: bool) -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
         let style = ProgressStyle::with_template("{spinner} {msg}");
-        Self(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner())))
+        let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        Self { bar, dry_run }
     }
 
     /// Shows `progress` while `work` runs, if that takes a while.
@@ -35,21 +39,24 @@ impl ProgressLine {
         loop {
             tokio::select! {
                 done = &mut work => {
-                    self.0.finish_and_clear();
+                    self.bar.finish_and_clear();
                     return done;
                 }
                 () = tokio::time::sleep(pause) => {}
             }
             if pause == PATIENCE {
-                self.0.set_draw_target(ProgressDrawTarget::stderr());
+                self.bar.set_draw_target(ProgressDrawTarget::stderr());
                 pause = REDRAW;
             }
             let (checked, deleted) = (progress.checked(), progress.deleted());
-            let rate = checked as f64 / self.0.elapsed().as_secs_f64().max(f64::EPSILON);
+            let rate = checked as f64 / self.bar.elapsed().as_secs_f64().max(f64::EPSILON);
             let freed = BinaryBytes(progress.freed_bytes());
-            self.0.set_message(format!(
-                "{checked} results seen, {rate:.0} a second, {deleted} deleted, {freed} freed"
-            ));
+            let done = if self.dry_run {
+                format!("would delete {deleted}, {freed} to free")
+            } else {
+                format!("{deleted} deleted, {freed} freed")
+            };
+            self.bar.set_message(format!("{checked} results seen, {rate:.0} per second, {done}"));
         }
     }
 }
@@ -57,7 +64,7 @@ impl ProgressLine {
 /// Writes to standard error, around the line.
 impl Write for ProgressLine {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        self.0.suspend(|| stderr().write(text))
+        self.bar.suspend(|| stderr().write(text))
     }
 
     fn flush(&mut self) -> io::Result<()> {

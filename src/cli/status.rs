@@ -9,14 +9,16 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use console::{Term, measure_text_width, style, truncate_str};
 use indicatif::BinaryBytes;
-use result_cleaner::{Error, ExpiryBucket, Recent, Stats, WatchState, display_path, fetch_stats};
+use result_cleaner::{
+    Error, ExpiryBucket, Recent, RecentError, Stats, WatchState, display_path, fetch_stats,
+};
 
 use super::{Failure, block_on, output, switch};
 
 /// How often `--watch` redraws.
 const REDRAW: Duration = Duration::from_secs(1);
 const BAR_WIDTH: u64 = 40;
-/// How many errors are shown.
+/// How many reasons for errors are shown.
 const ERRORS: usize = 3;
 
 #[derive(Debug, Args)]
@@ -50,104 +52,71 @@ pub(crate) fn execute(args: StatusArgs) -> Result<(), Failure> {
 async fn show(args: StatusArgs) -> Result<(), Failure> {
     let terminal = Term::stdout();
     let redraws = args.watch && terminal.is_term() && !args.json;
-    let mut has_answered = false;
+    // The last answer, drawn, and when it came.
+    let mut heard: Option<(String, DateTime<Utc>)> = None;
     loop {
         let text = match fetch_stats(&args.url).await {
-            Ok(stats) if args.json => output::json(&stats)? + "\n",
-            Ok(stats) => draw(&stats, output::now())?,
+            Ok(stats) => {
+                let now = output::now();
+                let text =
+                    if args.json { output::json(&stats)? + "\n" } else { draw(&stats, now)? };
+                heard = Some((text.clone(), now));
+                if redraws { format!("{text}\n{}\n", heard_at(now)) } else { text }
+            }
             // The service may be about to restart.
-            Err(error @ Error::NoAnswer { .. }) if redraws && has_answered => {
-                format!("{}\n", style(error).red())
+            Err(error @ Error::NoAnswer { .. }) if args.watch && heard.is_some() => {
+                if let Some((last, at)) = heard.as_ref().filter(|_| redraws) {
+                    format!("{last}\n{}\n{}\n", style(&error).red(), heard_at(*at))
+                } else {
+                    // If standard error can't be written, there is nowhere to report it.
+                    let _ = writeln!(io::stderr(), "{error}");
+                    String::new()
+                }
             }
-            Err(error @ Error::NoAnswer { .. }) if args.watch && has_answered => {
-                // If standard error can't be written, there is nowhere to report it.
-                let _ = writeln!(io::stderr(), "{error}");
-                String::new()
-            }
-            Err(error @ Error::NoAnswer { .. }) => {
-                let advice = "start one with `result-cleaner run --listen 127.0.0.1:8004`";
-                return Err(format!("{error}; {advice}").into());
-            }
+            Err(error @ Error::NoAnswer { .. }) => return Err(advised(&error, &args.url)),
             Err(error) => return Err(error.into()),
         };
-        has_answered = true;
         if redraws {
             terminal.clear_screen()?;
         }
-        let columns = terminal.size_checked().map(|(_, columns)| usize::from(columns));
-        let is_read = output::print(|out| {
-            for line in text.lines() {
-                match columns {
-                    Some(columns) if !args.json && measure_text_width(line) > columns => {
-                        writeln!(out, "{}", truncate_str(line, columns, "…"))?;
-                    }
-                    _ => writeln!(out, "{line}")?,
-                }
-            }
-            Ok(())
-        })?;
-        if !args.watch || !is_read {
+        if !print(&text, &terminal, args.json)? || !args.watch {
             return Ok(());
         }
         tokio::time::sleep(REDRAW).await;
     }
 }
 
+/// Says when the service last answered, and how to quit.
+fn heard_at(at: DateTime<Utc>) -> String {
+    style(format!("as of {}; Ctrl-C quits", output::local(at))).dim().to_string()
+}
+
+/// Adds to an error how to start the service.
+fn advised(error: &Error, url: &str) -> Failure {
+    let address = url.split_once("://").map_or(url, |(_, rest)| rest).trim_end_matches('/');
+    format!("{error}; start one with `result-cleaner run --listen {address}`").into()
+}
+
+/// Prints `text`; on a terminal, lines that are too long are cut. Returns whether the output still has a reader.
+fn print(text: &str, terminal: &Term, is_json: bool) -> Result<bool, Failure> {
+    let columns = terminal.size_checked().map(|(_, columns)| usize::from(columns));
+    output::print(|out| {
+        for line in text.lines() {
+            match columns {
+                Some(columns) if !is_json && measure_text_width(line) > columns => {
+                    writeln!(out, "{}", truncate_str(line, columns, "…"))?;
+                }
+                _ => writeln!(out, "{line}")?,
+            }
+        }
+        Ok(())
+    })
+}
+
 fn draw(stats: &Stats, now: DateTime<Utc>) -> Result<String, fmt::Error> {
     let mut text = String::new();
-    let mut line = |name: &str, value: &dyn fmt::Display| {
-        writeln!(text, "{}  {value}", style(format!("{name:11}")).dim())
-    };
-    line("cache", &display_path(&stats.cache_directory))?;
-    let running = if stats.running { style("yes").green() } else { style("no").red() };
-    line("running", &running)?;
-    line(
-        "watch",
-        &match stats.watch {
-            WatchState::Active => style("active (inotify)").green(),
-            WatchState::Degraded => {
-                style("degraded: some directories are swept instead of watched").yellow()
-            }
-            WatchState::Polling => {
-                style("polling: the file system does not report all changes").yellow()
-            }
-            WatchState::Absent => style("absent: the cache directory does not exist yet").yellow(),
-            _ => style("unknown"),
-        },
-    )?;
-    line(
-        "next expiry",
-        &stats.next_expiry.map_or("none".to_owned(), |at| {
-            format!("in {} ({})", output::time_left(at, now), output::local(at))
-        }),
-    )?;
-    line("waiting", &stats.heap_size)?;
-    if stats.dry_run {
-        let would = format!("{} deleted, {} evicted", stats.would_delete, stats.would_evict);
-        line("dry run", &style(format!("nothing is deleted; would have: {would}")).yellow())?;
-    }
-    line("deleted", &stats.total_deleted)?;
-    line("freed", &BinaryBytes(stats.total_freed_bytes))?;
-    if let Some(size) = stats.size_bytes {
-        line("on disk", &used(size, stats.max_size_bytes, "of"))?;
-    }
-    if let Some(free) = stats.free_bytes {
-        line("disk free", &used(free, stats.min_free_bytes, "to stay free:"))?;
-    }
-    if stats.size_bytes.is_some() {
-        let bytes = BinaryBytes(stats.total_evicted_bytes);
-        line("evicted", &format!("{} before they expired, {bytes} on disk", stats.total_evicted))?;
-    }
-    if stats.total_orphans_removed > 0 || stats.total_directories_pruned > 0 {
-        let freed = BinaryBytes(stats.total_orphan_bytes_freed);
-        let (orphans, pruned) = (stats.total_orphans_removed, stats.total_directories_pruned);
-        line("besides", &format!("{orphans} orphans, {freed}, and {pruned} empty directories"))?;
-    }
-    let errors = style(stats.total_errors);
-    line("errors", &if stats.total_errors > 0 { errors.red() } else { errors })?;
-    let interval =
-        output::duration(Duration::from_secs_f64(stats.check_interval_hours.max(0.0) * 3600.0));
-    line("sweeps", &format!("{}, every {interval}", stats.total_cleanups))?;
+    draw_state(&mut text, stats, now)?;
+    draw_totals(&mut text, stats)?;
     if let Some(recent) = &stats.recent {
         draw_recent(&mut text, recent, &stats.cache_directory, now)?;
     }
@@ -155,6 +124,69 @@ fn draw(stats: &Stats, now: DateTime<Utc>) -> Result<String, fmt::Error> {
         draw_bars(&mut text, buckets)?;
     }
     Ok(text)
+}
+
+fn line(text: &mut String, name: &str, value: &dyn fmt::Display) -> fmt::Result {
+    writeln!(text, "{}  {value}", style(format!("{name:11}")).dim())
+}
+
+/// Draws what is the case now.
+fn draw_state(text: &mut String, stats: &Stats, now: DateTime<Utc>) -> fmt::Result {
+    line(text, "cache", &display_path(&stats.cache_directory))?;
+    let running = if stats.running { style("yes").green() } else { style("no").red() };
+    line(text, "running", &running)?;
+    let watch = match stats.watch {
+        WatchState::Active => style("active (inotify)").green(),
+        WatchState::Degraded => {
+            style("degraded: some directories are swept instead of watched").yellow()
+        }
+        WatchState::Polling => {
+            style("polling: the file system does not report all changes").yellow()
+        }
+        WatchState::Absent => style("absent: the cache directory does not exist yet").yellow(),
+        _ => style("unknown"),
+    };
+    line(text, "watch", &watch)?;
+    let next = stats.next_expiry.map_or("none".to_owned(), |at| {
+        format!("in {} ({})", output::time_left(at, now), output::local(at))
+    });
+    line(text, "next expiry", &next)?;
+    line(text, "waiting", &stats.heap_size)?;
+    if let Some(size) = stats.size_bytes {
+        line(text, "on disk", &used(size, stats.max_size_bytes, "of"))?;
+    }
+    // Without a disk budget, no free space is asked for.
+    if let (Some(free), Some(_)) = (stats.free_bytes, stats.size_bytes) {
+        line(text, "disk free", &used(free, stats.min_free_bytes, "to stay free:"))?;
+    }
+    Ok(())
+}
+
+/// Draws what was done since the start.
+fn draw_totals(text: &mut String, stats: &Stats) -> fmt::Result {
+    if stats.dry_run {
+        let would = format!("{} deleted, {} evicted", stats.would_delete, stats.would_evict);
+        let words = style(format!("nothing is deleted; would have: {would}")).yellow();
+        line(text, "dry run", &words)?;
+    }
+    line(text, "deleted", &stats.total_deleted)?;
+    line(text, "freed", &BinaryBytes(stats.total_freed_bytes))?;
+    if stats.size_bytes.is_some() {
+        let bytes = BinaryBytes(stats.total_evicted_bytes);
+        let evicted = format!("{} before they expired, {bytes} on disk", stats.total_evicted);
+        line(text, "evicted", &evicted)?;
+    }
+    if stats.total_orphans_removed > 0 || stats.total_directories_pruned > 0 {
+        let freed = BinaryBytes(stats.total_orphan_bytes_freed);
+        let (orphans, pruned) = (stats.total_orphans_removed, stats.total_directories_pruned);
+        let besides = format!("{orphans} orphans, {freed}, and {pruned} empty directories");
+        line(text, "besides", &besides)?;
+    }
+    let errors = style(stats.total_errors);
+    line(text, "errors", &if stats.total_errors > 0 { errors.red() } else { errors })?;
+    let interval =
+        output::duration(Duration::from_secs_f64(stats.check_interval_hours.max(0.0) * 3600.0));
+    line(text, "sweeps", &format!("{}, every {interval}", stats.total_cleanups))
 }
 
 /// Returns what is used of a limit, with a bar.
@@ -185,10 +217,19 @@ fn draw_recent(
             style("last sweep ").dim()
         )?;
     }
-    for error in recent.errors.iter().take(ERRORS) {
+    // The newest of each reason, and how many have the same.
+    let mut reasons: Vec<(&RecentError, usize)> = Vec::new();
+    for error in &recent.errors {
+        match reasons.iter_mut().find(|(known, _)| known.reason == error.reason) {
+            Some((_, count)) => *count += 1,
+            None => reasons.push((error, 1)),
+        }
+    }
+    for (error, count) in reasons.into_iter().take(ERRORS) {
         let path = Path::new(&error.path);
         let path = display_path(path.strip_prefix(cache_dir).unwrap_or(path));
-        writeln!(text, "{}  {path}: {}", style("error      ").red(), error.reason)?;
+        let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
+        writeln!(text, "{}  {}: {path}{more}", style("error      ").red(), error.reason)?;
     }
     Ok(())
 }

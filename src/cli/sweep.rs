@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 use indicatif::BinaryBytes;
-use result_cleaner::{Progress, sweep_with_progress};
+use result_cleaner::{Progress, SweepReport, sweep_with_progress};
+use serde::Serialize;
 
 use super::progress::ProgressLine;
 use super::{Bounds, Directory, DiskBudget, Failure, OptIns, block_on, log, output, switch};
@@ -16,7 +17,7 @@ Examples:
   result-cleaner sweep --dry-run         count what would be deleted
   result-cleaner sweep ~/cache --json    for scripts
   result-cleaner sweep --remove-orphans 1d --prune-empty-dirs 7d
-  result-cleaner sweep --max-size 1G --dry-run -v         what would be evicted
+  result-cleaner sweep --max-size 1G --dry-run -v    list what would be evicted
 
 Exit status: 0 also where single files had errors; they are counted and logged.")]
 pub(crate) struct SweepArgs {
@@ -32,16 +33,25 @@ pub(crate) struct SweepArgs {
     #[command(flatten)]
     bounds: Bounds,
     /// Log each result that is deleted or evicted, or would be
-    #[arg(short, long, value_parser = switch(), env = "RESULT_CLEANER_VERBOSE")]
-    verbose: bool,
+    #[arg(short, long, action = clap::ArgAction::Count, env = "RESULT_CLEANER_VERBOSE")]
+    verbose: u8,
     /// Print one JSON object
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
     json: bool,
 }
 
+/// The report as JSON.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    report: &'a SweepReport,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    dry_run: bool,
+}
+
 pub(crate) fn execute(args: SweepArgs) -> Result<(), Failure> {
-    let line = ProgressLine::new();
-    log::start_around(line.clone(), args.verbose);
+    let line = ProgressLine::new(args.dry_run);
+    log::start_around(line.clone(), args.verbose > 0);
     let mut config = args.directory.config();
     config.max_disk_time = args.bounds.max_disk_time;
     args.opt_ins.apply(&mut config);
@@ -51,7 +61,8 @@ pub(crate) fn execute(args: SweepArgs) -> Result<(), Failure> {
     let report = block_on(async { Ok(line.show_while(progress, sweep).await?) })?;
     output::print(|out| {
         if args.json {
-            return writeln!(out, "{}", serde_json::to_string(&report)?);
+            let line = Line { report: &report, dry_run: args.dry_run };
+            return writeln!(out, "{}", serde_json::to_string(&line)?);
         }
         let took = Duration::from_secs_f64(report.duration_ms / 1000.0);
         writeln!(
@@ -74,15 +85,15 @@ pub(crate) fn execute(args: SweepArgs) -> Result<(), Failure> {
                 BinaryBytes(evictions.evicted_bytes),
             )?;
         }
-        let Some(litter) = report.orphans else { return Ok(()) };
+        let Some(orphans) = report.orphans else { return Ok(()) };
         writeln!(
             out,
             "{} {} orphans, {} {}, and {} empty directories",
             if args.dry_run { "would remove" } else { "removed" },
-            litter.orphans_removed,
-            BinaryBytes(litter.orphan_bytes_freed),
+            orphans.orphans_removed,
+            BinaryBytes(orphans.orphan_bytes_freed),
             if args.dry_run { "to free" } else { "freed" },
-            litter.directories_pruned,
+            orphans.directories_pruned,
         )
     })?;
     Ok(())

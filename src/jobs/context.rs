@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::process::{getpriority_process, setpriority_process};
 
@@ -86,6 +87,12 @@ impl JobContext {
     pub(crate) fn listing(clock: Arc<Clock>, config: &Config) -> Self {
         let orphan_ages = Ages::default();
         Self { reports_sizes: true, orphan_ages, ..Self::looking(clock, config) }
+    }
+
+    /// The same, and scans note the directories that may have orphans of any age.
+    pub(crate) fn listing_orphans(clock: Arc<Clock>, config: &Config) -> Self {
+        let orphan_ages = Ages { orphans: Some(Duration::ZERO), empty_dirs: None };
+        Self { orphan_ages, ..Self::listing(clock, config) }
     }
 
     /// Runs `work` in `root`, which may delete: on a confined thread if the sandbox is on, and on a thread with a

@@ -75,6 +75,32 @@ pub(crate) fn search(
     pass
 }
 
+/// An orphan, of whatever age: its name, whether it is a `*.tmp` file, which half it is, and its state.
+pub(crate) struct FoundOrphan {
+    pub name: Vec<u8>,
+    pub is_tmp: bool,
+    pub half: Half,
+    pub seen: FileState,
+}
+
+/// Lists the orphans in a directory that no cleaner has claimed. Files that can't be inspected are left out.
+///
+/// # Errors
+/// Those of opening and listing the directory.
+pub(crate) fn list_orphans(root: &Root, rel: &Arc<Path>) -> io::Result<Vec<FoundOrphan>> {
+    let dir = root.open_dir(rel)?;
+    let contents = Contents::of(&dir)?;
+    let tmp = contents.tmp.iter().map(|(half, stem)| (stem.tmp_name(*half), true, *half, stem));
+    let halves =
+        contents.orphans().map(|(half, stem)| (stem.name(half).to_vec(), false, half, stem));
+    let unclaimed = tmp.chain(halves).filter(|(.., stem)| !contents.claimed.contains(*stem));
+    let found = unclaimed.filter_map(|(name, is_tmp, half, _)| {
+        let seen = stat_file(&dir, &name).ok()??;
+        Some(FoundOrphan { name, is_tmp, half, seen })
+    });
+    Ok(found.collect())
+}
+
 /// The names in a directory, as far as they show what is an orphan.
 #[derive(Debug, Default)]
 struct Contents {

@@ -1,6 +1,8 @@
-//! Lists the pairs of a cache directory.
+//! Lists the pairs and the orphans of a cache directory.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,6 +15,7 @@ use crate::disk::root::Root;
 use crate::display::path_field;
 use crate::error::Error;
 use crate::jobs::context::JobContext;
+use crate::jobs::orphans;
 use crate::pair::budget::{Budget, DiskSize};
 use crate::pair::name::{Half, PairKey};
 use crate::pair::outcome::{JobResult, Outcome};
@@ -56,6 +59,69 @@ pub struct ListedPair {
 pub async fn list(config: &Config) -> Result<Vec<ListedPair>, Error> {
     let context = JobContext::listing(Arc::new(Clock::default()), config);
     on_thread(config, move |root| list_blocking(root, &context)).await
+}
+
+/// A file without its other half; [`list_orphans`] returns it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ListedOrphan {
+    /// The file's path.
+    pub path: PathBuf,
+    /// Its size, in bytes.
+    pub bytes: u64,
+    /// What it is.
+    pub kind: OrphanKind,
+}
+
+/// What an orphan is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OrphanKind {
+    /// A result without metadata.
+    Result,
+    /// Metadata without a result.
+    Metadata,
+    /// A file that a writer has not renamed to the name of a result or of metadata (yet).
+    Tmp,
+}
+
+/// Lists the orphans, of whatever age, in the order of their paths.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), result_cleaner::Error> {
+/// # let dir = tempfile::tempdir().unwrap();
+/// # std::fs::write(dir.path().join("a.result.json.lz4"), "data").unwrap();
+/// use result_cleaner::{Config, OrphanKind, list_orphans};
+/// let orphans = list_orphans(&Config::new(dir.path())).await?;
+/// assert_eq!(orphans[0].kind, OrphanKind::Result);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// As for [`sweep_once`](crate::sweep_once).
+pub async fn list_orphans(config: &Config) -> Result<Vec<ListedOrphan>, Error> {
+    let context = JobContext::listing_orphans(Arc::new(Clock::default()), config);
+    on_thread(config, move |root| {
+        let summary = scan(root, &context, &|_| {})?;
+        let mut orphans = Vec::new();
+        for dir in summary.orphans {
+            // A directory that was removed meanwhile has none.
+            for found in orphans::list_orphans(root, &dir).unwrap_or_default() {
+                let path = root.path().join(&*dir).join(OsStr::from_bytes(&found.name));
+                let kind = match found.half {
+                    _ if found.is_tmp => OrphanKind::Tmp,
+                    Half::Result => OrphanKind::Result,
+                    Half::Metadata => OrphanKind::Metadata,
+                };
+                orphans.push(ListedOrphan { path, bytes: found.seen.version.size, kind });
+            }
+        }
+        orphans.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(orphans)
+    })
+    .await
 }
 
 fn list_blocking(root: &Root, context: &JobContext) -> Result<Vec<ListedPair>, Error> {

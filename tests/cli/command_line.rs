@@ -316,11 +316,12 @@ fn status_of_something_else_takes_little_and_shows_no_control_characters() {
 
 #[test]
 fn status_of_nothing_says_how_to_start_a_service() {
-    let url = format!("http://{}", free_address());
+    let address = free_address();
+    let url = format!("http://{address}");
     for args in [&["status", "--url", &url][..], &["status", "--json", "--url", &url]] {
         let output = call(args);
-        let line = failure(&output);
-        assert!(line.contains(&url) && line.contains("run --listen 127.0.0.1:8004"), "{line}");
+        let (line, advice) = (failure(&output), format!("run --listen {address}"));
+        assert!(line.contains(&url) && line.contains(&advice), "{line}");
     }
 }
 

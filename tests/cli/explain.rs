@@ -198,3 +198,32 @@ fn the_cache_directory_may_be_named_over_a_link_and_files_relative_to_where_one_
     wait_until("it has settled", || explain(&cache, &pair.result)["fate"] == "due");
     assert_explained(&explained, 6, "due", "");
 }
+
+#[test]
+fn the_cache_directory_is_found_if_it_is_not_named() {
+    let cache = CacheDir::new();
+    let pair = cache.store("s/a", now() + 60.0);
+    let explain = |file: &str, variable: &str| -> Value {
+        let mut command = result_cleaner();
+        command.args(["explain", "--json", file]).env("RESULT_CLEANER_CACHE_DIR", variable);
+        let output = command.output().unwrap();
+        serde_json::from_str(stdout(&output)).unwrap_or_else(|_| panic!("{output:?}"))
+    };
+    let (dir, file) = (text(cache.path()), text(&pair.result));
+    // The variable, where the file lies in that directory; also for a path as `list` shows it.
+    for file in [file, "s/a.result.json.lz4"] {
+        let explained = explain(file, dir);
+        assert_explained(&explained, 5, "waits", "lies ahead");
+        assert_eq!(explained["cache_directory"], dir);
+    }
+    // Else the directory of the file.
+    let own = text(pair.result.parent().unwrap());
+    for variable in ["", "/nowhere"] {
+        let explained = explain(file, variable);
+        assert_explained(&explained, 5, "waits", "lies ahead");
+        assert_eq!(explained["cache_directory"], own);
+    }
+    let output = succeed(&["explain", file]);
+    let line = format!("  cache directory {own}, the directory of the file");
+    assert!(stdout(&output).lines().any(|shown| shown == line), "{}", stdout(&output));
+}

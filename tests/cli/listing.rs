@@ -50,7 +50,12 @@ fn list_has_the_soonest_first_and_the_invalid_last() {
 
     let output = succeed(&["list", text(cache.path())]);
     let lines: Vec<&str> = stdout(&output).lines().collect();
-    assert_eq!(lines.len(), 5, "{lines:?}");
+    assert_eq!(lines.len(), 6, "{lines:?}");
+    assert!(
+        lines[5].starts_with("4 results, ")
+            && lines[5].contains(", 1 expired, 1 invalid, next in ")
+    );
+    assert!(lines[4].contains(" a/invalid.result.json.lz4: "), "relative paths: {lines:?}");
     for (line, pair) in lines[1..].iter().zip(order) {
         assert!(line.contains(text(pair.result.file_name().unwrap().as_ref())), "{line}");
     }
@@ -69,7 +74,7 @@ fn hostile_names_are_shown_harmlessly_and_named_exactly() {
     }
     let path = text(cache.path());
     let output = succeed(&["list", path]);
-    assert_eq!(stdout(&output).lines().count(), 3, "{}", stdout(&output));
+    assert_eq!(stdout(&output).lines().count(), 4, "{}", stdout(&output));
     let swept = succeed(&["sweep", path]);
     assert_eq!(stderr(&swept).lines().count(), 2, "{}", stderr(&swept));
     for shown in [stdout(&output), stderr(&output), stdout(&swept), stderr(&swept)] {
@@ -117,4 +122,49 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
         let output = child.wait_with_output().unwrap();
         assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""), "{args:?}");
     }
+}
+
+#[test]
+fn filters_are_a_union_and_a_limit_hides_the_rest() {
+    let cache = CacheDir::new();
+    let expired = cache.store("a/expired", now() - 60.0);
+    let live = cache.store("live", now() + 3600.0);
+    let invalid = cache.store("invalid", 1.5);
+    publish(&invalid.metadata, b"{");
+    let orphans = ["alone.result.json.lz4", "b.metadata.json.tmp", "lone.metadata.json"];
+    for name in orphans {
+        fs::write(cache.path().join(name), "12345").unwrap();
+    }
+    let list = |args: &[&str]| -> Vec<Value> {
+        let output = succeed(&[&["list", text(cache.path()), "--json"], args].concat());
+        stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let names = |lines: &[Value]| -> Vec<String> {
+        let name =
+            |line: &Value| line["result"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+        lines.iter().map(name).collect()
+    };
+    let name = |path: &std::path::Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let pairs = [&expired, &live, &invalid].map(|pair| name(&pair.result));
+    let [expired, live, invalid] = pairs.each_ref().map(String::as_str);
+    assert_eq!(names(&list(&[])), [expired, live, invalid]);
+    assert_eq!(names(&list(&["--limit", "1"])), [expired]);
+    assert_eq!(names(&list(&["--expired"])), [expired]);
+    assert_eq!(names(&list(&["--invalid", "--expired"])), [expired, invalid]);
+    let found = list(&["--orphans"]);
+    assert_eq!(names(&found), orphans);
+    for (line, kind) in found.iter().zip(["result", "tmp", "metadata"]) {
+        assert_eq!((&line["orphan"], &line["bytes"]), (&kind.into(), &5.into()), "{line}");
+    }
+    // The orphans are what a sweep sees besides the pairs.
+    let swept = succeed(&["sweep", text(cache.path()), "--dry-run", "--json"]);
+    let swept: Value = serde_json::from_str(stdout(&swept)).unwrap();
+    assert_eq!((&swept["checked_count"], &swept["dry_run"]), (&4.into(), &true.into()));
+
+    let output = succeed(&["list", text(cache.path()), "--limit", "2", "--orphans", "--invalid"]);
+    let last = stdout(&output).lines().last().unwrap();
+    assert!(
+        last.starts_with("1 result, ") && last.ends_with("3 orphans, 15 B (2 not shown)"),
+        "{last}"
+    );
 }

@@ -88,3 +88,19 @@ fn there_is_colour_on_a_terminal_unless_it_is_forbidden() {
         assert!(!json.contains(ESCAPE), "{json:?}");
     }
 }
+
+#[test]
+fn on_a_narrow_terminal_the_middle_of_a_path_is_cut_out() {
+    let cache = CacheDir::new();
+    cache.store(&format!("{}/first", "session".repeat(20)), now() + 100.0);
+    let list = format!("'{}' list", env!("CARGO_BIN_EXE_result-cleaner"));
+    let call = format!("stty cols 80 rows 24 && {list} {}", text(cache.path()));
+    let mut script = Command::new("script");
+    script.args(["-q", "-e", "-c", &call, "/dev/null"]).stdin(Stdio::null()).env("NO_COLOR", "1");
+    let Ok(output) = script.output() else { return eprintln!("skipped: script can't be run") };
+    let shown = String::from_utf8(output.stdout).unwrap();
+    let row = shown.lines().nth(1).unwrap_or_else(|| panic!("{shown}"));
+    let row = row.trim_end();
+    assert!(row.contains("session") && row.contains('…'), "{shown}");
+    assert!(row.ends_with("json.lz4") && row.chars().count() <= 80, "{shown}");
+}
