@@ -25,7 +25,7 @@ const PAGE: &str = include_str!("page.html");
 /// those of its style and its script. If they have changed, a test reports the new ones.
 const PAGE_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
     style-src 'sha256-DPlv+ITM/tfnZ3k40tcsrOayfQ8/fP8lsr5f4vYD7n0='; \
-    script-src 'sha256-fETlG75d37NqtQ33UF1lqe/BAmYlYiDmndV56mWn7BA='; \
+    script-src 'sha256-dLiKGzavYwgNoq1/iF8AaD9LMnUznSXuVpuBy13ucd8='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The data that is served, and the host names under which it is served.

@@ -56,6 +56,40 @@ async fn deletions_and_sweeps_are_reported_with_their_figures() {
 }
 
 #[tokio::test]
+async fn evictions_are_events_of_their_own_and_the_store_is_told_of_them() {
+    struct Store(std::sync::mpsc::Sender<std::path::PathBuf>);
+    impl result_cleaner::ResultStore for Store {
+        fn removed(&self, result: &std::path::Path) {
+            self.0.send(result.to_owned()).unwrap();
+        }
+    }
+    let cache = CacheDir::new();
+    let (store, removed) = std::sync::mpsc::channel();
+    let expires_at = (now() + 3600.0).floor();
+    let pair = cache.pair("a").settled(expires_at);
+    let config = Config::new(cache.path()).with_metrics_url(None).with_result_store(Store(store));
+    let config = config.with_max_size(1).with_evict_min_age(Duration::from_millis(1));
+    let cleaner = Cleaner::spawn(config).await.unwrap();
+    let mut events = cleaner.subscribe();
+    let evicted = |event| match event {
+        Event::Evicted { result, freed_bytes, expires_at } => {
+            Some((result, freed_bytes, expires_at.timestamp()))
+        }
+        Event::Deleted { .. } => panic!("{event:?}"),
+        _ => None,
+    };
+    let (result, freed_bytes, expired_at) = next(&mut events, evicted).await;
+    assert_eq!(result, removed.recv_timeout(PATIENCE).unwrap());
+    assert!(result.ends_with("a.result.json.lz4") && pair.is_gone());
+    assert!(freed_bytes > 0 && freed_bytes.is_multiple_of(512), "{freed_bytes} bytes");
+    assert_eq!(expired_at as f64, expires_at);
+    let stats = cleaner.get_stats();
+    assert_eq!((stats.total_evicted, stats.total_evicted_bytes), (1, freed_bytes));
+    assert_eq!((stats.total_deleted, stats.size_bytes), (0, Some(0)));
+    cleaner.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn what_is_skipped_is_reported_with_the_reason() {
     let cache = CacheDir::new();
     let cleaner = spawn(&cache).await;

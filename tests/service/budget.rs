@@ -407,6 +407,36 @@ fn where_all_is_young_writes_fail_and_one_warning_names_the_rate() {
 }
 
 #[test]
+fn a_file_system_that_frees_late_loses_no_more_than_needed() {
+    if !is_long() {
+        return;
+    }
+    for kind in ["btrfs", "xfs"] {
+        let Some(mount) = Mount::new(kind) else { continue };
+        let cache = mount.cache();
+        let room = mount.free() / MIB as u64;
+        for number in 0..room / 2 {
+            let pair = Pair::at(&cache, &format!("{number:03}"));
+            fs::write(&pair.result, vec![7; MIB]).unwrap();
+            pair.set_expiry(now() + WEEK + number as f64);
+        }
+        rustix::fs::sync();
+        thread::sleep(AGE);
+        // Some 20 MiB more than are free.
+        let limit = mount.free() + (20 << 20);
+        let service = Service::ready(&cache, &with(&["--min-free", &limit.to_string()]));
+        service.wait_for_at_least("total_evicted", 20);
+        thread::sleep(Duration::from_secs(40));
+        let evicted = service.count("total_evicted_bytes");
+        let needed = limit * 105 / 100 - (limit - (20 << 20));
+        figure(&format!("evicted on {kind}, where {needed} bytes were needed"), evicted);
+        assert!(evicted <= needed + (8 << 20), "{evicted} of {needed}\n{}", service.log());
+        assert!(mount.free() >= limit, "{} of {limit}\n{}", mount.free(), service.log());
+        assert_eq!(service.lines_with("WARN"), 0, "{}", service.log());
+    }
+}
+
+#[test]
 fn open_and_linked_files_free_nothing_and_no_others_go_in_their_place() {
     let Some(mount) = Mount::new("tmpfs") else { return };
     let cache = mount.cache();

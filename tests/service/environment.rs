@@ -45,10 +45,18 @@ fn the_variables_set_what_the_flags_set() {
         ("RESULT_CLEANER_REPORT_INTERVAL", "50ms"),
         ("RESULT_CLEANER_FALLBACK_INTERVAL", "5m"),
         ("RESULT_CLEANER_ALLOW_HOST", "one.example,two.example"),
+        ("RESULT_CLEANER_MAX_SIZE", "1.5G"),
+        ("RESULT_CLEANER_MIN_FREE", "2KiB"),
+        ("RESULT_CLEANER_EVICT_MIN_AGE", "1h"),
         ("RESULT_CLEANER_LOG_FORMAT", "json"),
         ("RESULT_CLEANER_VERBOSE", "1"),
     ]);
     let service = Service::spawn(command, &format!("http://{address}"));
+    let stats = service.stats();
+    assert_eq!(
+        (&stats["max_size_bytes"], &stats["min_free_bytes"]),
+        (&(3 << 29).into(), &2048.into())
+    );
     wait_until("the first scan is reported", || !metrics.delivered().is_empty());
     assert_eq!(service.stats()["check_interval_hours"], 1.5);
     cache.store("a", now() - 1.0);

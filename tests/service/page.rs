@@ -366,6 +366,11 @@ fn tells_each_state_in_words() {
     change(json!({"total_orphans_removed": 3, "total_directories_pruned": 4}), "pruned", "4");
     assert_eq!(browser.evaluate(&visible("orphans")), true);
     assert_eq!(browser.evaluate(&visible("pruned")), true);
+    assert_eq!(browser.evaluate(&visible("size")), false);
+    change(json!({"size_bytes": 50 << 20, "max_size_bytes": 64 << 20}), "size", "50 MiB");
+    change(json!({"free_bytes": 3 << 30, "total_evicted": 9}), "free", "3 GiB");
+    change(json!({"total_evicted": 1234}), "evicted", "1,234");
+    assert_eq!(browser.evaluate(&visible("evicted")), true);
     let thrown = browser.events("Runtime.exceptionThrown");
     assert!(thrown.is_empty(), "{thrown:?}");
 }
