@@ -1,4 +1,6 @@
-//! Processes pairs one after the other, on one thread: inspects them, and deletes those that are due.
+//! Processes pairs one after the other, on one thread: inspects them, and deletes those that are due or to be evicted.
+//!
+//! Longer than other files: claims, holds and outcomes are one state.
 
 #[cfg(test)]
 mod tests;
@@ -19,7 +21,7 @@ use crate::jobs::context::{JobContext, result_path};
 use crate::pair::budget::Chosen;
 use crate::pair::name::{PairKey, Stem};
 use crate::pair::outcome::{Failure, Job, JobResult, Outcome};
-use crate::pair::version::{FileState, Pair};
+use crate::pair::version::FileState;
 use crate::remove::{Buffers, ClaimedPair, DuePair, Removal, remove};
 use crate::sys::descriptors::share_of_open_files;
 use crate::watch::Watcher;
@@ -233,7 +235,7 @@ impl<'a> PairProcessor<'a> {
         let now = clock.wall();
         let (expires_at, bytes) = (pair.expires_at, pair.bytes());
         if now < expires_at {
-            if chosen.is_some_and(|chosen| can_be_evicted(&pair, chosen, now)) {
+            if chosen.is_some_and(|chosen| chosen.can_go(&pair, now)) {
                 if !self.context.deletes() {
                     return Decision::Keep(Outcome::Evictable { expires_at });
                 }
@@ -398,15 +400,6 @@ struct When {
     late: TimeDelta,
     /// Whether it was deleted although it was not due when it was chosen.
     evicts: bool,
-}
-
-/// Whether a pair that is not due can be evicted. Its result may be half published, as that of a due pair.
-fn can_be_evicted(pair: &Pair, chosen: &Chosen, now: DateTime<Utc>) -> bool {
-    let is_settled = !pair.may_be_half_published() || pair.result.settles_in(now).is_zero();
-    pair.expires_at == chosen.expires_at
-        && pair.disk_size().blocks > 0
-        && chosen.is_old_enough(&pair.result, now)
-        && (is_settled || chosen.future == Some(pair.result.ctime))
 }
 
 /// Whether a pair is kept or deleted.

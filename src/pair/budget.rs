@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::version::{FileState, FileTime};
+use super::version::{FileState, FileTime, Pair};
 
 /// The unit of `st_blocks`, in bytes.
 pub(crate) const BLOCK: u64 = 512;
@@ -216,6 +216,15 @@ pub(crate) struct Chosen {
 }
 
 impl Chosen {
+    /// Returns whether a pair that is not due can be evicted now. Its result may be half published, as that of a due pair.
+    pub(crate) fn can_go(&self, pair: &Pair, now: DateTime<Utc>) -> bool {
+        let is_settled = !pair.may_be_half_published() || pair.result.settles_in(now).is_zero();
+        pair.expires_at == self.expires_at
+            && pair.disk_size().blocks > 0
+            && self.is_old_enough(&pair.result, now)
+            && (is_settled || self.future == Some(pair.result.ctime))
+    }
+
     /// Returns whether the result is old enough.
     pub(crate) fn is_old_enough(&self, result: &FileState, now: DateTime<Utc>) -> bool {
         match result.age(now) {

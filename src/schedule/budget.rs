@@ -4,6 +4,9 @@
 //! free counts as free for [`CREDIT_HOLDS`]. If most of it does not show after that, further evictions would only
 //! lose results.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -70,12 +73,15 @@ struct Credit {
 /// What was reported. Each is reported once until the directory is opened again, or once per episode.
 #[derive(Debug, Default)]
 struct Reported {
-    space: bool,
-    /// Whether it was reported that nothing can be evicted, and since when the limits are kept again.
+    /// That the space is unknown, and whether the file system can keep enough free.
+    unknown_space: bool,
+    checked_space: bool,
+    /// In this episode: that nothing can be evicted, and that evictions are too slow.
     nothing_to_evict: bool,
+    too_slow: bool,
+    /// Since when the limits are kept, and since when evictions go on without reaching the limit.
     calm_since: Option<Instant>,
-    /// Since when a limit is exceeded, and whether it was reported that evictions are too slow.
-    over_since: Option<(Instant, bool)>,
+    over_since: Option<Instant>,
 }
 
 impl Reported {
@@ -83,7 +89,9 @@ impl Reported {
     fn note(&mut self, is_exceeded: bool, calm: Duration, now: Instant) {
         if is_exceeded {
             let since = self.calm_since.take();
-            self.nothing_to_evict &= since.is_none_or(|since| since + calm > now);
+            if since.is_some_and(|since| since + calm <= now) {
+                (self.nothing_to_evict, self.too_slow) = (false, false);
+            }
         } else {
             self.calm_since.get_or_insert(now);
         }
@@ -193,16 +201,16 @@ impl Core {
         let (size, _) = self.schedule.disk_size();
         let Some(state) = &mut self.budget else { return };
         state.is_asking = false;
-        let is_first = !std::mem::replace(&mut state.reported.space, true);
         let space = match space {
             Ok(space) => space,
             Err(reason) => {
-                if is_first {
+                if !std::mem::replace(&mut state.reported.unknown_space, true) {
                     self.report(Notice::SpaceUnknown(reason));
                 }
                 return;
             }
         };
+        let is_first = !std::mem::replace(&mut state.reported.checked_space, true);
         state.read(space, size);
         state.freed = state.freed_since_ask;
         if state.paused_until.is_some_and(|until| until <= now.mono) {
@@ -229,18 +237,22 @@ impl Core {
         }
     }
 
-    /// Records that the first full scan has ended.
-    pub(super) fn scanned(&mut self) {
-        if let Some(state) = &mut self.budget {
-            state.is_scanned = true;
+    /// Records that a full scan has ended.
+    pub(super) fn scanned(&mut self, now: Now) {
+        if let Some(state) = &mut self.budget
+            && !std::mem::replace(&mut state.is_scanned, true)
+        {
+            // The scan may have freed space of pairs whose size was not known.
+            (state.space, state.next_ask) = (None, now.mono);
         }
     }
 
-    /// Records what was deleted, so that it counts as free until the space is read again.
+    /// Records what was deleted, before its outcomes are applied, so that it counts as free until the space is read again.
     pub(super) fn note_freed(&mut self, found: &[JobResult]) {
         let Some(state) = &mut self.budget else { return };
-        for found in found {
-            if let Outcome::Deleted { freed, .. } = found.outcome {
+        for JobResult { key, outcome } in found {
+            if let Outcome::Deleted { freed, .. } = *outcome {
+                let freed = self.schedule.known_size(key).unwrap_or(freed);
                 state.freed = state.freed.saturating_add(freed);
                 state.freed_since_ask = state.freed_since_ask.saturating_add(freed);
             }
@@ -290,6 +302,9 @@ impl Core {
         let needed = state.evicting.needed(state.excesses(size, leaving), leaving > 0);
         let calm = state.budget.min_age.max(MIN_CALM);
         state.reported.note(state.is_exceeded(size, leaving), calm, now.mono);
+        if needed == 0 {
+            state.reported.over_since = None;
+        }
         if is_due { 0 } else { needed }
     }
 
@@ -319,21 +334,15 @@ impl Core {
 
     /// Reports that results arrive faster than they are evicted: once per episode.
     fn report_slow_evictions(&mut self, now: Now) {
-        let (size, leaving) = self.schedule.disk_size();
+        let (size, _) = self.schedule.disk_size();
         let Some(state) = &mut self.budget else { return };
-        let is_exceeded = state.is_exceeded(size, 0);
-        let over_since = &mut state.reported.over_since;
-        if !is_exceeded {
-            *over_since = None;
-        } else if let Some((since, is_reported)) = over_since {
-            let is_slow = !*is_reported && leaving > 0 && *since + SLOW <= now.mono;
-            if is_slow {
-                *is_reported = true;
-                let space = state.space.map(|(space, _)| space);
-                self.report(Notice::EvictionsTooSlow { size, space });
-            }
-        } else {
-            *over_since = Some((now.mono, false));
+        if !state.is_exceeded(size, 0) || state.reported.nothing_to_evict {
+            return;
+        }
+        let since = *state.reported.over_since.get_or_insert(now.mono);
+        if since + SLOW <= now.mono && !std::mem::replace(&mut state.reported.too_slow, true) {
+            let space = state.space.map(|(space, _)| space);
+            self.report(Notice::EvictionsTooSlow { size, space });
         }
     }
 

@@ -118,7 +118,7 @@ impl Core {
             self.refused_by(refused, now);
         }
         self.sweeps.ended(now.mono, worked, self.sweep_interval());
-        self.scanned();
+        self.scanned(now);
         self.command(Command::SweepDone(tally, requests));
     }
 

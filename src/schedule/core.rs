@@ -1,7 +1,8 @@
 //! The core: every decision of the worker. When to probe, to sweep, to scan, to watch anew, to process
 //! pairs, and to wake up.
 //!
-//! The worker reports what has happened and carries out the commands that the core returns.
+//! The worker reports what has happened and carries out the commands that the core returns. Longer than other files: it
+//! holds the whole state.
 
 use std::collections::VecDeque;
 use std::path::Path;

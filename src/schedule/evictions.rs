@@ -93,10 +93,6 @@ impl Evictions {
         }
     }
 
-    pub(super) fn min_age(&self) -> Duration {
-        self.min_age
-    }
-
     /// Returns what is kept of the size of a pair that waits from now on.
     pub(super) fn waits(&mut self, key: &PairKey, size: DiskSize, now: Now) -> Size {
         let wall = seconds(now.wall.timestamp());
@@ -273,6 +269,14 @@ impl Schedule {
         (blocks * BLOCK, evictions.leaving_blocks * BLOCK)
     }
 
+    /// Returns what a complete pair takes on disk, in bytes, if that is known.
+    pub(super) fn known_size(&self, key: &PairKey) -> Option<u64> {
+        let elsewhere = self.evictions.as_ref()?.elsewhere.get(key).map(|known| known.size);
+        let WaitingPairs::Sized(waiting) = &self.expiries else { return None };
+        let size = elsewhere.or_else(|| waiting.get(key).map(|(_, entry)| entry.size))?;
+        Some(u64::from(size.blocks) * BLOCK)
+    }
+
     /// Returns when a pair can be evicted, if there may be one.
     pub(super) fn next_eviction(&self, now: Now) -> Option<Instant> {
         self.evictions.as_ref()?.next(now)
@@ -335,7 +339,7 @@ impl Schedule {
         self.expiries.remove(&key);
         let evictions = self.evictions.as_mut()?;
         let future = evictions.first_seen.get(&key).map(|(ctime, _)| *ctime);
-        let chosen = Chosen { expires_at, min_age: evictions.min_age(), future };
+        let chosen = Chosen { expires_at, min_age: evictions.min_age, future };
         evictions.put_elsewhere(key.clone(), size, true);
         let mut job = self.begin(key, Attempts::default(), Trigger::default())?;
         if let Some(in_flight_pair) = self.in_flight.get_mut(&job.key) {

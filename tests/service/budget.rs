@@ -149,6 +149,31 @@ fn a_pair_that_expires_is_deleted_and_only_the_rest_is_evicted() {
 }
 
 #[test]
+fn a_pair_that_cannot_be_evicted_is_an_error_with_growing_pauses_and_the_next_one_goes() {
+    let cache = CacheDir::in_memory();
+    let pairs = filled(&cache, 6);
+    // The soonest to expire. Something else has its reserved name.
+    let blocked = &pairs[5];
+    fs::create_dir(blocked.result.with_file_name(".result-cleaner-005.r")).unwrap();
+    let limit = (on_disk(blocked) * 5).to_string();
+    let service = Service::start(cache.path(), &with(&["--max-size", &limit]));
+    service.wait_for_stat("total_evicted", 2);
+    assert!(blocked.is_whole() && pairs[4].is_gone() && pairs[3].is_gone());
+    let log = service.log();
+    assert!(log.contains("another file has the reserved name"), "{log}");
+    // All is below the limit now, so it is not tried again.
+    service.assert_comes_to_rest();
+    service.assert_errors(1);
+    // A limit that can't be kept without it: it is tried again and again, ever less often.
+    sized(&cache.pair("more"), 200 << 10, now() + 2.0 * WEEK);
+    service.wait_for_at_least("total_errors", 2);
+    thread::sleep(Duration::from_secs(4));
+    let errors = service.count("total_errors");
+    assert!(errors <= 5, "{errors} attempts");
+    assert!(blocked.is_whole());
+}
+
+#[test]
 fn two_cleaners_evict_no_more_than_a_batch_each_beyond_what_one_would() {
     let cache = CacheDir::in_memory();
     let pairs: Vec<Pair> = (0..1200)

@@ -1,0 +1,68 @@
+use super::*;
+use crate::pair::budget::MinFree;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn state() -> (BudgetState, Instant) {
+    let now = Instant::now();
+    let min_free = Some(MinFree::Bytes(500));
+    let budget = Budget { max_size: None, min_free, min_age: SECOND };
+    (BudgetState::new(budget, now), now)
+}
+
+fn space(free: u64) -> FreeSpace {
+    FreeSpace { free, total: 10_000 }
+}
+
+fn counted(state: &BudgetState) -> u64 {
+    state.counted_space(0).unwrap().free
+}
+
+#[test]
+fn what_was_evicted_counts_as_free_until_it_shows_or_for_half_a_minute() {
+    let (mut state, start) = state();
+    state.read(space(100), 5000);
+    state.add_credit(300, 300, start);
+    assert_eq!(counted(&state), 400, "nothing of it shows");
+    state.read(space(300), 5000);
+    assert_eq!(counted(&state), 400, "a part of it shows");
+    // A writer has used space for pairs that are known.
+    state.read(space(250), 5050);
+    assert_eq!(counted(&state), 350);
+    assert!(!state.end_credits(start + 29 * SECOND));
+    assert_eq!(counted(&state), 350);
+    assert!(!state.end_credits(start + 30 * SECOND), "most of it shows");
+    assert_eq!(counted(&state), 250);
+}
+
+#[test]
+fn evictions_are_in_vain_if_less_than_half_of_them_shows_in_half_a_minute() {
+    let (mut state, start) = state();
+    state.read(space(100), 5000);
+    state.add_credit(300, 0, start);
+    state.add_credit(300, 300, start + 2 * SECOND);
+    assert!(!state.end_credits(start + 31 * SECOND));
+    assert!(!state.end_credits(start + 32 * SECOND), "half of all shows");
+    state.add_credit(10, 6, start + 33 * SECOND);
+    assert!(
+        state.end_credits(start + 63 * SECOND),
+        "of what is not long ago, less than half shows"
+    );
+}
+
+#[test]
+fn an_episode_ends_once_the_limits_were_kept_for_long() {
+    let (calm, start) = (60 * SECOND, Instant::now());
+    let mut reported = Reported { nothing_to_evict: true, ..Reported::default() };
+    for (second, is_exceeded, is_reported) in [
+        (0, true, true),
+        (1, false, true),
+        (60, true, true),
+        (61, false, true),
+        (90, false, true),
+        (121, true, false),
+    ] {
+        reported.note(is_exceeded, calm, start + second * SECOND);
+        assert_eq!(reported.nothing_to_evict, is_reported, "in second {second}");
+    }
+}
