@@ -79,6 +79,13 @@ fn over_the_limit_the_soonest_to_expire_go_until_the_rest_is_below_it() {
     assert!(metrics.contains("result_cleaner_lateness_seconds_count 0"), "{metrics}");
     assert_eq!(service.lines_with("evicted a result"), 11);
 
+    let status = succeed(&["status", "--url", &service.url]);
+    let status = String::from_utf8(status.stdout).unwrap();
+    let bar = status.lines().find(|line| line.starts_with("on disk")).unwrap();
+    // 95 % of 40 blocks.
+    assert_eq!(bar.matches('█').count(), 38, "{status}");
+    assert!(status.contains("11 before they expired"), "{status}");
+
     // Events keep the size: rewritten in place, removed, published anew, extended.
     let [rewritten, removed, grown, extended] = &pairs[..4] else { panic!() };
     fs::write(&rewritten.result, vec![7; 4096]).unwrap();
