@@ -8,7 +8,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Union
 
 import pytest
 
@@ -127,8 +127,14 @@ RunProgram = Callable[..., Program]
 
 
 @pytest.fixture
-def program(cache: Cache) -> RunProgram:
-    def start(script: str, env: Optional[Dict[str, str]] = None) -> Program:
-        return Program(cache, script, env)
+def program(cache: Cache) -> Iterator[RunProgram]:
+    started: List[Program] = []
 
-    return start
+    def start(script: str, env: Optional[Dict[str, str]] = None) -> Program:
+        started.append(Program(cache, script, env))
+        return started[-1]
+
+    yield start
+    for program in started:
+        program.process.kill()
+        program.process.communicate()
