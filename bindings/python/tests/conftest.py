@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Union
 import pytest
 
 #: Longer than the slowest machine needs.
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 class Cache:
@@ -70,7 +70,7 @@ logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message
 CACHE = Path(sys.argv[1])
 
 async def until(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not condition():
         assert time.monotonic() < deadline, "in vain waited"
         await asyncio.sleep(0.002)

@@ -118,7 +118,7 @@ def test_a_signal_while_it_is_idle_ends_it_at_once(
 def test_a_signal_in_a_sweep_ends_it_and_what_is_left_goes_later(
     cache: Cache, program: RunProgram, sweep: str
 ) -> None:
-    for number in range(3000):
+    for number in range(1000):
         cache.publish(f"{number % 20}/{number}", 1.5)
     script = f"""
 async def forever():
@@ -129,7 +129,7 @@ async def main():
     if {sweep.startswith("forever")}:
         await daemon.start()
     sweep = asyncio.ensure_future({sweep})
-    while len(list(CACHE.rglob("*.lz4"))) > 2900:
+    while len(list(CACHE.rglob("*.lz4"))) > 950:
         await asyncio.sleep(0)
     print("ready", flush=True)
     await sweep

@@ -113,12 +113,12 @@ async def main():
     await daemon.start()
     events = daemon.subscribe()
     loop = asyncio.get_running_loop()
-    for number in range(200):
+    for number in range(100):
         for name in range(5):
             publish(f"{number}-{name}", time.time())
         pid = in_child(lambda: child(daemon))
         await loop.run_in_executor(None, wait_for, pid)
-    await until(lambda: len(removed) == 1000)
+    await until(lambda: len(removed) == 500)
     await daemon.stop()
 
 asyncio.run(main())

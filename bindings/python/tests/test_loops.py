@@ -23,7 +23,7 @@ class LoopThread:
         self._thread.start()
 
     def run(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(180)
 
     def end(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)

@@ -4,9 +4,9 @@ import asyncio
 import json
 import math
 import os
+import typing as t
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Callable, Dict, Optional, Type, TypedDict, Union, cast
 
 from . import _native
 from ._events import Subscription
@@ -28,7 +28,7 @@ DEFAULT_CACHE_DIR = "~/.omnimemory/cached_results"
 DEFAULT_METRICS_URL = "http://localhost:8003"
 
 
-class Stats(TypedDict):
+class Stats(t.TypedDict):
     """What ``get_stats()`` returns. There may be more keys."""
 
     running: bool
@@ -45,12 +45,12 @@ class Stats(TypedDict):
     #: Complete, valid pairs whose ``expires_at`` lies ahead.
     heap_size: int
     #: The earliest of these, in RFC 3339 and UTC.
-    next_expiry: Optional[str]
+    next_expiry: t.Optional[str]
     #: ``active``, ``degraded``, ``polling`` or ``absent``.
     watch: str
 
 
-class SweepReport(TypedDict):
+class SweepReport(t.TypedDict):
     """What one sweep did."""
 
     deleted_count: int
@@ -71,10 +71,10 @@ class ResultCleanupDaemon:
 
     def __init__(
         self,
-        result_store: Any = None,
+        result_store: t.Any = None,
         check_interval: float = DEFAULT_CHECK_INTERVAL,
-        cache_dir: Union[str, "os.PathLike[str]"] = DEFAULT_CACHE_DIR,
-        metrics_url: Optional[str] = DEFAULT_METRICS_URL,
+        cache_dir: t.Union[str, "os.PathLike[str]"] = DEFAULT_CACHE_DIR,
+        metrics_url: t.Optional[str] = DEFAULT_METRICS_URL,
     ) -> None:
         """Make a daemon that does nothing yet.
 
@@ -100,8 +100,8 @@ class ResultCleanupDaemon:
         self.cache_dir = Path(cache_dir).expanduser()
         self.metrics_url = metrics_url
         #: The asyncio task that lives as long as the running daemon; ``None`` before ``start()``.
-        self.cleanup_task: Optional["asyncio.Task[None]"] = None
-        self._session: Optional[Session] = None
+        self.cleanup_task: t.Optional["asyncio.Task[None]"] = None
+        self._session: t.Optional[Session] = None
         # What sweeps without the running daemon, and earlier runs, have done.
         self._cleanup_count = 0
         self._deleted = 0
@@ -151,7 +151,7 @@ class ResultCleanupDaemon:
     async def stop(self) -> None:
         """Stop gracefully: pending figures are reported. Takes less than a second.
 
-        Does nothing if the daemon does not run. Any event loop may call it.
+        Does nothing if the daemon does not run. t.Any event loop may call it.
         """
         session = self._session
         if session is not None and session.active:
@@ -164,9 +164,9 @@ class ResultCleanupDaemon:
 
     async def __aexit__(
         self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
+        kind: t.Optional[t.Type[BaseException]],
+        error: t.Optional[BaseException],
+        traceback: t.Optional[TracebackType],
     ) -> None:
         await self.stop()
 
@@ -214,8 +214,8 @@ class ResultCleanupDaemon:
 
     async def _ask(
         self,
-        ask: Callable[[int, int], None],
-        done: Optional[Callable[[SweepReport], None]],
+        ask: t.Callable[[int, int], None],
+        done: t.Optional[t.Callable[[SweepReport], None]],
     ) -> SweepReport:
         """Ask the engine for a sweep. It goes on, and counts, also if the caller is cancelled."""
         loop = asyncio.get_running_loop()
@@ -223,7 +223,7 @@ class ResultCleanupDaemon:
 
         async def finish() -> SweepReport:
             try:
-                report = cast(SweepReport, json.loads(await mailbox.request(ask)))
+                report = t.cast(SweepReport, json.loads(await mailbox.request(ask)))
                 if done is not None:
                     done(report)
                 await mailbox.drain()
@@ -246,7 +246,7 @@ class ResultCleanupDaemon:
 
     def get_stats(self) -> Stats:
         """Return the figures of the daemon. Never waits for the disk."""
-        stats: Dict[str, Any] = {
+        stats: t.Dict[str, t.Any] = {
             "running": self.running,
             "check_interval_hours": self.check_interval / 3600,
             "total_cleanups": self.cleanup_count,
@@ -263,7 +263,7 @@ class ResultCleanupDaemon:
         stats.update((key, value) for key, value in engine.items() if key not in stats)
         for key in ("cache_directory", "heap_size", "next_expiry", "watch"):
             stats[key] = engine.get(key, stats[key])
-        return cast(Stats, stats)
+        return t.cast(Stats, stats)
 
     @property
     def running(self) -> bool:
@@ -293,7 +293,7 @@ class ResultCleanupDaemon:
         """Full sweeps that were completed, the first scan included."""
         return self._cleanup_count + int(self._engine_stats().get("total_cleanups", 0))
 
-    def _is_safe_path(self, file_path: Union[str, "os.PathLike[str]"]) -> bool:
+    def _is_safe_path(self, file_path: t.Union[str, "os.PathLike[str]"]) -> bool:
         """Return whether a path lies within the cache directory, once symbolic links are resolved."""
         try:
             Path(file_path).resolve().relative_to(self.cache_dir.resolve())
@@ -309,7 +309,7 @@ class ResultCleanupDaemon:
             report_removed=removed_hook(self.result_store) is not None,
         )
 
-    def _engine_stats(self) -> Dict[str, Any]:
+    def _engine_stats(self) -> t.Dict[str, t.Any]:
         return {} if self._session is None else self._session.stats()
 
     def _keep_totals(self) -> None:

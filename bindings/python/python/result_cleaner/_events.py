@@ -2,12 +2,12 @@
 
 import asyncio
 import json
+import typing as t
 import weakref
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Deque, Dict, Optional, Tuple, Type, Union
 
 from . import _native
 from ._mailbox import Mailbox
@@ -42,7 +42,7 @@ class SweepDone:
     """A full sweep of the running daemon was completed."""
 
     #: ``deleted_count``, ``freed_bytes``, ``checked_count``, ``errors``, ``duration_ms``.
-    report: Dict[str, Any]
+    report: t.Dict[str, t.Any]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Lagged:
     count: int
 
 
-Event = Union[Deleted, Skipped, SweepDone, Lagged]
+Event = t.Union[Deleted, Skipped, SweepDone, Lagged]
 
 #: How many events wait in Python for the subscriber. Further ones wait in the engine.
 MAX_WAITING = 4096
@@ -62,12 +62,12 @@ class Subscription:
     """The events of a daemon from now on: an asynchronous iterator that ends when the daemon stops."""
 
     def __init__(self, cleaner: int) -> None:
-        self._events: Deque[Event] = deque()
+        self._events: t.Deque[Event] = deque()
         self._dropped = 0
-        self._wakeup: Optional["asyncio.Future[None]"] = None
+        self._wakeup: t.Optional["asyncio.Future[None]"] = None
         own = weakref.ref(self)
 
-        def on_message(message: Tuple[Any, ...]) -> None:
+        def on_message(message: t.Tuple[t.Any, ...]) -> None:
             # The loop keeps the mailbox, and that must not keep a subscription that nobody has.
             subscription = own()
             if subscription is not None:
@@ -76,7 +76,7 @@ class Subscription:
         self._mailbox = Mailbox(asyncio.get_running_loop(), on_message)
         _native.subscribe(cleaner, self._mailbox.id)
 
-    def _on_message(self, message: Tuple[Any, ...]) -> None:
+    def _on_message(self, message: t.Tuple[t.Any, ...]) -> None:
         kind, fields = message[0], message[1:]
         if kind == "closed":
             self._mailbox.close()
@@ -131,14 +131,14 @@ class Subscription:
 
     async def __aexit__(
         self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
+        kind: t.Optional[t.Type[BaseException]],
+        error: t.Optional[BaseException],
+        traceback: t.Optional[TracebackType],
     ) -> None:
         await self.aclose()
 
     def __del__(self) -> None:
-        mailbox: Optional[Mailbox] = getattr(self, "_mailbox", None)
+        mailbox: t.Optional[Mailbox] = getattr(self, "_mailbox", None)
         if mailbox is None or mailbox.closed:
             return
         try:

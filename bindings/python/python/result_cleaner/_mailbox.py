@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import logging
 import os
-from typing import Any, Callable, Dict, Optional, Tuple
+import typing as t
 
 from . import _native
 
@@ -35,13 +35,13 @@ class Mailbox:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        on_message: Optional[Callable[[Tuple[Any, ...]], None]] = None,
+        on_message: t.Optional[t.Callable[[t.Tuple[t.Any, ...]], None]] = None,
     ) -> None:
         self.loop = loop
         self.closed = False
         self._process = os.getpid()
         self._on_message = on_message
-        self._waiting: Dict[int, "asyncio.Future[str]"] = {}
+        self._waiting: t.Dict[int, "asyncio.Future[str]"] = {}
         set_log_level()
         self.id, self._descriptor = _native.open_mailbox()
         try:
@@ -51,7 +51,7 @@ class Mailbox:
             _native.close_mailbox(self.id)
             raise
 
-    def request(self, ask: Callable[[int, int], None]) -> "asyncio.Future[str]":
+    def request(self, ask: t.Callable[[int, int], None]) -> "asyncio.Future[str]":
         """Ask the engine, and return the future of its answer."""
         number = next(_requests)
         answer: "asyncio.Future[str]" = self.loop.create_future()
@@ -88,7 +88,7 @@ class Mailbox:
                     logger.exception("Failed to handle a message of the engine")
         return len(messages)
 
-    def _reply(self, number: int, answer: Optional[str], error: Optional[Exception]) -> None:
+    def _reply(self, number: int, answer: t.Optional[str], error: t.Optional[Exception]) -> None:
         waiting = self._waiting.pop(number, None)
         if waiting is None or waiting.done():
             return
@@ -115,7 +115,7 @@ class Mailbox:
             waiting.cancel()
         self._waiting.clear()
 
-    def __del__(self, close: Callable[[int], None] = _native.close_mailbox) -> None:
+    def __del__(self, close: t.Callable[[int], None] = _native.close_mailbox) -> None:
         # Only a mailbox whose loop has gone can be collected: the loop holds on to its reader.
         if not getattr(self, "closed", True):
             self.closed = True

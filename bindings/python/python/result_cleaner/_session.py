@@ -5,9 +5,9 @@ import atexit
 import json
 import os
 import threading
+import typing as t
 import weakref
 from pathlib import Path
-from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
 from . import _native
 from ._mailbox import Mailbox, logger
@@ -20,22 +20,22 @@ STOP_TIME = 2.0
 EXIT_TIME = 1.0
 
 
-class Settings(NamedTuple):
+class Settings(t.NamedTuple):
     """What the engine needs to know."""
 
     cache_dir: Path
     check_interval: float
-    metrics_url: Optional[str]
+    metrics_url: t.Optional[str]
     report_removed: bool
 
 
-def removed_hook(result_store: Any) -> Optional[Callable[[Path], Any]]:
+def removed_hook(result_store: t.Any) -> t.Optional[t.Callable[[Path], t.Any]]:
     """Return the method of a result store that wants to know of each removed result."""
     removed = getattr(result_store, "removed", None)
     return removed if callable(removed) else None
 
 
-def call_removed(removed: Callable[[Path], Any], path: Path) -> None:
+def call_removed(removed: t.Callable[[Path], t.Any], path: Path) -> None:
     """Report a removed result to a result store, whatever that does."""
     try:
         removed(path)
@@ -43,10 +43,10 @@ def call_removed(removed: Callable[[Path], Any], path: Path) -> None:
         logger.exception("result_store.removed failed for %s", path)
 
 
-def removals(removed: Optional[Callable[[Path], Any]]) -> Callable[[Tuple[Any, ...]], None]:
+def removals(removed: t.Optional[t.Callable[[Path], t.Any]]) -> t.Callable[[t.Tuple[t.Any, ...]], None]:
     """Return the handler of a mailbox that gets removed paths, and perhaps other messages."""
 
-    def on_message(message: Tuple[Any, ...]) -> None:
+    def on_message(message: t.Tuple[t.Any, ...]) -> None:
         if message[0] == "removed" and removed is not None:
             call_removed(removed, message[1])
         elif message[0] == "dropped":
@@ -66,17 +66,17 @@ class Session:
         self,
         loop: asyncio.AbstractEventLoop,
         settings: Settings,
-        removed: Optional[Callable[[Path], Any]],
+        removed: t.Optional[t.Callable[[Path], t.Any]],
     ) -> None:
         self.loop = loop
         self.stopping = False
-        self.task: Optional["asyncio.Task[None]"] = None
-        self._closed: "asyncio.Future[Optional[Exception]]" = loop.create_future()
+        self.task: t.Optional["asyncio.Task[None]"] = None
+        self._closed: "asyncio.Future[t.Optional[Exception]]" = loop.create_future()
         self._on_removed = removals(removed)
         self._over = False
-        self._last_stats: Dict[str, Any] = {}
+        self._last_stats: t.Dict[str, t.Any] = {}
         self._mailbox = Mailbox(loop, self._on_message)
-        self._cleaner: Optional[int] = None
+        self._cleaner: t.Optional[int] = None
         try:
             self.started = self._mailbox.request(
                 lambda mailbox, request: self._start(settings, mailbox, request)
@@ -97,11 +97,11 @@ class Session:
         return not self._over
 
     @property
-    def cleaner(self) -> Optional[int]:
+    def cleaner(self) -> t.Optional[int]:
         """The cleaner's number; ``None`` in a forked child, which has no such cleaner."""
         return self._cleaner
 
-    def stats(self) -> Dict[str, Any]:
+    def stats(self) -> t.Dict[str, t.Any]:
         """Return the engine's stats; empty until the cleaner has started."""
         if self._cleaner is not None:
             text = _native.stats(self._cleaner)
@@ -175,7 +175,7 @@ class Session:
             self._closed.set_result(None)
         self._mailbox.close()
 
-    def release(self) -> Dict[str, Any]:
+    def release(self) -> t.Dict[str, t.Any]:
         """Forget the cleaner, which has ended, and return its last stats."""
         stats = self.stats()
         if self._cleaner is not None:
@@ -188,15 +188,15 @@ class Session:
         self._over = True
         self._cleaner = None
 
-    def _on_message(self, message: Tuple[Any, ...]) -> None:
+    def _on_message(self, message: t.Tuple[t.Any, ...]) -> None:
         if message[0] == "closed":
             if not self._closed.done():
                 self._closed.set_result(message[1])
         else:
             self._on_removed(message)
 
-    def __del__(self, release: Callable[[int], None] = _native.release) -> None:
-        cleaner: Optional[int] = getattr(self, "_cleaner", None)
+    def __del__(self, release: t.Callable[[int], None] = _native.release) -> None:
+        cleaner: t.Optional[int] = getattr(self, "_cleaner", None)
         if cleaner is not None:
             release(cleaner)
 
