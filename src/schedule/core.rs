@@ -18,7 +18,7 @@ use super::input::{Generation, Input, RequestId};
 use super::lost_events::Flooded;
 use super::orphans::OrphanSchedule;
 use super::sweeps::Sweeps;
-use super::{ScanId, Schedule, Scope, SubtreeSet};
+use super::{Bucket, ScanId, Schedule, Scope, SubtreeSet};
 use crate::pair::budget::Budget;
 use crate::pair::change::{Changes, WatchError, WatchState};
 #[cfg(any(fuzzing, test))]
@@ -378,7 +378,7 @@ impl Core {
     }
 
     /// Returns how many pairs wait, by when they expire, as [`Schedule::buckets`] does.
-    pub(crate) fn buckets(&self, now: DateTime<Utc>) -> Vec<(Option<u64>, u64)> {
+    pub(crate) fn buckets(&self, now: DateTime<Utc>) -> Vec<Bucket> {
         self.schedule.buckets(now)
     }
 

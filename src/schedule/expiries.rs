@@ -123,9 +123,9 @@ impl<V: Value> Expiries<V> {
         self.len
     }
 
-    /// Returns when each pair is due, in no order.
-    pub(super) fn times(&self) -> impl Iterator<Item = DateTime<Utc>> {
-        self.dirs.values().flat_map(|pairs| pairs.iter().map(|(_, at)| at))
+    /// Returns when each pair is due, and its value, in no order.
+    pub(super) fn values(&self) -> impl Iterator<Item = (DateTime<Utc>, &V)> {
+        self.dirs.values().flat_map(|pairs| pairs.entries().map(|(_, at, value)| (at, value)))
     }
 
     /// Returns the waiting pairs, in no order.
@@ -235,7 +235,7 @@ mod tests {
                 prop_assert_eq!(expiries.len(), model.len());
                 prop_assert_eq!(expiries.next(), model.values().map(|(at, _)| *at).min());
                 prop_assert!(model.keys().all(|key| expiries.contains(key)));
-                prop_assert_eq!(expiries.times().count(), model.len());
+                prop_assert_eq!(expiries.values().count(), model.len());
                 let blocks: u64 = model.values().map(|(_, value)| value.blocks()).sum();
                 prop_assert_eq!(expiries.blocks(), blocks);
                 let same = |key| expiries.get(key).map(|(at, value)| (at, *value)) == model.get(key).copied();

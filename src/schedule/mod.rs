@@ -45,7 +45,7 @@ use self::half_written::HalfWritten;
 use self::scans::ActiveScan;
 pub(crate) use self::scans::{ScanId, Scope, SubtreeSet};
 use self::waiting::{Size, WaitingPairs};
-use crate::pair::budget::{Budget, Chosen, DiskSize};
+use crate::pair::budget::{BLOCK, Budget, Chosen, DiskSize};
 use crate::pair::change::{Changes, Trigger};
 use crate::pair::name::PairKey;
 use crate::pair::outcome::Job;
@@ -55,6 +55,16 @@ use crate::sys::clock::Now;
 
 /// The ends of the spans in which the schedule counts expiries, in seconds from now.
 const BUCKETS: [u64; 7] = [60, 600, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400];
+
+/// How many pairs expire in a span of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bucket {
+    /// The end of the span, in seconds from now; `None` for everything later.
+    pub end: Option<u64>,
+    pub count: u64,
+    /// What these pairs take on disk; `None` without a disk budget.
+    pub bytes: Option<u64>,
+}
 
 /// Where an outcome comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -324,15 +334,17 @@ impl Schedule {
     }
 
     /// Returns how many pairs wait, by when they expire.
-    /// Each bucket has the end of its span in seconds from now (`None`: later), and its count.
-    pub(crate) fn buckets(&self, now: DateTime<Utc>) -> Vec<(Option<u64>, u64)> {
-        let mut counts = [0; BUCKETS.len() + 1];
-        self.expiries.for_each_time(|at| {
-            let left = u64::try_from((at - now).num_seconds()).unwrap_or(0);
-            counts[BUCKETS.partition_point(|&end| end <= left)] += 1;
-        });
+    pub(crate) fn buckets(&self, now: DateTime<Utc>) -> Vec<Bucket> {
+        let bytes = self.evictions.is_some().then_some(0);
         let ends = BUCKETS.iter().copied().map(Some).chain([None]);
-        ends.zip(counts).collect()
+        let mut buckets: Vec<_> = ends.map(|end| Bucket { end, count: 0, bytes }).collect();
+        self.expiries.for_each(|at, blocks| {
+            let left = u64::try_from((at - now).num_seconds()).unwrap_or(0);
+            let bucket = &mut buckets[BUCKETS.partition_point(|&end| end <= left)];
+            bucket.count += 1;
+            bucket.bytes = bucket.bytes.map(|bytes| bytes + blocks * BLOCK);
+        });
+        buckets
     }
 }
 

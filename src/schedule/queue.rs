@@ -95,6 +95,7 @@ impl<K: Hash + Eq, T: Ord + Copy, V> Queue<K, T, V> {
     }
 
     /// Returns the waiting keys, in no order.
+    #[cfg(any(fuzzing, test))]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, T)> {
         self.0.iter().map(|(key, entry)| (key, entry.at))
     }

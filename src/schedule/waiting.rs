@@ -132,9 +132,9 @@ impl WaitingPairs {
         either!(self, pairs => pairs.blocks())
     }
 
-    /// Calls `with` with the time at which each pair is due, in no order.
-    pub(super) fn for_each_time(&self, with: impl FnMut(DateTime<Utc>)) {
-        either!(self, pairs => pairs.times().for_each(with));
+    /// Calls `with` with the time at which each pair is due and what it takes on disk, in blocks. In no order.
+    pub(super) fn for_each(&self, mut with: impl FnMut(DateTime<Utc>, u64)) {
+        either!(self, pairs => pairs.values().for_each(|(at, value)| with(at, value.blocks())));
     }
 
     /// Returns whether a pair waits in one of the directories in `scope`.

@@ -27,6 +27,9 @@ impl StatsSource for Cleaner {
 
 fn stats() -> Stats {
     Stats {
+        version: String::new(),
+        host: String::new(),
+        started_at: None,
         running: true,
         check_interval_hours: 6.0,
         total_cleanups: 1,

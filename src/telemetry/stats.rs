@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
+use rustix::system::uname;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::config::{Config, MinFree};
 pub use crate::pair::change::WatchState;
 use crate::pair::tally::{OrphanTally, Tally};
+use crate::sys::clock::now_utc;
 
 /// The state of a cleaner at one moment.
 ///
@@ -23,6 +25,15 @@ use crate::pair::tally::{OrphanTally, Tally};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
+    /// The version of the cleaner; empty if it is older than this field.
+    #[serde(default)]
+    pub version: String,
+    /// The name of the host on which the cleaner runs; empty if the cleaner is older than this field.
+    #[serde(default)]
+    pub host: String,
+    /// When the cleaner was started, which is when its totals began; `None` if it is older than this field.
+    #[serde(default)]
+    pub started_at: Option<DateTime<Utc>>,
     /// Whether the cleaner runs: false once it was stopped, or has died.
     pub running: bool,
     /// [`Config::check_interval`](crate::Config::check_interval) in hours.
@@ -98,11 +109,16 @@ pub struct Stats {
 /// How many pairs expire in a span of time. The span ends `within_seconds` from now and begins where the
 /// previous bucket ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ExpiryBucket {
     /// The end of the span, in seconds from now; `None` for everything later.
     pub within_seconds: Option<u64>,
     /// The pairs in it.
     pub count: u64,
+    /// What these take on disk, in bytes (allocated, as `du` counts); `None` without a disk budget, because results are
+    /// not inspected then.
+    #[serde(default)]
+    pub bytes: Option<u64>,
 }
 
 /// The recent history of a cleaner.
@@ -249,6 +265,9 @@ impl SharedStats {
             Some(MinFree::Percent(_)) | None => None,
         };
         Self(Arc::new(Mutex::new(Stats {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            host: uname().nodename().to_string_lossy().into_owned(),
+            started_at: Some(now_utc()),
             running: true,
             check_interval_hours: config.check_interval.as_secs_f64() / 3600.0,
             total_cleanups: 0,
@@ -324,6 +343,9 @@ mod tests {
     #[test]
     fn json_has_the_documented_keys_and_forms() {
         let stats = Stats {
+            version: "0.1.0".to_owned(),
+            host: "h".to_owned(),
+            started_at: DateTime::from_timestamp_millis(1_795_507_100_000),
             running: true,
             check_interval_hours: 6.0,
             total_cleanups: 42,
@@ -353,7 +375,7 @@ mod tests {
         let json = serde_json::to_string(&stats).unwrap();
         assert_eq!(
             json,
-            r#"{"running":true,"check_interval_hours":6.0,"total_cleanups":42,"total_deleted":156,"total_freed_bytes":52428800,"total_freed_mb":50.0,"total_errors":0,"cache_directory":"/x","heap_size":1,"next_expiry":"2026-11-24T08:00:00.250Z","watch":"active","total_orphans_removed":0,"total_orphan_bytes_freed":0,"total_directories_pruned":0,"size_bytes":null,"free_bytes":null,"total_evicted":0,"total_evicted_bytes":0,"dry_run":false,"would_delete":0,"would_evict":0}"#
+            r#"{"version":"0.1.0","host":"h","started_at":"2026-11-24T07:58:20Z","running":true,"check_interval_hours":6.0,"total_cleanups":42,"total_deleted":156,"total_freed_bytes":52428800,"total_freed_mb":50.0,"total_errors":0,"cache_directory":"/x","heap_size":1,"next_expiry":"2026-11-24T08:00:00.250Z","watch":"active","total_orphans_removed":0,"total_orphan_bytes_freed":0,"total_directories_pruned":0,"size_bytes":null,"free_bytes":null,"total_evicted":0,"total_evicted_bytes":0,"dry_run":false,"would_delete":0,"would_evict":0}"#
         );
         assert_eq!(serde_json::from_str::<Stats>(&json).unwrap(), stats);
     }

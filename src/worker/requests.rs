@@ -9,6 +9,7 @@ use super::Worker;
 use super::cache_root::CacheRoot;
 use crate::error::Error;
 use crate::pair::tally::Tally;
+use crate::schedule::Bucket;
 use crate::schedule::input::{Input, RequestId};
 use crate::telemetry::stats::{ExpiryBucket, SweepReport};
 
@@ -49,8 +50,9 @@ impl Worker {
             return counted.clone();
         }
         let counted = self.core.buckets(self.clock.wall()).into_iter();
-        let counted: Vec<_> =
-            counted.map(|(within_seconds, count)| ExpiryBucket { within_seconds, count }).collect();
+        let counted: Vec<_> = counted
+            .map(|Bucket { end, count, bytes }| ExpiryBucket { within_seconds: end, count, bytes })
+            .collect();
         // However many requests come, counting takes at most a twentieth of the time.
         self.buckets = Some((Instant::now() + start.elapsed() * 19, counted.clone()));
         counted

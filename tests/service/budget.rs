@@ -49,6 +49,16 @@ fn size(pairs: &[Pair]) -> u64 {
     pairs.iter().map(on_disk).sum()
 }
 
+/// The buckets that are not empty: the end of each, its pairs, and what they take on disk.
+fn waiting_by_bucket(stats: &Value) -> Vec<(u64, u64, u64)> {
+    let buckets = stats["expiring"].as_array().unwrap().iter();
+    let figures = buckets.map(|bucket| {
+        ["within_seconds", "count", "bytes"].map(|key| bucket[key].as_u64().unwrap_or(0))
+    });
+    let filled = figures.filter(|[_, count, bytes]| *count > 0 || *bytes > 0);
+    filled.map(|[end, count, bytes]| (end, count, bytes)).collect()
+}
+
 fn with<'a>(args: &[&'a str]) -> Vec<&'a str> {
     [args, OLD].concat()
 }
@@ -71,6 +81,7 @@ fn over_the_limit_the_soonest_to_expire_go_until_the_rest_is_below_it() {
     assert_eq!((&stats["heap_size"], &stats["total_errors"]), (&19.into(), &0.into()));
     assert_eq!(stats["max_size_bytes"], each * 20);
     assert!(stats["free_bytes"].as_u64().is_some_and(|free| free > 0));
+    assert_eq!(waiting_by_bucket(&stats), [(86_400 * 7, 19, each * 19)]);
     let (_, metrics) = service.get("/metrics").unwrap();
     for line in ["result_cleaner_results_evicted_total 11", "result_cleaner_filesystem_free_bytes "]
     {
@@ -108,6 +119,8 @@ fn without_a_budget_nothing_goes_and_no_size_is_known() {
     let stats = service.stats();
     assert_eq!((&stats["size_bytes"], &stats["free_bytes"]), (&Value::Null, &Value::Null));
     assert_eq!((&stats["total_evicted"], &stats["total_evicted_bytes"]), (&0.into(), &0.into()));
+    let buckets = stats["expiring"].as_array().unwrap();
+    assert!(buckets.iter().all(|bucket| bucket["bytes"].is_null()), "{buckets:?}");
     assert!(pair.is_whole());
 }
 

@@ -104,6 +104,18 @@ fn every_key_is_there_with_its_type() {
 }
 
 #[test]
+fn they_say_which_cleaner_it_is_and_since_when() {
+    let before = instant(now());
+    let cache = CacheDir::new();
+    let service = Service::start(cache.path(), &[]);
+    let stats = service.stats();
+    assert_eq!(stats["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(stats["host"].as_str(), rustix::system::uname().nodename().to_str().ok());
+    let started: DateTime<Utc> = stats["started_at"].as_str().unwrap().parse().unwrap();
+    assert!(before <= started && started <= instant(now()), "{before} {started}");
+}
+
+#[test]
 fn deleted_and_freed_are_exact_to_the_byte() {
     let cache = CacheDir::new();
     let due = now() - 1.0;
