@@ -24,8 +24,9 @@ use crate::sys::clock::Now;
 
 /// How often to ask for the free space.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
-/// For how long evicted bytes count as free that the file system does not show as free.
-const CREDIT_HOLDS: Duration = Duration::from_secs(30);
+/// For how long evicted bytes count as free that the file system does not show as free: 30 s, and as much longer as a
+/// file system that commits every 30 s may take to do so.
+const CREDIT_HOLDS: Duration = Duration::from_secs(35);
 /// How long evictions for `min_free` pause if the file system does not show what they free.
 const PAUSE: Duration = Duration::from_secs(600);
 /// How many batches of evictions run at once: one is chosen while the claims of another one are held.
@@ -55,6 +56,8 @@ pub(super) struct BudgetState {
     /// The batches that run.
     batches: usize,
     credits: VecDeque<Credit>,
+    /// The most that was free, what all pairs take included, since there are credits. Only more than that was freed late.
+    high_water: Option<i128>,
     /// Credits that have ended, kept for as long again.
     ended: VecDeque<Credit>,
     paused_until: Option<Instant>,
@@ -112,6 +115,7 @@ impl BudgetState {
             evicting: Evicting::default(),
             batches: 0,
             credits: VecDeque::new(),
+            high_water: None,
             ended: VecDeque::new(),
             paused_until: None,
             reported: Reported::default(),
@@ -139,11 +143,13 @@ impl BudgetState {
 
     /// Takes in a new reading of the space; `size` is what all pairs take now.
     fn read(&mut self, space: FreeSpace, size: u64) {
-        if let Some((before, size_before)) = self.space {
-            // What writers add to the pairs takes as much space as it adds. More free space than that was freed late.
-            let sum = |space: FreeSpace, size: u64| i128::from(space.free) + i128::from(size);
-            let shown = sum(space, size) - sum(before, size_before);
-            self.show(u64::try_from(shown).unwrap_or(0));
+        // What writers add to the pairs takes as much space as it adds.
+        let level = level(space, size);
+        if self.credits.iter().all(|credit| credit.hidden == 0) {
+            self.high_water = None;
+        } else if let Some(high_water) = self.high_water.replace(level) {
+            self.show(u64::try_from(level - high_water).unwrap_or(0));
+            self.high_water = Some(level.max(high_water));
         }
         self.space = Some((space, size));
     }
@@ -157,6 +163,7 @@ impl BudgetState {
         }
     }
 
+    /// Records that `evicted` bytes were evicted, of which `hidden` do not show as free.
     fn add_credit(&mut self, evicted: u64, hidden: u64, now: Instant) {
         match self.credits.back_mut() {
             Some(last) if last.at + ASK_INTERVAL > now => {
@@ -164,6 +171,10 @@ impl BudgetState {
                 last.hidden += hidden;
             }
             _ => self.credits.push_back(Credit { at: now, evicted, hidden }),
+        }
+        if let Some((space, size)) = self.space {
+            let before = self.high_water.map_or(i128::MIN, |before| before - i128::from(hidden));
+            self.high_water = Some(level(space, size).max(before));
         }
     }
 
@@ -178,6 +189,11 @@ impl BudgetState {
         let sum = |of: fn(&Credit) -> u64| self.ended.iter().map(of).sum::<u64>();
         count > 0 && sum(|credit| credit.hidden) * 2 > sum(|credit| credit.evicted)
     }
+}
+
+/// What would be free without the pairs.
+fn level(space: FreeSpace, size: u64) -> i128 {
+    i128::from(space.free) + i128::from(size)
 }
 
 impl Core {
@@ -229,6 +245,7 @@ impl Core {
             state.paused_until = Some(now.mono + PAUSE);
             state.credits.clear();
             state.ended.clear();
+            state.high_water = None;
         }
         notice.into_iter().for_each(|notice| self.report(notice));
         self.report_slow_evictions(now);
@@ -267,8 +284,8 @@ impl Core {
         let EvictedBatch { space: Some([before, after]), bytes } = batch else { return };
         state.read(before, size + bytes);
         let shown = after.free.saturating_sub(before.free);
-        state.add_credit(bytes, bytes.saturating_sub(shown), now.mono);
         state.space = Some((after, size));
+        state.add_credit(bytes, bytes.saturating_sub(shown), now.mono);
         state.freed = 0;
     }
 

@@ -180,6 +180,15 @@ impl Evictions {
         evictable_from(size.since, self.min_age).is_some_and(|from| from <= now.wall)
     }
 
+    /// Returns the last second in which a result may have been changed that is old enough now; `None` if all are too young.
+    fn last_old_enough(&self, now: Now) -> Option<u32> {
+        let is_old_enough =
+            |since: &u32| self.is_old_enough(Size { blocks: 0, since: *since }, now);
+        let age = i64::try_from(self.min_age.as_secs()).unwrap_or(i64::MAX);
+        let about = seconds(now.wall.timestamp().saturating_sub(age));
+        (0..=3).map(|back| about.saturating_sub(back)).find(is_old_enough)
+    }
+
     /// Returns when a pair can be evicted, if there may be one.
     fn next(&self, now: Now) -> Option<Instant> {
         let choice = &self.choice;
@@ -214,18 +223,19 @@ impl Evictions {
         if self.first_seen.len() >= MAX_FIRST_SEEN {
             self.first_seen.retain(|key, _| waiting.contains(key));
         }
-        let (mut young, mut more_from, mut retry_from) = (Young::default(), None, None);
+        let (mut young, mut oldest, mut retry_from) = (Young::default(), None, None);
         let mut chosen = Soonest::new(blocks);
+        let last = self.last_old_enough(now);
         for (dir, pairs) in waiting.entries() {
             let (held_back, busy) = (self.held_back.get(dir), busy.get(&**dir));
             for (stem, at, SizedEntry { size, .. }) in pairs {
-                let from = evictable_from(size.since, self.min_age).filter(|_| size.blocks > 0);
-                let Some(from) = from else { continue };
-                if from > now.wall {
+                if size.blocks == 0 {
+                    continue;
+                }
+                if last.is_none_or(|last| size.since > last) {
                     young.pairs += 1;
                     young.bytes += u64::from(size.blocks) * BLOCK;
-                    more_from =
-                        Some(more_from.map_or(from, |before: DateTime<Utc>| before.min(from)));
+                    oldest = Some(oldest.map_or(size.since, |before: u32| before.min(size.since)));
                     continue;
                 }
                 let until = held_back.and_then(|pairs| pairs.get(stem)).map(|held| held.until);
@@ -237,6 +247,7 @@ impl Evictions {
                 }
             }
         }
+        let more_from = oldest.and_then(|since| evictable_from(since, self.min_age));
         let (is_complete, holds_until) = (!chosen.has_more, now.mono + CHOICE_HOLDS);
         let pairs = chosen.into_pairs();
         self.young = young;
@@ -393,5 +404,25 @@ impl Schedule {
             .filter(|(key, _)| waiting.get(key).is_some_and(|(_, entry)| can_go(key, entry.size)))
             .map(|(key, _)| key)
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_second_that_is_old_enough_is_exact() {
+        let mono = Instant::now();
+        for min_age in [1, 999, 1000, 1001, 2500, 60_000, u64::MAX] {
+            let evictions = Evictions::new(Duration::from_millis(min_age), mono);
+            for ms in [0, 1, 499, 500, 501, 999] {
+                let wall = DateTime::from_timestamp_millis(1_800_000_000_000 + ms).unwrap();
+                let now = Now { wall, mono };
+                let expected = (1_799_999_900..1_800_000_010)
+                    .rfind(|since| evictions.is_old_enough(Size { blocks: 1, since: *since }, now));
+                assert_eq!(evictions.last_old_enough(now), expected, "{min_age} ms, {ms}");
+            }
+        }
     }
 }

@@ -60,6 +60,15 @@ impl<'a> Soonest<'a> {
     }
 
     pub(super) fn add(&mut self, candidate: Candidate<'a>) {
+        let count = self.candidates.len();
+        let is_enough = count >= EVICTION_BATCH && self.blocks >= self.wanted;
+        // Most of many candidates end here.
+        if (is_enough || count >= MAX_CHOSEN)
+            && self.candidates.peek().is_some_and(|last| candidate > *last)
+        {
+            self.has_more = true;
+            return;
+        }
         self.blocks += u64::from(candidate.blocks);
         self.candidates.push(candidate);
         while self.candidates.len() > EVICTION_BATCH

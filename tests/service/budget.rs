@@ -471,7 +471,7 @@ fn a_file_system_that_frees_late_loses_no_more_than_needed() {
         let limit = mount.free() + (20 << 20);
         let service = Service::ready(&cache, &with(&["--min-free", &limit.to_string()]));
         service.wait_for_at_least("total_evicted", 20);
-        thread::sleep(Duration::from_secs(40));
+        thread::sleep(Duration::from_secs(45));
         let evicted = service.count("total_evicted_bytes");
         let needed = limit * 105 / 100 - (limit - (20 << 20));
         figure(&format!("evicted on {kind}, where {needed} bytes were needed"), evicted);
@@ -502,7 +502,7 @@ fn open_and_linked_files_free_nothing_and_no_others_go_in_their_place() {
     let expected = needed.div_ceil(MIB as u64 + 4096);
     service.wait_for_stat("total_evicted", expected);
     // What was evicted counts as free for 30 s.
-    let (time, paused) = if is_long() { (40, 1) } else { (4, 0) };
+    let (time, paused) = if is_long() { (45, 1) } else { (4, 0) };
     thread::sleep(Duration::from_secs(time));
     assert_eq!(service.count("total_evicted"), expected, "{}", service.log());
     service.assert_lines_with("evictions free less than half of what they delete", paused);
