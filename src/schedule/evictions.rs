@@ -1,4 +1,6 @@
 //! Which pairs can be evicted, and which are next. Exists only with a disk budget.
+//!
+//! Longer than other files: sizes, choices and failures of pairs belong together.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::Path;
