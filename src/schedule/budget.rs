@@ -379,6 +379,13 @@ impl Core {
         self.budget.as_ref().is_some_and(|state| state.paused_until.is_some())
     }
 
+    /// Returns whether evicted bytes count as free that do not show as free yet.
+    #[cfg(any(fuzzing, test))]
+    pub(super) fn awaits_free_space(&self) -> bool {
+        let credits = self.budget.iter().flat_map(|state| &state.credits);
+        credits.map(|credit| credit.hidden).any(|hidden| hidden > 0)
+    }
+
     /// Returns the waiting pairs that can be evicted and expire before `at`.
     #[cfg(any(fuzzing, test))]
     pub(crate) fn evictable_before(&self, at: DateTime<Utc>, now: Now) -> Vec<PairKey> {

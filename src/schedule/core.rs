@@ -386,6 +386,8 @@ impl Core {
     #[cfg(any(fuzzing, test))]
     pub(crate) fn is_at_rest(&self, now: Now) -> bool {
         let is_late = |at: Option<Instant>| at.is_some_and(|at| at <= now.mono);
+        // A pair that gets old enough waits for the next choice.
+        let is_soon = |at: Instant| at <= now.mono + Duration::from_secs(2);
         self.can_work()
             && !self.is_working()
             && !self.sweeps.is_asked()
@@ -393,7 +395,8 @@ impl Core {
             && !self.sweeps.are_events_lost()
             && self.schedule.is_at_rest()
             && !is_late(self.schedule.next_pair(now))
-            && !is_late(self.next_eviction(now))
+            && !self.next_eviction(now).is_some_and(is_soon)
+            && !self.awaits_free_space()
     }
 
     /// Returns how many pairs have metadata that is being written.
