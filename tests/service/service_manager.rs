@@ -259,6 +259,8 @@ fn a_log_format_that_was_chosen_is_written_to_standard_error_in_any_case() {
     let Some((service, _socket)) = run_in_the_journal(&cache, &["--log-format", "text"]) else {
         return;
     };
+    // It answers before it watches.
+    service.wait_for_stat("total_cleanups", 1);
     let (_, _, log) = service.terminate();
     assert!(log.contains("INFO watching the cache directory"), "{log}");
 }
