@@ -107,13 +107,22 @@ class Mailbox:
             return
         if not self.loop.is_closed():
             self.loop.remove_reader(self._descriptor)
-        for message in _native.take(self.id, BATCH):
-            if message[0] == "log":
-                _log(message[1], message[2])
+        self._take_log()
         _native.close_mailbox(self.id)
         for waiting in self._waiting.values():
             waiting.cancel()
         self._waiting.clear()
+
+    def leave(self) -> None:
+        """Take what is left of the log, and no more: the interpreter exits, on whichever thread."""
+        if not self.closed:
+            self.closed = True
+            self._take_log()
+
+    def _take_log(self) -> None:
+        for message in _native.take(self.id, BATCH):
+            if message[0] == "log":
+                _log(message[1], message[2])
 
     def __del__(self, close: t.Callable[[int], None] = _native.close_mailbox) -> None:
         # Only a mailbox whose loop has gone can be collected: the loop holds on to its reader.

@@ -171,9 +171,18 @@ class Session:
         self._over = True
         if self._cleaner is not None:
             _native.stop(self._cleaner)
+        if self._mailbox.closed:
+            return
         if not self.loop.is_closed() and not self._closed.done():
             self._closed.set_result(None)
         self._mailbox.close()
+
+    def leave(self) -> None:
+        """Hear no more of the cleaner, which has ended: the interpreter exits."""
+        if not self._over:
+            self.stats()
+            self._over = True
+            self._mailbox.leave()
 
     def release(self) -> t.Dict[str, t.Any]:
         """Forget the cleaner, which has ended, and return its last stats."""
@@ -214,7 +223,16 @@ def _register(session: Session) -> None:
         _sessions.add(session)
         if not _exit_registered:
             _exit_registered = True
-            atexit.register(_native.shutdown, EXIT_TIME)
+            atexit.register(_at_exit)
+
+
+def _at_exit() -> None:
+    """Stop the cleaners that were never stopped, and leave the loops, which may be running, alone."""
+    _native.shutdown(EXIT_TIME)
+    with _lock:
+        sessions = list(_sessions)
+    for session in sessions:
+        session.leave()
 
 
 def _before_fork() -> None:
