@@ -128,12 +128,12 @@ async def test_sweeps_have_the_documented_keys_and_count_before_the_start_too(
     assert daemon.total_deleted == daemon.cleanup_count == 1
     assert daemon.total_freed_bytes == report["freed_bytes"]
     await daemon.start()
-    await until(lambda: daemon.cleanup_count == 2, "the first scan is over")
+    await until(lambda: daemon.cleanup_count >= 2, "the first scan is over")
     for sweep in [daemon.sweep, daemon._cleanup_expired]:
         count = daemon.cleanup_count
         report = await sweep()
         assert set(report) == SWEEP_KEYS and report["checked_count"] == 0
-        assert daemon.cleanup_count == count + 1
+        assert daemon.cleanup_count > count
     await daemon.stop()
     assert (await daemon.sweep())["checked_count"] == 0
     assert daemon.total_deleted == 1
@@ -146,10 +146,10 @@ async def test_a_manual_cleanup_is_not_reported_and_the_daemons_sweeps_are(cache
         await daemon._cleanup_expired()
         assert metrics.reports == []
         await daemon.start()
-        await until(lambda: len(metrics.reports) == 1, "the first scan is reported")
+        await until(lambda: len(metrics.reports) >= 1, "the first scan is reported")
         await daemon._cleanup_expired()
         await daemon.sweep()
-        await until(lambda: len(metrics.reports) == 2, "the sweep is reported")
+        await until(lambda: len(metrics.reports) >= 2, "the sweep is reported")
         cache.publish("old", 1.5)
         await until(lambda: daemon.total_deleted == 2)
         await daemon.stop()
@@ -251,8 +251,8 @@ async def test_a_result_store_that_raises_does_no_harm(
     await daemon.start()
     for number in range(250):
         cache.publish(str(number), 1.5)
-    await until(lambda: len(store.paths) == 250)
-    assert daemon.total_deleted == 250 and daemon.total_errors == 0
+    await until(lambda: len(store.paths) == 250 and daemon.total_deleted == 250)
+    assert daemon.total_errors == 0
     await daemon.stop()
     assert caplog.text.count("result_store.removed failed") == 250
 

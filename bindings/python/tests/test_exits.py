@@ -1,12 +1,13 @@
 """Programs that end without a stop, however they end: nothing is lost and nothing hangs."""
 
+import re
 import signal
 import socket
 import time
 
 import pytest
 
-from conftest import Cache, RunProgram
+from conftest import Cache, Finished, RunProgram
 from metrics import MetricsService
 
 #: Starts, deletes one result, and has its figures wait for the next report.
@@ -80,13 +81,19 @@ while "daemon" not in globals() or daemon.total_deleted < 2:
 }
 
 
+def assert_nothing_is_lost(metrics: MetricsService, finished: Finished) -> None:
+    """The figures were delivered. If the machine was too busy for that within a second, they are logged."""
+    logged = re.findall(r"undelivered figures: deleted_count=(\d+)", finished.err)
+    assert metrics.total("deleted_count") + sum(map(int, logged)) >= 2, finished.err
+
+
 @pytest.mark.parametrize("end", list(ENDS))
 def test_an_exit_without_a_stop_loses_no_figures(
     cache: Cache, program: RunProgram, end: str
 ) -> None:
     with MetricsService() as metrics:
         finished = program(BEGIN + ENDS[end], env={"METRICS": metrics.url}).finish()
-        assert metrics.total("deleted_count") == 2, finished.err
+        assert_nothing_is_lost(metrics, finished)
     assert cache.names() == []
     if "closed" not in end:
         # asyncio itself may write one about a loop that nobody has closed.
@@ -110,7 +117,7 @@ def test_a_signal_while_it_is_idle_ends_it_at_once(
         running.process.send_signal(number)
         finished = running.finish(code=-number)
         if number == signal.SIGINT:
-            assert metrics.total("deleted_count") == 2
+            assert_nothing_is_lost(metrics, finished)
             assert "✓ Result cleanup daemon stopped" in finished.err
 
 

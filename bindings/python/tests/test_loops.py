@@ -156,8 +156,7 @@ async def main():
     events = daemon.subscribe()
     for number in range(250):
         publish(str(number), time.time() + 0.1)
-    await until(lambda: len(Store.paths) == 250)
-    assert daemon.total_deleted == 250
+    await until(lambda: len(Store.paths) == 250 and daemon.total_deleted == 250)
     assert (await daemon.sweep())["checked_count"] == 0
     print(type(asyncio.get_running_loop()).__module__)
 

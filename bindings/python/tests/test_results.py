@@ -71,14 +71,13 @@ async def test_three_hundred_results_are_each_gone_at_their_time(cache: Cache) -
         await store.store(f"session-{number % 5}", life=1.5)
         await asyncio.sleep(0.002)
     assert all(path.exists() for path, at in store.expires_at.items() if at > time.time() + 0.2)
-    await until(lambda: len(store.gone) == 300)
+    await until(lambda: len(store.gone) == 300 and daemon.total_deleted == 300)
     assert {path for path, _ in store.gone} == set(store.expires_at)
     late = sorted(at - store.expires_at[path] for path, at in store.gone)
     assert late[0] >= 0, "never early"
     print(f"removed() ran {late[150] * 1000:.1f} ms after the expiry (median), at most {late[-1] * 1000:.1f} ms")
     assert cache.names() == []
-    stats = daemon.get_stats()
-    assert (stats["total_deleted"], stats["total_errors"]) == (300, 0)
+    assert daemon.get_stats()["total_errors"] == 0
     await daemon.stop()
 
 
