@@ -134,6 +134,19 @@ async def test_a_start_that_is_cancelled_leaves_nothing_behind(cache: Cache) -> 
         await until(lambda: not result.exists())
 
 
+async def test_each_of_several_starts_learns_why_it_failed(cache: Cache) -> None:
+    daemon = ResultCleanupDaemon(cache_dir=cache.path, metrics_url="nonsense")
+    outcomes = await asyncio.gather(daemon.start(), daemon.start(), return_exceptions=True)
+    assert all(isinstance(outcome, ValueError) for outcome in outcomes), outcomes
+    daemon.metrics_url = None
+    first, second = asyncio.ensure_future(daemon.start()), asyncio.ensure_future(daemon.start())
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    assert daemon.running
+    await daemon.stop()
+
+
 async def test_a_stop_during_the_start_wins(cache: Cache) -> None:
     daemon = make(cache.path)
     start = asyncio.ensure_future(daemon.start())

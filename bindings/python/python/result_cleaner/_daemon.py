@@ -131,6 +131,10 @@ class ResultCleanupDaemon:
         if session is not None and session.active:
             if session.loop is loop and not session.started.done():
                 await asyncio.wait({session.started})
+                if session.failed:
+                    # Another task had begun, and this one has to know why it failed.
+                    session.abandon()
+                    await self.start()
             return
         self._keep_totals()
         session = Session(loop, self._settings(), removed_hook(self.result_store))

@@ -97,6 +97,13 @@ class Session:
         return not self._over
 
     @property
+    def failed(self) -> bool:
+        """Whether the cleaner could not start, or nobody waited until it had."""
+        return self.started.done() and (
+            self.started.cancelled() or self.started.exception() is not None
+        )
+
+    @property
     def cleaner(self) -> t.Optional[int]:
         """The cleaner's number; ``None`` in a forked child, which has no such cleaner."""
         return self._cleaner
