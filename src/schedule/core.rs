@@ -386,8 +386,11 @@ impl Core {
     #[cfg(any(fuzzing, test))]
     pub(crate) fn is_at_rest(&self, now: Now) -> bool {
         let is_late = |at: Option<Instant>| at.is_some_and(|at| at <= now.mono);
-        // A pair that gets old enough waits for the next choice.
-        let is_soon = |at: Instant| at <= now.mono + Duration::from_secs(2);
+        // A pair that has become old enough waits for the next choice.
+        let next_eviction = self.next_eviction(now);
+        let is_soon = next_eviction.is_some_and(|at| at <= now.mono + Duration::from_secs(2));
+        let is_evicting =
+            is_soon && !self.evictable_before(DateTime::<Utc>::MAX_UTC, now).is_empty();
         self.can_work()
             && !self.is_working()
             && !self.sweeps.is_asked()
@@ -395,7 +398,8 @@ impl Core {
             && !self.sweeps.are_events_lost()
             && self.schedule.is_at_rest()
             && !is_late(self.schedule.next_pair(now))
-            && !self.next_eviction(now).is_some_and(is_soon)
+            && !is_late(next_eviction)
+            && !is_evicting
             && !self.awaits_free_space()
     }
 
