@@ -35,11 +35,12 @@ const ROOMS: &str = "
 ";
 
 /// Crates that are named in some rooms or files only, and where.
-const CRATES: [(&str, &str); 7] = [
+const CRATES: [(&str, &str); 8] = [
     ("notify", "watch/"),
     ("walkdir", "watch/limits.rs disk/survey.rs"),
     ("reqwest", "telemetry/http_client.rs"),
     ("prometheus", "telemetry/prometheus.rs"),
+    ("procfs", "telemetry/process.rs"),
     ("hyper", "server/"),
     ("priority_queue", "schedule/queue.rs"),
     ("landlock", "remove/sandbox.rs"),

@@ -29,6 +29,7 @@ use crate::jobs::context::JobContext;
 use crate::pair::name::{Half, Name, Stem};
 use crate::pair::outcome::Failure;
 use crate::pair::outcome::{OrphanCandidates, OrphanPass};
+use crate::pair::tally::ErrorKind;
 use crate::pair::version::{FileState, FileTime};
 use crate::remove::{Orphan, prune, remove_orphans};
 
@@ -38,7 +39,7 @@ impl OrphanPass {
     }
 
     fn fail(&mut self, path: PathBuf, doing: &'static str, error: &io::Error) {
-        self.failures.push((path, Failure::new(doing, error)));
+        self.failures.push((path, Failure::new(ErrorKind::Orphan, doing, error)));
     }
 }
 

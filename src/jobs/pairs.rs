@@ -21,6 +21,7 @@ use crate::jobs::context::{JobContext, result_path};
 use crate::pair::budget::Chosen;
 use crate::pair::name::{PairKey, Stem};
 use crate::pair::outcome::{Failure, Job, JobResult, Outcome};
+use crate::pair::tally::ErrorKind;
 use crate::pair::version::FileState;
 use crate::remove::{Buffers, ClaimedPair, DuePair, Removal, remove};
 use crate::sys::descriptors::share_of_open_files;
@@ -107,7 +108,11 @@ impl<'a> PairProcessor<'a> {
                     // The file system that is mounted over it may be unmounted again.
                     Err(error) if is_mounted_over(error) => Outcome::Changed,
                     Err(error) if is_not_ours(error) => Outcome::Incomplete,
-                    Err(error) => Outcome::Failed(Failure::new("open the directory", error)),
+                    Err(error) => Outcome::Failed(Failure::new(
+                        ErrorKind::Directory,
+                        "open the directory",
+                        error,
+                    )),
                 };
                 self.found.push(JobResult { key: key.clone(), outcome });
             }
@@ -215,7 +220,11 @@ impl<'a> PairProcessor<'a> {
         let sight = match self.look(dir, stem, hint) {
             Ok(sight) => sight,
             Err(error) => {
-                return Decision::Keep(Outcome::Failed(Failure::new("inspect the pair", &error)));
+                return Decision::Keep(Outcome::Failed(Failure::new(
+                    ErrorKind::Inspection,
+                    "inspect the pair",
+                    &error,
+                )));
             }
         };
         let clock = self.context.clock();
@@ -278,7 +287,13 @@ impl<'a> PairProcessor<'a> {
             Ok(true) => {}
             // The pairs of a directory that was moved out of the cache directory were moved with it.
             Ok(false) => return Some(Outcome::Incomplete),
-            Err(error) => return Some(Outcome::Failed(Failure::new(FIND_DIRECTORY, &error))),
+            Err(error) => {
+                return Some(Outcome::Failed(Failure::new(
+                    ErrorKind::Directory,
+                    FIND_DIRECTORY,
+                    &error,
+                )));
+            }
         }
         let clock = self.context.clock();
         let (wall, expires_at, evicts) = (|| clock.wall(), judged.pair.expires_at, judged.evicts);
@@ -336,7 +351,8 @@ impl<'a> PairProcessor<'a> {
             Removal::Deleted { freed, disk_freed, leftover } => {
                 let When { expires_at, late, evicts } = when;
                 let path = || path_field(&result_path(self.root, &dir.rel, stem));
-                let leftover = leftover.map(|error| Failure::new("delete the metadata", &error));
+                let leftover = leftover
+                    .map(|error| Failure::new(ErrorKind::Deletion, "delete the metadata", &error));
                 let outcome = if evicts && late < TimeDelta::zero() {
                     let left_s = -late.num_seconds();
                     tracing::debug!(path = path(), left_s, "evicted a result");
@@ -352,10 +368,14 @@ impl<'a> PairProcessor<'a> {
             Removal::Changed => Outcome::Changed,
             Removal::DeletedElsewhere => Outcome::Incomplete,
             Removal::ClaimedElsewhere => Outcome::ClaimedElsewhere,
-            Removal::Failed(error) => Outcome::Failed(Failure::new("delete the result", &error)),
-            Removal::RestoreFailed(error) => {
-                Outcome::RestoreFailed(Failure::new("restore the result", &error))
+            Removal::Failed(error) => {
+                Outcome::Failed(Failure::new(ErrorKind::Deletion, "delete the result", &error))
             }
+            Removal::RestoreFailed(error) => Outcome::RestoreFailed(Failure::new(
+                ErrorKind::Recovery,
+                "restore the result",
+                &error,
+            )),
         })
     }
 

@@ -17,6 +17,7 @@ use crate::pair::budget::{
 };
 use crate::pair::name::PairKey;
 use crate::pair::outcome::{Job, Outcome, Waiting};
+use crate::pair::tally::ErrorKind;
 
 /// A complete, valid pair that has not expired.
 #[derive(Debug, Clone)]
@@ -123,7 +124,8 @@ pub(super) fn evict(
         dry_run(root, context, budget, candidates, sums)
     };
     if let Err(error) = done {
-        sums.error(std::path::Path::new(""), &format_args!("can't read the free space: {error}"));
+        let reason = format_args!("can't read the free space: {error}");
+        sums.error(ErrorKind::Directory, std::path::Path::new(""), &reason);
     }
 }
 

@@ -21,7 +21,7 @@ use crate::pair::outcome::Summary;
 use crate::pair::outcome::{Failure, Job, JobResult, Outcome, ScanFound};
 
 use crate::jobs::scan::Scan;
-use crate::pair::tally::{self, Tally};
+use crate::pair::tally::{self, ErrorKind, Tally};
 use crate::pair::version::{FileState, FileTime, SETTLE_TIME, Version};
 use crate::sys::clock::Clock;
 use crate::sys::runtime::joined;
@@ -193,10 +193,14 @@ fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<Sweep
     sums.tally.deleted += summary.finished;
     sums.tally.freed_bytes += summary.freed;
     for (path, error) in summary.unreadable {
-        sums.error(&path, &format_args!("can't read the directory: {error}"));
+        sums.error(ErrorKind::Directory, &path, &format_args!("can't read the directory: {error}"));
     }
     for (path, error) in summary.stranded {
-        sums.error(&path, &format_args!("can't recover an interrupted deletion: {error}"));
+        sums.error(
+            ErrorKind::Recovery,
+            &path,
+            &format_args!("can't recover an interrupted deletion: {error}"),
+        );
     }
     let orphans = Orphans::find(root, context, summary.orphans);
     let removed = context.run(root, false, || finish_sweep(root, context, &orphans, &mut sums));
@@ -286,13 +290,13 @@ impl Orphans {
     fn remove(&self, root: &Root, context: &JobContext, sums: &mut Sums) -> Option<OrphanReport> {
         let mut removed = tally::OrphanTally::default();
         for (path, failure) in &self.failures {
-            sums.error(path, failure);
+            sums.error(failure.kind(), path, failure);
         }
         for (dir, candidates) in &self.candidates {
             let pass = orphans::search(root, context, dir, candidates, 0);
             removed += pass.removed;
             for (path, failure) in pass.failures {
-                sums.error(&path, &failure);
+                sums.error(failure.kind(), &path, &failure);
             }
         }
         self.is_wanted.then(|| OrphanReport::from(removed))
@@ -364,7 +368,11 @@ impl Sums {
                 let about = suspect(&metadata);
                 if wait.is_zero() || again == Some(about) {
                     let path = key.path(Half::Metadata);
-                    self.error(&path, &format_args!("invalid metadata, result kept: {reason}"));
+                    self.error(
+                        ErrorKind::InvalidMetadata,
+                        &path,
+                        &format_args!("invalid metadata, result kept: {reason}"),
+                    );
                 } else if again.is_none() {
                     self.doubts.push(Doubt { key, wait, about });
                 }
@@ -376,11 +384,11 @@ impl Sums {
     }
 
     fn failure(&mut self, key: &PairKey, half: Half, failure: Failure) {
-        self.error(&key.path(half), &failure);
+        self.error(failure.kind(), &key.path(half), &failure);
     }
 
-    pub(super) fn error(&mut self, path: &Path, reason: &dyn std::fmt::Display) {
-        self.tally.errors += 1;
+    pub(super) fn error(&mut self, kind: ErrorKind, path: &Path, reason: &dyn std::fmt::Display) {
+        self.tally.errors += kind;
         tracing::warn!(path = path_field(&self.root.join(path)), "{reason}");
     }
 }
@@ -404,6 +412,6 @@ mod tests {
         let orphans = Orphans::find(&root, &context, vec![too_long, Path::new("gone").into()]);
         let mut sums = Sums::default();
         assert!(orphans.remove(&root, &context, &mut sums).is_some());
-        assert_eq!(sums.tally.errors, 1);
+        assert_eq!(sums.tally.errors.total(), 1);
     }
 }

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use super::budget::{Chosen, DiskSize};
 use super::change::WatchError;
 use super::name::{PairKey, Stem};
-use super::tally::{OrphanTally, Tally};
+use super::tally::{ErrorKind, Errors, OrphanTally, Tally};
 use super::version::{Broken, FileState, FileTime};
 
 /// The state in which a pair was found, and what the cleaner did with it.
@@ -56,14 +56,16 @@ impl Outcome {
             Self::Deleted { freed, leftover, .. } => {
                 tally.deleted = 1;
                 tally.freed_bytes = *freed;
-                tally.errors = u64::from(leftover.is_some());
+                tally.errors =
+                    leftover.map(Failure::kind).map_or_else(Errors::default, Errors::from);
             }
             Self::Evicted { freed, leftover, .. } => {
                 tally.evicted = 1;
                 tally.evicted_bytes = *freed;
-                tally.errors = u64::from(leftover.is_some());
+                tally.errors =
+                    leftover.map(Failure::kind).map_or_else(Errors::default, Errors::from);
             }
-            Self::Failed(_) | Self::RestoreFailed(_) => tally.errors = 1,
+            Self::Failed(failure) | Self::RestoreFailed(failure) => tally.errors += failure.kind,
             _ => {}
         }
         tally
@@ -85,6 +87,7 @@ impl Outcome {
 /// Why an operation on a pair failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Failure {
+    kind: ErrorKind,
     doing: &'static str,
     /// `None` if the operation failed because another program has locked the directory, and not because
     /// of a system error.
@@ -92,8 +95,12 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    pub(crate) fn new(doing: &'static str, error: &io::Error) -> Self {
-        Self { doing, errno: error.raw_os_error() }
+    pub(crate) fn new(kind: ErrorKind, doing: &'static str, error: &io::Error) -> Self {
+        Self { kind, doing, errno: error.raw_os_error() }
+    }
+
+    pub(crate) fn kind(self) -> ErrorKind {
+        self.kind
     }
 }
 

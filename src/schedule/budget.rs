@@ -15,6 +15,7 @@ use chrono::{DateTime, Utc};
 
 use super::command::{Command, Notice};
 use super::core::Core;
+use super::free_space::BUDGET_INTERVAL;
 use super::input::EvictedBatch;
 use crate::pair::budget::{Budget, Evicting, Excess, FreeSpace, Shortfall};
 #[cfg(any(fuzzing, test))]
@@ -22,8 +23,6 @@ use crate::pair::name::PairKey;
 use crate::pair::outcome::{JobResult, Outcome};
 use crate::sys::clock::Now;
 
-/// How often to ask for the free space.
-const ASK_INTERVAL: Duration = Duration::from_secs(1);
 /// For how long evicted bytes count as free that the file system does not show as free: 30 s, and as much longer as a
 /// file system that commits every 30 s may take to do so.
 const CREDIT_HOLDS: Duration = Duration::from_secs(35);
@@ -43,8 +42,6 @@ pub(super) struct BudgetState {
     pub budget: Budget,
     /// The free space when it was last read, and the size of all pairs at that time.
     space: Option<(FreeSpace, u64)>,
-    is_asking: bool,
-    next_ask: Instant,
     /// What a dry run would have freed.
     pub freed_in_dry_run: u64,
     /// What was deleted since the space was last read, and since the last request for it.
@@ -102,12 +99,10 @@ impl Reported {
 }
 
 impl BudgetState {
-    pub(super) fn new(budget: Budget, now: Instant) -> Self {
+    pub(super) fn new(budget: Budget) -> Self {
         Self {
             budget,
             space: None,
-            is_asking: false,
-            next_ask: now,
             freed_in_dry_run: 0,
             freed: 0,
             freed_since_ask: 0,
@@ -120,6 +115,16 @@ impl BudgetState {
             paused_until: None,
             reported: Reported::default(),
         }
+    }
+
+    /// Records that the free space is about to be read.
+    pub(super) fn asks(&mut self) {
+        self.freed_since_ask = 0;
+    }
+
+    /// Returns the space when last read.
+    pub(super) fn space(&self) -> Option<FreeSpace> {
+        self.space.map(|(space, _)| space)
     }
 
     /// Returns the free space that counts: with what is about to be freed, and what was evicted and does not show yet.
@@ -166,7 +171,7 @@ impl BudgetState {
     /// Records that `evicted` bytes were evicted, of which `hidden` do not show as free.
     fn add_credit(&mut self, evicted: u64, hidden: u64, now: Instant) {
         match self.credits.back_mut() {
-            Some(last) if last.at + ASK_INTERVAL > now => {
+            Some(last) if last.at + BUDGET_INTERVAL > now => {
                 last.evicted += evicted;
                 last.hidden += hidden;
             }
@@ -197,26 +202,11 @@ fn level(space: FreeSpace, size: u64) -> i128 {
 }
 
 impl Core {
-    /// Requests the free space of the cache directory's file system, if it is time.
-    pub(super) fn ask_free_space(&mut self, now: Now) {
-        let Some(state) = &mut self.budget else { return };
-        if !state.is_asking && state.next_ask <= now.mono {
-            (state.is_asking, state.freed_since_ask) = (true, 0);
-            state.next_ask = now.mono + ASK_INTERVAL;
-            self.command(Command::AskFreeSpace);
-        }
-    }
-
-    /// Returns when to ask for the free space again.
-    pub(super) fn next_ask(&self) -> Option<Instant> {
-        self.budget.as_ref().filter(|state| !state.is_asking).map(|state| state.next_ask)
-    }
-
     /// Takes in the free space of the file system, or why it is unknown.
     pub(super) fn free_space_read(&mut self, space: Result<FreeSpace, String>, now: Now) {
         let (size, _) = self.schedule.disk_size();
+        self.space.answered(space.as_ref().ok().copied());
         let Some(state) = &mut self.budget else { return };
-        state.is_asking = false;
         let space = match space {
             Ok(space) => space,
             Err(reason) => {
@@ -260,7 +250,8 @@ impl Core {
             && !std::mem::replace(&mut state.is_scanned, true)
         {
             // The scan may have freed space of pairs whose size was not known.
-            (state.space, state.next_ask) = (None, now.mono);
+            state.space = None;
+            self.space.ask_at(now.mono);
         }
     }
 
@@ -366,11 +357,6 @@ impl Core {
     /// Returns what all complete, valid pairs take on disk, in bytes; `None` without a disk budget.
     pub(crate) fn size_bytes(&self) -> Option<u64> {
         self.budget.as_ref().map(|_| self.schedule.disk_size().0)
-    }
-
-    /// Returns the free space on the cache directory's file system and its size, when last read.
-    pub(crate) fn space(&self) -> Option<FreeSpace> {
-        self.budget.as_ref()?.space.map(|(space, _)| space)
     }
 
     /// Returns whether evictions for the free space are paused.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::command::Notice;
 use super::core::Core;
 use super::input::{RootSeen, Watching};
-use crate::pair::tally::Tally;
+use crate::pair::tally::{ErrorKind, Tally};
 use crate::sys::clock::Now;
 
 /// The state of the path where the cache directory should be.
@@ -51,7 +51,8 @@ impl Core {
             RootSeen::Unreadable { reason } => {
                 // A scan may have reported this before.
                 if !self.schedule.could_not_read(Path::new("")) {
-                    self.count_outside_sweeps(Tally { errors: 1, ..Tally::default() });
+                    let errors = ErrorKind::Directory.into();
+                    self.count_outside_sweeps(Tally { errors, ..Tally::default() });
                     self.report(Notice::RootUnreadable(reason));
                 }
                 RootState::Unreadable

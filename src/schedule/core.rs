@@ -14,6 +14,7 @@ use super::batches::{BATCH, Slots, batches};
 use super::budget::BudgetState;
 use super::cache_root::{Rewatch, RootState};
 use super::command::{Command, Notice};
+use super::free_space::SpaceReadings;
 use super::input::{Generation, Input, RequestId};
 use super::lost_events::Flooded;
 use super::orphans::OrphanSchedule;
@@ -56,6 +57,7 @@ pub(crate) struct Core {
     pub(super) schedule: Schedule,
     /// The disk budget, if there is one.
     pub(super) budget: Option<BudgetState>,
+    pub(super) space: SpaceReadings,
     pub(super) slots: Slots,
     /// Batches that the schedule handed out as due and for which no thread was free.
     due: VecDeque<Vec<Job>>,
@@ -102,7 +104,8 @@ impl Core {
             root: RootState::Unknown,
             generation: 0,
             schedule: Schedule::new(budget.as_ref(), is_dry_run, now),
-            budget: budget.map(|budget| BudgetState::new(budget, now)),
+            budget: budget.map(BudgetState::new),
+            space: SpaceReadings::new(now),
             slots: Slots::default(),
             due: VecDeque::new(),
             full: None,
@@ -283,7 +286,8 @@ impl Core {
         self.generation += 1;
         let budget = self.budget.as_ref().map(|state| state.budget);
         self.schedule = Schedule::new(budget.as_ref(), self.schedule.is_dry_run(), now);
-        self.budget = budget.map(|budget| BudgetState::new(budget, now));
+        self.budget = budget.map(BudgetState::new);
+        self.space = SpaceReadings::new(now);
         // Threads may be blocked in the old directory for as long as its file system does not answer.
         self.slots = Slots::default();
         self.due.clear();
@@ -336,7 +340,7 @@ impl Core {
         let can_sweep = self.full.is_none() && self.rewatch != Rewatch::Asked;
         let sweep = can_sweep.then(|| self.sweeps.next());
         let orphans = self.orphans.next(now).filter(|_| !self.removes_orphans);
-        let (ask, eviction) = (self.next_ask(), self.next_eviction(now));
+        let (ask, eviction) = (self.space.next(), self.next_eviction(now));
         let wakes = [pair, tree, self.flooded.next_list(), orphans, sweep, ask, eviction];
         wakes.into_iter().flatten().min()
     }

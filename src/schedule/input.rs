@@ -121,7 +121,9 @@ pub(super) fn orphans_tally(pass: &[(Due, OrphanPass)], took: Duration) -> Tally
     let mut tally = Tally { duration: took, ..Tally::default() };
     for (_, pass) in pass {
         tally.orphans += pass.removed;
-        tally.errors += pass.failures.len() as u64;
+        for (_, failure) in &pass.failures {
+            tally.errors += failure.kind();
+        }
     }
     tally
 }

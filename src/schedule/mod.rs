@@ -17,6 +17,7 @@ mod core;
 mod dry_run;
 mod evictions;
 mod expiries;
+mod free_space;
 mod half_written;
 pub(crate) mod input;
 mod lost_events;

@@ -107,6 +107,7 @@ impl OrphanSchedule {
 mod tests {
     use super::*;
     use crate::pair::outcome::Failure;
+    use crate::pair::tally::ErrorKind;
     use crate::pair::tally::OrphanTally;
 
     fn at(seconds: u64, start: Instant) -> Now {
@@ -143,7 +144,7 @@ mod tests {
     #[test]
     fn what_fails_waits_longer_each_time_whatever_news_comes() {
         let (start, mut schedule) = (Instant::now(), OrphanSchedule::default());
-        let failure = Failure::new("x", &std::io::ErrorKind::NotFound.into());
+        let failure = Failure::new(ErrorKind::Orphan, "x", &std::io::ErrorKind::NotFound.into());
         let mut pass =
             OrphanPass { failures: vec![("a/x".into(), failure)], ..OrphanPass::default() };
         assert!(schedule.settle(due("a", 0), &mut pass, at(0, start)));

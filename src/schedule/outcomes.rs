@@ -12,7 +12,7 @@ use super::{Attempts, InFlight, ScanId, Schedule, Source};
 use crate::pair::change::Trigger;
 use crate::pair::name::{Half, PairKey};
 use crate::pair::outcome::{Failure, JobResult, Outcome};
-use crate::pair::tally::Tally;
+use crate::pair::tally::{ErrorKind, Tally};
 use crate::pair::version::{Broken, FileState};
 use crate::sys::clock::Now;
 
@@ -132,8 +132,9 @@ impl Schedule {
                 let writer =
                     self.half_written.writer(&key).unwrap_or(in_flight_pair.trigger.writer);
                 let confirm_at = confirm_at(&metadata, wait, writer, attempts, pause, now);
-                let counts = self.broken(key, &metadata, reason, confirm_at, attempts, now);
-                tally.errors += u64::from(counts);
+                if self.broken(key, &metadata, reason, confirm_at, attempts, now) {
+                    tally.errors += ErrorKind::InvalidMetadata;
+                }
             }
             Outcome::Deleted { leftover, .. } | Outcome::Evicted { leftover, .. } => {
                 if let Some(failure) = leftover {
@@ -146,7 +147,9 @@ impl Schedule {
                 self.pause(key, until, Attempts { changes: changes.saturating_add(1), ..attempts });
             }
             Outcome::ClaimedElsewhere => {
-                tally.errors += u64::from(self.claimed_elsewhere(key, attempts, pause, now));
+                if self.claimed_elsewhere(key, attempts, pause, now) {
+                    tally.errors += ErrorKind::Deletion;
+                }
             }
             Outcome::Failed(failure) => self.failed(key, &failure, attempts, now),
             Outcome::RestoreFailed(failure) => {

@@ -11,7 +11,7 @@ use super::{Schedule, Source};
 use crate::pair::change::{Trigger, WriteState};
 use crate::pair::name::PairKey;
 use crate::pair::outcome::{JobResult, Outcome, Summary, Waiting};
-use crate::pair::tally::Tally;
+use crate::pair::tally::{ErrorKind, Tally};
 use crate::sys::clock::Now;
 
 /// How many pairs a scan tracks one by one: some 6 MiB.
@@ -277,7 +277,7 @@ impl Schedule {
         self.unreadable.retain(|dir| !is_judged(dir) || unread.contains(dir));
         for (dir, error) in summary.unreadable {
             if is_judged(&dir) && self.unreadable.insert(Arc::clone(&dir)) {
-                tally.errors += 1;
+                tally.errors += ErrorKind::Directory;
                 self.notices
                     .push(Notice::Error(dir.to_path_buf(), CountedError::Unreadable(error)));
             }
@@ -295,7 +295,7 @@ impl Schedule {
             self.scan_later(&dir, now);
         }
         for (path, error) in summary.stranded {
-            tally.errors += 1;
+            tally.errors += ErrorKind::Recovery;
             self.notices.push(Notice::Error(path, CountedError::Stranded(error)));
         }
         tally

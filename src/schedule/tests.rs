@@ -145,7 +145,7 @@ fn a_scan_that_finds_a_pair_claimed_is_no_attempt_of_its_own() {
     for _ in 0..20 {
         let scan = schedule.begin_scan(Scope::Everything);
         let tally = schedule.complete(claimed(), Source::Scan(scan), now);
-        assert_eq!(tally.errors, 0);
+        assert_eq!(tally.errors.total(), 0);
         schedule.end_scan(scan, Summary::default(), now);
     }
     assert!(schedule.take_notices().is_empty());

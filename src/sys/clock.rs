@@ -59,6 +59,12 @@ pub(crate) fn now_utc() -> DateTime<Utc> {
     Utc::now()
 }
 
+/// Returns when the system was booted, by the present wall clock.
+#[cfg(feature = "server")]
+pub(crate) fn boot_time() -> DateTime<Utc> {
+    Utc::now() - since_boot()
+}
+
 /// Returns the time since boot, including suspends, so that a machine that was asleep shows no jump.
 fn since_boot() -> TimeDelta {
     let time = clock_gettime(ClockId::Boottime);

@@ -92,6 +92,11 @@ impl Reporter {
         }
     }
 
+    /// Returns how many reports the service has not accepted yet.
+    pub(crate) fn undelivered(&self) -> u64 {
+        self.shared.lock().reports()
+    }
+
     /// Tries once more to deliver all pending figures, for no longer than `patience`. Figures that the
     /// service does not accept are logged.
     pub(crate) async fn finish(self, patience: Duration) {
@@ -135,6 +140,8 @@ struct Waiting {
     between_at: Option<Instant>,
     /// The sum of the failed reports, and when to retry; set while the service accepts no reports.
     undelivered: Option<(Tally, Retry)>,
+    /// How many reports the one contains that is being sent or has failed.
+    attempted: u64,
 }
 
 /// When the figures of failed reports are sent again.
@@ -152,7 +159,18 @@ impl Waiting {
             between: Tally::default(),
             between_at: None,
             undelivered: None,
+            attempted: 0,
         }
+    }
+
+    /// Returns how many reports are pending, or being sent.
+    fn reports(&self) -> u64 {
+        self.attempted + self.sweeps.len() as u64 + u64::from(!self.between.is_idle())
+    }
+
+    /// Records that what was sent is delivered.
+    fn delivered(&mut self) {
+        self.attempted = 0;
     }
 
     fn add_sweep(&mut self, sweep: Tally) {
@@ -181,6 +199,7 @@ impl Waiting {
             return Step::Send(self.take_all().unwrap_or_default());
         }
         if let Some(sweep) = self.sweeps.pop_front() {
+            self.attempted = 1;
             return Step::Send(sweep);
         }
         if self.between.is_idle() {
@@ -190,6 +209,7 @@ impl Waiting {
             Some(at) if now < at => Step::Wait(Some(at)),
             _ => {
                 self.between_at = Some(now + self.report_interval);
+                self.attempted = 1;
                 Step::Send(std::mem::take(&mut self.between))
             }
         }
@@ -205,6 +225,7 @@ impl Waiting {
         if self.is_empty() {
             return None;
         }
+        self.attempted = self.reports();
         let mut all = std::mem::take(&mut self.between);
         if let Some((undelivered, _)) = self.undelivered.take() {
             all += undelivered;
@@ -299,8 +320,9 @@ async fn deliver_all(shared: Arc<Shared>, service: Service, mut ended: oneshot::
         let mut attempt = pin!(deliver(&service, tally));
         tokio::select! {
             outcome = &mut attempt => {
-                if let Err(failure) = &outcome {
-                    shared.lock().failed(tally, sent, Instant::now(), failure);
+                match &outcome {
+                    Ok(()) => shared.lock().delivered(),
+                    Err(failure) => shared.lock().failed(tally, sent, Instant::now(), failure),
                 }
                 outage.note(&service, sent, outcome.as_ref().copied());
             }

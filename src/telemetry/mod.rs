@@ -9,6 +9,8 @@ mod metrics_service;
 #[cfg(not(feature = "report"))]
 mod no_reporter;
 #[cfg(feature = "server")]
+mod process;
+#[cfg(feature = "server")]
 pub(crate) mod prometheus;
 pub(crate) mod recorder;
 pub(crate) mod stats;

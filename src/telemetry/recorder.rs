@@ -87,6 +87,11 @@ impl Recorder {
         }
     }
 
+    /// Returns how many reports the metrics service has not accepted yet; `None` without one.
+    pub(crate) fn undelivered_reports(&self) -> Option<u64> {
+        self.reporter.as_ref().map(Reporter::undelivered)
+    }
+
     /// Sends an event for the outcome of the pair with this result, if it is a deletion, an eviction or a delay.
     pub(crate) fn found(&self, outcome: &Outcome, result: impl FnOnce() -> PathBuf) {
         if let Outcome::Deleted { freed, late, .. } = outcome {

@@ -1,5 +1,6 @@
 //! The figures that the cleaner reports about itself.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::config::{Config, MinFree};
 pub use crate::pair::change::WatchState;
-use crate::pair::tally::{OrphanTally, Tally};
+use crate::pair::tally::{Errors, OrphanTally, Tally};
 use crate::sys::clock::now_utc;
 
 /// The state of a cleaner at one moment.
@@ -49,6 +50,10 @@ pub struct Stats {
     /// Number of errors: invalid metadata (once per version), failed attempts to delete, unreadable
     /// directories.
     pub total_errors: u64,
+    /// The same by what each is about: `invalid_metadata`, `directory`, `inspection`, `deletion`, `recovery`, `orphan`.
+    /// Each key is always there; a later version may have more.
+    #[serde(default)]
+    pub errors_by_kind: BTreeMap<String, u64>,
     /// The cache directory, resolved; as configured while it is absent.
     #[serde(serialize_with = "lossy")]
     pub cache_directory: PathBuf,
@@ -58,6 +63,19 @@ pub struct Stats {
     pub next_expiry: Option<DateTime<Utc>>,
     /// How the cleaner learns of changes.
     pub watch: WatchState,
+    /// Directories whose changes the kernel reports, the cache directory included.
+    #[serde(default)]
+    pub watched_directories: u64,
+    /// Directories whose changes it does not report: because of a limit, of permissions, or of more events than can be
+    /// read. Sweeps find what is in them.
+    #[serde(default)]
+    pub refused_directories: u64,
+    /// How often changes were lost because the kernel's queue of events was full.
+    #[serde(default)]
+    pub total_queue_overflows: u64,
+    /// Reports for the metrics service that it has not accepted yet; `None` without a metrics service.
+    #[serde(default)]
+    pub undelivered_reports: Option<u64>,
     /// Results without metadata, expired metadata without a result, and `*.tmp` files that were removed
     /// because of [`Config::remove_orphans`](crate::Config::remove_orphans).
     #[serde(default)]
@@ -72,8 +90,8 @@ pub struct Stats {
     /// What the complete, valid pairs take on disk, in bytes (allocated, as `du` counts); `None` without a disk budget.
     #[serde(default)]
     pub size_bytes: Option<u64>,
-    /// What unprivileged users may still use on the cache directory's file system, in bytes; `None` without a disk
-    /// budget.
+    /// What unprivileged users may still use on the cache directory's file system, in bytes. Read each second with a
+    /// disk budget, else once a minute; `None` while it is unknown.
     #[serde(default)]
     pub free_bytes: Option<u64>,
     /// [`Config::max_size`](crate::Config::max_size).
@@ -244,7 +262,7 @@ impl From<Tally> for SweepReport {
             deleted_count: done.deleted,
             freed_bytes: done.freed_bytes,
             checked_count: done.checked,
-            errors: done.errors,
+            errors: done.errors.total(),
             // In whole microseconds, so that it has no more digits than that.
             duration_ms: done.duration.as_micros() as f64 / 1000.0,
             orphans: None,
@@ -275,10 +293,15 @@ impl SharedStats {
             total_freed_bytes: 0,
             total_freed_mb: 0.0,
             total_errors: 0,
+            errors_by_kind: errors_by_kind(&Errors::default()),
             cache_directory,
             heap_size: 0,
             next_expiry: None,
             watch: WatchState::Absent,
+            watched_directories: 0,
+            refused_directories: 0,
+            total_queue_overflows: 0,
+            undelivered_reports: config.metrics_url.as_ref().map(|_| 0),
             total_orphans_removed: 0,
             total_orphan_bytes_freed: 0,
             total_directories_pruned: 0,
@@ -310,7 +333,10 @@ impl SharedStats {
             stats.total_deleted += tally.deleted;
             stats.total_freed_bytes += tally.freed_bytes;
             stats.total_freed_mb = mib(stats.total_freed_bytes);
-            stats.total_errors += tally.errors;
+            stats.total_errors += tally.errors.total();
+            for (kind, count) in tally.errors.by_kind().filter(|(_, count)| *count > 0) {
+                *stats.errors_by_kind.entry(kind.name().to_owned()).or_default() += count;
+            }
             stats.total_orphans_removed += tally.orphans.orphans;
             stats.total_orphan_bytes_freed += tally.orphans.orphan_bytes;
             stats.total_directories_pruned += tally.orphans.pruned;
@@ -324,6 +350,10 @@ impl SharedStats {
     fn lock(&self) -> MutexGuard<'_, Stats> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn errors_by_kind(errors: &Errors) -> BTreeMap<String, u64> {
+    errors.by_kind().map(|(kind, count)| (kind.name().to_owned(), count)).collect()
 }
 
 /// Returns `bytes` in MiB, rounded to two places.
@@ -353,10 +383,15 @@ mod tests {
             total_freed_bytes: 52_428_800,
             total_freed_mb: mib(52_428_800),
             total_errors: 0,
+            errors_by_kind: errors_by_kind(&Errors::default()),
             cache_directory: "/x".into(),
             heap_size: 1,
             next_expiry: DateTime::from_timestamp_millis(1_795_507_200_250),
             watch: WatchState::Active,
+            watched_directories: 1,
+            refused_directories: 0,
+            total_queue_overflows: 0,
+            undelivered_reports: None,
             total_orphans_removed: 0,
             total_orphan_bytes_freed: 0,
             total_directories_pruned: 0,
@@ -375,7 +410,7 @@ mod tests {
         let json = serde_json::to_string(&stats).unwrap();
         assert_eq!(
             json,
-            r#"{"version":"0.1.0","host":"h","started_at":"2026-11-24T07:58:20Z","running":true,"check_interval_hours":6.0,"total_cleanups":42,"total_deleted":156,"total_freed_bytes":52428800,"total_freed_mb":50.0,"total_errors":0,"cache_directory":"/x","heap_size":1,"next_expiry":"2026-11-24T08:00:00.250Z","watch":"active","total_orphans_removed":0,"total_orphan_bytes_freed":0,"total_directories_pruned":0,"size_bytes":null,"free_bytes":null,"total_evicted":0,"total_evicted_bytes":0,"dry_run":false,"would_delete":0,"would_evict":0}"#
+            r#"{"version":"0.1.0","host":"h","started_at":"2026-11-24T07:58:20Z","running":true,"check_interval_hours":6.0,"total_cleanups":42,"total_deleted":156,"total_freed_bytes":52428800,"total_freed_mb":50.0,"total_errors":0,"errors_by_kind":{"deletion":0,"directory":0,"inspection":0,"invalid_metadata":0,"orphan":0,"recovery":0},"cache_directory":"/x","heap_size":1,"next_expiry":"2026-11-24T08:00:00.250Z","watch":"active","watched_directories":1,"refused_directories":0,"total_queue_overflows":0,"undelivered_reports":null,"total_orphans_removed":0,"total_orphan_bytes_freed":0,"total_directories_pruned":0,"size_bytes":null,"free_bytes":null,"total_evicted":0,"total_evicted_bytes":0,"dry_run":false,"would_delete":0,"would_evict":0}"#
         );
         assert_eq!(serde_json::from_str::<Stats>(&json).unwrap(), stats);
     }

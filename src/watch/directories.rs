@@ -31,6 +31,8 @@ pub(super) enum State {
 #[derive(Debug, Default)]
 struct Directories {
     known: BTreeMap<ByBytes, State>,
+    /// How many of them are watched.
+    watched: usize,
     /// Directories that were removed or replaced since stale watches were last ended, by themselves or with
     /// one above.
     moved: BTreeSet<Arc<Path>>,
@@ -41,7 +43,7 @@ impl Watched {
     /// that does not count.
     pub(crate) fn insert(&self, rel: &Arc<Path>, unwatch: impl FnOnce(Vec<Arc<Path>>)) {
         let mut directories = self.lock();
-        let before = directories.known.insert(ByBytes(Arc::clone(rel)), State::Watched);
+        let before = directories.set(rel, State::Watched);
         if before == Some(State::Kept) {
             unwatch(vec![Arc::clone(rel)]);
         }
@@ -50,15 +52,16 @@ impl Watched {
     /// Records that notify has set no watch of the directory `rel`, but that the event of a change of its
     /// permissions has to be reported.
     pub(crate) fn refuse(&self, rel: &Arc<Path>) {
-        self.lock().known.insert(ByBytes(Arc::clone(rel)), State::Unwatched);
+        self.lock().set(rel, State::Unwatched);
     }
 
     /// Records the same of a directory that notify may have set a watch of. It goes on reporting events.
     pub(crate) fn expect(&self, rel: &Arc<Path>) {
         let mut directories = self.lock();
-        let state = directories.known.entry(ByBytes(Arc::clone(rel))).or_insert(State::Unwatched);
-        if *state == State::Watched {
-            *state = State::Kept;
+        match directories.known.get(rel.as_os_str()) {
+            None => drop(directories.set(rel, State::Unwatched)),
+            Some(State::Watched) => drop(directories.set(rel, State::Kept)),
+            Some(State::Unwatched | State::Kept) => {}
         }
     }
 
@@ -70,7 +73,7 @@ impl Watched {
         let mut directories = self.lock();
         let is_forgotten = !directories.known.contains_key(rel.as_os_str());
         if is_forgotten {
-            directories.known.insert(ByBytes(Arc::clone(rel)), State::Watched);
+            directories.set(rel, State::Watched);
             directories.moved.insert(Arc::clone(rel));
         }
         is_forgotten
@@ -79,6 +82,12 @@ impl Watched {
     /// How many directories are known.
     pub(super) fn len(&self) -> usize {
         self.lock().known.len()
+    }
+
+    /// How many directories are watched, and how many are known and not watched.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let directories = self.lock();
+        (directories.watched, directories.known.len() - directories.watched)
     }
 
     /// Whether the kernel reports the events of the directory `rel`.
@@ -138,6 +147,7 @@ impl Watched {
             }
             *state == State::Watched
         });
+        directories.watched = directories.known.len();
         unwatch(kept);
     }
 
@@ -158,12 +168,22 @@ impl Watched {
 }
 
 impl Directories {
+    /// Sets the state of a directory, and returns the state before.
+    fn set(&mut self, rel: &Arc<Path>, state: State) -> Option<State> {
+        let before = self.known.insert(ByBytes(Arc::clone(rel)), state);
+        self.watched += usize::from(state == State::Watched);
+        self.watched -= usize::from(before == Some(State::Watched));
+        before
+    }
+
     /// Forgets `dir` and all below it. Adds those that had a watch to `watched`. Returns whether one of them was
     /// known.
     fn forget(&mut self, dir: &Path, watched: &mut Vec<Arc<Path>>) -> bool {
         let below: Vec<_> = self.below(dir).cloned().collect();
         for dir in &below {
-            if self.known.remove(dir.as_os_str()) != Some(State::Unwatched) {
+            let before = self.known.remove(dir.as_os_str());
+            self.watched -= usize::from(before == Some(State::Watched));
+            if before != Some(State::Unwatched) {
                 watched.push(Arc::clone(dir));
             }
         }
@@ -246,5 +266,27 @@ mod tests {
         assert_eq!(below("x"), ["x/y"], "though it is unknown itself");
         assert_eq!(below("y"), [""; 0]);
         assert_eq!(below("").len(), known.len());
+    }
+
+    #[test]
+    fn the_watched_and_the_others_are_counted_whatever_becomes_of_them() {
+        let watched = Watched::default();
+        let rel = |rel: &str| -> Arc<Path> { Path::new(rel).into() };
+        for dir in ["", "a", "a/b", "c", "c"] {
+            watched.insert(&rel(dir), |_| {});
+        }
+        assert_eq!(watched.counts(), (4, 0));
+        watched.expect(&rel("c"));
+        watched.refuse(&rel("d"));
+        watched.expect(&rel("e"));
+        assert_eq!(watched.counts(), (3, 3));
+        watched.insert(&rel("c"), |_| {});
+        watched.insert(&rel("d"), |_| {});
+        assert_eq!(watched.counts(), (5, 1));
+        watched.forget_unwatched(|_| {});
+        assert_eq!(watched.counts(), (5, 0));
+        watched.forget(Path::new("a"), |_| {});
+        assert!(watched.confirm(&rel("a")) && !watched.confirm(&rel("a")));
+        assert_eq!(watched.counts(), (4, 0));
     }
 }

@@ -1,6 +1,6 @@
 //! The inbox in which changes wait for the worker.
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -20,6 +20,8 @@ pub(crate) struct Inbox {
     pub backpressure: Arc<Backpressure>,
     /// The directories with more events than the reader can handle.
     pub floods: Floods,
+    /// How often the kernel's queue of events was full.
+    pub overflows: AtomicU64,
     /// How many threads read events, including retired ones that wait for a flood to end.
     pub readers: Arc<AtomicUsize>,
 }

@@ -110,6 +110,9 @@ impl Handler {
             self.rates.count(dir, now);
         }
         let inbox = &self.inbox;
+        if event.as_ref().is_ok_and(Event::need_rescan) {
+            inbox.overflows.fetch_add(1, Ordering::Relaxed);
+        }
         let mut lost = false;
         self.translator.translate(event, &mut |change| {
             lost |= change == Change::EventsLost;

@@ -223,6 +223,11 @@ impl Watcher {
         self.watched.is_watched(rel)
     }
 
+    /// How many directories are watched, and how many are known and not watched.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        self.watched.counts()
+    }
+
     /// Ends the watches that may belong to another directory than the one with their name now.
     ///
     /// To be called before a scan, which sets these watches again: every moved directory is scanned again.

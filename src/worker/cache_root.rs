@@ -41,6 +41,14 @@ impl CacheRoot {
         matches!(self, Self::Open(open) if open.watcher.is_ok())
     }
 
+    /// How many directories are watched, and how many are not. Without a watcher, that is the cache directory at least.
+    pub(super) fn watches(&self) -> (usize, usize) {
+        match self {
+            Self::Open(open) => open.watcher.as_ref().map_or((0, 1), Watcher::counts),
+            Self::Unknown | Self::Absent | Self::Unreadable(_) => (0, 0),
+        }
+    }
+
     /// Whether nothing has changed since `before`.
     pub(crate) fn is_unchanged_since(&self, before: &Self) -> bool {
         match self {

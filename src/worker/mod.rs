@@ -18,6 +18,7 @@ mod tests;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -284,7 +285,13 @@ impl Worker {
 
     fn publish(&self) {
         let resolved = self.cache_root.id().map_or(&self.configured_path, |id| &id.path);
+        let (watched, refused) = self.cache_root.watches();
+        let undelivered = self.recorder.undelivered_reports();
         self.recorder.publish(|stats| {
+            stats.watched_directories = watched as u64;
+            stats.refused_directories = refused as u64;
+            stats.total_queue_overflows = self.inbox.overflows.load(Ordering::Relaxed);
+            stats.undelivered_reports = undelivered.or(stats.undelivered_reports);
             stats.heap_size = self.core.heap_size() as u64;
             stats.next_expiry = self.core.next_expiry();
             stats.watch = self.core.watch_state();

@@ -11,6 +11,7 @@ use super::disk::{DirId, Disk, FROM, Halves, Metadata, REASON, TO};
 use crate::pair::budget::{BLOCK, Chosen};
 use crate::pair::name::Half;
 use crate::pair::outcome::{Failure, Outcome};
+use crate::pair::tally::ErrorKind;
 use crate::pair::version::{FileState, SETTLE_TIME};
 
 pub(super) fn error() -> io::Error {
@@ -18,7 +19,7 @@ pub(super) fn error() -> io::Error {
 }
 
 fn failure() -> Failure {
-    Failure::new("do it", &error())
+    Failure::new(ErrorKind::Deletion, "do it", &error())
 }
 
 impl Disk {

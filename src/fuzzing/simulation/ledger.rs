@@ -42,7 +42,7 @@ pub(super) struct Ledger {
 impl Ledger {
     pub fn add_reported(&mut self, tally: Tally) {
         self.in_reports.0 += tally.deleted;
-        self.in_reports.1 += tally.errors;
+        self.in_reports.1 += tally.errors.total();
     }
 }
 
@@ -55,7 +55,7 @@ impl World {
             if is_job && !is_stale {
                 assert!(self.in_flight.remove(&found.key), "{:?} was not asked for", found.key);
             }
-            let errors = found.outcome.tally().errors;
+            let errors = found.outcome.tally().errors.total();
             self.ledger.stale += if is_stale { errors } else { 0 };
             self.ledger.deleted += found.outcome.tally().deleted;
             self.ledger.evicted += found.outcome.tally().evicted;

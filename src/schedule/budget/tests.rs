@@ -7,7 +7,7 @@ fn state() -> (BudgetState, Instant) {
     let now = Instant::now();
     let min_free = Some(MinFree::Bytes(500));
     let budget = Budget { max_size: None, min_free, min_age: SECOND };
-    (BudgetState::new(budget, now), now)
+    (BudgetState::new(budget), now)
 }
 
 fn space(free: u64) -> FreeSpace {

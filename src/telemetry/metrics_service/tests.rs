@@ -5,6 +5,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
+use crate::pair::tally::{ErrorKind, Errors};
 
 /// More time than a busy machine needs for a report.
 const FINISH: Duration = Duration::from_secs(5);
@@ -19,7 +20,7 @@ fn tally(deleted: u64) -> Tally {
         deleted,
         freed_bytes: 10 * deleted,
         checked: 100,
-        errors: 1,
+        errors: ErrorKind::Deletion.into(),
         duration,
         ..Tally::default()
     }
@@ -151,7 +152,7 @@ async fn each_sweep_is_a_report_of_its_own_even_an_idle_one() {
 async fn what_waits_for_the_interval_is_sent_at_the_end() {
     let metrics = Metrics::start(|_| Some("200 OK")).await;
     let reporter = Reporter::start(&metrics.url, LONG).unwrap();
-    reporter.between(Tally { deleted: 0, errors: 0, ..tally(1) });
+    reporter.between(Tally { deleted: 0, errors: Errors::default(), ..tally(1) });
     reporter.between(tally(1));
     metrics.wait_for(1).await;
     reporter.between(tally(2));
@@ -304,6 +305,7 @@ fn retries_come_at_the_interval_within_bounds_and_memory_is_bounded() {
         let mut waiting = Waiting::new(interval);
         waiting.add_sweep(tally(1));
         assert_eq!(waiting.step(start), Step::Send(tally(1)));
+        assert_eq!(waiting.reports(), 1, "until it is accepted");
         waiting.failed(tally(1), start, late, &"timed out".to_owned().into());
         assert_eq!(waiting.step(late), Step::Wait(Some(retry)));
         for _ in 0..10_000 {
@@ -311,8 +313,12 @@ fn retries_come_at_the_interval_within_bounds_and_memory_is_bounded() {
             waiting.add_between(tally(1));
         }
         assert!(waiting.sweeps.len() <= MAX_SWEEPS);
+        let merged = 1 + MAX_SWEEPS as u64 + 1;
+        assert_eq!(waiting.reports(), merged);
         let Step::Send(all) = waiting.step(retry) else { panic!("not due at {retry:?}") };
-        assert_eq!((all.deleted, all.errors), (20_001, 20_001));
-        assert_eq!(waiting.step(retry), Step::Wait(None), "idle again");
+        assert_eq!((all.deleted, all.errors.total()), (20_001, 20_001));
+        assert_eq!(waiting.reports(), merged, "until they are accepted");
+        waiting.delivered();
+        assert_eq!((waiting.reports(), waiting.step(retry)), (0, Step::Wait(None)), "idle again");
     }
 }
