@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::common::{CacheDir, Service, call, now, result_cleaner, wait_until};
+use crate::common::{CacheDir, MetricsStub, Service, call, now, result_cleaner, wait_until};
 use serde_json::Value;
 
 /// A file of this repository.
@@ -22,7 +22,10 @@ fn read(name: &str) -> String {
 fn figures() -> String {
     let cache = CacheDir::samples();
     cache.store("waits", now() + 3600.0);
-    let service = Service::ready(cache.path(), &[]);
+    let metrics = MetricsStub::start();
+    let budget = ["--max-size", "1G", "--min-free", "1"];
+    let args = [&["--metrics-url", &metrics.url][..], &budget].concat();
+    let service = Service::ready(cache.path(), &args);
     service.wait_for_stat("total_deleted", 12);
     service.wait_for_stat("heap_size", 13);
     let mut figures = String::new();
@@ -30,7 +33,9 @@ fn figures() -> String {
         let (status, reported) = service.get("/metrics").unwrap();
         assert_eq!(status, 200);
         figures = reported;
-        figures.contains("result_cleaner_last_sweep_timestamp_seconds")
+        ["last_sweep_timestamp_seconds", "filesystem_free_bytes"]
+            .iter()
+            .all(|name| figures.contains(&format!("result_cleaner_{name}")))
     });
     figures
 }
@@ -85,6 +90,10 @@ fn every_metric_and_state_that_is_asked_for_is_there() {
     let figures = figures();
     let served: BTreeSet<&str> =
         figures.lines().filter(|line| !line.starts_with('#')).flat_map(metrics_in).collect();
+    let process = |text: &str| -> BTreeSet<String> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        words.filter(|word| word.starts_with("process_")).map(str::to_owned).collect()
+    };
     let states = label_values(&figures, "state");
     assert_eq!(states.len(), 4, "{states:?}");
     for name in ["contrib/prometheus/alerts.yml", "contrib/grafana/result-cleaner.json"] {
@@ -93,6 +102,7 @@ fn every_metric_and_state_that_is_asked_for_is_there() {
         assert!(asked.len() >= 6, "{name} asks for {asked:?} only");
         let unknown: Vec<_> = asked.difference(&served).collect();
         assert!(unknown.is_empty(), "{name} asks for {unknown:?}");
+        assert!(process(&text).is_subset(&process(&figures)), "{name}: {figures}");
         let asked = label_values(&text, "state");
         assert!(!asked.is_empty() && asked.is_subset(&states), "{name} asks for {asked:?}");
     }
@@ -105,7 +115,9 @@ fn the_dashboard_is_whole() {
     let variables = dashboard["templating"]["list"].as_array().unwrap();
     let variable = |name: &str| variables.iter().find(|it| it["name"] == *name).unwrap();
     assert_eq!(variable("datasource")["type"], "datasource");
-    assert_eq!(variable("instance")["includeAll"], true);
+    for name in ["job", "instance"] {
+        assert_eq!(variable(name)["includeAll"], true);
+    }
     let panels = dashboard["panels"].as_array().unwrap();
     let ids: BTreeSet<u64> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
     assert_eq!(ids.len(), panels.len(), "panels share an id");
@@ -121,7 +133,9 @@ fn the_dashboard_is_whole() {
         assert_eq!(panel["datasource"]["uid"], "${datasource}", "{title}");
         for target in panel["targets"].as_array().unwrap() {
             let query = target["expr"].as_str().unwrap();
-            assert!(query.contains(r#"instance=~"$instance""#), "{title} shows all hosts");
+            let selectors = query.matches(['{']).count();
+            let chosen = query.matches(r#"{job=~"$job", instance=~"$instance""#).count();
+            assert_eq!(chosen, selectors, "{title} shows all hosts");
             assert_eq!(target["datasource"]["uid"], "${datasource}", "{title}");
         }
     }
