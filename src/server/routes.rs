@@ -24,8 +24,8 @@ const PAGE: &str = include_str!("page.html");
 /// The page loads nothing, connects only to its own origin, and runs only its own script. The hashes are
 /// those of its style and its script. If they have changed, a test reports the new ones.
 const PAGE_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-    style-src 'sha256-DPlv+ITM/tfnZ3k40tcsrOayfQ8/fP8lsr5f4vYD7n0='; \
-    script-src 'sha256-dLiKGzavYwgNoq1/iF8AaD9LMnUznSXuVpuBy13ucd8='; \
+    style-src 'sha256-lWj5v+8k6HIdF6GzFm/JPKBFK5P92rV2l7PdEsn5V6Q='; \
+    script-src 'sha256-CCVI9BJ8gYANUQeeBc8uOmYCiXyNoly1YGwUhzD97ag='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The data that is served, and the host names under which it is served.

@@ -50,6 +50,14 @@ fn shows_what_waits_and_when_it_expires() {
 
     assert_eq!(text_of(&mut browser, "waiting"), "4");
     assert_eq!(text_of(&mut browser, "directory"), text(cache.path()));
+    let stats = service.stats();
+    let host = stats["host"].as_str().unwrap();
+    assert_eq!(text_of(&mut browser, "host"), format!("on {host}"));
+    assert_eq!(text_of(&mut browser, "version"), env!("CARGO_PKG_VERSION"));
+    let title = browser.evaluate("document.title");
+    assert_eq!(title, format!("{host}:{} – result-cleaner", text(cache.path())));
+    assert!(text_of(&mut browser, "since").starts_with("started "));
+    assert_eq!(text_of(&mut browser, "freed-heading"), "Freed since start");
     assert_eq!(text_of(&mut browser, "watch"), "active (inotify)");
     let left = text_of(&mut browser, "next-left");
     assert!(left.starts_with("in 50 min") || left.starts_with("in 49 min"), "{left}");
@@ -123,25 +131,75 @@ fn shows_errors_and_takes_no_name_for_markup() {
     open(&mut browser, &service);
 
     browser
-        .wait_until("it shows the error", "document.querySelectorAll('#errors li').length === 1");
+        .wait_until("it shows the error", "document.querySelectorAll('#errors > li').length === 1");
     assert_eq!(text_of(&mut browser, "error-count"), "1");
     let error = &service.stats()["recent"]["errors"][0];
     let shown = browser.evaluate(
-        "({path: document.querySelector('#errors .path').textContent, \
-           reason: document.querySelector('#errors p').textContent, \
-           images: document.images.length, title: document.title})",
+        "({path: document.querySelector('#errors .path').title, \
+           shown: document.querySelector('#errors .path').textContent, \
+           reason: document.querySelector('#errors strong').textContent, \
+           images: document.images.length, is_taken: document.title === 'taken'})",
     );
     assert!(error["path"].as_str().unwrap().contains(NAME), "{error}");
     assert_eq!(
         shown,
-        json!({"path": error["path"], "reason": error["reason"], "images": 0, "title": "result-cleaner"})
+        json!({"path": error["path"], "shown": format!("{NAME}.metadata.json"), "reason": error["reason"],
+            "images": 0, "is_taken": false})
     );
 
     broken(&cache, "second");
     browser.wait_until(
         "the newest stands first",
-        "document.querySelector('#errors .path').textContent.endsWith('/second.metadata.json')",
+        "document.querySelector('#errors .path').textContent === 'second.metadata.json'",
     );
+}
+
+#[test]
+fn errors_of_one_reason_stand_together_with_their_number() {
+    let Some(mut browser) = Chromium::start() else { return };
+    let cache = CacheDir::new();
+    for number in 0..6 {
+        broken(&cache, &format!("broken-{number}"));
+    }
+    let service = Service::start(cache.path(), &[]);
+    service.wait_for_stat("total_errors", 6);
+    publish(&cache.store("other", now() + 3600.0).metadata, b"{}");
+    service.wait_for_stat("total_errors", 7);
+    open(&mut browser, &service);
+    const GROUPS: &str = "[...document.querySelectorAll('#errors > li')].map(group => \
+        [group.querySelector('p span').textContent, group.querySelectorAll('.path').length, \
+         group.querySelector('summary')?.textContent ?? null])";
+    browser.wait_until("both reasons are there", &format!("{GROUPS}.length === 2"));
+    let groups = browser.evaluate(GROUPS);
+    assert_eq!(groups, json!([["once", 1, null], ["6 times", 6, "2 more"]]));
+    assert_eq!(text_of(&mut browser, "errors-note"), "7 since start: 7 invalid metadata");
+
+    // What somebody has opened stays open when an error comes.
+    browser.evaluate("document.querySelector('#errors details').open = true; 0");
+    broken(&cache, "one-more");
+    browser.wait_until(
+        "its group comes first and is open",
+        "document.querySelector('#errors > li details[open] summary')?.textContent === '3 more' \
+         && document.querySelector('#errors > li p span').textContent === '7 times'",
+    );
+}
+
+#[test]
+fn a_budget_shows_what_is_used_of_it_and_when_it_is_exceeded() {
+    let Some(mut browser) = Chromium::start() else { return };
+    let cache = CacheDir::new();
+    cache.store("a", now() + 1800.0);
+    let service = Service::ready(cache.path(), &["--max-size", "1", "--min-free", "1"]);
+    open(&mut browser, &service);
+    let shown = "document.getElementById('size').checkVisibility() \
+        && document.getElementById('free').checkVisibility()";
+    browser.wait_until("size and space are shown", shown);
+    assert_eq!(text_of(&mut browser, "size-of"), "of 1 B");
+    assert_eq!(text_of(&mut browser, "free-of"), "at least 1 B are to stay free");
+    assert_eq!(browser.evaluate("document.getElementById('size').className"), "over");
+    assert_eq!(browser.evaluate("document.getElementById('free').className"), "");
+    let note = text_of(&mut browser, "expiring-note");
+    assert!(note.starts_with("1 result waiting, ") && note.ends_with(" on disk"), "{note}");
 }
 
 #[test]
@@ -207,8 +265,10 @@ fn fits_narrow_and_wide_screens_and_is_legible_in_both_schemes() {
     let mut service = Some(Service::ready(cache.path(), &[]));
     browser.resize(360, 640);
     open(&mut browser, service.as_ref().unwrap());
-    browser
-        .wait_until("it shows the errors", "document.querySelectorAll('#errors li').length === 3");
+    browser.wait_until(
+        "it shows the errors",
+        "document.querySelectorAll('#errors .path').length === 3",
+    );
 
     // While the service answers, and when it does not.
     for _ in 0..2 {
