@@ -134,7 +134,7 @@ fn line(text: &mut String, name: &str, value: &dyn fmt::Display) -> fmt::Result 
 fn draw_state(text: &mut String, stats: &Stats, now: DateTime<Utc>) -> fmt::Result {
     line(text, "cache", &display_path(&stats.cache_directory))?;
     let running = if stats.running { style("yes").green() } else { style("no").red() };
-    line(text, "running", &running)?;
+    line(text, "running", &format!("{running}{}", origin(stats, now)))?;
     let watch = match stats.watch {
         WatchState::Active => style("active (inotify)").green(),
         WatchState::Degraded => {
@@ -160,6 +160,22 @@ fn draw_state(text: &mut String, stats: &Stats, now: DateTime<Utc>) -> fmt::Resu
         line(text, "disk free", &used(free, stats.min_free_bytes, "to stay free:"))?;
     }
     Ok(())
+}
+
+/// Says which version runs where, and for how long.
+fn origin(stats: &Stats, now: DateTime<Utc>) -> String {
+    let mut words = String::new();
+    if let Some(started_at) = stats.started_at {
+        let uptime = output::duration((now - started_at).to_std().unwrap_or_default());
+        words += &format!(", for {uptime}");
+    }
+    if !stats.host.is_empty() {
+        words += &format!(", on {}", stats.host);
+    }
+    if !stats.version.is_empty() {
+        words += &format!(", version {}", stats.version);
+    }
+    words
 }
 
 /// Draws what was done since the start.
@@ -244,7 +260,9 @@ fn draw_bars(text: &mut String, buckets: &[ExpiryBucket]) -> fmt::Result {
         // A bucket that is not empty shows at least one block.
         let width = (bucket.count * BAR_WIDTH / most).max(u64::from(bucket.count > 0));
         let bar = "█".repeat(usize::try_from(width).unwrap_or(0));
-        writeln!(text, "{span:>12}  {} {}", style(bar).cyan(), bucket.count)?;
+        let bytes = bucket.bytes.filter(|_| bucket.count > 0);
+        let bytes = bytes.map_or(String::new(), |bytes| format!(", {}", BinaryBytes(bytes)));
+        writeln!(text, "{span:>12}  {} {}{bytes}", style(bar).cyan(), bucket.count)?;
     }
     Ok(())
 }

@@ -155,7 +155,7 @@ class ResultCleanupDaemon:
     async def stop(self) -> None:
         """Stop gracefully: pending figures are reported. Takes less than a second.
 
-        Does nothing if the daemon does not run. t.Any event loop may call it.
+        Does nothing if the daemon does not run. Any event loop may call it.
         """
         session = self._session
         if session is not None and session.active:
