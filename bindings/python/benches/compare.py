@@ -117,15 +117,13 @@ def medians(count: int, rounds: int) -> Dict[str, Tuple[float, float]]:
     }
 
 
-def milliseconds(code: str, rounds: int) -> float:
-    """Returns the median time of a Python process that runs `code`."""
-    times = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True)
-        times.append((time.perf_counter() - begin) * 1000)
-    return statistics.median(times)
-
+#: Beside the modules of Python that the package uses.
+IMPORT = """
+import asyncio, atexit, dataclasses, itertools, json, logging, math, pathlib, typing, weakref, time
+begin = time.perf_counter()
+import result_cleaner
+print((time.perf_counter() - begin) * 1000)
+"""
 
 MEMORY = """
 import asyncio, tempfile
@@ -144,6 +142,12 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+def output_of(code: str) -> float:
+    """Returns the number that a Python process prints which runs `code`."""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return float(done.stdout)
 
 
 def main() -> None:
@@ -165,11 +169,9 @@ def main() -> None:
         f"worst lateness of a 1 ms heartbeat while {HEARTBEAT_PAIRS} pairs are deleted: "
         f"{ours:.0f} ms, polling {polling:.0f} ms (ratio {ours / polling:.4f})"
     )
-    used = "import asyncio, atexit, dataclasses, json, logging, math, pathlib, typing, weakref"
-    own = milliseconds(f"{used}; import result_cleaner", 15) - milliseconds(used, 15)
-    print(f"import, beside the modules of Python that it uses: {own:.1f} ms")
-    memory = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True)
-    print(f"memory of a running daemon: {int(memory.stdout) / 1024:.1f} MiB")
+    imports = statistics.median(output_of(IMPORT) for _ in range(15))
+    print(f"import, beside the modules of Python that it uses: {imports:.1f} ms")
+    print(f"memory of a running daemon: {output_of(MEMORY) / 1024:.1f} MiB")
     if arguments.wheel:
         print(f"wheel: {arguments.wheel.stat().st_size / 1e6:.2f} MB")
 
