@@ -19,7 +19,7 @@ pub(crate) fn exception(error: Error) -> PyErr {
             let number = source.raw_os_error().unwrap_or(Errno::IO.raw_os_error());
             PyOSError::new_err((number, without_number(&source), path.into_os_string()))
         }
-        Error::TooShort { .. } | Error::MetricsUrl { .. } => {
+        Error::TooShort { .. } | Error::Limit { .. } | Error::MetricsUrl { .. } => {
             PyValueError::new_err(error.to_string())
         }
         other => PyRuntimeError::new_err(other.to_string()),

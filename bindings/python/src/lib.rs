@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::{PyImportError, PyOSError, PyValueError};
 use pyo3::prelude::*;
-use result_cleaner::Config;
+use result_cleaner::{Config, MinFree, parse_size};
 
 use crate::engine::RemovedPaths;
 use crate::hub::{CleanerId, MailboxId, RequestId};
@@ -30,6 +30,9 @@ struct Settings {
     metrics_url: Option<String>,
     /// Whether the mailbox gets the path of each removed result.
     report_removed: bool,
+    max_size: Option<String>,
+    min_free: Option<String>,
+    evict_min_age: f64,
 }
 
 impl Settings {
@@ -39,11 +42,32 @@ impl Settings {
         let mut config = Config::new(self.cache_dir)
             .with_check_interval(interval)
             .with_metrics_url(self.metrics_url);
+        let evict_min_age = Duration::try_from_secs_f64(self.evict_min_age)
+            .map_err(|error| PyValueError::new_err(format!("evict_min_age: {error}")))?;
+        config = config.with_evict_min_age(evict_min_age);
+        (config.max_size, config.min_free) = budget(self.max_size, self.min_free)?;
         if self.report_removed {
             config = config.with_result_store(RemovedPaths(mailbox));
         }
         Ok(config)
     }
+}
+
+/// Reads the limits of a disk budget.
+fn budget(
+    max_size: Option<String>,
+    min_free: Option<String>,
+) -> PyResult<(Option<u64>, Option<MinFree>)> {
+    let wrong = |setting| move |reason| PyValueError::new_err(format!("{setting}: {reason}"));
+    let max_size = max_size.map(|size| parse_size(&size)).transpose();
+    let min_free = min_free.map(|size| size.parse::<MinFree>()).transpose();
+    Ok((max_size.map_err(wrong("max_size"))?, min_free.map_err(wrong("min_free"))?))
+}
+
+/// Checks that the limits of a disk budget make sense.
+#[pyfunction]
+fn check_budget(max_size: Option<String>, min_free: Option<String>) -> PyResult<()> {
+    budget(max_size, min_free).map(drop)
 }
 
 /// Returns the number of a new mailbox, and the descriptor that is readable while it has messages.
@@ -178,6 +202,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
         return Err(PyImportError::new_err("result_cleaner can't be used in a subinterpreter"));
     }
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_function(wrap_pyfunction!(check_budget, module)?)?;
     module.add_function(wrap_pyfunction!(open_mailbox, module)?)?;
     module.add_function(wrap_pyfunction!(take, module)?)?;
     module.add_function(wrap_pyfunction!(close_mailbox, module)?)?;

@@ -52,6 +52,10 @@ fn event_tuple(py: Python<'_>, event: Event) -> PyResult<Py<PyAny>> {
         Event::Deleted { result, freed_bytes, late } => {
             ("deleted", result, freed_bytes, late.as_secs_f64()).into_py_any(py)
         }
+        Event::Evicted { result, freed_bytes, expires_at } => {
+            let expires_at = expires_at.timestamp_micros() as f64 / 1e6;
+            ("evicted", result, freed_bytes, expires_at).into_py_any(py)
+        }
         Event::Skipped { path, reason } => ("skipped", path, reason).into_py_any(py),
         Event::SweepDone(report) => ("swept", json(&report)).into_py_any(py),
         Event::Lagged(count) => ("dropped", count).into_py_any(py),

@@ -14,20 +14,23 @@ Importing starts nothing. The log goes to the logger ``result_cleaner``.
 from ._daemon import (
     DEFAULT_CACHE_DIR,
     DEFAULT_CHECK_INTERVAL,
+    DEFAULT_EVICT_MIN_AGE,
     DEFAULT_METRICS_URL,
     ResultCleanupDaemon,
     Stats,
     SweepReport,
 )
-from ._events import Deleted, Event, Lagged, Skipped, Subscription, SweepDone
+from ._events import Deleted, Event, Evicted, Lagged, Skipped, Subscription, SweepDone
 from ._native import __version__
 
 __all__ = [
     "DEFAULT_CACHE_DIR",
     "DEFAULT_CHECK_INTERVAL",
+    "DEFAULT_EVICT_MIN_AGE",
     "DEFAULT_METRICS_URL",
     "Deleted",
     "Event",
+    "Evicted",
     "Lagged",
     "ResultCleanupDaemon",
     "Skipped",

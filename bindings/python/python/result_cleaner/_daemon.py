@@ -16,6 +16,7 @@ from ._session import Session, Settings, removals, removed_hook
 __all__ = [
     "DEFAULT_CACHE_DIR",
     "DEFAULT_CHECK_INTERVAL",
+    "DEFAULT_EVICT_MIN_AGE",
     "DEFAULT_METRICS_URL",
     "ResultCleanupDaemon",
     "Stats",
@@ -26,6 +27,15 @@ __all__ = [
 DEFAULT_CHECK_INTERVAL = 6 * 3600
 DEFAULT_CACHE_DIR = "~/.omnimemory/cached_results"
 DEFAULT_METRICS_URL = "http://localhost:8003"
+
+
+#: Seconds for which a result has to be unchanged before it may be evicted.
+DEFAULT_EVICT_MIN_AGE = 60.0
+
+
+def _size(size: t.Union[int, str, None]) -> t.Optional[str]:
+    """Return a size as text, which the engine reads."""
+    return None if size is None else str(size)
 
 
 class Stats(t.TypedDict):
@@ -48,9 +58,21 @@ class Stats(t.TypedDict):
     next_expiry: t.Optional[str]
     #: ``active``, ``degraded``, ``polling`` or ``absent``.
     watch: str
+    #: What the results take on disk, in bytes; ``None`` without a disk budget or before the start.
+    size_bytes: t.Optional[int]
+    #: Results that were evicted before they expired.
+    total_evicted: int
 
 
-class SweepReport(t.TypedDict):
+class _Evictions(t.TypedDict, total=False):
+    """What a sweep with a disk budget also did."""
+
+    evicted_count: int
+    #: What the evicted results took on disk, in bytes.
+    evicted_bytes: int
+
+
+class SweepReport(_Evictions):
     """What one sweep did."""
 
     deleted_count: int
@@ -75,6 +97,10 @@ class ResultCleanupDaemon:
         check_interval: float = DEFAULT_CHECK_INTERVAL,
         cache_dir: t.Union[str, "os.PathLike[str]"] = DEFAULT_CACHE_DIR,
         metrics_url: t.Optional[str] = DEFAULT_METRICS_URL,
+        *,
+        max_size: t.Union[int, str, None] = None,
+        min_free: t.Union[int, str, None] = None,
+        evict_min_age: float = DEFAULT_EVICT_MIN_AGE,
     ) -> None:
         """Make a daemon that does nothing yet.
 
@@ -86,9 +112,15 @@ class ResultCleanupDaemon:
             cache_dir: The directory of the cached results. A leading ``~`` or ``~user`` is expanded. The
                 directory need not exist yet.
             metrics_url: The address of the metrics service; ``None`` to report nothing.
+            max_size: What all results may take on disk, in bytes or as text such as ``"20GiB"``. Over
+                that, results are evicted before they expire, those that expire first go first. ``None``
+                evicts nothing.
+            min_free: What has to stay free on their file system, likewise, or a share such as ``"10%"``.
+            evict_min_age: For how many seconds a result has to be unchanged before it may be evicted.
 
         Raises:
-            ValueError: ``check_interval`` is below 1, or ``cache_dir`` is no path.
+            ValueError: ``check_interval`` is below 1, ``cache_dir`` is no path, or a limit makes no
+                sense.
             RuntimeError: ``cache_dir`` begins with ``~`` and there is no such home directory.
         """
         if not (check_interval >= 1 and math.isfinite(check_interval)):
@@ -99,6 +131,12 @@ class ResultCleanupDaemon:
         self.check_interval = check_interval
         self.cache_dir = Path(cache_dir).expanduser()
         self.metrics_url = metrics_url
+        if not (evict_min_age > 0 and math.isfinite(evict_min_age)):
+            raise ValueError(f"evict_min_age must be more than 0 seconds, not {evict_min_age!r}")
+        self.max_size = max_size
+        self.min_free = min_free
+        self.evict_min_age = evict_min_age
+        _native.check_budget(_size(max_size), _size(min_free))
         #: The asyncio task that lives as long as the running daemon; ``None`` before ``start()``.
         self.cleanup_task: t.Optional["asyncio.Task[None]"] = None
         self._session: t.Optional[Session] = None
@@ -107,6 +145,7 @@ class ResultCleanupDaemon:
         self._deleted = 0
         self._freed_bytes = 0
         self._errors = 0
+        self._evicted = 0
         logger.info(
             "Initialized ResultCleanupDaemon (interval=%ss, cache_dir=%s)",
             check_interval,
@@ -211,6 +250,7 @@ class ResultCleanupDaemon:
             self._deleted += report["deleted_count"]
             self._freed_bytes += report["freed_bytes"]
             self._errors += report["errors"]
+            self._evicted += report.get("evicted_count", 0)
 
         return await self._ask(
             lambda mailbox, request: _native.sweep_once(settings, mailbox, request), add
@@ -262,11 +302,14 @@ class ResultCleanupDaemon:
             "heap_size": 0,
             "next_expiry": None,
             "watch": "absent",
+            "size_bytes": None,
+            "total_evicted": self._evicted,
         }
         engine = self._engine_stats()
         stats.update((key, value) for key, value in engine.items() if key not in stats)
-        for key in ("cache_directory", "heap_size", "next_expiry", "watch"):
+        for key in ("cache_directory", "heap_size", "next_expiry", "watch", "size_bytes"):
             stats[key] = engine.get(key, stats[key])
+        stats["total_evicted"] += engine.get("total_evicted", 0)
         return t.cast(Stats, stats)
 
     @property
@@ -311,6 +354,9 @@ class ResultCleanupDaemon:
             check_interval=self.check_interval,
             metrics_url=self.metrics_url,
             report_removed=removed_hook(self.result_store) is not None,
+            max_size=_size(self.max_size),
+            min_free=_size(self.min_free),
+            evict_min_age=self.evict_min_age,
         )
 
     def _engine_stats(self) -> t.Dict[str, t.Any]:
@@ -325,3 +371,4 @@ class ResultCleanupDaemon:
             self._deleted += stats.get("total_deleted", 0)
             self._freed_bytes += stats.get("total_freed_bytes", 0)
             self._errors += stats.get("total_errors", 0)
+            self._evicted += stats.get("total_evicted", 0)

@@ -12,7 +12,7 @@ from types import TracebackType
 from . import _native
 from ._mailbox import Mailbox
 
-__all__ = ["Deleted", "Event", "Lagged", "Skipped", "Subscription", "SweepDone"]
+__all__ = ["Deleted", "Event", "Evicted", "Lagged", "Skipped", "Subscription", "SweepDone"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,18 @@ class Deleted:
     freed_bytes: int
     #: How long after its ``expires_at`` it was deleted, in seconds.
     late: float
+
+
+@dataclass(frozen=True)
+class Evicted:
+    """A result was deleted before it expired, because of the disk budget."""
+
+    #: Its path, below the resolved cache directory.
+    result: Path
+    #: What its files that this daemon removed took on disk, in bytes.
+    freed_bytes: int
+    #: When it would have expired, in seconds since the Unix epoch.
+    expires_at: float
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,7 @@ class Lagged:
     count: int
 
 
-Event = t.Union[Deleted, Skipped, SweepDone, Lagged]
+Event = t.Union[Deleted, Evicted, Skipped, SweepDone, Lagged]
 
 #: How many events wait in Python for the subscriber. Further ones wait in the engine.
 MAX_WAITING = 4096
@@ -84,6 +96,8 @@ class Subscription:
             self._dropped += fields[0]
         elif kind == "deleted":
             self._add(Deleted(*fields))
+        elif kind == "evicted":
+            self._add(Evicted(*fields))
         elif kind == "skipped":
             self._add(Skipped(*fields))
         elif kind == "swept":

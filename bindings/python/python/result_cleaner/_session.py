@@ -27,6 +27,9 @@ class Settings(t.NamedTuple):
     check_interval: float
     metrics_url: t.Optional[str]
     report_removed: bool
+    max_size: t.Optional[str]
+    min_free: t.Optional[str]
+    evict_min_age: float
 
 
 def removed_hook(result_store: t.Any) -> t.Optional[t.Callable[[Path], t.Any]]:
