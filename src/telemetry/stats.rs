@@ -208,11 +208,11 @@ pub struct SweepReport {
     pub errors: u64,
     /// How long the sweep took, in milliseconds.
     pub duration_ms: f64,
-    /// The orphans removed, if [`Config`](crate::Config) asks for it and the sweep runs without a
+    /// The orphans removed, if [`Config`] asks for it and the sweep runs without a
     /// service. In the JSON, the keys are on the same level as the others.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub orphans: Option<OrphanReport>,
-    /// What was evicted, if [`Config`](crate::Config) has a disk budget and the sweep runs without a service. In the
+    /// What was evicted, if [`Config`] has a disk budget and the sweep runs without a service. In the
     /// JSON, the keys are on the same level as the others.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub evictions: Option<EvictionReport>,
