@@ -130,6 +130,8 @@ fn events_that_overflow_the_queue_of_the_kernel_cost_one_sweep_and_no_pair() {
     service.wait_for_stat("total_deleted", 501);
     service.wait_for_stat("heap_size", 9501);
     assert!(known.is_gone());
+    let overflows = service.stats()["total_queue_overflows"].as_u64();
+    assert!(overflows >= Some(1), "{overflows:?}");
     let is_whole = |number: usize| Pair::at(cache.path(), &number.to_string()).is_whole();
     assert_eq!((0..10_000).filter(|&number| is_whole(number)).count(), 9500);
     assert_events_arrive(&service, &[cache.path(), &cache.path().join("new/directory")]);
@@ -408,6 +410,9 @@ fn where_the_kernel_refuses_watches_it_says_so_once_and_sweeps_until_it_has_them
     let Some(service) = limited(&cache, WATCHES, 3) else { return };
     service.wait_for_stat("total_deleted", 6);
     assert_degraded_but_at_work(&cache, &service, "fs.inotify.max_user_watches", cache.path());
+    // The cache directory, and twelve below it.
+    service.wait_for_stat("watched_directories", 3);
+    service.wait_for_stat("refused_directories", 10);
     let recovers = (WATCHES, "all directories are watched again");
     assert_recovers(&cache, &service, recovers, cache.path());
 }
