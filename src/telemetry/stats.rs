@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use rustix::system::uname;
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -285,7 +285,7 @@ impl SharedStats {
         Self(Arc::new(Mutex::new(Stats {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             host: uname().nodename().to_string_lossy().into_owned(),
-            started_at: Some(now_utc()),
+            started_at: Some(now_utc().trunc_subsecs(3)),
             running: true,
             check_interval_hours: config.check_interval.as_secs_f64() / 3600.0,
             total_cleanups: 0,
