@@ -61,9 +61,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let temp = tempfile::tempdir()?;
     let dir = temp.path().canonicalize()?;
     let expiries = Arc::new(Expiries::default());
-    let config = Config::new(&dir)
-        .with_metrics_url(None)
-        .with_result_store(Announcer(Arc::clone(&expiries)));
+    let config =
+        Config::new(&dir).without_metrics().with_result_store(Announcer(Arc::clone(&expiries)));
     let cleaner = Cleaner::spawn(config).await?;
 
     for number in 0..RESULTS {

@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = std::env::args_os().nth(1).unwrap_or_else(|| DEFAULT_CACHE_DIR.into());
     let config = Config::new(dir)
         .with_check_interval(Duration::from_secs(6 * 3600))
-        .with_metrics_url(None)
+        .without_metrics()
         .with_result_store(Index);
     let cleaner = Cleaner::spawn(config).await?;
 

@@ -211,7 +211,7 @@ async fn follow(mut events: Events) {
 async fn run(dir: PathBuf) -> Result<(), Box<dyn std::error::Error>> {
     let index = Index::default();
     let config = Config::new(dir)
-        .with_metrics_url(None)
+        .without_metrics()
         .with_result_store(index.clone())
         // Each run makes a directory.
         .with_prune_empty_dirs(Duration::from_secs(3600));
@@ -219,7 +219,7 @@ async fn run(dir: PathBuf) -> Result<(), Box<dyn std::error::Error>> {
         let id = result_id(&pair.result).map(str::to_owned);
         index.lock().extend(id.map(|id| (id, pair.result)));
     }
-    let cache_dir = result_cleaner::expand_home(&config.cache_dir)?;
+    let cache_dir = config.expanded_cache_dir()?;
     // Reported of what expires from here on, the index forgets also what was just listed.
     let cleaner = Cleaner::spawn(config).await?;
     let handle = cleaner.handle();

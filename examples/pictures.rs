@@ -63,7 +63,7 @@ fn main() -> Result<()> {
 
     let stats = tokio::runtime::Runtime::new()?.block_on(fetch_stats(&url))?;
     let last_sweep = stats.recent.and_then(|recent| recent.last_sweep);
-    if last_sweep.is_none_or(|sweep| sweep.report.duration_ms > 1000.0) {
+    if last_sweep.is_none_or(|sweep| sweep.report.duration > Duration::from_secs(1)) {
         return Err("the clock went on during the last sweep: try again".into());
     }
     let Some(mut browser) = Chromium::start() else { return Err("no picture without it".into()) };

@@ -30,7 +30,7 @@ const STOP_TIME: Duration = Duration::from_millis(650);
 /// # async fn main() -> Result<(), result_cleaner::Error> {
 /// use result_cleaner::{Cleaner, Config};
 /// # let dir = tempfile::tempdir().unwrap();
-/// let config = Config::new(dir.path()).with_metrics_url(None);
+/// let config = Config::new(dir.path()).without_metrics();
 /// let cleaner = Cleaner::spawn(config).await?;
 /// let report = cleaner.sweep().await?;
 /// assert_eq!(report.errors, 0);
@@ -112,7 +112,7 @@ impl Cleaner {
     /// # async fn main() -> Result<(), result_cleaner::Error> {
     /// use result_cleaner::{Cleaner, Config, Event};
     /// # let dir = tempfile::tempdir().unwrap();
-    /// let config = Config::new(dir.path()).with_metrics_url(None);
+    /// let config = Config::new(dir.path()).without_metrics();
     /// let cleaner = Cleaner::spawn(config).await?;
     /// let mut events = cleaner.subscribe();
     /// while let Some(event) = events.next().await {
@@ -187,7 +187,7 @@ fn end_of(
 /// # async fn main() -> Result<(), result_cleaner::Error> {
 /// # let dir = tempfile::tempdir().unwrap();
 /// use result_cleaner::{Cleaner, Config};
-/// let cleaner = Cleaner::spawn(Config::new(dir.path()).with_metrics_url(None)).await?;
+/// let cleaner = Cleaner::spawn(Config::new(dir.path()).without_metrics()).await?;
 /// let handle = cleaner.handle();
 /// assert!(handle.responds().await && handle.recent().errors.is_empty());
 /// let ended = tokio::spawn({
@@ -292,7 +292,7 @@ mod tests {
     #[tokio::test]
     async fn one_that_has_died_says_so_to_each_that_asks() {
         let temp = tempfile::tempdir().unwrap();
-        let config = Config::new(temp.path()).with_metrics_url(None);
+        let config = Config::new(temp.path()).without_metrics();
         let mut cleaner = Cleaner::spawn(config).await.unwrap();
         let panics = tokio::spawn(async { panic!("on purpose") });
         cleaner.handle.end = end_of(&runtime::current().unwrap(), panics);
@@ -310,7 +310,7 @@ mod tests {
     #[test]
     fn the_end_of_the_runtime_is_the_end_of_the_cleaner() {
         let temp = tempfile::tempdir().unwrap();
-        let config = Config::new(temp.path()).with_metrics_url(None);
+        let config = Config::new(temp.path()).without_metrics();
         let builder = || tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = builder().unwrap();
         let cleaner = runtime.block_on(Cleaner::spawn(config)).unwrap();

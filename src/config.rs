@@ -1,10 +1,18 @@
 //! The settings of an embedding application or the command line.
 
+mod builder;
+mod read;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Deserialize;
+
+pub use self::read::parse_duration;
 use crate::error::Error;
 use crate::pair::budget::Budget;
 pub use crate::pair::budget::{MinFree, parse_size};
@@ -36,10 +44,37 @@ const DEFAULT_EVICT_MIN_AGE: Duration = Duration::from_secs(60);
 /// let config = result_cleaner::Config::new("/tmp/results").with_result_store(Index);
 /// assert!(config.result_store.is_some());
 /// ```
+///
+/// An [`Arc`] of a store is a store, so that an application can keep one, too:
+///
+/// ```
+/// # use std::path::Path;
+/// # use std::sync::{Arc, Mutex};
+/// # use result_cleaner::{Config, ResultStore};
+/// #[derive(Default)]
+/// struct Removed(Mutex<u64>);
+/// impl ResultStore for Removed {
+///     fn removed(&self, _: &Path) {
+///         *self.0.lock().unwrap() += 1;
+///     }
+/// }
+/// let removed = Arc::new(Removed::default());
+/// let config = Config::new("/tmp/results").with_result_store(Arc::clone(&removed));
+/// # let shared: Arc<dyn ResultStore> = removed.clone();
+/// # let config = config.with_result_store(shared);
+/// # config.result_store.unwrap().removed(Path::new("x"));
+/// println!("{} were removed", removed.0.lock().unwrap());
+/// ```
 pub trait ResultStore: Send + Sync + 'static {
     /// Reports that the result at `result` was removed. The path is below the resolved cache directory.
     /// It may differ from the path that the writer used if a symbolic link leads to the cache.
     fn removed(&self, result: &Path);
+}
+
+impl<S: ResultStore + ?Sized> ResultStore for Arc<S> {
+    fn removed(&self, result: &Path) {
+        S::removed(self, result);
+    }
 }
 
 /// The settings of a cleaner.
@@ -52,47 +87,74 @@ pub trait ResultStore: Send + Sync + 'static {
 /// assert_eq!(config.check_interval, Duration::from_secs(6 * 3600));
 /// config.metrics_url = None;
 /// ```
-#[derive(Clone)]
+///
+/// It can be read from a file by any format of serde that says what kind each value has, such as JSON, TOML and YAML.
+/// Keys that are left out have their defaults; unknown keys are refused. Durations are text such as `6h` or a number of
+/// seconds, sizes are text such as `20GiB` or a number of bytes, as on the command line
+/// ([`parse_duration`], [`parse_size`]).
+///
+/// ```
+/// # use std::time::Duration;
+/// # use result_cleaner::{Config, MinFree};
+/// let json = r#"{"cache_dir": "/cache", "check_interval": "1h30m", "report_interval": 5,
+///     "metrics_url": null, "max_size": "20GiB", "min_free": "10%"}"#;
+/// let config: Config = serde_json::from_str(json).unwrap();
+/// config.validate().unwrap();
+/// assert_eq!(config.check_interval, Duration::from_secs(5400));
+/// assert_eq!((config.report_interval, config.metrics_url), (Duration::from_secs(5), None));
+/// assert_eq!((config.max_size, config.min_free), (Some(20 << 30), Some(MinFree::Percent(10))));
+/// assert!(serde_json::from_str::<Config>(r#"{"check_intervall": "1h"}"#).is_err());
+/// ```
+#[derive(Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Config {
     /// The directory whose expired results are deleted. A leading `~` is the home directory. The path
     /// may be a symbolic link, and need not exist yet.
     pub cache_dir: PathBuf,
     /// Interval from the end of one full sweep to the next: at least a second, 6 hours by default.
+    #[serde(deserialize_with = "read::duration")]
     pub check_interval: Duration,
     /// Base URL of the metrics service, to which `/track/cleanup` is appended. `None` sends no reports.
     /// The default is [`DEFAULT_METRICS_URL`]. Without the feature `report` the default is `None`, and a
     /// URL is refused.
     pub metrics_url: Option<String>,
-    /// Receives a call for each removed result; `None` by default.
+    /// Receives a call for each removed result; `None` by default. It can't be read from a file.
+    #[serde(skip)]
     pub result_store: Option<Arc<dyn ResultStore>>,
     /// The minimum interval between reports of what the timer deleted; 10 s by default.
+    #[serde(deserialize_with = "read::duration")]
     pub report_interval: Duration,
     /// The interval between sweeps while the kernel can't report all changes; 60 s by default.
+    #[serde(deserialize_with = "read::duration")]
     pub fallback_interval: Duration,
     /// Limits file I/O to this much time per second, by all threads together, so that other programs can
     /// use the disk. At least a millisecond; no limit by default. If there is more to do, the work takes
     /// longer, and results are deleted after they expire.
+    #[serde(deserialize_with = "read::optional_duration")]
     pub max_disk_time: Option<Duration>,
     /// Removes results without metadata, expired metadata without a result, and abandoned `*.tmp` files
     /// of the two names. A file must have been unchanged for this long (by the later of mtime and
     /// ctime). At least an hour. With `None`, the default, they are kept.
+    #[serde(deserialize_with = "read::optional_duration")]
     pub remove_orphans: Option<Duration>,
     /// Removes directories below the cache directory that have been empty and unchanged for this long.
     /// At least an hour. With `None`, the default, they are kept.
+    #[serde(deserialize_with = "read::optional_duration")]
     pub prune_empty_dirs: Option<Duration>,
     /// Evicts results before they expire, the soonest `expires_at` first, once all complete, valid pairs take more than
     /// this many bytes on disk (allocated, as `du` counts). An eviction goes on until they take 95 % of it. With `None`,
     /// the default, nothing is evicted.
+    #[serde(deserialize_with = "read::optional_size")]
     pub max_size: Option<u64>,
     /// Evicts results, likewise, once less than this is free on the cache directory's file system, until 105 % of it are
     /// free. With `None`, the default, nothing is evicted.
     pub min_free: Option<MinFree>,
     /// How long a result has to be unchanged before it may be evicted; 60 s by default.
+    #[serde(deserialize_with = "read::duration")]
     pub evict_min_age: Duration,
     /// Whether a cleaner only logs what it would delete or evict, each pair once, and deletes nothing. Such pairs count
-    /// as gone from then on. Orphans are not looked for. Off by default;
-    /// [`sweep_once`](crate::sweep_once) has a dry run of its own.
+    /// as gone from then on. A running cleaner does not look for orphans then. Off by default.
     pub dry_run: bool,
     /// Whether Landlock confines the threads that delete to the cache directory, if the kernel supports
     /// it. They then can't create, write, rename or remove anything elsewhere. The command line sets it.
@@ -122,89 +184,33 @@ impl Config {
         }
     }
 
-    /// Sets [`check_interval`](Self::check_interval).
-    #[must_use]
-    pub fn with_check_interval(mut self, interval: Duration) -> Self {
-        self.check_interval = interval;
-        self
-    }
-
-    /// Sets [`metrics_url`](Self::metrics_url).
-    #[must_use]
-    pub fn with_metrics_url(mut self, url: impl Into<Option<String>>) -> Self {
-        self.metrics_url = url.into();
-        self
-    }
-
-    /// Sets [`result_store`](Self::result_store).
-    #[must_use]
-    pub fn with_result_store(mut self, store: impl ResultStore) -> Self {
-        self.result_store = Some(Arc::new(store));
-        self
-    }
-
-    /// Sets [`max_disk_time`](Self::max_disk_time).
-    #[must_use]
-    pub fn with_max_disk_time(mut self, time: Duration) -> Self {
-        self.max_disk_time = Some(time);
-        self
-    }
-
-    /// Sets [`remove_orphans`](Self::remove_orphans).
-    #[must_use]
-    pub fn with_remove_orphans(mut self, age: Duration) -> Self {
-        self.remove_orphans = Some(age);
-        self
-    }
-
-    /// Sets [`prune_empty_dirs`](Self::prune_empty_dirs).
-    #[must_use]
-    pub fn with_prune_empty_dirs(mut self, age: Duration) -> Self {
-        self.prune_empty_dirs = Some(age);
-        self
-    }
-
-    /// Sets [`max_size`](Self::max_size).
-    #[must_use]
-    pub fn with_max_size(mut self, bytes: u64) -> Self {
-        self.max_size = Some(bytes);
-        self
-    }
-
-    /// Sets [`min_free`](Self::min_free).
-    #[must_use]
-    pub fn with_min_free(mut self, min_free: MinFree) -> Self {
-        self.min_free = Some(min_free);
-        self
-    }
-
-    /// Sets [`evict_min_age`](Self::evict_min_age).
-    #[must_use]
-    pub fn with_evict_min_age(mut self, age: Duration) -> Self {
-        self.evict_min_age = age;
-        self
-    }
-
-    /// Sets [`dry_run`](Self::dry_run).
-    #[must_use]
-    pub fn with_dry_run(mut self, dry_run: bool) -> Self {
-        self.dry_run = dry_run;
-        self
-    }
-
     /// Returns the disk budget, if one is set.
     pub(crate) fn budget(&self) -> Option<Budget> {
         let Self { max_size, min_free, evict_min_age: min_age, .. } = *self;
         (max_size.is_some() || min_free.is_some()).then_some(Budget { max_size, min_free, min_age })
     }
 
-    /// Returns the cache directory with `~` expanded.
-    pub(crate) fn expanded_cache_dir(&self) -> Result<PathBuf, Error> {
+    /// Returns [`cache_dir`](Self::cache_dir) with a leading `~` replaced by the home directory.
+    ///
+    /// # Errors
+    /// [`Error::NoHome`] if there is a `~` to expand and no home directory is known.
+    pub fn expanded_cache_dir(&self) -> Result<PathBuf, Error> {
         expand_home(&self.cache_dir)
     }
 
-    /// Checks that each duration has at least its minimum, and that the limits are within their bounds.
-    pub(crate) fn validate(&self) -> Result<(), Error> {
+    /// Checks that each duration has at least its minimum, and that the limits are within their bounds. Whatever
+    /// takes a configuration does so first; neither the file system nor [`metrics_url`](Self::metrics_url) is checked.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// let config = result_cleaner::Config::default().with_check_interval(Duration::ZERO);
+    /// let error = config.validate().unwrap_err();
+    /// assert_eq!(error.to_string(), "check_interval is 0ns, but must be at least 1s");
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::TooShort`] and [`Error::Limit`], with the name of the setting.
+    pub fn validate(&self) -> Result<(), Error> {
         let millisecond = Duration::from_millis(1);
         let least = [
             ("check_interval", self.check_interval, Duration::from_secs(1)),
@@ -304,51 +310,5 @@ pub fn expand_home(path: &Path) -> Result<PathBuf, Error> {
     match std::env::home_dir() {
         Some(home) if !home.as_os_str().is_empty() => Ok(home.join(rest)),
         _ => Err(Error::NoHome { path: path.to_owned() }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_leading_tilde_component_is_the_home_directory() {
-        for plain in ["/a/~/b", "a~", "~user/x", "./~"] {
-            assert_eq!(expand_home(Path::new(plain)).unwrap(), Path::new(plain));
-        }
-        let home = std::env::home_dir().unwrap();
-        assert_eq!(expand_home(Path::new("~")).unwrap(), home);
-        assert_eq!(expand_home(Path::new("~/x")).unwrap(), home.join("x"));
-    }
-
-    #[test]
-    fn intervals_that_make_no_sense_are_refused() {
-        let mut config = Config::new("/x").with_check_interval(Duration::from_millis(999));
-        assert!(config.validate().unwrap_err().to_string().contains("check_interval"));
-        config.check_interval = Duration::from_secs(1);
-        config.validate().unwrap();
-        config.max_disk_time = Some(Duration::from_micros(999));
-        assert!(config.validate().unwrap_err().to_string().contains("max_disk_time"));
-        config.max_disk_time = Some(Duration::from_millis(1));
-        config.validate().unwrap();
-        config.remove_orphans = Some(MIN_ORPHAN_AGE - Duration::from_nanos(1));
-        assert!(config.validate().unwrap_err().to_string().contains("remove_orphans"));
-        (config.remove_orphans, config.prune_empty_dirs) =
-            (Some(MIN_ORPHAN_AGE), Some(MIN_ORPHAN_AGE));
-        config.validate().unwrap();
-        config.max_size = Some(0);
-        assert!(config.validate().unwrap_err().to_string().contains("max_size"));
-        config.max_size = Some(u64::MAX);
-        for (wrong, right) in [(0, 1), (91, 90)] {
-            config.min_free = Some(MinFree::Percent(wrong));
-            assert!(config.validate().unwrap_err().to_string().contains("min_free"));
-            config.min_free = Some(MinFree::Percent(right));
-            config.validate().unwrap();
-        }
-        config.evict_min_age = Duration::ZERO;
-        assert!(config.validate().unwrap_err().to_string().contains("evict_min_age"));
-        config.evict_min_age = Duration::from_millis(1);
-        config.fallback_interval = Duration::ZERO;
-        assert!(config.validate().is_err());
     }
 }

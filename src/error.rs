@@ -15,7 +15,7 @@ use crate::display::display_path;
 /// use result_cleaner::{Cleaner, Config, Error};
 /// # let file = tempfile::NamedTempFile::new().unwrap();
 /// # let path = file.path();
-/// match Cleaner::spawn(Config::new(path).with_metrics_url(None)).await {
+/// match Cleaner::spawn(Config::new(path).without_metrics()).await {
 ///     Err(Error::NotADirectory { path }) => println!("{} is a file", path.display()),
 ///     Err(error) => println!("{error}"), // one line, that says what to do
 ///     Ok(_) => unreachable!("a file is no directory"),

@@ -11,13 +11,16 @@
 //! # async fn main() -> Result<(), result_cleaner::Error> {
 //! # let dir = tempfile::tempdir().unwrap();
 //! # let cache_dir = dir.path();
-//! let config = Config::new(cache_dir).with_metrics_url(None); // or "~/.omnimemory/cached_results"
+//! let config = Config::new(cache_dir).without_metrics(); // or "~/.omnimemory/cached_results"
 //! let cleaner = Cleaner::spawn(config).await?;
 //! println!("next expiry: {:?}", cleaner.get_stats().next_expiry);
 //! cleaner.stop().await?;
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! The settings are in [`Config`]. [`Cleaner::subscribe`] reports what happens, [`Cleaner::handle`] returns a [`Handle`] for
+//! other parts of an application, and [`sweep_once`], [`list`], [`explain`] and [`diagnose`] need no running cleaner.
 //!
 //! # How it works
 //! One full scan fills a min-heap keyed on `expires_at`. Kernel events keep the heap current. A timer
@@ -111,14 +114,14 @@ mod worker;
 pub use cleaner::{Cleaner, Handle};
 pub use config::{
     Config, DEFAULT_CACHE_DIR, DEFAULT_METRICS_URL, MIN_ORPHAN_AGE, MinFree, ResultStore,
-    expand_home, parse_size,
 };
-pub use display::display_path;
 pub use error::Error;
 pub use oneshot::doctor::{Check, CheckStatus, diagnose};
 pub use oneshot::explain::{Condition, Explanation, Fate, explain};
 pub use oneshot::list::{ListedOrphan, ListedPair, OrphanKind, list, list_orphans};
-pub use oneshot::sweep::{Progress, sweep_dry_run, sweep_once, sweep_with_progress};
+pub use oneshot::options::{Progress, SweepOptions};
+pub use oneshot::sweep::{sweep_dry_run, sweep_once, sweep_with};
+pub use pair::reason::{Reason, SystemError};
 pub use telemetry::events::{Event, Events};
 #[cfg(feature = "report")]
 pub use telemetry::http_client::fetch_stats;
@@ -126,3 +129,9 @@ pub use telemetry::stats::{
     EvictionReport, ExpiryBucket, FreedSpan, LastSweep, OrphanReport, Recent, RecentError, Stats,
     SweepReport, WatchState,
 };
+
+/// The forms in which the command line reads values and shows paths, for programs that do the same.
+pub mod text {
+    pub use crate::config::{expand_home, parse_duration, parse_size};
+    pub use crate::display::display_path;
+}

@@ -73,7 +73,7 @@ fn evict(form: &Form) -> Outcome<Cost> {
     let size = fill(&tree)?;
     thread::sleep(2 * MIN_AGE + Duration::from_secs(1));
     let runtime = runtime()?;
-    let config = Config::new(tree.path()).with_metrics_url(None);
+    let config = Config::new(tree.path()).without_metrics();
     let config = config.with_max_size(size).with_evict_min_age(MIN_AGE);
     let cleaner = runtime.block_on(Cleaner::spawn(config))?;
     let service = Service { cleaner, runtime };

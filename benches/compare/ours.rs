@@ -82,7 +82,7 @@ pub struct Service {
 impl Service {
     pub fn start(root: &Path) -> Outcome<Self> {
         let runtime = runtime()?;
-        let config = Config::new(root).with_metrics_url(None);
+        let config = Config::new(root).without_metrics();
         let cleaner = runtime.block_on(Cleaner::spawn(config))?;
         Ok(Self { cleaner, runtime })
     }

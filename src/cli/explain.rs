@@ -7,9 +7,8 @@ use chrono::{DateTime, Utc};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Command, FromArgMatches, ValueHint};
 use console::style;
-use result_cleaner::{
-    Config, DEFAULT_CACHE_DIR, Error, Explanation, Fate, display_path, expand_home, explain,
-};
+use result_cleaner::text::{display_path, expand_home};
+use result_cleaner::{Config, DEFAULT_CACHE_DIR, Error, Explanation, Fate, explain};
 use serde::Serialize;
 
 use super::{DiskBudget, Failure, block_on, log, output, switch};

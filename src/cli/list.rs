@@ -10,9 +10,8 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use console::{Term, measure_text_width, style};
 use indicatif::BinaryBytes;
-use result_cleaner::{
-    Config, ListedOrphan, ListedPair, OrphanKind, display_path, expand_home, list, list_orphans,
-};
+use result_cleaner::text::{display_path, expand_home};
+use result_cleaner::{Config, ListedOrphan, ListedPair, OrphanKind, list, list_orphans};
 use serde::Serialize;
 
 use super::{Directory, DiskBudget, Failure, block_on, log, output, switch};

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use result_cleaner::text::parse_duration;
 use result_cleaner::{Cleaner, Stats, server};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::log::{LogArgs, LogFormat, ServiceLog};
 use super::metrics::Metrics;
-use super::{Bounds, Directory, DiskBudget, Failure, OptIns, duration, output, switch, systemd};
+use super::{Bounds, Directory, DiskBudget, Failure, OptIns, output, switch, systemd};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -35,10 +36,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "ADDR:PORT", value_parser = address, help_heading = "Serving", env = "RESULT_CLEANER_LISTEN")]
     listen: Option<SocketAddr>,
     /// Minimum interval between reports of deletions outside of sweeps
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s", help_heading = "Reporting", env = "RESULT_CLEANER_REPORT_INTERVAL")]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "10s", help_heading = "Reporting", env = "RESULT_CLEANER_REPORT_INTERVAL")]
     report_interval: Duration,
     /// Interval between sweeps while some changes can't be watched
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "60s", help_heading = "Watching", env = "RESULT_CLEANER_FALLBACK_INTERVAL")]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "60s", help_heading = "Watching", env = "RESULT_CLEANER_FALLBACK_INTERVAL")]
     fallback_interval: Duration,
     #[command(flatten)]
     opt_ins: OptIns,
@@ -63,7 +64,7 @@ pub(crate) struct RunArgs {
 }
 
 fn check_interval(text: &str) -> Result<Duration, String> {
-    let interval = duration(text)?;
+    let interval = parse_duration(text)?;
     if interval < Duration::from_secs(1) {
         return Err("it must be at least 1s".to_owned());
     }

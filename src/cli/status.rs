@@ -9,9 +9,8 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use console::{Term, measure_text_width, style, truncate_str};
 use indicatif::BinaryBytes;
-use result_cleaner::{
-    Error, ExpiryBucket, Recent, RecentError, Stats, WatchState, display_path, fetch_stats,
-};
+use result_cleaner::text::display_path;
+use result_cleaner::{Error, ExpiryBucket, Recent, RecentError, Stats, WatchState, fetch_stats};
 
 use super::{Failure, block_on, output, switch};
 
@@ -200,8 +199,7 @@ fn draw_totals(text: &mut String, stats: &Stats) -> fmt::Result {
     }
     let errors = style(stats.total_errors);
     line(text, "errors", &if stats.total_errors > 0 { errors.red() } else { errors })?;
-    let interval =
-        output::duration(Duration::from_secs_f64(stats.check_interval_hours.max(0.0) * 3600.0));
+    let interval = output::duration(stats.check_interval);
     line(text, "sweeps", &format!("{}, every {interval}", stats.total_cleanups))
 }
 
@@ -226,7 +224,7 @@ fn draw_recent(
     if let Some(last) = &recent.last_sweep {
         let ago = output::duration((now - last.ended_at).to_std().unwrap_or_default());
         let (deleted, checked) = (last.report.deleted_count, last.report.checked_count);
-        let took = last.report.duration_ms / 1000.0;
+        let took = last.report.duration.as_secs_f64();
         writeln!(
             text,
             "{}  {ago} ago, deleted {deleted} of {checked} in {took:.3} s",

@@ -1,11 +1,10 @@
 //! `result-cleaner sweep`: deletes expired results once.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Args;
 use indicatif::BinaryBytes;
-use result_cleaner::{Progress, SweepReport, sweep_with_progress};
+use result_cleaner::{Progress, SweepOptions, SweepReport, sweep_with};
 use serde::Serialize;
 
 use super::progress::ProgressLine;
@@ -57,14 +56,14 @@ pub(crate) fn execute(args: SweepArgs) -> Result<(), Failure> {
     args.opt_ins.apply(&mut config);
     args.budget.apply(&mut config);
     let progress = Arc::new(Progress::default());
-    let sweep = sweep_with_progress(&config, args.dry_run, Arc::clone(&progress));
+    let options = SweepOptions::default().with_dry_run(args.dry_run);
+    let sweep = sweep_with(&config, options.with_progress(Arc::clone(&progress)));
     let report = block_on(async { Ok(line.show_while(progress, sweep).await?) })?;
     output::print(|out| {
         if args.json {
             let line = Line { report: &report, dry_run: args.dry_run };
             return writeln!(out, "{}", serde_json::to_string(&line)?);
         }
-        let took = Duration::from_secs_f64(report.duration_ms / 1000.0);
         writeln!(
             out,
             "{} {} of {} results, {} {}, {} errors, in {:.3} s",
@@ -74,7 +73,7 @@ pub(crate) fn execute(args: SweepArgs) -> Result<(), Failure> {
             BinaryBytes(report.freed_bytes),
             if args.dry_run { "to free" } else { "freed" },
             report.errors,
-            took.as_secs_f64(),
+            report.duration.as_secs_f64(),
         )?;
         if let Some(evictions) = report.evictions {
             writeln!(

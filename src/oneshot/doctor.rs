@@ -101,7 +101,7 @@ impl Check {
 /// # async fn main() -> Result<(), result_cleaner::Error> {
 /// # let dir = tempfile::tempdir().unwrap();
 /// use result_cleaner::{CheckStatus, Config, diagnose};
-/// let config = Config::new(dir.path()).with_metrics_url(None);
+/// let config = Config::new(dir.path()).without_metrics();
 /// for check in diagnose(&config).await? {
 ///     if check.status > CheckStatus::Ok {
 ///         println!("{}: {}: {}", check.check, check.found, check.remedy.unwrap_or_default());

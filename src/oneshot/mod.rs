@@ -5,5 +5,6 @@ mod evict;
 pub(crate) mod explain;
 pub(crate) mod list;
 mod obstacles;
+pub(crate) mod options;
 mod reasons;
 pub(crate) mod sweep;

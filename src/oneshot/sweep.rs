@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::evict::{Candidates, evict};
+use super::options::{Progress, SweepOptions};
 use crate::config::Config;
 use crate::disk::root::Root;
 use crate::display::path_field;
@@ -21,6 +22,7 @@ use crate::pair::outcome::Summary;
 use crate::pair::outcome::{Failure, Job, JobResult, Outcome, ScanFound};
 
 use crate::jobs::scan::Scan;
+use crate::pair::reason::{INVALID_METADATA, NOT_RECOVERED};
 use crate::pair::tally::{self, ErrorKind, Tally};
 use crate::pair::version::{FileState, FileTime, SETTLE_TIME, Version};
 use crate::sys::clock::Clock;
@@ -31,7 +33,7 @@ use crate::telemetry::stats::{EvictionReport, OrphanReport, SweepReport};
 ///
 /// If a result may be half published, or metadata may be half written, this function inspects it again
 /// after a second, before it returns. If the cache directory does not exist, the report is all zeros.
-/// Nothing is reported to the metrics service.
+/// Nothing is reported to the metrics service. With [`Config::dry_run`], this is [`sweep_dry_run`].
 ///
 /// # Errors
 /// [`Error::NotADirectory`] and [`Error::Unreadable`] for the cache directory, and the errors of an
@@ -50,7 +52,7 @@ use crate::telemetry::stats::{EvictionReport, OrphanReport, SweepReport};
 /// # }
 /// ```
 pub async fn sweep_once(config: &Config) -> Result<SweepReport, Error> {
-    sweep_with_progress(config, false, Arc::default()).await
+    sweep_with(config, SweepOptions::default()).await
 }
 
 /// Counts what [`sweep_once`] would delete, and deletes nothing.
@@ -68,19 +70,20 @@ pub async fn sweep_once(config: &Config) -> Result<SweepReport, Error> {
 /// # Errors
 /// As for [`sweep_once`].
 pub async fn sweep_dry_run(config: &Config) -> Result<SweepReport, Error> {
-    sweep_with_progress(config, true, Arc::default()).await
+    sweep_with(config, SweepOptions::default().with_dry_run(true)).await
 }
 
-/// Runs [`sweep_once`] or [`sweep_dry_run`], and updates `progress` meanwhile.
+/// Sweeps like [`sweep_once`], with these options.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), result_cleaner::Error> {
 /// # let dir = tempfile::tempdir().unwrap();
 /// use std::sync::Arc;
-/// use result_cleaner::{Config, Progress, sweep_with_progress};
+/// use result_cleaner::{Config, Progress, SweepOptions, sweep_with};
 /// let progress = Arc::new(Progress::default());
-/// let report = sweep_with_progress(&Config::new(dir.path()), true, progress.clone()).await?;
+/// let options = SweepOptions::default().with_dry_run(true).with_progress(Arc::clone(&progress));
+/// let report = sweep_with(&Config::new(dir.path()), options).await?;
 /// assert_eq!(progress.deleted(), report.deleted_count);
 /// # Ok(())
 /// # }
@@ -88,49 +91,16 @@ pub async fn sweep_dry_run(config: &Config) -> Result<SweepReport, Error> {
 ///
 /// # Errors
 /// As for [`sweep_once`].
-pub async fn sweep_with_progress(
-    config: &Config,
-    dry_run: bool,
-    progress: Arc<Progress>,
-) -> Result<SweepReport, Error> {
+pub async fn sweep_with(config: &Config, options: SweepOptions) -> Result<SweepReport, Error> {
+    let SweepOptions { dry_run, progress } = options;
     let clock = Arc::new(Clock::default());
-    let context = if dry_run {
+    let context = if dry_run || config.dry_run {
         JobContext::looking(clock, config)
     } else {
         JobContext::deleting(clock, config)
     };
+    let progress = progress.unwrap_or_default();
     on_thread(config, move |root| sweep(root, &context, &progress)).await
-}
-
-/// The progress of a [sweep](sweep_with_progress).
-#[derive(Debug, Default)]
-pub struct Progress {
-    checked: AtomicU64,
-    deleted: AtomicU64,
-    freed_bytes: AtomicU64,
-}
-
-impl Progress {
-    /// Returns how many pairs were inspected.
-    pub fn checked(&self) -> u64 {
-        self.checked.load(Ordering::Relaxed)
-    }
-
-    /// Returns how many of them were deleted, or would be deleted.
-    pub fn deleted(&self) -> u64 {
-        self.deleted.load(Ordering::Relaxed)
-    }
-
-    /// Returns how many bytes this freed, or would free.
-    pub fn freed_bytes(&self) -> u64 {
-        self.freed_bytes.load(Ordering::Relaxed)
-    }
-
-    fn set(&self, tally: &Tally, checked: usize) {
-        self.checked.fetch_add(checked as u64, Ordering::Relaxed);
-        self.deleted.store(tally.deleted, Ordering::Relaxed);
-        self.freed_bytes.store(tally.freed_bytes, Ordering::Relaxed);
-    }
 }
 
 /// Runs `work` on the cache directory, on a thread that may block. Returns the default value if there is
@@ -196,11 +166,7 @@ fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<Sweep
         sums.error(ErrorKind::Directory, &path, &format_args!("can't read the directory: {error}"));
     }
     for (path, error) in summary.stranded {
-        sums.error(
-            ErrorKind::Recovery,
-            &path,
-            &format_args!("can't recover an interrupted deletion: {error}"),
-        );
+        sums.error(ErrorKind::Recovery, &path, &format_args!("{NOT_RECOVERED}: {error}"));
     }
     let orphans = Orphans::find(root, context, summary.orphans);
     let removed = context.run(root, false, || finish_sweep(root, context, &orphans, &mut sums));
@@ -371,7 +337,7 @@ impl Sums {
                     self.error(
                         ErrorKind::InvalidMetadata,
                         &path,
-                        &format_args!("invalid metadata, result kept: {reason}"),
+                        &format_args!("{INVALID_METADATA}: {reason}"),
                     );
                 } else if again.is_none() {
                     self.doubts.push(Doubt { key, wait, about });

@@ -24,6 +24,7 @@ const MAX_PERCENT: u8 = 90;
 /// assert!("100%".parse::<MinFree>().is_err());
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum MinFree {
     /// This many bytes.
     Bytes(u64),
@@ -70,7 +71,7 @@ impl FromStr for MinFree {
 /// K, M, G, T and KiB, MiB, … are powers of 1024; KB, MB, … are powers of 1000. A bare number is bytes.
 ///
 /// ```
-/// use result_cleaner::parse_size;
+/// use result_cleaner::text::parse_size;
 /// assert_eq!(parse_size("500M"), Ok(500 << 20));
 /// assert_eq!(parse_size("1.5TB"), Ok(1_500_000_000_000));
 /// assert!(parse_size("0").is_err());

@@ -6,5 +6,6 @@ pub(crate) mod expires_at;
 pub(crate) mod metadata;
 pub(crate) mod name;
 pub(crate) mod outcome;
+pub(crate) mod reason;
 pub(crate) mod tally;
 pub(crate) mod version;

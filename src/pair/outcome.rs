@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use super::budget::{Chosen, DiskSize};
 use super::change::WatchError;
 use super::name::{PairKey, Stem};
+use super::reason::{Reason, SystemError};
 use super::tally::{ErrorKind, Errors, OrphanTally, Tally};
 use super::version::{Broken, FileState, FileTime};
 
@@ -72,13 +73,11 @@ impl Outcome {
     }
 
     /// Returns why a due pair has to wait, if nothing else prevents its deletion.
-    pub(crate) fn delay(&self) -> Option<&'static str> {
+    pub(crate) fn delay(&self) -> Option<Reason> {
         Some(match self {
-            Self::Unsettled { .. } => {
-                "the result is newer than its metadata and may be half published: retried once it has been unchanged for a second"
-            }
-            Self::Changed => "the pair changed while it was being deleted: retried soon",
-            Self::ClaimedElsewhere => "another cleaner has claimed it: retried soon",
+            Self::Unsettled { .. } => Reason::HalfPublished,
+            Self::Changed => Reason::Changed,
+            Self::ClaimedElsewhere => Reason::ClaimedElsewhere,
             _ => return None,
         })
     }
@@ -104,20 +103,27 @@ impl Failure {
     }
 }
 
+impl From<Failure> for Reason {
+    fn from(Failure { doing: action, errno, .. }: Failure) -> Self {
+        let error = match errno {
+            // Only a claim requires that its name is not in use.
+            Some(errno) if errno == Errno::EXIST.raw_os_error() => SystemError::in_words(
+                io::ErrorKind::AlreadyExists,
+                "another file has the reserved name",
+            ),
+            Some(errno) => io::Error::from_raw_os_error(errno).into(),
+            None => SystemError::in_words(
+                io::ErrorKind::ResourceBusy,
+                "another program has locked the directory",
+            ),
+        };
+        Self::CouldNotDelete { action, error }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.errno {
-            // Only a claim requires that its name is not in use.
-            Some(errno) if errno == Errno::EXIST.raw_os_error() => {
-                write!(f, "can't {}: another file has the reserved name", self.doing)
-            }
-            Some(errno) => {
-                write!(f, "can't {}: {}", self.doing, io::Error::from_raw_os_error(errno))
-            }
-            None => {
-                write!(f, "can't {}: another program has locked the directory", self.doing)
-            }
-        }
+        Reason::from(*self).fmt(f)
     }
 }
 

@@ -1,6 +1,5 @@
 //! What the core asks the worker to do.
 
-use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,6 +13,7 @@ use super::scans::SubtreeSet;
 use crate::pair::budget::{FreeSpace, Shortfall};
 use crate::pair::change::WatchError;
 use crate::pair::outcome::{Failure, Job};
+use crate::pair::reason::{self, Reason, SystemError};
 use crate::pair::tally::Tally;
 use crate::pair::version::Broken;
 
@@ -56,7 +56,7 @@ pub(crate) enum Notice {
     /// An error that was counted, and the path of its file or directory, relative to the cache directory.
     Error(PathBuf, CountedError),
     /// The cache directory can't be read, which counts as an error.
-    RootUnreadable(String),
+    RootUnreadable(SystemError),
     /// The kernel refuses to watch this many directories.
     Unwatched(u64, WatchError),
     /// All directories are watched again.
@@ -98,24 +98,25 @@ impl CountedError {
     /// What happened, without the reason of the system.
     pub(crate) fn message(&self) -> &'static str {
         match self {
-            Self::Unreadable(_) => "can't read a directory, results kept",
-            Self::Stranded(_) => "can't recover an interrupted deletion",
-            Self::NameInUse => "can't delete the result: the reserved name stays in use",
-            Self::Broken(_) => "invalid metadata, result kept",
+            Self::Unreadable(_) => reason::DIRECTORY_UNREADABLE,
+            Self::Stranded(_) => reason::NOT_RECOVERED,
+            Self::NameInUse => reason::NAME_IN_USE,
+            Self::Broken(_) => reason::INVALID_METADATA,
             Self::Failed { .. } => "still failing",
         }
     }
-}
 
-impl fmt::Display for CountedError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// What happened, and why, for whoever inspects the cleaner.
+    pub(crate) fn reason(&self) -> Reason {
         match self {
-            Self::Unreadable(error) | Self::Stranded(error) => {
-                write!(f, "{}: {error}", self.message())
+            Self::Unreadable(error) => Reason::DirectoryUnreadable(error.into()),
+            Self::Stranded(error) => Reason::NotRecovered(error.into()),
+            Self::NameInUse => Reason::ReservedNameInUse,
+            Self::Broken(Broken::Invalid(why)) => Reason::InvalidMetadata(why.to_string()),
+            Self::Broken(Broken::Unreadable(errno)) => {
+                Reason::MetadataUnreadable(io::Error::from_raw_os_error(*errno).into())
             }
-            Self::NameInUse => f.write_str(self.message()),
-            Self::Broken(reason) => write!(f, "{}: {reason}", self.message()),
-            Self::Failed { failure, .. } => failure.fmt(f),
+            Self::Failed { failure, .. } => (*failure).into(),
         }
     }
 }

@@ -10,6 +10,7 @@ use super::orphans::Due;
 use crate::pair::budget::FreeSpace;
 use crate::pair::change::{Changes, WatchError};
 use crate::pair::outcome::{JobResult, OrphanPass, ScanFound, Summary};
+use crate::pair::reason::SystemError;
 use crate::pair::tally::Tally;
 
 /// Incremented whenever the cache directory is replaced; completions of an older generation are stale.
@@ -52,7 +53,7 @@ pub(crate) enum RootSeen {
     /// No directory.
     Absent,
     /// A directory that can't be read, and why.
-    Unreadable { reason: String },
+    Unreadable { reason: SystemError },
     /// The same directory as before, with a new watcher or the reason why there is none.
     Rewatched(Watching),
     /// Another directory than before.

@@ -57,7 +57,7 @@ const WARN_PAUSE: Duration = Duration::from_secs(60);
 /// # let dir = tempfile::tempdir().unwrap();
 /// use std::sync::Arc;
 /// use result_cleaner::{Cleaner, Config, server};
-/// let cleaner = Cleaner::spawn(Config::new(dir.path()).with_metrics_url(None)).await?;
+/// let cleaner = Cleaner::spawn(Config::new(dir.path()).without_metrics()).await?;
 /// let listener = server::bind("127.0.0.1:0".parse().unwrap()).await?;
 /// let (stop, stops) = tokio::sync::oneshot::channel::<()>();
 /// let source = Arc::new(cleaner.handle());

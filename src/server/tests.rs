@@ -31,7 +31,7 @@ fn stats() -> Stats {
         host: String::new(),
         started_at: None,
         running: true,
-        check_interval_hours: 6.0,
+        check_interval: Duration::from_secs(6 * 3600),
         total_cleanups: 1,
         total_deleted: 2,
         total_freed_bytes: 3,

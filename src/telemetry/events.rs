@@ -11,6 +11,7 @@ use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
+use crate::pair::reason::Reason;
 use crate::telemetry::stats::SweepReport;
 
 /// How many events may wait for a subscriber; later events displace the oldest.
@@ -19,9 +20,12 @@ const MAX_WAITING: usize = 4096;
 /// An event of a cleaner, for those who [subscribe](crate::Cleaner::subscribe) to it.
 ///
 /// ```
-/// use result_cleaner::Event;
+/// use result_cleaner::{Event, Reason};
 /// let tell = |event: Event| match event {
 ///     Event::Deleted { result, late, .. } => println!("{} went {late:?} late", result.display()),
+///     Event::Skipped { path, reason: Reason::InvalidMetadata(why) } => {
+///         println!("the writer of {} has a bug: {why}", path.display());
+///     }
 ///     Event::Skipped { path, reason } => println!("{} stays: {reason}", path.display()),
 ///     Event::Lagged(count) => println!("{count} events were missed: ask get_stats()"),
 ///     _ => {}
@@ -54,8 +58,8 @@ pub enum Event {
     Skipped {
         /// The path concerned: a result, its metadata, or a directory.
         path: PathBuf,
-        /// The reason, in one line.
-        reason: String,
+        /// The reason.
+        reason: Reason,
     },
     /// A full sweep was completed.
     SweepDone(SweepReport),

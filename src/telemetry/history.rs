@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 
+use crate::pair::reason::Reason;
 use crate::pair::tally::Tally;
 use crate::telemetry::stats::{FreedSpan, LastSweep, Recent, RecentError, SweepReport};
 
@@ -30,7 +31,7 @@ impl History {
         self.lock().last_sweep = Some(LastSweep { ended_at, report });
     }
 
-    pub(crate) fn error(&self, path: String, reason: String, at: DateTime<Utc>) {
+    pub(crate) fn error(&self, path: String, reason: Reason, at: DateTime<Utc>) {
         let mut entries = self.lock();
         entries.errors.truncate(MAX_ERRORS - 1);
         entries.errors.push_front(RecentError { at, path, reason });
@@ -106,7 +107,7 @@ mod tests {
     fn the_last_errors_are_listed_newest_first() {
         let history = History::default();
         for number in 0..30 {
-            history.error(number.to_string(), "x".to_owned(), at(number));
+            history.error(number.to_string(), Reason::Changed, at(number));
         }
         let errors = history.read(at(30)).errors;
         let paths: Vec<_> = errors.iter().map(|error| error.path.clone()).collect();

@@ -27,6 +27,7 @@ use crate::config::redacted;
 use crate::error::Error;
 use crate::pair::tally::Tally;
 use crate::sys::runtime;
+use crate::telemetry::durations::in_milliseconds;
 use crate::telemetry::http_client::{Failure, Service};
 use crate::telemetry::stats::SweepReport;
 
@@ -368,8 +369,9 @@ async fn last_attempt(
         _ => within(deadline, deliver(service, tally)).await,
     };
     if let Err(Failure { reason, .. }) = outcome {
-        let SweepReport { deleted_count, freed_bytes, checked_count, errors, duration_ms, .. } =
+        let SweepReport { deleted_count, freed_bytes, checked_count, errors, duration, .. } =
             SweepReport::from(tally);
+        let duration_ms = in_milliseconds(duration);
         tracing::warn!(
             "metrics service {} did not accept the last report: {reason}; undelivered figures: \
              deleted_count={deleted_count} freed_bytes={freed_bytes} checked_count={checked_count} \

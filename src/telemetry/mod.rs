@@ -1,5 +1,6 @@
 //! The cleaner's reports about itself: stats, history, events, Prometheus metrics, the metrics service.
 
+pub(crate) mod durations;
 pub(crate) mod events;
 pub(crate) mod history;
 #[cfg(feature = "report")]

@@ -16,7 +16,9 @@ impl Reporter {
     pub(crate) fn start(url: &str, _: Duration) -> Result<Self, Error> {
         Err(Error::MetricsUrl {
             url: url.to_owned(),
-            reason: "can't be reported to: enable the feature `report`, or set it to `None`".into(),
+            reason:
+                "can't be reported to: enable the feature `report`, or call `without_metrics()`"
+                    .into(),
         })
     }
 

@@ -4,6 +4,8 @@
 //!
 //! Counters and gauges are read from the stats on request. Only distributions are recorded here.
 
+use std::time::Duration;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use prometheus::core::Collector;
 use prometheus::{
@@ -58,10 +60,10 @@ impl Telemetry {
         }
     }
 
-    /// Records the duration of a full sweep, in milliseconds.
-    pub(crate) fn swept(&self, duration_ms: f64) {
+    /// Records the duration of a full sweep.
+    pub(crate) fn swept(&self, duration: Duration) {
         if let Some(durations) = &self.sweep_duration {
-            durations.observe(duration_ms / 1000.0);
+            durations.observe(duration.as_secs_f64());
         }
     }
 
@@ -263,7 +265,7 @@ fn gauges(stats: &Stats, recent: &Recent) -> Vec<Sample<f64>> {
         (
             "result_cleaner_check_interval_seconds",
             "Time from one full sweep to the next, in seconds.",
-            stats.check_interval_hours * 3600.0,
+            stats.check_interval.as_secs_f64(),
         ),
     ];
     gauges.extend(

@@ -7,6 +7,7 @@ use chrono::TimeDelta;
 use crate::config::Config;
 use crate::display::path_field;
 use crate::pair::outcome::Outcome;
+use crate::pair::reason::Reason;
 use crate::pair::tally::Tally;
 use crate::sys::clock::Now;
 use crate::telemetry::Reporter;
@@ -110,12 +111,12 @@ impl Recorder {
                 expires_at: *expires_at,
             });
         } else if let Some(reason) = outcome.delay() {
-            self.sender.send(|| Event::Skipped { path: result(), reason: reason.to_owned() });
+            self.sender.send(|| Event::Skipped { path: result(), reason });
         }
     }
 
     /// Records an error that was counted, and sends an event for it.
-    pub(crate) fn error(&self, path: &Path, reason: String, now: Now) {
+    pub(crate) fn error(&self, path: &Path, reason: Reason, now: Now) {
         self.history.error(path_field(path), reason.clone(), now.wall);
         self.sender.send(|| Event::Skipped { path: path.to_owned(), reason });
     }
@@ -126,7 +127,7 @@ impl Recorder {
         let report = SweepReport::from(tally);
         self.history.sweep(report, now.wall);
         #[cfg(feature = "server")]
-        self.telemetry.swept(report.duration_ms);
+        self.telemetry.swept(report.duration);
         self.sender.send(|| Event::SweepDone(report));
         if let Some(reporter) = &self.reporter {
             reporter.sweep(tally);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound, Utc};
 use rustix::system::uname;
@@ -10,8 +11,10 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::config::{Config, MinFree};
 pub use crate::pair::change::WatchState;
+use crate::pair::reason::Reason;
 use crate::pair::tally::{Errors, OrphanTally, Tally};
 use crate::sys::clock::now_utc;
+use crate::telemetry::durations::{hours, milliseconds};
 
 /// The state of a cleaner at one moment.
 ///
@@ -37,8 +40,9 @@ pub struct Stats {
     pub started_at: Option<DateTime<Utc>>,
     /// Whether the cleaner runs: false once it was stopped, or has died.
     pub running: bool,
-    /// [`Config::check_interval`](crate::Config::check_interval) in hours.
-    pub check_interval_hours: f64,
+    /// [`Config::check_interval`](crate::Config::check_interval). In the JSON, `check_interval_hours` is in hours.
+    #[serde(rename = "check_interval_hours", with = "hours")]
+    pub check_interval: Duration,
     /// Full sweeps that were completed, the first scan included.
     pub total_cleanups: u64,
     /// Pairs whose result this cleaner removed.
@@ -172,8 +176,8 @@ pub struct RecentError {
     /// The path concerned: a result, its metadata, or a directory. Bytes that are not UTF-8 are
     /// replaced.
     pub path: String,
-    /// The reason, in one line.
-    pub reason: String,
+    /// The reason; in the JSON, the line that it displays.
+    pub reason: Reason,
 }
 
 /// The deletions in a span of ten minutes.
@@ -206,8 +210,9 @@ pub struct SweepReport {
     pub checked_count: u64,
     /// Invalid pairs, failed deletions and directories that can't be read.
     pub errors: u64,
-    /// How long the sweep took, in milliseconds.
-    pub duration_ms: f64,
+    /// How long the sweep took. In the JSON, `duration_ms` is in milliseconds, with whole microseconds.
+    #[serde(rename = "duration_ms", with = "milliseconds")]
+    pub duration: Duration,
     /// The orphans removed, if [`Config`] asks for it and the sweep runs without a
     /// service. In the JSON, the keys are on the same level as the others.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
@@ -263,8 +268,7 @@ impl From<Tally> for SweepReport {
             freed_bytes: done.freed_bytes,
             checked_count: done.checked,
             errors: done.errors.total(),
-            // In whole microseconds, so that it has no more digits than that.
-            duration_ms: done.duration.as_micros() as f64 / 1000.0,
+            duration: done.duration,
             orphans: None,
             evictions: None,
         }
@@ -287,7 +291,7 @@ impl SharedStats {
             host: uname().nodename().to_string_lossy().into_owned(),
             started_at: Some(now_utc().trunc_subsecs(3)),
             running: true,
-            check_interval_hours: config.check_interval.as_secs_f64() / 3600.0,
+            check_interval: config.check_interval,
             total_cleanups: 0,
             total_deleted: 0,
             total_freed_bytes: 0,
@@ -371,13 +375,40 @@ mod tests {
     use super::*;
 
     #[test]
+    fn durations_are_numbers_in_the_json() {
+        let report =
+            SweepReport { duration: Duration::from_nanos(4_279_999), ..SweepReport::default() };
+        let json = serde_json::to_string(&report).unwrap();
+        assert!(json.contains(r#""duration_ms":4.279}"#), "{json}");
+        for micros in [0, 1, 4279, 1_000_001, 86_400_000_001] {
+            let duration = Duration::from_micros(micros);
+            let report = SweepReport { duration, ..SweepReport::default() };
+            let json = serde_json::to_string(&report).unwrap();
+            assert_eq!(serde_json::from_str::<SweepReport>(&json).unwrap(), report, "{json}");
+        }
+        let negative = json.replace("4.279", "-1");
+        assert!(serde_json::from_str::<SweepReport>(&negative).is_err());
+    }
+
+    #[test]
+    fn the_json_of_an_error_has_its_reason_as_text() {
+        let at = DateTime::UNIX_EPOCH;
+        let reason = Reason::InvalidMetadata("the file is empty".to_owned());
+        let error = RecentError { at, path: "/x".to_owned(), reason };
+        let json = serde_json::to_value(&error).unwrap();
+        assert_eq!(json["reason"], "invalid metadata, result kept: the file is empty");
+        let read: RecentError = serde_json::from_value(json).unwrap();
+        assert_eq!(read.reason, Reason::Other(error.reason.to_string()));
+    }
+
+    #[test]
     fn json_has_the_documented_keys_and_forms() {
         let stats = Stats {
             version: "0.1.0".to_owned(),
             host: "h".to_owned(),
             started_at: DateTime::from_timestamp_millis(1_795_507_100_000),
             running: true,
-            check_interval_hours: 6.0,
+            check_interval: Duration::from_secs(6 * 3600),
             total_cleanups: 42,
             total_deleted: 156,
             total_freed_bytes: 52_428_800,

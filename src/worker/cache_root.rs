@@ -158,7 +158,7 @@ impl Worker {
         let seen = match &found {
             CacheRoot::Unknown => RootSeen::Unchanged,
             CacheRoot::Absent => RootSeen::Absent,
-            CacheRoot::Unreadable(error) => RootSeen::Unreadable { reason: error.to_string() },
+            CacheRoot::Unreadable(error) => RootSeen::Unreadable { reason: error.into() },
             CacheRoot::Open(open) if is_same => RootSeen::Rewatched(open.watching()),
             CacheRoot::Open(open) => RootSeen::Replaced(open.watching()),
         };

@@ -1,6 +1,7 @@
 //! Writes what the core reports to the log, and records its errors.
 
 use crate::display::path_field;
+use crate::pair::reason::Reason;
 use crate::schedule::command::{CountedError, Notice};
 use crate::watch::floods::FloodReport;
 
@@ -12,10 +13,11 @@ impl Worker {
             Notice::Error(path, error) => {
                 let path = self.root().join(path);
                 log_error(&path, &error);
-                self.recorder.error(&path, error.to_string(), self.clock.now());
+                self.recorder.error(&path, error.reason(), self.clock.now());
             }
             // The log has it already: the state of the cache directory has changed.
             Notice::RootUnreadable(reason) => {
+                let reason = Reason::CacheDirUnreadable(reason);
                 self.recorder.error(&self.path, reason, self.clock.now());
             }
             Notice::Unwatched(count, refusal) => {

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::pair::tally::Tally;
 use crate::schedule::Bucket;
 use crate::schedule::input::{Input, RequestId};
+use crate::telemetry::durations::in_milliseconds;
 use crate::telemetry::stats::{ExpiryBucket, SweepReport};
 
 /// The channel for the answer to a requested sweep.
@@ -66,7 +67,7 @@ impl Worker {
             freed_bytes = report.freed_bytes,
             checked = report.checked_count,
             errors = report.errors,
-            duration_ms = report.duration_ms,
+            duration_ms = in_milliseconds(report.duration),
             "Cleanup completed"
         );
         self.answer_sweeps(requests, || Ok(report));

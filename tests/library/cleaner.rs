@@ -15,7 +15,7 @@ use result_cleaner::{
 use tokio::runtime::Builder;
 
 fn config(cache: &CacheDir) -> Config {
-    Config::new(cache.path()).with_metrics_url(None)
+    Config::new(cache.path()).without_metrics()
 }
 
 /// Waits until `condition` holds, and leaves the thread to the cleaner meanwhile.
@@ -169,7 +169,7 @@ fn a_runtime_without_a_driver_is_refused_with_what_to_do() {
 fn a_runtime_without_sockets_can_not_report() {
     let cache = CacheDir::new();
     let runtime = Builder::new_current_thread().enable_time().build().unwrap();
-    let reporting = config(&cache).with_metrics_url("http://127.0.0.1:1".to_owned());
+    let reporting = config(&cache).with_metrics_url("http://127.0.0.1:1");
     let error = runtime.block_on(Cleaner::spawn(reporting)).unwrap_err();
     assert!(matches!(error, Error::NoDriver { driver: "io" }), "{error:?}");
 }
@@ -179,7 +179,7 @@ fn a_runtime_without_sockets_can_not_report() {
 async fn without_an_http_client_a_metrics_service_is_refused() {
     let cache = CacheDir::new();
     assert_eq!(Config::new(cache.path()).metrics_url, None);
-    let reporting = config(&cache).with_metrics_url("http://127.0.0.1:1".to_owned());
+    let reporting = config(&cache).with_metrics_url("http://127.0.0.1:1");
     let error = Cleaner::spawn(reporting).await.unwrap_err();
     assert!(matches!(error, Error::MetricsUrl { .. }), "{error:?}");
     assert!(error.to_string().contains("enable the feature `report`"), "{error}");
@@ -212,7 +212,7 @@ async fn the_result_store_is_notified_once_of_each_removed_result() {
     let cache = CacheDir::new();
     let reported = Arc::new(Reported::default());
     let mut config = config(&cache);
-    config.result_store = Some(reported.clone());
+    config = config.with_result_store(Arc::clone(&reported));
     let mut expected: Vec<PathBuf> =
         (0..20).map(|n| cache.store(&format!("s/{n}"), now() - 1.0).result).collect();
     cache.store("live", now() + 3600.0);
@@ -255,6 +255,11 @@ async fn a_single_sweep_needs_no_service_and_a_dry_run_changes_nothing() {
     let cache = CacheDir::samples();
     let before = cache.files();
     let dry = sweep_dry_run(&config(&cache)).await.unwrap();
+    let configured = sweep_once(&config(&cache).with_dry_run(true)).await.unwrap();
+    assert_eq!(
+        (configured.deleted_count, configured.freed_bytes),
+        (dry.deleted_count, dry.freed_bytes)
+    );
     assert_eq!(cache.files(), before);
     let report = sweep_once(&config(&cache)).await.unwrap();
     assert_eq!((report.deleted_count, report.checked_count, report.errors), (12, 24, 0));
@@ -305,7 +310,7 @@ async fn settings_that_make_no_sense_are_refused_clearly() {
 
     let file = cache.outside("file");
     fs::write(&file, "").unwrap();
-    let config = Config::new(&file).with_metrics_url(None);
+    let config = Config::new(&file).without_metrics();
     for error in [
         Cleaner::spawn(config.clone()).await.unwrap_err(),
         sweep_once(&config).await.unwrap_err(),
@@ -322,7 +327,7 @@ async fn settings_that_make_no_sense_are_refused_clearly() {
 async fn an_address_that_no_report_can_go_to_is_refused() {
     let cache = CacheDir::new();
     for url in ["localhost:8003", "", "ftp://x", "http://"] {
-        let config = Config::new(cache.path()).with_metrics_url(url.to_owned());
+        let config = Config::new(cache.path()).with_metrics_url(url);
         let error = Cleaner::spawn(config).await.unwrap_err();
         assert!(matches!(error, Error::MetricsUrl { .. }), "{error:?}");
         assert!(error.to_string().starts_with("metrics URL"), "{error}");
@@ -396,7 +401,7 @@ async fn a_sweep_of_what_cannot_be_read_has_the_number_of_the_error() {
     let cache = CacheDir::new();
     let path = cache.path().join("loop");
     std::os::unix::fs::symlink(&path, &path).unwrap();
-    let cleaner = Cleaner::spawn(Config::new(&path).with_metrics_url(None)).await.unwrap();
+    let cleaner = Cleaner::spawn(Config::new(&path).without_metrics()).await.unwrap();
     // Before the first look at the path, there is nothing to sweep.
     let error = loop {
         if let Err(error) = cleaner.sweep().await {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::common::{CacheDir, PATIENCE, now, publish};
-use result_cleaner::{Cleaner, Config, Event, Events};
+use result_cleaner::{Cleaner, Config, Event, Events, Reason};
 
 /// The next event that `wanted` makes something of.
 async fn next<T>(events: &mut Events, mut wanted: impl FnMut(Event) -> Option<T>) -> T {
@@ -19,7 +19,7 @@ async fn next<T>(events: &mut Events, mut wanted: impl FnMut(Event) -> Option<T>
 }
 
 async fn spawn(cache: &CacheDir) -> Cleaner {
-    Cleaner::spawn(Config::new(cache.path()).with_metrics_url(None)).await.unwrap()
+    Cleaner::spawn(Config::new(cache.path()).without_metrics()).await.unwrap()
 }
 
 #[tokio::test]
@@ -67,7 +67,7 @@ async fn evictions_are_events_of_their_own_and_the_store_is_told_of_them() {
     let (store, removed) = std::sync::mpsc::channel();
     let expires_at = (now() + 3600.0).floor();
     let pair = cache.pair("a").settled(expires_at);
-    let config = Config::new(cache.path()).with_metrics_url(None).with_result_store(Store(store));
+    let config = Config::new(cache.path()).without_metrics().with_result_store(Store(store));
     let config = config.with_max_size(1).with_evict_min_age(Duration::from_millis(1));
     let cleaner = Cleaner::spawn(config).await.unwrap();
     let mut events = cleaner.subscribe();
@@ -104,12 +104,17 @@ async fn what_is_skipped_is_reported_with_the_reason() {
         }
     };
     let why = next(&mut events, reason(&broken.metadata)).await;
-    assert!(why.starts_with("invalid metadata") && !why.contains('\n'), "{why}");
+    let line = why.to_string();
+    assert!(line.starts_with("invalid metadata") && !line.contains('\n'), "{line}");
+    let Reason::InvalidMetadata(wrong) = why else { panic!("{why:?}") };
+    assert!(line.ends_with(&wrong), "{wrong}");
+    let recent = cleaner.handle().recent();
+    assert_eq!(recent.errors[0].reason, Reason::InvalidMetadata(wrong));
 
     let anew = cache.store("anew", now() - 1.0);
     publish(&anew.result, b"newer than its metadata");
     let why = next(&mut events, reason(&anew.result)).await;
-    assert!(why.contains("half published"), "{why}");
+    assert_eq!(why, Reason::HalfPublished);
     cleaner.stop().await.unwrap();
 }
 

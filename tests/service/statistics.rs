@@ -254,7 +254,7 @@ fn the_last_line_of_the_log_tells_what_was_served() {
 #[tokio::test]
 async fn the_library_tells_the_same_and_that_it_was_stopped() {
     let cache = CacheDir::samples();
-    let config = Config::new(cache.path()).with_metrics_url(None);
+    let config = Config::new(cache.path()).without_metrics();
     let cleaner = Cleaner::spawn(config).await.unwrap();
     let handle = cleaner.handle();
     // A sweep that begins after the first scan has ended: nothing is left to be done.

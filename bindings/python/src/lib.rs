@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use pyo3::exceptions::{PyImportError, PyOSError, PyValueError};
 use pyo3::prelude::*;
-use result_cleaner::{Config, MinFree, parse_size};
+use result_cleaner::text::parse_size;
+use result_cleaner::{Config, MinFree};
 
 use crate::engine::RemovedPaths;
 use crate::hub::{CleanerId, MailboxId, RequestId};
@@ -39,9 +40,8 @@ impl Settings {
     fn config(self, mailbox: MailboxId) -> PyResult<Config> {
         let interval = Duration::try_from_secs_f64(self.check_interval)
             .map_err(|error| PyValueError::new_err(format!("check_interval: {error}")))?;
-        let mut config = Config::new(self.cache_dir)
-            .with_check_interval(interval)
-            .with_metrics_url(self.metrics_url);
+        let mut config = Config::new(self.cache_dir).with_check_interval(interval);
+        config.metrics_url = self.metrics_url;
         let evict_min_age = Duration::try_from_secs_f64(self.evict_min_age)
             .map_err(|error| PyValueError::new_err(format!("evict_min_age: {error}")))?;
         config = config.with_evict_min_age(evict_min_age);

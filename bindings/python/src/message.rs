@@ -56,7 +56,7 @@ fn event_tuple(py: Python<'_>, event: Event) -> PyResult<Py<PyAny>> {
             let expires_at = expires_at.timestamp_micros() as f64 / 1e6;
             ("evicted", result, freed_bytes, expires_at).into_py_any(py)
         }
-        Event::Skipped { path, reason } => ("skipped", path, reason).into_py_any(py),
+        Event::Skipped { path, reason } => ("skipped", path, reason.to_string()).into_py_any(py),
         Event::SweepDone(report) => ("swept", json(&report)).into_py_any(py),
         Event::Lagged(count) => ("dropped", count).into_py_any(py),
         other => ("other", format!("{other:?}")).into_py_any(py),

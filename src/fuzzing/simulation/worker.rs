@@ -80,7 +80,9 @@ impl World {
             Probed::Unreadable => {
                 self.root = Root::Unreadable;
                 self.disk.kernel = Kernel::new(0);
-                return RootSeen::Unreadable { reason: "it is closed".to_owned() };
+                return RootSeen::Unreadable {
+                    reason: std::io::Error::other("it is closed").into(),
+                };
             }
             Probed::Open(epoch, watcher) => (epoch, watcher),
         };
