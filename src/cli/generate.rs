@@ -22,8 +22,8 @@ pub(crate) struct CompletionsArgs {
 pub(crate) struct ManArgs {
     // Has no variable: RESULT_CLEANER_DIR would be mistaken for that of the cache directory.
     /// Write a page for each command to this directory instead
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    dir: Option<PathBuf>,
+    #[arg(long = "dir", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pages_dir: Option<PathBuf>,
 }
 
 const FILES: [(&str, &str); 5] = [
@@ -53,7 +53,7 @@ pub(crate) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
 pub(crate) fn man(args: &ManArgs) -> Result<(), Failure> {
     let mut command = command().disable_help_subcommand(true);
     command.build();
-    let Some(dir) = &args.dir else {
+    let Some(dir) = &args.pages_dir else {
         let page = page_of_all(&command)?;
         output::print(|out| out.write_all(&page))?;
         return Ok(());
