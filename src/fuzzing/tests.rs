@@ -1,6 +1,6 @@
 //! Replays the corpus of the fuzzers, and mutations of it.
 //!
-//! `RESULT_CLEANER_TEST_MUTATIONS` sets the number of mutations.
+//! `TEST_RESULT_CLEANER_MUTATIONS` sets the number of mutations.
 
 use std::path::Path;
 use std::process::Command;
@@ -22,7 +22,7 @@ fn replay(name: &str, check: fn(&[u8]), mutations: u64) {
     figure(&format!("fuzzed inputs replayed, {name}"), inputs.len());
 
     let mut random = Random(seed());
-    let mutations = extent("RESULT_CLEANER_TEST_MUTATIONS", mutations, 200 * mutations);
+    let mutations = extent("TEST_RESULT_CLEANER_MUTATIONS", mutations, 200 * mutations);
     for _ in 0..mutations {
         check(&mutated(&inputs, &mut random));
     }

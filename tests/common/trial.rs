@@ -1,7 +1,7 @@
 //! How far a test goes, with which chance, and what it found.
 //!
-//! `RESULT_CLEANER_TEST_LONG=1` makes the long runs whose figures the documentation states;
-//! `RESULT_CLEANER_TEST_SEED` repeats a run that chance has made. Needs nothing but the standard
+//! `TEST_RESULT_CLEANER_LONG=1` makes the long runs whose figures the documentation states;
+//! `TEST_RESULT_CLEANER_SEED` repeats a run that chance has made. Needs nothing but the standard
 //! library, so that unit tests can share it.
 
 #![allow(dead_code, reason = "each user takes a part of it")]
@@ -11,7 +11,7 @@ use std::time::UNIX_EPOCH;
 
 /// Whether the long runs are asked for.
 pub fn is_long() -> bool {
-    std::env::var_os("RESULT_CLEANER_TEST_LONG").is_some_and(|value| !value.is_empty())
+    std::env::var_os("TEST_RESULT_CLEANER_LONG").is_some_and(|value| !value.is_empty())
 }
 
 /// How far to go: `ordinary`, `long` in the long runs, or what the environment variable `name`
@@ -23,8 +23,8 @@ pub fn extent(name: &str, ordinary: u64, long: u64) -> u64 {
 /// The seed of a test that leaves something to chance; it is printed.
 pub fn seed() -> u64 {
     let from_clock = || UNIX_EPOCH.elapsed().unwrap().as_micros() as u64;
-    let seed = number("RESULT_CLEANER_TEST_SEED").unwrap_or_else(from_clock);
-    println!("RESULT_CLEANER_TEST_SEED={seed}");
+    let seed = number("TEST_RESULT_CLEANER_SEED").unwrap_or_else(from_clock);
+    println!("TEST_RESULT_CLEANER_SEED={seed}");
     seed
 }
 

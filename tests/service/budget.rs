@@ -1,6 +1,6 @@
 //! The disk budget: which results go before they expire, and which never do.
 //!
-//! `RESULT_CLEANER_TEST_LONG` makes the writers write for longer, on more file systems.
+//! `TEST_RESULT_CLEANER_LONG` makes the writers write for longer, on more file systems.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;

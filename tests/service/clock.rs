@@ -6,7 +6,7 @@
 //! that the tests set; without that they are skipped. Its other clocks are the real ones, as they
 //! are when a real clock is set. Generated timelines, with a machine that sleeps, are a unit test.
 //!
-//! `RESULT_CLEANER_TEST_LONG` waits for the end of the minute, and sets the clock more often.
+//! `TEST_RESULT_CLEANER_LONG` waits for the end of the minute, and sets the clock more often.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -136,7 +136,7 @@ fn a_clock_that_is_set_to_and_fro_has_nothing_deleted_early() {
     let days_10 = cache.store("10-days", now() + 10.0 * DAY);
     let years_9 = cache.store("9-years", now() + 9.0 * 365.0 * DAY);
     service.wait_for_stat("heap_size", 2);
-    let steps = extent("RESULT_CLEANER_TEST_STEPS", 60, 2_000);
+    let steps = extent("TEST_RESULT_CLEANER_STEPS", 60, 2_000);
     for number in 0..steps {
         let size = match random.below(4) {
             0 => 1.0,

@@ -166,7 +166,7 @@ fn directories_that_were_replaced_while_events_were_lost_are_watched_again() {
 
 #[test]
 fn its_own_reading_and_deleting_sets_off_no_sweep_and_no_work() {
-    let pairs = extent("RESULT_CLEANER_TEST_PAIRS", 10_000, 100_000);
+    let pairs = extent("TEST_RESULT_CLEANER_PAIRS", 10_000, 100_000);
     let cache = CacheDir::in_memory();
     write_pairs(&cache.path().join("live"), pairs as usize / 2, now() + HOUR);
     write_pairs(&cache.path().join("expired"), pairs as usize / 2, LONG_AGO);

@@ -183,11 +183,11 @@ fn while_it_takes_no_report_deletions_are_on_time_and_afterwards_it_gets_every_f
                 wait_until("a report is begun", || trial.rogue.open_report().is_some());
             }
             let open = trial.rogue.open_report();
-            lateness = trial.delete_on_time(extent("RESULT_CLEANER_TEST_PAIRS", 10, 40));
+            lateness = trial.delete_on_time(extent("TEST_RESULT_CLEANER_PAIRS", 10, 40));
             // One that ends at once holds up nothing.
             !manner.holds || open.is_some_and(|open| trial.rogue.is_open(open))
         });
-        let attempts = if manner.holds { extent("RESULT_CLEANER_TEST_ATTEMPTS", 1, 3) } else { 3 };
+        let attempts = if manner.holds { extent("TEST_RESULT_CLEANER_ATTEMPTS", 1, 3) } else { 3 };
         wait_until("it was tried so often", || {
             !manner.accepts || trial.rogue.connections() >= connections + attempts
         });
@@ -216,7 +216,7 @@ fn an_acknowledged_report_is_sent_once_whatever_follows_the_acknowledgement() {
 
         trial.rogue.behave(manner);
         let mut lateness = Vec::new();
-        for _ in 0..extent("RESULT_CLEANER_TEST_ROUNDS", 2, 10) {
+        for _ in 0..extent("TEST_RESULT_CLEANER_ROUNDS", 2, 10) {
             trial.break_one();
             lateness.extend(trial.delete_on_time(4));
             trial.wait_for_delivery();
@@ -273,7 +273,7 @@ fn however_each_report_is_treated_the_acknowledged_figures_are_the_totals() {
     let failing = FAILING.iter().filter(|manner| manner.accepts && (is_long() || !manner.holds));
     let manners: Vec<Manner> = ACKNOWLEDGING.iter().chain(failing).copied().collect();
     let mut trial = Trial::start(Manner::GOOD);
-    let reports = extent("RESULT_CLEANER_TEST_REPORTS", 30, 500);
+    let reports = extent("TEST_RESULT_CLEANER_REPORTS", 30, 500);
     while trial.rogue.connections() < reports {
         trial.rogue.behave(manners[random.below(manners.len())]);
         for _ in 0..random.below(4) {

@@ -106,7 +106,7 @@ fn writes_to_open_results_keep_no_new_directory_from_being_watched_and_memory_st
 #[test]
 fn in_a_large_tree_what_was_lost_is_found_soon_after_the_storm() {
     let _alone = alone();
-    let staying = extent("RESULT_CLEANER_TEST_STAYING_PAIRS", 2000, 10_000);
+    let staying = extent("TEST_RESULT_CLEANER_STAYING_PAIRS", 2000, 10_000);
     // No sweep but those that lost events bring about.
     let storm = Storm {
         kind: Kind::ChmodUnrelated,
@@ -235,7 +235,7 @@ fn bulk(cache: &CacheDir, top: &str, depth: usize, count: u64) -> (Duration, f64
 #[test]
 fn where_directories_are_not_watched_deletions_wait_for_no_event() {
     let cache = CacheDir::in_memory();
-    let count = extent("RESULT_CLEANER_TEST_UNWATCHED_PAIRS", 3000, 20_000);
+    let count = extent("TEST_RESULT_CLEANER_UNWATCHED_PAIRS", 3000, 20_000);
     let service = Service::ready(cache.path(), &["--fallback-interval", "1s"]);
     // From now on it knows that deletions are reported to it.
     wait_for_later_pair(&cache);
@@ -258,7 +258,7 @@ const GROWTH: u64 = 4 * 1024;
 #[test]
 fn metadata_names_that_come_and_go_without_a_result_leave_nothing_in_memory() {
     let cache = CacheDir::in_memory();
-    let count = extent("RESULT_CLEANER_TEST_NAMES", 30_000, 186_000);
+    let count = extent("TEST_RESULT_CLEANER_NAMES", 30_000, 186_000);
     let service = Service::ready(cache.path(), &[]);
     let source = cache.outside("source");
     fs::write(&source, "{}").unwrap();

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use crate::common::{Pair, now};
 
 /// What a flooding process shall do: `KIND:DIR:SECONDS[:LANE[:PARENT]]`.
-const VARIABLE: &str = "RESULT_CLEANER_TEST_FLOOD";
+const VARIABLE: &str = "TEST_RESULT_CLEANER_FLOOD";
 /// The name of the test that is the flooding process.
 const ROLE: &str = "a_flooding_process";
 /// How many calls a flooding process makes between two looks at the clock.

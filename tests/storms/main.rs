@@ -2,14 +2,14 @@
 //! stay bounded, and pairs go on time.
 //!
 //! Storms are made by processes of their own. Each kind runs for 2 s by one process or by two;
-//! `RESULT_CLEANER_TEST_LONG` has each run for 10 s by one and then by two. What a long run does can
-//! be chosen: `RESULT_CLEANER_TEST_STORM_SECONDS`, and `RESULT_CLEANER_TEST_FLOODERS` (0: one, then
+//! `TEST_RESULT_CLEANER_LONG` has each run for 10 s by one and then by two. What a long run does can
+//! be chosen: `TEST_RESULT_CLEANER_STORM_SECONDS`, and `TEST_RESULT_CLEANER_FLOODERS` (0: one, then
 //! two). The cache directories lie in memory, so that floods of names are as fast as the kernel can.
 //! Run with `-- --nocapture` for the figures.
 //!
 //! To flood a directory by hand, and watch `result-cleaner status --watch` beside it:
 //! ```sh
-//! RESULT_CLEANER_TEST_FLOOD=chmod-broken:DIR/flooded:10 \
+//! TEST_RESULT_CLEANER_FLOOD=chmod-broken:DIR/flooded:10 \
 //!     cargo test --test storms -- --exact a_flooding_process --ignored --nocapture
 //! ```
 //! That is KIND:DIR:SECONDS; the kinds are `chmod-broken`, `chmod-live`, `chmod`, `write`,

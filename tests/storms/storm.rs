@@ -79,7 +79,7 @@ pub struct Storm {
 /// Storms of one kind: by `processes`, or in a long run by one and by two.
 pub fn trial(kind: Kind, processes: u32) {
     let _alone = alone();
-    let flooders = extent("RESULT_CLEANER_TEST_FLOODERS", processes.into(), 0) as u32;
+    let flooders = extent("TEST_RESULT_CLEANER_FLOODERS", processes.into(), 0) as u32;
     let both = [1, 2];
     let each = if flooders == 0 { &both[..] } else { &[flooders][..] };
     let mut failures = Vec::new();
@@ -92,7 +92,7 @@ pub fn trial(kind: Kind, processes: u32) {
 
 /// How long a storm lasts.
 pub fn length() -> Duration {
-    Duration::from_secs(extent("RESULT_CLEANER_TEST_STORM_SECONDS", 2, 10))
+    Duration::from_secs(extent("TEST_RESULT_CLEANER_STORM_SECONDS", 2, 10))
 }
 
 /// Makes so many pairs that stay, in a tree of directories.

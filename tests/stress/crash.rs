@@ -1,7 +1,7 @@
 //! Cleaners that are killed, or held up, in the middle of a deletion, at every system call that matters, and
 //! what the next one makes of what they left.
 //!
-//! `RESULT_CLEANER_TEST_LONG` adds the calls that change nothing, and the service.
+//! `TEST_RESULT_CLEANER_LONG` adds the calls that change nothing, and the service.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;

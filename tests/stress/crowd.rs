@@ -3,7 +3,7 @@
 //! unlinks by itself. Each pair is deleted, counted once by the one that removed its result, and
 //! nobody sees an error; what has not expired is not touched.
 //!
-//! `RESULT_CLEANER_TEST_PAIRS` sets how many pairs there are. In the long runs it is 20,000.
+//! `TEST_RESULT_CLEANER_PAIRS` sets how many pairs there are. In the long runs it is 20,000.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -140,7 +140,7 @@ impl Crowd {
     fn new(ordinary: u64) -> Self {
         let many = many_services();
         let cache = CacheDir::in_memory();
-        let number = extent("RESULT_CLEANER_TEST_PAIRS", ordinary, 20_000);
+        let number = extent("TEST_RESULT_CLEANER_PAIRS", ordinary, 20_000);
         let name = |kind: &str, number: u64| format!("session-{}/{kind}-{number}", number % 20);
         let live: Vec<Pair> =
             (0..number / 20).map(|at| cache.store(&name("live", at), now() + 3600.0)).collect();

@@ -2,7 +2,7 @@
 //! failing call is not repeated without end, and once the fault has passed everything goes. One file, because all
 //! of its tests drive the same traced process.
 //!
-//! `RESULT_CLEANER_TEST_LONG` tries every call with every error.
+//! `TEST_RESULT_CLEANER_LONG` tries every call with every error.
 
 use std::collections::HashMap;
 use std::fs;

@@ -3,7 +3,7 @@
 //! limits. After each, heap and disk are equal, and what appears is known by events; in the end
 //! the service holds and does no more than at first.
 //!
-//! `RESULT_CLEANER_TEST_LONG` makes 100 rounds; `RESULT_CLEANER_TEST_ROUNDS` as many as it says.
+//! `TEST_RESULT_CLEANER_LONG` makes 100 rounds; `TEST_RESULT_CLEANER_ROUNDS` as many as it says.
 //! Without root and namespaces, what needs them is left out.
 
 use std::cell::Cell;
@@ -311,7 +311,7 @@ fn remove(dir: &Path) {
 
 #[test]
 fn whatever_events_are_lost_heap_and_disk_become_equal_and_nothing_spins_or_leaks() {
-    let rounds = extent("RESULT_CLEANER_TEST_ROUNDS", 10, 100);
+    let rounds = extent("TEST_RESULT_CLEANER_ROUNDS", 10, 100);
     let Some(mut field) = Field::start() else { return };
     field.converge();
     field.service.assert_comes_to_rest();

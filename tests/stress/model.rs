@@ -1,7 +1,7 @@
 //! Random operations on a real directory while the real service works there: in the end the disk
 //! and the service's figures are what a cleaner that polls would have made of it, without a sweep.
 //!
-//! `RESULT_CLEANER_TEST_REAL_OPERATIONS` sets how many operations.
+//! `TEST_RESULT_CLEANER_REAL_OPERATIONS` sets how many operations.
 
 mod budget;
 mod operations;
@@ -70,7 +70,7 @@ struct World {
 
 #[test]
 fn whatever_is_done_it_ends_as_with_a_polling_cleaner() {
-    let operations = extent("RESULT_CLEANER_TEST_REAL_OPERATIONS", 3600, 100_000);
+    let operations = extent("TEST_RESULT_CLEANER_REAL_OPERATIONS", 3600, 100_000);
     let seed = seed();
     let mut sum = Tally::default();
     thread::scope(|scope| {

@@ -2,7 +2,7 @@
 //! delete in one directory: nothing fresh is lost, nothing is left over, nothing is counted twice.
 //! One file, because all of its tests share the writers.
 //!
-//! `RESULT_CLEANER_TEST_PUBLICATIONS` sets how often is published in each test.
+//! `TEST_RESULT_CLEANER_PUBLICATIONS` sets how often is published in each test.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -75,7 +75,7 @@ fn a_result_that_is_written_to_right_after_it_was_taken_is_given_back() {
     const SOON: Duration = Duration::from_millis(1);
     let cache = CacheDir::new();
     let service = Service::ready(cache.path(), &[]);
-    let tries = extent("RESULT_CLEANER_TEST_PUBLICATIONS", 100, 1000);
+    let tries = extent("TEST_RESULT_CLEANER_PUBLICATIONS", 100, 1000);
     // Long enough ahead for both halves to count as settled.
     let first = now() + 1.5;
     let at = |number: u64| first + number as f64 * 0.02;
@@ -182,7 +182,7 @@ impl Trial {
     }
 
     fn run(self) {
-        let wanted = extent("RESULT_CLEANER_TEST_PUBLICATIONS", PUBLICATIONS.0, PUBLICATIONS.1);
+        let wanted = extent("TEST_RESULT_CLEANER_PUBLICATIONS", PUBLICATIONS.0, PUBLICATIONS.1);
         let services = [0, 1].map(|_| Service::start(self.cache.path(), &[]));
         // Each writer publishes each of its names twice a round; of shared names one does so once.
         let per_round = (if self.shared { 3 } else { 4 }) * NAMES as u64;

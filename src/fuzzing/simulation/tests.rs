@@ -1,6 +1,6 @@
 //! The simulation, driven by a seed.
 //!
-//! `RESULT_CLEANER_TEST_OPERATIONS` sets the number of steps.
+//! `TEST_RESULT_CLEANER_OPERATIONS` sets the number of steps.
 
 use super::{Chance, World};
 use crate::trial::{Random, extent, figure, seed};
@@ -13,7 +13,7 @@ impl Chance for Random {
 
 #[test]
 fn whatever_happens_it_ends_as_a_polling_cleaner_would() {
-    let steps = extent("RESULT_CLEANER_TEST_OPERATIONS", 50_000, 1_000_000);
+    let steps = extent("TEST_RESULT_CLEANER_OPERATIONS", 50_000, 1_000_000);
     let mut seed = seed();
     let (mut deleted, mut evicted) = (0, 0);
     for _ in 0..steps.div_ceil(2000) {

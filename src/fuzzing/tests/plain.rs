@@ -219,7 +219,7 @@ fn whatever_the_scanner_finds_serde_json_finds_too() {
         assert!(plain(sample.as_bytes()), "{sample}");
     }
     let mut random = Random(seed());
-    let inputs = extent("RESULT_CLEANER_TEST_MUTATIONS", 20_000, 10_000_000);
+    let inputs = extent("TEST_RESULT_CLEANER_MUTATIONS", 20_000, 10_000_000);
     let plain = (0..inputs).filter(|_| plain(&mutated(&samples, &mut random))).count() as u64;
     assert!(plain > inputs / 10, "{plain} of {inputs} were plain, so that little was compared");
     figure("mutated metadata, plain", format!("{inputs}, {plain} of them plain, 0 differences"));

@@ -130,7 +130,7 @@ fn moments(events: &[Event]) -> Vec<i64> {
 
 #[test]
 fn however_the_clock_is_set_nothing_goes_early_nor_more_than_three_seconds_late() {
-    let cases = extent("RESULT_CLEANER_TEST_TIMELINES", 1_000, 30_000);
+    let cases = extent("TEST_RESULT_CLEANER_TIMELINES", 1_000, 30_000);
     let config = Config { cases: cases as u32, ..Config::with_source_file(file!()) };
     let totals = std::cell::Cell::new((0, 0, 0));
     let outcome = TestRunner::new(config).run(&timelines(), |timeline| {

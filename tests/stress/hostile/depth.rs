@@ -59,7 +59,7 @@ fn is_gone(dir: &OwnedFd) -> bool {
 
 #[test]
 fn a_pair_on_the_last_of_very_many_levels_goes_on_time_and_its_tree_costs_little() {
-    let levels = extent("RESULT_CLEANER_TEST_LEVELS", 800, 4000) as usize;
+    let levels = extent("TEST_RESULT_CLEANER_LEVELS", 800, 4000) as usize;
     let cache = CacheDir::new();
     let args = ["--fallback-interval", "1s"];
     let service = Service::ready(cache.path(), &args);

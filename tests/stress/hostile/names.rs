@@ -121,7 +121,7 @@ fn other_names() -> Vec<Input> {
 
 fn names_of_directories() -> Vec<Input> {
     // Longer than what the kernel takes for a path.
-    let levels = extent("RESULT_CLEANER_TEST_LEVELS", 800, 4000);
+    let levels = extent("TEST_RESULT_CLEANER_LEVELS", 800, 4000);
     vec![
         calm("directories with treacherous names", |place| {
             for (_, name) in treacherous() {

@@ -273,7 +273,7 @@ pub fn with_own_mounts(name: &str, test: impl FnOnce()) {
     assert!(output.status.success(), "it failed in a process with mounts of its own");
 }
 
-const OWN_MOUNTS: &str = "RESULT_CLEANER_TEST_OWN_MOUNTS";
+const OWN_MOUNTS: &str = "TEST_RESULT_CLEANER_OWN_MOUNTS";
 
 /// Whether this process has mounts of its own.
 pub fn may_mount() -> bool {

@@ -143,7 +143,7 @@ fn what_is_swapped_while_it_is_cleaned_leads_to_nothing_outside() {
 
     let service = Service::ready(cache.path(), &["--fallback-interval", "1s"]);
     let (had, held) = (memory(&service, "VmRSS"), descriptors(&service));
-    let time = Duration::from_secs(extent("RESULT_CLEANER_TEST_SWAP_SECONDS", 2, 60));
+    let time = Duration::from_secs(extent("TEST_RESULT_CLEANER_SWAP_SECONDS", 2, 60));
     let over = AtomicBool::new(false);
     let (swaps, swept) = (AtomicU64::new(0), AtomicU64::new(0));
     let go_on = || !over.load(Ordering::Relaxed);

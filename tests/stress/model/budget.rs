@@ -1,7 +1,7 @@
 //! Random operations on a real directory with a disk budget: which pairs the real services evict, against an oracle
 //! that knows nothing of the code that is tested.
 //!
-//! `RESULT_CLEANER_TEST_BUDGET_ROUNDS` sets the number of rounds.
+//! `TEST_RESULT_CLEANER_BUDGET_ROUNDS` sets the number of rounds.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,7 +44,7 @@ struct World {
 
 #[test]
 fn the_soonest_to_expire_are_evicted_and_no_more_than_needed() {
-    let rounds = extent("RESULT_CLEANER_TEST_BUDGET_ROUNDS", 4, 200);
+    let rounds = extent("TEST_RESULT_CLEANER_BUDGET_ROUNDS", 4, 200);
     let seed = seed();
     let evicted: u64 = thread::scope(|scope| {
         let run = |number: u64| {
