@@ -414,6 +414,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_ctime_in_the_future_counts_from_when_it_was_first_seen() {
+        let start = Instant::now();
+        let mut evictions = Evictions::new(Duration::from_secs(60), start);
+        let key = PairKey { dir: Path::new("a").into(), stem: Stem::new(b"x") };
+        let at = |seconds: u64| Now {
+            wall: DateTime::from_timestamp(1_800_000_000 + seconds as i64, 5).unwrap(),
+            mono: start + Duration::from_secs(seconds),
+        };
+        let mut seen = |ctime: i64, seconds: u64| {
+            let size = DiskSize { blocks: 8, ctime: (1_800_000_000 + ctime, 0) };
+            let size = evictions.waits(&key, size, at(seconds));
+            (size.since - 1_800_000_000, evictions.is_old_enough(size, at(seconds)))
+        };
+        assert_eq!(seen(5000, 10), (10, false));
+        assert_eq!(seen(5000, 50), (10, false), "it is the same file");
+        assert_eq!(seen(5000, 80), (10, true));
+        assert_eq!(seen(6000, 90), (90, false), "it was published anew");
+        assert_eq!(seen(20, 100), (20, true), "its ctime is in the past");
+        assert_eq!(seen(6000, 110), (110, false), "what was known of it is forgotten");
+    }
+
+    #[test]
     fn the_last_second_that_is_old_enough_is_exact() {
         let mono = Instant::now();
         for min_age in [1, 999, 1000, 1001, 2500, 60_000, u64::MAX] {
