@@ -359,17 +359,14 @@ impl Core {
         self.budget.as_ref().map(|_| self.schedule.disk_size().0)
     }
 
-    /// Returns whether evictions for the free space are paused.
+    /// Returns whether no eviction is due for this free space: another one was read last, something counts as free that
+    /// does not show, or evictions are paused.
     #[cfg(any(fuzzing, test))]
-    pub(crate) fn is_paused(&self) -> bool {
-        self.budget.as_ref().is_some_and(|state| state.paused_until.is_some())
-    }
-
-    /// Returns whether evicted bytes count as free that do not show as free yet.
-    #[cfg(any(fuzzing, test))]
-    pub(super) fn awaits_free_space(&self) -> bool {
-        let credits = self.budget.iter().flat_map(|state| &state.credits);
-        credits.map(|credit| credit.hidden).any(|hidden| hidden > 0)
+    pub(crate) fn waits_for_space(&self, space: FreeSpace) -> bool {
+        self.budget.as_ref().is_none_or(|state| {
+            state.space.is_none_or(|(read, _)| read != space)
+                || state.counted_space(0) != Some(space)
+        })
     }
 
     /// Returns the waiting pairs that can be evicted and expire before `at`.

@@ -404,7 +404,6 @@ impl Core {
             && !is_late(self.schedule.next_pair(now))
             && !is_late(next_eviction)
             && !is_evicting
-            && !self.awaits_free_space()
     }
 
     /// Returns how many pairs have metadata that is being written.
