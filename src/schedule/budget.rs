@@ -369,6 +369,12 @@ impl Core {
         })
     }
 
+    /// Returns whether the next eviction is due within the second for which a choice of pairs holds.
+    #[cfg(any(fuzzing, test))]
+    pub(crate) fn evicts_soon(&self, now: Now) -> bool {
+        self.next_eviction(now).is_some_and(|at| at <= now.mono + Duration::from_secs(1))
+    }
+
     /// Returns the waiting pairs that can be evicted and expire before `at`.
     #[cfg(any(fuzzing, test))]
     pub(crate) fn evictable_before(&self, at: DateTime<Utc>, now: Now) -> Vec<PairKey> {
