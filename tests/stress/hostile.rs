@@ -204,7 +204,8 @@ fn commands() {
     hostile.assert_unchanged();
 
     let shown = succeed(&["list", cache]);
-    assert_eq!(stdout(&shown).lines().count(), lines.len() + 1);
+    // A head, and the totals.
+    assert_eq!(stdout(&shown).lines().count(), lines.len() + 2);
     assert!(!stdout(&shown).contains(|c: char| c.is_control() && c != '\n'));
     // The longest path makes no other line longer.
     assert!(shown.stdout.len() < listed.stdout.len());

@@ -66,6 +66,8 @@ PREAMBLE = """
 import asyncio, json, logging, os, signal, sys, threading, time
 from pathlib import Path
 from result_cleaner import ResultCleanupDaemon
+# A shell that runs the tests in the background has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
 CACHE = Path(sys.argv[1])
 
