@@ -1,4 +1,5 @@
-//! `result-cleaner doctor`: checks the environment that the service needs.
+//! `result-cleaner doctor`: checks the environment that the service needs. The checks and their words are in
+//! `src/oneshot/doctor.rs`, which the library has, too; this file prints them.
 
 use clap::Args;
 use console::style;
