@@ -58,6 +58,9 @@
 //! - A writer has to publish the metadata within a second of its result. A longer pause, or a clock step
 //!   between the two, can let old metadata judge a new result.
 //! - Metadata that is extended after its `expires_at` has passed may come too late.
+//! - If the cache directory itself is moved during a deletion, pairs that were claimed by then are deleted at their
+//!   new place: those of the last milliseconds.
+//! - If a cleaner is killed between its two `unlink`s of a pair that it could not claim, the metadata stays.
 //! - Some files can't be renamed to a reserved name: the file's own name is near 255 bytes long, the
 //!   file system does not support `renameat2` flags, or the disk is full. A writer that publishes such a
 //!   file again between the last check and the `unlink`, some microseconds, loses it.

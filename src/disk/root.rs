@@ -141,6 +141,18 @@ impl Root {
         })
     }
 
+    /// Whether the path of the cache directory still leads to it. False once it, or a directory above, was moved.
+    ///
+    /// # Errors
+    /// Those that say nothing about where the path leads.
+    pub(crate) fn is_in_place(&self) -> io::Result<bool> {
+        match retry_on_intr(|| lstat(&self.id.path)).map_err(io::Error::from) {
+            Ok(there) => Ok((there.st_dev, there.st_ino) == (self.id.dev, self.id.ino)),
+            Err(error) if is_not_ours(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether `dir` is still where it was opened. False, for example, once it was moved out of the cache
     /// directory.
     ///

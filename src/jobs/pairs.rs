@@ -283,10 +283,12 @@ impl<'a> PairProcessor<'a> {
     }
 
     fn delete(&mut self, dir: &Arc<Dir>, stem: &Stem, judged: DuePair) -> Option<Outcome> {
-        match self.is_in_place(dir) {
-            Ok(true) => {}
+        match self.place_of(dir) {
+            Ok(Place::Same) => {}
             // The pairs of a directory that was moved out of the cache directory were moved with it.
-            Ok(false) => return Some(Outcome::Incomplete),
+            Ok(Place::Another) => return Some(Outcome::Incomplete),
+            // The worker will notice it, unless the cache directory is moved back before.
+            Ok(Place::RootMoved) => return Some(Outcome::Changed),
             Err(error) => {
                 return Some(Outcome::Failed(Failure::new(
                     ErrorKind::Directory,
@@ -314,19 +316,24 @@ impl<'a> PairProcessor<'a> {
         }
     }
 
-    /// Whether the directory is where it was opened, or was within the last [`IN_PLACE`]. (However often this is
-    /// checked, the directory may be moved right after.)
-    fn is_in_place(&mut self, dir: &Arc<Dir>) -> io::Result<bool> {
+    /// Where the directory is now, or was within the last [`IN_PLACE`]. (However often this is checked, the directory
+    /// may be moved right after.)
+    fn place_of(&mut self, dir: &Arc<Dir>) -> io::Result<Place> {
         if let Some((known, seen)) = &self.in_place
             && Arc::ptr_eq(known, dir)
             && seen.elapsed() < IN_PLACE
         {
-            return Ok(true);
+            return Ok(Place::Same);
         }
         self.in_place = None;
-        let in_place = self.root.still_contains(dir)?;
-        self.in_place = in_place.then(|| (Arc::clone(dir), Instant::now()));
-        Ok(in_place)
+        if !self.root.is_in_place()? {
+            return Ok(Place::RootMoved);
+        }
+        if !self.root.still_contains(dir)? {
+            return Ok(Place::Another);
+        }
+        self.in_place = Some((Arc::clone(dir), Instant::now()));
+        Ok(Place::Same)
     }
 
     /// The outcome of a removal, if it has one already.
@@ -410,6 +417,16 @@ impl<'a> PairProcessor<'a> {
             }
         }
     }
+}
+
+/// Where a directory is.
+enum Place {
+    /// Where it was opened.
+    Same,
+    /// Not there any more.
+    Another,
+    /// The cache directory itself was moved.
+    RootMoved,
 }
 
 /// When a pair was deleted.

@@ -1,6 +1,8 @@
 //! Sweeps and listings that run once, without a service.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -259,6 +261,9 @@ impl Orphans {
             sums.error(failure.kind(), path, failure);
         }
         for (dir, candidates) in &self.candidates {
+            if !context.deletes() {
+                log_candidates(root, dir, candidates);
+            }
             let pass = orphans::search(root, context, dir, candidates, 0);
             removed += pass.removed;
             for (path, failure) in pass.failures {
@@ -266,6 +271,18 @@ impl Orphans {
             }
         }
         self.is_wanted.then(|| OrphanReport::from(removed))
+    }
+}
+
+/// Logs what a sweep would remove of the candidates in a directory, for those who want to see each.
+fn log_candidates(root: &Root, dir: &Path, candidates: &OrphanCandidates) {
+    let path = root.path().join(dir);
+    for name in candidates.files.keys() {
+        let path = path_field(&path.join(OsStr::from_bytes(name)));
+        tracing::debug!(path, "would remove");
+    }
+    if candidates.directory.is_some() {
+        tracing::debug!(path = path_field(&path), "would remove");
     }
 }
 

@@ -126,6 +126,27 @@ fn a_directory_that_cannot_be_read_for_want_of_descriptors_is_a_failure() {
 }
 
 #[test]
+fn a_cache_directory_that_is_moved_amid_a_sweep_keeps_what_is_left() {
+    let cache = CacheDir::in_memory();
+    for number in 0..1200 {
+        cache.store(&format!("{}/{number}", number % 8), now() - 60.0);
+    }
+    let mut sweep = result_cleaner();
+    sweep.args(["sweep", text(cache.path()), "--max-disk-time", "20ms"]);
+    let mut sweep = sweep.stdout(Stdio::null()).spawn().unwrap();
+    wait_until("the sweep is under way", || cache.files().len() < 2400);
+    let moved = cache.outside("moved");
+    fs::rename(cache.path(), &moved).unwrap();
+    wait_until("the sweep ends", || sweep.try_wait().unwrap().is_some());
+    let left = walkdir::WalkDir::new(&moved)
+        .into_iter()
+        .filter(|entry| entry.as_ref().is_ok_and(|entry| entry.file_type().is_file()));
+    let left = left.count();
+    // It has deleted a few by then, and would have deleted all.
+    assert!(left > 600, "only {left} files are left");
+}
+
+#[test]
 fn metadata_whose_result_could_have_no_name_is_no_error() {
     let cache = CacheDir::new();
     let name = format!("{}.metadata.json", "m".repeat(241));

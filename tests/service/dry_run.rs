@@ -61,8 +61,9 @@ fn pairs_that_would_be_evicted_are_logged_once_and_count_as_gone() {
     let cache = CacheDir::new();
     // Each takes at least two blocks of 4 KiB on disk.
     for number in 0..10 {
-        let pair = cache.store(&number.to_string(), now() + 1000.0 + f64::from(number));
+        let pair = cache.pair(&number.to_string());
         publish(&pair.result, &[b'x'; 100_000]);
+        pair.set_expiry(now() + 1000.0 + f64::from(number));
     }
     let args = ["--max-size", "500K", "--evict-min-age", "1ms", "--check-interval", "1s"];
     let service = start(&cache, &args);

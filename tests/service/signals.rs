@@ -39,7 +39,12 @@ fn reserved_names(cache: &CacheDir) -> Vec<String> {
 fn sigterm_sigint_and_sighup_end_it_cleanly() {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let cache = CacheDir::new();
-        let service = Service::start(cache.path(), &[]);
+        // Whoever runs the tests may have SIGHUP ignored.
+        let address = free_address();
+        let mut command = std::process::Command::new("env");
+        command.arg("--default-signal=HUP").arg(env!("CARGO_BIN_EXE_result-cleaner"));
+        command.arg("run").arg(cache.path()).args(["--no-metrics", "--listen", &address]);
+        let service = Service::spawn(command, &format!("http://{address}"));
         let pair = cache.store("a", now() + 0.2);
         let live = cache.store("live", now() + 3600.0);
         service.wait_for_stat("total_deleted", 1);
