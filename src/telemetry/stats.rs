@@ -1,4 +1,6 @@
 //! The figures that the cleaner reports about itself.
+//!
+//! Longer than other files: each field says what its key in the JSON means.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

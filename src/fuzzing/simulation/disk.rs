@@ -1,4 +1,6 @@
 //! The simulated disk: what writers, the clock and other cleaners do there.
+//!
+//! Longer than other files: it has a function for each thing that can happen to a file.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,6 @@
 //! The simulated threads. They progress in small steps, in any order and at any speed.
+//!
+//! Longer than other files: each kind of work is a small state machine.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
