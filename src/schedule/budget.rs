@@ -55,8 +55,9 @@ pub(super) struct BudgetState {
     /// What all pairs took at the start of each batch that runs, the oldest first.
     batches: VecDeque<u64>,
     credits: VecDeque<Credit>,
-    /// The most that was free, what all pairs take included, since there are credits. Only more than that was freed late.
-    high_water: Option<i128>,
+    /// The level before the first eviction that does not show as free yet, and the level when it was last read.
+    base: Option<i128>,
+    last_level: Option<i128>,
     /// Credits that have ended, kept for as long again.
     ended: VecDeque<Credit>,
     paused_until: Option<Instant>,
@@ -113,7 +114,8 @@ impl BudgetState {
             evicting: Evicting::default(),
             batches: VecDeque::new(),
             credits: VecDeque::new(),
-            high_water: None,
+            base: None,
+            last_level: None,
             ended: VecDeque::new(),
             paused_until: None,
             reported: Reported::default(),
@@ -133,8 +135,7 @@ impl BudgetState {
     /// Returns the free space that counts: with what is about to be freed, and what was evicted and does not show yet.
     fn counted_space(&self, leaving: u64) -> Option<FreeSpace> {
         let (space, _) = self.space.filter(|_| self.paused_until.is_none())?;
-        let hidden: u64 = self.credits.iter().map(|credit| credit.hidden).sum();
-        let freed = [self.freed, self.freed_in_dry_run, hidden, leaving];
+        let freed = [self.freed, self.freed_in_dry_run, self.hidden(), leaving];
         let free = freed.into_iter().fold(space.free, u64::saturating_add);
         Some(FreeSpace { free, ..space })
     }
@@ -153,12 +154,15 @@ impl BudgetState {
     fn read(&mut self, space: FreeSpace, size: u64) {
         // What writers add to the pairs takes as much space as it adds.
         let level = level(space, size);
-        if self.credits.iter().all(|credit| credit.hidden == 0) {
-            self.high_water = None;
-        } else if let Some(high_water) = self.high_water.replace(level) {
-            self.show(u64::try_from(level - high_water).unwrap_or(0));
-            self.high_water = Some(level.max(high_water));
+        if let Some(base) = self.base {
+            // No more is hidden than what the level lacks.
+            let lacking = u64::try_from(base - level).unwrap_or(0);
+            self.show(self.hidden().saturating_sub(lacking));
         }
+        if self.hidden() == 0 {
+            self.base = None;
+        }
+        self.last_level = Some(level);
         self.space = Some((space, size));
     }
 
@@ -180,10 +184,13 @@ impl BudgetState {
             }
             _ => self.credits.push_back(Credit { at: now, evicted, hidden }),
         }
-        if let Some((space, size)) = self.space {
-            let before = self.high_water.map_or(i128::MIN, |before| before - i128::from(hidden));
-            self.high_water = Some(level(space, size).max(before));
+        if hidden > 0 {
+            self.base = self.base.or(self.last_level);
         }
+    }
+
+    fn hidden(&self) -> u64 {
+        self.credits.iter().map(|credit| credit.hidden).sum()
     }
 
     /// Ends credits. Returns true if most of what was evicted does not show as free.
@@ -199,7 +206,7 @@ impl BudgetState {
     }
 }
 
-/// What would be free without the pairs.
+/// What would be free without the pairs: their level. It falls by what is evicted and not free yet.
 fn level(space: FreeSpace, size: u64) -> i128 {
     i128::from(space.free) + i128::from(size)
 }
@@ -239,7 +246,7 @@ impl Core {
             state.paused_until = Some(now.mono + PAUSE);
             state.credits.clear();
             state.ended.clear();
-            state.high_water = None;
+            state.base = None;
         }
         notice.into_iter().for_each(|notice| self.report(notice));
         self.report_slow_evictions(now);

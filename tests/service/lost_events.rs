@@ -241,7 +241,8 @@ fn directories_whose_watch_dies_are_watched_again() {
     assert_events_arrive(&service, &all);
     service.wait_for_stat("heap_size", dirs.len());
     drop(in_use);
-    service.assert_calm();
+    // A scan that met a directory amid its replacement may have asked for a sweep.
+    assert_eq!(service.count("total_errors"), 0, "{}", service.log());
 }
 
 #[test]
