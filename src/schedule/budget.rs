@@ -47,17 +47,14 @@ pub(super) struct BudgetState {
     /// What was deleted since the space was last read, and since the last request for it.
     freed: u64,
     freed_since_ask: u64,
-    /// What all pairs took when the space was last asked for.
-    size_at_ask: u64,
     /// Whether a full scan has ended: before that, pairs that expire sooner may not be known yet.
     is_scanned: bool,
     evicting: Evicting,
-    /// What all pairs took at the start of each batch that runs, the oldest first.
-    batches: VecDeque<u64>,
+    /// The batches that run.
+    batches: usize,
     credits: VecDeque<Credit>,
-    /// The level before the first eviction that does not show as free yet, and the level when it was last read.
-    base: Option<i128>,
-    last_level: Option<i128>,
+    /// The most that was free, what all pairs take included, since there are credits. Only more than that was freed late.
+    high_water: Option<i128>,
     /// Credits that have ended, kept for as long again.
     ended: VecDeque<Credit>,
     paused_until: Option<Instant>,
@@ -109,22 +106,20 @@ impl BudgetState {
             freed_in_dry_run: 0,
             freed: 0,
             freed_since_ask: 0,
-            size_at_ask: 0,
             is_scanned: false,
             evicting: Evicting::default(),
-            batches: VecDeque::new(),
+            batches: 0,
             credits: VecDeque::new(),
-            base: None,
-            last_level: None,
+            high_water: None,
             ended: VecDeque::new(),
             paused_until: None,
             reported: Reported::default(),
         }
     }
 
-    /// Records that the free space is about to be read, while all pairs take `size`.
-    pub(super) fn asks(&mut self, size: u64) {
-        (self.freed_since_ask, self.size_at_ask) = (0, size);
+    /// Records that the free space is about to be read.
+    pub(super) fn asks(&mut self) {
+        self.freed_since_ask = 0;
     }
 
     /// Returns the space when last read.
@@ -135,7 +130,8 @@ impl BudgetState {
     /// Returns the free space that counts: with what is about to be freed, and what was evicted and does not show yet.
     fn counted_space(&self, leaving: u64) -> Option<FreeSpace> {
         let (space, _) = self.space.filter(|_| self.paused_until.is_none())?;
-        let freed = [self.freed, self.freed_in_dry_run, self.hidden(), leaving];
+        let hidden: u64 = self.credits.iter().map(|credit| credit.hidden).sum();
+        let freed = [self.freed, self.freed_in_dry_run, hidden, leaving];
         let free = freed.into_iter().fold(space.free, u64::saturating_add);
         Some(FreeSpace { free, ..space })
     }
@@ -154,15 +150,12 @@ impl BudgetState {
     fn read(&mut self, space: FreeSpace, size: u64) {
         // What writers add to the pairs takes as much space as it adds.
         let level = level(space, size);
-        if let Some(base) = self.base {
-            // No more is hidden than what the level lacks.
-            let lacking = u64::try_from(base - level).unwrap_or(0);
-            self.show(self.hidden().saturating_sub(lacking));
+        if self.credits.iter().all(|credit| credit.hidden == 0) {
+            self.high_water = None;
+        } else if let Some(high_water) = self.high_water.replace(level) {
+            self.show(u64::try_from(level - high_water).unwrap_or(0));
+            self.high_water = Some(level.max(high_water));
         }
-        if self.hidden() == 0 {
-            self.base = None;
-        }
-        self.last_level = Some(level);
         self.space = Some((space, size));
     }
 
@@ -184,13 +177,10 @@ impl BudgetState {
             }
             _ => self.credits.push_back(Credit { at: now, evicted, hidden }),
         }
-        if hidden > 0 {
-            self.base = self.base.or(self.last_level);
+        if let Some((space, size)) = self.space {
+            let before = self.high_water.map_or(i128::MIN, |before| before - i128::from(hidden));
+            self.high_water = Some(level(space, size).max(before));
         }
-    }
-
-    fn hidden(&self) -> u64 {
-        self.credits.iter().map(|credit| credit.hidden).sum()
     }
 
     /// Ends credits. Returns true if most of what was evicted does not show as free.
@@ -206,7 +196,7 @@ impl BudgetState {
     }
 }
 
-/// What would be free without the pairs: their level. It falls by what is evicted and not free yet.
+/// What would be free without the pairs.
 fn level(space: FreeSpace, size: u64) -> i128 {
     i128::from(space.free) + i128::from(size)
 }
@@ -227,8 +217,7 @@ impl Core {
             }
         };
         let is_first = !std::mem::replace(&mut state.reported.checked_space, true);
-        // What was written or evicted since it was asked for may not be in the reading.
-        state.read(space, size.min(state.size_at_ask));
+        state.read(space, size);
         state.freed = state.freed_since_ask;
         if state.paused_until.is_some_and(|until| until <= now.mono) {
             state.paused_until = None;
@@ -246,7 +235,7 @@ impl Core {
             state.paused_until = Some(now.mono + PAUSE);
             state.credits.clear();
             state.ended.clear();
-            state.base = None;
+            state.high_water = None;
         }
         notice.into_iter().for_each(|notice| self.report(notice));
         self.report_slow_evictions(now);
@@ -282,13 +271,12 @@ impl Core {
     pub(super) fn batch_evicted(&mut self, batch: EvictedBatch, now: Now) {
         let (size, _) = self.schedule.disk_size();
         let Some(state) = &mut self.budget else { return };
-        let size_at_start = state.batches.pop_front().unwrap_or(size);
+        state.batches = state.batches.saturating_sub(1);
         let EvictedBatch { space: Some([before, after]), bytes } = batch else { return };
+        state.read(before, size + bytes);
         let shown = after.free.saturating_sub(before.free);
-        // What writers have added meanwhile hides as much of what was freed.
-        let added = (size + bytes).saturating_sub(size_at_start);
         state.space = Some((after, size));
-        state.add_credit(bytes, bytes.saturating_sub(shown + added), now.mono);
+        state.add_credit(bytes, bytes.saturating_sub(shown), now.mono);
         state.freed = 0;
     }
 
@@ -297,16 +285,15 @@ impl Core {
         while self.slots.free() > 0 {
             let needed = self.needed_now(now);
             let Some(state) = &self.budget else { return };
-            if needed == 0 || state.batches.len() >= limit.min(MAX_BATCHES) {
+            if needed == 0 || state.batches >= limit.min(MAX_BATCHES) {
                 return;
             }
             let jobs = self.schedule.take_evictions(needed, now);
             if jobs.is_empty() {
                 return self.nothing_to_evict(now);
             }
-            let (size, _) = self.schedule.disk_size();
             if let Some(state) = &mut self.budget {
-                state.batches.push_back(size);
+                state.batches += 1;
             }
             self.slots.taken();
             self.command(Command::Process(jobs));
@@ -335,8 +322,7 @@ impl Core {
         let (size, leaving) = self.schedule.disk_size();
         let excesses = state.excesses(size, leaving);
         let is_needed = state.evicting.is_needed(excesses);
-        let can_start =
-            self.slots.free() > 0 && state.batches.len() < MAX_BATCHES && !self.has_due(now);
+        let can_start = self.slots.free() > 0 && state.batches < MAX_BATCHES && !self.has_due(now);
         if is_needed && can_start { self.schedule.next_eviction(now) } else { None }
     }
 

@@ -49,9 +49,8 @@ impl Core {
         if self.space.next().is_none_or(|at| at > now.mono) {
             return;
         }
-        let (size, _) = self.schedule.disk_size();
         let interval = if let Some(state) = &mut self.budget {
-            state.asks(size);
+            state.asks();
             BUDGET_INTERVAL
         } else {
             INTERVAL
