@@ -214,6 +214,7 @@ fn a_service_that_has_no_such_endpoint_is_asked_once_a_sweep_and_gets_everything
     wait_until("it is tried again", || metrics.requests().len() as u64 > before + 1);
     metrics.answer(Some(200));
     wait_until("all is delivered", || metrics.sum("deleted_count") == 4);
+    wait_until("the service knows that", || service.log().contains("reachable again"));
     let (status, _, log) = service.terminate();
     assert!(status.success(), "{log}");
     assert_all_delivered(&metrics, &last_stats(&log));
