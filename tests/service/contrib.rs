@@ -220,7 +220,7 @@ fn the_file_of_settings_explains_each_and_sets_none() {
         let setting = setting.strip_prefix('#').expect("it is commented out");
         let (name, value) = setting.split_once('=').unwrap();
         assert!(explained.insert(name.to_owned()), "{name} stands there twice");
-        // The value is valid: the service fails at what stands in the place of its directory.
+        // The value is valid. The service fails because its directory is a file.
         let mut command = result_cleaner();
         command.args(["run", "/dev/null"]).env(name, value);
         let output = command.output().unwrap();
