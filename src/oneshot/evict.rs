@@ -13,11 +13,12 @@ use crate::display::path_field;
 use crate::jobs::context::{JobContext, result_path};
 use crate::jobs::pairs::PairProcessor;
 use crate::pair::budget::{
-    Budget, Chosen, DiskSize, EVICTION_BATCH, Evicting, FreeSpace, Shortfall, Young,
+    Budget, Chosen, DiskSize, EVICTION_BATCH, Evicting, FreeSpace, Shortfall, Young, eviction_order,
 };
 use crate::pair::name::PairKey;
-use crate::pair::outcome::{Job, Outcome, Waiting};
+use crate::pair::outcome::{Job, Outcome, Waiting, sort_by_directory};
 use crate::pair::tally::ErrorKind;
+use crate::pair::version::age_of;
 
 /// A complete, valid pair that has not expired.
 #[derive(Debug, Clone)]
@@ -30,9 +31,8 @@ pub(super) struct Candidate {
 impl Candidate {
     /// Returns whether the pair can be evicted: its result is old enough, and its removal frees space.
     fn can_go(&self, budget: &Budget, now: DateTime<Utc>) -> bool {
-        let changed = DateTime::from_timestamp(self.size.ctime.0, self.size.ctime.1);
-        let age = changed.and_then(|changed| (now - changed).to_std().ok());
-        self.size.blocks > 0 && age.is_some_and(|age| age >= budget.min_age)
+        self.size.blocks > 0
+            && age_of(self.size.ctime, now).is_some_and(|age| age >= budget.min_age)
     }
 }
 
@@ -64,9 +64,11 @@ impl Candidates {
         let (mut can_go, others): (Vec<_>, Vec<_>) =
             self.0.iter().partition(|candidate| candidate.can_go(budget, now));
         can_go.sort_by(|a, b| {
-            let dirs = || a.key.dir.as_os_str().cmp(b.key.dir.as_os_str());
-            let stems = || a.key.stem.bytes().cmp(&b.key.stem.bytes());
-            a.expires_at.cmp(&b.expires_at).then_with(dirs).then_with(stems)
+            let (a_key, b_key) = (&a.key, &b.key);
+            eviction_order(
+                (a.expires_at, &a_key.dir, &a_key.stem),
+                (b.expires_at, &b_key.dir, &b_key.stem),
+            )
         });
         let young = others.iter().filter(|candidate| candidate.size.blocks > 0);
         let young = young.fold(Young::default(), |young, candidate| Young {
@@ -240,7 +242,7 @@ impl<'a> Eviction<'a> {
         sums: &mut Sums,
     ) -> std::io::Result<FreeSpace> {
         let mut jobs: Vec<Job> = batch.iter().map(|candidate| self.job(candidate)).collect();
-        jobs.sort_by(|a, b| a.key.dir.as_os_str().cmp(b.key.dir.as_os_str()));
+        sort_by_directory(&mut jobs);
         let mut processor = PairProcessor::new(self.context, self.root);
         processor.attend_all(&jobs, &AtomicBool::new(false));
         processor.finish();

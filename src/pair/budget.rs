@@ -1,11 +1,14 @@
 //! Disk budgets: what pairs may take on disk, what has to stay free, and by how much a limit is exceeded.
 
+use std::cmp::Ordering;
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use chrono::{DateTime, TimeDelta, Utc};
 
+use super::name::Stem;
 use super::version::{FileState, FileTime, Pair};
 
 /// The unit of `st_blocks`, in bytes.
@@ -233,6 +236,17 @@ impl Chosen {
             None => self.future == Some(result.ctime),
         }
     }
+}
+
+/// Compares two pairs by `expires_at`, directory and stem: the one that is evicted first is the least. The names break
+/// ties, so that several cleaners choose the same pairs.
+pub(crate) fn eviction_order(
+    a: (DateTime<Utc>, &Path, &Stem),
+    b: (DateTime<Utc>, &Path, &Stem),
+) -> Ordering {
+    let by_dir = || a.1.as_os_str().cmp(b.1.as_os_str());
+    let by_stem = || a.2.bytes().cmp(&b.2.bytes());
+    a.0.cmp(&b.0).then_with(by_dir).then_with(by_stem)
 }
 
 /// Returns the first second at which a result that was changed in the second `since` is older than `min_age`.

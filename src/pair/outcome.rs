@@ -137,6 +137,11 @@ pub(crate) struct Job {
     pub evict: Option<Chosen>,
 }
 
+/// Sorts the jobs so that each directory is opened once.
+pub(crate) fn sort_by_directory(jobs: &mut [Job]) {
+    jobs.sort_by(|a, b| a.key.dir.as_os_str().cmp(b.key.dir.as_os_str()));
+}
+
 /// An outcome and the pair that it belongs to.
 #[derive(Debug)]
 pub(crate) struct JobResult {

@@ -89,9 +89,14 @@ impl FileState {
 
     /// Returns how long ago the file was changed; `None` if its change time is in the future.
     pub(crate) fn age(&self, now: DateTime<Utc>) -> Option<Duration> {
-        let changed = DateTime::from_timestamp(self.ctime.0, self.ctime.1)?;
-        (now - changed).to_std().ok()
+        age_of(self.ctime, now)
     }
+}
+
+/// Returns how long ago `ctime` was; `None` if it is in the future.
+pub(crate) fn age_of(ctime: FileTime, now: DateTime<Utc>) -> Option<Duration> {
+    let changed = DateTime::from_timestamp(ctime.0, ctime.1)?;
+    (now - changed).to_std().ok()
 }
 
 /// Returns the blocks that a file takes, as far as their number fits: 2 TiB.

@@ -18,7 +18,7 @@ use super::{Attempts, InFlight, Schedule};
 use crate::pair::budget::{BLOCK, Chosen, DiskSize, EVICTION_BATCH, Young, evictable_from};
 use crate::pair::change::Trigger;
 use crate::pair::name::{Half, PairKey, Stem};
-use crate::pair::outcome::{Failure, Job};
+use crate::pair::outcome::{Failure, Job, sort_by_directory};
 use crate::pair::version::FileTime;
 use crate::sys::clock::Now;
 
@@ -339,7 +339,7 @@ impl Schedule {
             blocks = blocks.saturating_sub(size.blocks.into());
             jobs.extend(self.begin_eviction(key, at, size));
         }
-        super::sort_by_directory(&mut jobs);
+        sort_by_directory(&mut jobs);
         jobs
     }
 

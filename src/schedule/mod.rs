@@ -49,7 +49,7 @@ use self::waiting::{Size, WaitingPairs};
 use crate::pair::budget::{BLOCK, Budget, Chosen, DiskSize};
 use crate::pair::change::{Changes, Trigger};
 use crate::pair::name::PairKey;
-use crate::pair::outcome::Job;
+use crate::pair::outcome::{Job, sort_by_directory};
 use crate::pair::version::{FileState, FileTime, Version};
 use crate::schedule::queue::Queue;
 use crate::sys::clock::Now;
@@ -347,9 +347,4 @@ impl Schedule {
         });
         buckets
     }
-}
-
-/// Sorts the jobs so that each directory is opened once.
-fn sort_by_directory(jobs: &mut [Job]) {
-    jobs.sort_by(|a, b| a.key.dir.as_os_str().cmp(b.key.dir.as_os_str()));
 }

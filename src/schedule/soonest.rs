@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use crate::pair::budget::EVICTION_BATCH;
+use crate::pair::budget::{EVICTION_BATCH, eviction_order};
 use crate::pair::name::{PairKey, Stem};
 
 /// How many pairs are chosen at once.
@@ -24,10 +24,7 @@ pub(super) struct Candidate<'a> {
 
 impl Ord for Candidate<'_> {
     fn cmp(&self, other: &Self) -> Ordering {
-        // The names break ties, so that several cleaners choose the same pairs.
-        let by_dir = || self.dir.as_os_str().cmp(other.dir.as_os_str());
-        let by_stem = || self.stem.bytes().cmp(&other.stem.bytes());
-        self.at.cmp(&other.at).then_with(by_dir).then_with(by_stem)
+        eviction_order((self.at, self.dir, self.stem), (other.at, other.dir, other.stem))
     }
 }
 

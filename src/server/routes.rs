@@ -25,7 +25,7 @@ const PAGE: &str = include_str!("page.html");
 /// those of its style and its script. If they have changed, a test reports the new ones.
 const PAGE_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
     style-src 'sha256-lWj5v+8k6HIdF6GzFm/JPKBFK5P92rV2l7PdEsn5V6Q='; \
-    script-src 'sha256-CCVI9BJ8gYANUQeeBc8uOmYCiXyNoly1YGwUhzD97ag='; \
+    script-src 'sha256-D7rRerwUtuBwWzb57YXjcTq8SQg0Cp5wfJO0VyIsflU='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The data that is served, and the host names under which it is served.

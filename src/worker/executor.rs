@@ -47,14 +47,14 @@ pub(crate) enum Message {
 }
 
 /// Measures what a batch of evictions frees. Does nothing for other batches.
-struct Evicting<'a> {
+struct EvictionMeter<'a> {
     root: &'a Root,
     is_eviction: bool,
     before: Option<FreeSpace>,
     bytes: u64,
 }
 
-impl<'a> Evicting<'a> {
+impl<'a> EvictionMeter<'a> {
     fn begin(context: &JobContext, root: &'a Root, jobs: &[Job]) -> Self {
         let is_eviction = jobs.first().is_some_and(|job| job.evict.is_some());
         let has_limit = context.budget().is_some_and(|budget| budget.min_free.is_some());
@@ -132,7 +132,7 @@ impl Executor {
         let messages = self.messages.clone();
         self.on_thread(move || {
             context.run(&open.root, jobs.len() > SMALL_BATCH, || {
-                let mut evicting = Evicting::begin(&context, &open.root, &jobs);
+                let mut evicting = EvictionMeter::begin(&context, &open.root, &jobs);
                 let start = Instant::now();
                 let mut processor =
                     PairProcessor::new(&context, &open.root).watched_by(open.watcher.as_ref().ok());
