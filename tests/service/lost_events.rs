@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use crate::common::{
     CacheDir, MetricsStub, Mounted, Pair, Service, event_queue, extent, figure, free_address, now,
@@ -349,6 +350,36 @@ fn a_cache_directory_that_becomes_unreadable_is_taken_up_as_it_is_when_it_can_be
     usual.clone().settled(now() + 0.1);
     wait_until_gone(&usual);
     service.assert_comes_to_rest();
+}
+
+#[test]
+fn a_directory_that_becomes_readable_while_the_scan_that_could_not_read_it_goes_on_is_read() {
+    const OTHERS: usize = 3000;
+    let cache = CacheDir::new();
+    let (tree, away) = (cache.path().join("tree"), cache.outside("tree"));
+    set_mode(cache.path(), 0o777);
+    for number in 0..OTHERS {
+        Pair::at(&away.join((number % 15).to_string()), &number.to_string()).write(now() + HOUR);
+    }
+    Pair::at(&away.join("closed"), "live").write(now() + HOUR);
+    for dir in fs::read_dir(&away).unwrap() {
+        set_mode(&dir.unwrap().path(), 0o777);
+    }
+    set_mode(&away, 0o777);
+    let Some((command, url)) = unprivileged_run(&cache, &[]) else { return };
+    let service = Service::spawn(command, &url);
+    service.wait_for_stat("watch", "active");
+    for round in 0..40 {
+        set_mode(&away.join("closed"), 0o000);
+        fs::rename(&away, &tree).unwrap();
+        // The moments are spread over the scan.
+        thread::sleep(Duration::from_millis(round));
+        set_mode(&tree.join("closed"), 0o777);
+        service.wait_for_stat("heap_size", OTHERS + 1);
+        fs::rename(&tree, &away).unwrap();
+        service.wait_for_stat("heap_size", 0);
+    }
+    assert_eq!(sweeps(&service), 1, "{}", service.log());
 }
 
 /// A service whose user has a limit of `count` of what `/proc/sys/user/<limit>` counts.

@@ -192,7 +192,7 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
     fn open(&mut self, dirs: &Pending) -> Opened {
         let spending = self.scan.context.throttle().spend();
         let open = |(rel, descends): &(Arc<Path>, bool)| {
-            (Arc::clone(rel), *descends, self.scan.root.open_dir(rel).map(Arc::new))
+            (Arc::clone(rel), *descends, self.open_expected(rel).map(Arc::new))
         };
         let mut dirs: Opened = dirs.iter().map(open).collect();
         drop(spending);
@@ -218,6 +218,19 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
             }
         }
         dirs
+    }
+
+    /// Opens a directory. If that fails, tries once more after the watcher expects the directory: only from then on do
+    /// events report that it can be read again.
+    fn open_expected(&self, rel: &Arc<Path>) -> io::Result<Dir> {
+        let opened = self.scan.root.open_dir(rel);
+        match (&opened, self.scan.watcher) {
+            (Err(error), Some(watcher)) if !is_not_ours(error) => {
+                watcher.expect(rel);
+                self.scan.root.open_dir(rel)
+            }
+            _ => opened,
+        }
     }
 
     /// Handles the answer to a request to watch an open directory by its path, which may lead elsewhere by now.
