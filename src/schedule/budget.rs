@@ -47,11 +47,13 @@ pub(super) struct BudgetState {
     /// What was deleted since the space was last read, and since the last request for it.
     freed: u64,
     freed_since_ask: u64,
+    /// What all pairs took when the space was last asked for.
+    size_at_ask: u64,
     /// Whether a full scan has ended: before that, pairs that expire sooner may not be known yet.
     is_scanned: bool,
     evicting: Evicting,
-    /// The batches that run.
-    batches: usize,
+    /// What all pairs took at the start of each batch that runs, the oldest first.
+    batches: VecDeque<u64>,
     credits: VecDeque<Credit>,
     /// The most that was free, what all pairs take included, since there are credits. Only more than that was freed late.
     high_water: Option<i128>,
@@ -106,9 +108,10 @@ impl BudgetState {
             freed_in_dry_run: 0,
             freed: 0,
             freed_since_ask: 0,
+            size_at_ask: 0,
             is_scanned: false,
             evicting: Evicting::default(),
-            batches: 0,
+            batches: VecDeque::new(),
             credits: VecDeque::new(),
             high_water: None,
             ended: VecDeque::new(),
@@ -117,9 +120,9 @@ impl BudgetState {
         }
     }
 
-    /// Records that the free space is about to be read.
-    pub(super) fn asks(&mut self) {
-        self.freed_since_ask = 0;
+    /// Records that the free space is about to be read, while all pairs take `size`.
+    pub(super) fn asks(&mut self, size: u64) {
+        (self.freed_since_ask, self.size_at_ask) = (0, size);
     }
 
     /// Returns the space when last read.
@@ -146,7 +149,8 @@ impl BudgetState {
         self.excesses(size, leaving).iter().any(|excess| excess.is_over)
     }
 
-    /// Takes in a new reading of the space; `size` is what all pairs take now.
+    /// Takes in a new reading of the space; `size` is what all pairs took then. What writers have added since must not
+    /// count: the level would seem higher than it was, and what is free later would seem to be hidden.
     fn read(&mut self, space: FreeSpace, size: u64) {
         // What writers add to the pairs takes as much space as it adds.
         let level = level(space, size);
@@ -168,7 +172,7 @@ impl BudgetState {
         }
     }
 
-    /// Records that `evicted` bytes were evicted, of which `hidden` do not show as free.
+    /// Records that `evicted` bytes were evicted since the space was last read, of which `hidden` do not show as free.
     fn add_credit(&mut self, evicted: u64, hidden: u64, now: Instant) {
         match self.credits.back_mut() {
             Some(last) if last.at + BUDGET_INTERVAL > now => {
@@ -178,8 +182,8 @@ impl BudgetState {
             _ => self.credits.push_back(Credit { at: now, evicted, hidden }),
         }
         if let Some((space, size)) = self.space {
-            let before = self.high_water.map_or(i128::MIN, |before| before - i128::from(hidden));
-            self.high_water = Some(level(space, size).max(before));
+            let level = level(space, size).max(self.high_water.unwrap_or(i128::MIN));
+            self.high_water = Some(level - i128::from(hidden));
         }
     }
 
@@ -217,7 +221,7 @@ impl Core {
             }
         };
         let is_first = !std::mem::replace(&mut state.reported.checked_space, true);
-        state.read(space, size);
+        state.read(space, size.min(state.size_at_ask));
         state.freed = state.freed_since_ask;
         if state.paused_until.is_some_and(|until| until <= now.mono) {
             state.paused_until = None;
@@ -271,12 +275,12 @@ impl Core {
     pub(super) fn batch_evicted(&mut self, batch: EvictedBatch, now: Now) {
         let (size, _) = self.schedule.disk_size();
         let Some(state) = &mut self.budget else { return };
-        state.batches = state.batches.saturating_sub(1);
+        let size_at_start = state.batches.pop_front().unwrap_or(size);
         let EvictedBatch { space: Some([before, after]), bytes } = batch else { return };
-        state.read(before, size + bytes);
+        state.read(before, size_at_start.min(size + bytes));
         let shown = after.free.saturating_sub(before.free);
-        state.space = Some((after, size));
         state.add_credit(bytes, bytes.saturating_sub(shown), now.mono);
+        state.space = Some((after, size));
         state.freed = 0;
     }
 
@@ -285,15 +289,16 @@ impl Core {
         while self.slots.free() > 0 {
             let needed = self.needed_now(now);
             let Some(state) = &self.budget else { return };
-            if needed == 0 || state.batches >= limit.min(MAX_BATCHES) {
+            if needed == 0 || state.batches.len() >= limit.min(MAX_BATCHES) {
                 return;
             }
             let jobs = self.schedule.take_evictions(needed, now);
             if jobs.is_empty() {
                 return self.nothing_to_evict(now);
             }
+            let (size, _) = self.schedule.disk_size();
             if let Some(state) = &mut self.budget {
-                state.batches += 1;
+                state.batches.push_back(size);
             }
             self.slots.taken();
             self.command(Command::Process(jobs));
@@ -322,7 +327,8 @@ impl Core {
         let (size, leaving) = self.schedule.disk_size();
         let excesses = state.excesses(size, leaving);
         let is_needed = state.evicting.is_needed(excesses);
-        let can_start = self.slots.free() > 0 && state.batches < MAX_BATCHES && !self.has_due(now);
+        let can_start =
+            self.slots.free() > 0 && state.batches.len() < MAX_BATCHES && !self.has_due(now);
         if is_needed && can_start { self.schedule.next_eviction(now) } else { None }
     }
 

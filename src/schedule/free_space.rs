@@ -49,8 +49,9 @@ impl Core {
         if self.space.next().is_none_or(|at| at > now.mono) {
             return;
         }
+        let (size, _) = self.schedule.disk_size();
         let interval = if let Some(state) = &mut self.budget {
-            state.asks();
+            state.asks(size);
             BUDGET_INTERVAL
         } else {
             INTERVAL

@@ -21,8 +21,10 @@ fn counted(state: &BudgetState) -> u64 {
 #[test]
 fn what_was_evicted_counts_as_free_until_it_shows_or_for_half_a_minute() {
     let (mut state, start) = state();
-    state.read(space(100), 5000);
+    state.read(space(100), 5300);
     state.add_credit(300, 300, start);
+    assert_eq!(counted(&state), 400, "nothing of it shows");
+    state.read(space(100), 5000);
     assert_eq!(counted(&state), 400, "nothing of it shows");
     state.read(space(300), 5000);
     assert_eq!(counted(&state), 400, "a part of it shows");
@@ -37,6 +39,18 @@ fn what_was_evicted_counts_as_free_until_it_shows_or_for_half_a_minute() {
     assert_eq!(counted(&state), 350);
     assert!(!state.end_credits(start + CREDIT_HOLDS), "most of it shows");
     assert_eq!(counted(&state), 250);
+}
+
+#[test]
+fn what_a_writer_takes_during_an_eviction_hides_it_only_until_the_pair_is_known() {
+    let (mut state, start) = state();
+    state.read(space(100), 5300);
+    // A writer has taken 80 of the 300 that were freed.
+    state.add_credit(300, 80, start);
+    state.read(space(320), 5000);
+    assert_eq!(counted(&state), 400, "what is written is no pair yet");
+    state.read(space(320), 5080);
+    assert_eq!(counted(&state), 320);
 }
 
 #[test]
