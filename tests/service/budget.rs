@@ -225,6 +225,35 @@ fn two_cleaners_evict_no_more_than_a_batch_each_beyond_what_one_would() {
 }
 
 #[test]
+fn two_cleaners_free_no_more_than_a_batch_each_beyond_what_one_would() {
+    let Some(mount) = Mount::new("tmpfs") else { return };
+    let cache = mount.cache();
+    let pairs: Vec<Pair> = (0..1200)
+        .map(|number| {
+            let pair = Pair::at(&cache.join((number % 5).to_string()), &format!("{number:04}"));
+            fs::create_dir_all(pair.result.parent().unwrap()).unwrap();
+            sized(&pair, 4096, now() + WEEK);
+            pair
+        })
+        .collect();
+    thread::sleep(AGE);
+    let each = on_disk(&pairs[0]);
+    let enough = mount.free() + each * 440;
+    let args = ["--min-free", &(enough * 100 / 105).to_string()];
+    let services = [(); 2].map(|()| Service::start(&cache, &with(&args)));
+    wait_until("enough is free", || mount.free() >= enough - each);
+    for service in &services {
+        service.wait_for_at_least("total_cleanups", 1);
+        service.assert_comes_to_rest();
+    }
+    let left = pairs.iter().filter(|pair| pair.is_whole()).count();
+    assert!(pairs.iter().all(|pair| pair.is_whole() || pair.is_gone()));
+    // What else the file system holds takes a pair's room or so.
+    assert!((758 - 2 * 64..=762).contains(&left), "{left} are left");
+    services.iter().for_each(|service| service.assert_errors(0));
+}
+
+#[test]
 fn another_limit_after_a_restart_holds_at_once() {
     let cache = CacheDir::in_memory();
     let pairs = filled(&cache, 20);

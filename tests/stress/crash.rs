@@ -120,20 +120,32 @@ fn a_service_killed_at_any_call_is_finished_by_a_sweep() {
     side_by_side(&calls(), |call| {
         for nth in 1..MANY {
             let tree = Tree::new();
-            let mut command = traced(&[&format!("{call}:signal=KILL:when={nth}")]);
-            command.arg("run").arg(tree.cache.path()).arg("--no-metrics");
-            let mut child = command.spawn().unwrap();
-            let mut killed = false;
-            wait_until("it is killed, or all that expired is gone", || {
-                killed = child.try_wait().unwrap().is_some();
-                killed || tree.expired.iter().all(Pair::is_gone)
-            });
-            // The tracer ends with the one that it traces, but not the other way round.
-            if let Some(pid) = traced_by(child.id()) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-            child.wait().unwrap();
+            let killed = service_killed_at(&tree.cache, &[], call, nth, &tree.expired);
             tree.check_after_restart(&format!("{call} {nth}"));
+            if !killed {
+                break;
+            }
+        }
+    });
+}
+
+#[test]
+fn a_service_killed_at_any_call_of_an_eviction_leaves_whole_pairs_or_nothing() {
+    if !has_strace() || !is_long() {
+        return;
+    }
+    side_by_side(&calls(), |call| {
+        for nth in 1..MANY {
+            let cache = CacheDir::new();
+            let pairs = settled_until(&cache, &["a", "s/b"], now() + 3600.0);
+            let budget = ["--max-size", "1", "--evict-min-age", "1ms"];
+            let killed = service_killed_at(&cache, &budget, call, nth, &pairs);
+            let left = cache.files();
+            sweep(cache.path());
+            let now_left = cache.files();
+            let is_sound = pairs.iter().all(|pair| pair.is_whole() || pair.is_gone())
+                && !now_left.iter().any(|name| name.contains(".result-cleaner-"));
+            assert!(is_sound, "killed at {call} {nth}, which left {left:?}; now {now_left:?}");
             if !killed {
                 break;
             }
@@ -331,6 +343,30 @@ fn sweep_killed_at(dir: &Path, call: &str, nth: u32) -> bool {
     let status = command.arg("sweep").arg(dir).status().unwrap();
     assert!(status.success() || status.signal() == Some(9), "{status}");
     !status.success()
+}
+
+/// Whether a service was killed at its `nth` call of `call`. Else all `pairs` were gone before, and it is killed then.
+fn service_killed_at(
+    cache: &CacheDir,
+    args: &[&str],
+    call: &str,
+    nth: u32,
+    pairs: &[Pair],
+) -> bool {
+    let mut command = traced(&[&format!("{call}:signal=KILL:when={nth}")]);
+    command.arg("run").arg(cache.path()).arg("--no-metrics").args(args);
+    let mut child = command.spawn().unwrap();
+    let mut killed = false;
+    wait_until("it is killed, or all that has to go is gone", || {
+        killed = child.try_wait().unwrap().is_some();
+        killed || pairs.iter().all(Pair::is_gone)
+    });
+    // The tracer ends with the one that it traces, but not the other way round.
+    if let Some(pid) = traced_by(child.id()) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    child.wait().unwrap();
+    killed
 }
 
 /// The binary with faults of strace's making.
