@@ -37,7 +37,7 @@ const ROOMS: &str = "
 /// Crates that are named in some rooms or files only, and where.
 const CRATES: [(&str, &str); 8] = [
     ("notify", "watch/"),
-    ("walkdir", "watch/limits.rs disk/survey.rs"),
+    ("walkdir", "watch/limits.rs disk/occupancy.rs"),
     ("reqwest", "telemetry/http_client.rs"),
     ("prometheus", "telemetry/prometheus.rs"),
     ("procfs", "telemetry/process.rs"),

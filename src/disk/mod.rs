@@ -3,5 +3,5 @@
 pub(crate) mod filesystem;
 pub(crate) mod inspect;
 pub(crate) mod list;
+pub(crate) mod occupancy;
 pub(crate) mod root;
-pub(crate) mod survey;

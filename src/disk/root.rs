@@ -51,7 +51,8 @@ pub(crate) struct RootId {
     ino: u64,
 }
 
-/// Inspects `path`, which may be a symbolic link.
+/// Inspects `path`, which may be a symbolic link. Opens nothing, so that a process without free descriptors does not
+/// take the directory for unreadable.
 pub(crate) fn locate(path: &Path) -> Located {
     let identity = || -> io::Result<Option<RootId>> {
         let resolved = std::fs::canonicalize(path)?;

@@ -214,13 +214,11 @@ pub(crate) fn result_path(root: &Root, rel: &Path, stem: &Stem) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::root::{Located, locate};
 
     #[test]
     fn only_the_thread_of_bulky_work_gives_way() {
         let temp = tempfile::tempdir().unwrap();
-        let Located::Directory(id) = locate(temp.path()) else { panic!() };
-        let root = Root::open(id).unwrap();
+        let root = Root::at(temp.path()).unwrap().unwrap();
         let context = JobContext::deleting(Arc::new(Clock::default()), &Config::new("x"));
         let nice = || getpriority_process(None).unwrap();
         let before = nice();

@@ -5,10 +5,10 @@ use std::sync::atomic::AtomicBool;
 
 use chrono::{DateTime, Utc};
 
-use super::sweep::Sums;
+use super::sweep::SweepState;
 use crate::disk::filesystem::free_space;
+use crate::disk::occupancy::occupancy;
 use crate::disk::root::Root;
-use crate::disk::survey::survey;
 use crate::display::path_field;
 use crate::jobs::context::{JobContext, result_path};
 use crate::jobs::pairs::PairProcessor;
@@ -118,16 +118,16 @@ pub(super) fn evict(
     context: &JobContext,
     budget: &Budget,
     candidates: &Candidates,
-    sums: &mut Sums,
+    state: &mut SweepState,
 ) {
     let done = if context.deletes() {
-        Eviction::new(root, context, budget, candidates).run(sums)
+        Eviction::new(root, context, budget, candidates).run(state)
     } else {
-        dry_run(root, context, budget, candidates, sums)
+        dry_run(root, context, budget, candidates, state)
     };
     if let Err(error) = done {
         let reason = format_args!("can't read the free space: {error}");
-        sums.error(ErrorKind::Directory, std::path::Path::new(""), &reason);
+        state.error(ErrorKind::Directory, std::path::Path::new(""), &reason);
     }
 }
 
@@ -136,16 +136,16 @@ fn dry_run(
     context: &JobContext,
     budget: &Budget,
     candidates: &Candidates,
-    sums: &mut Sums,
+    state: &mut SweepState,
 ) -> std::io::Result<()> {
     let (in_order, _) = candidates.in_order(budget, context.clock().wall());
-    let count = candidates.beyond(budget, root, &in_order, sums.tally.freed_bytes)?;
+    let count = candidates.beyond(budget, root, &in_order, state.tally.freed_bytes)?;
     for candidate in &in_order[..count] {
         let Candidate { key, size, .. } = candidate;
         let path = path_field(&result_path(root, &key.dir, &key.stem));
         tracing::debug!(path, "would evict");
-        sums.tally.evicted += 1;
-        sums.tally.evicted_bytes += size.bytes();
+        state.tally.evicted += 1;
+        state.tally.evicted_bytes += size.bytes();
     }
     Ok(())
 }
@@ -177,7 +177,7 @@ impl<'a> Eviction<'a> {
         Self { root, context, budget, in_order, next: 0, young, size, hidden: 0, evicting }
     }
 
-    fn run(mut self, sums: &mut Sums) -> std::io::Result<()> {
+    fn run(mut self, state: &mut SweepState) -> std::io::Result<()> {
         let mut space = space(self.budget, self.root)?;
         self.check_file_system(space);
         loop {
@@ -196,11 +196,11 @@ impl<'a> Eviction<'a> {
                     let (size, young, min_age) = (self.size, self.young, self.budget.min_age);
                     let space = self.budget.min_free.map(|_| space);
                     let never = AtomicBool::new(false);
-                    survey(self.root, &never).log(&Shortfall { size, space, young, min_age });
+                    occupancy(self.root, &never).log(&Shortfall { size, space, young, min_age });
                 }
                 return Ok(());
             }
-            space = self.evict(&batch, space, sums)?;
+            space = self.evict(&batch, space, state)?;
         }
     }
 
@@ -239,7 +239,7 @@ impl<'a> Eviction<'a> {
         &mut self,
         batch: &[&Candidate],
         before: FreeSpace,
-        sums: &mut Sums,
+        state: &mut SweepState,
     ) -> std::io::Result<FreeSpace> {
         let mut jobs: Vec<Job> = batch.iter().map(|candidate| self.job(candidate)).collect();
         sort_by_directory(&mut jobs);
@@ -262,7 +262,7 @@ impl<'a> Eviction<'a> {
             if let Outcome::Evicted { freed: bytes, .. } = found.outcome {
                 freed += bytes;
             }
-            sums.add(found, None);
+            state.add(found, None);
         }
         let after = space(self.budget, self.root)?;
         self.hidden += freed.saturating_sub(after.free.saturating_sub(before.free));

@@ -305,23 +305,32 @@ impl Explaining {
 
     /// Explains why a pair with both halves is deleted or kept.
     fn explain_expiry(&self, mut draft: Draft, root: &Root, dir: &Dir, stem: &Stem) -> Explanation {
-        let expires_at = match read_metadata(dir, &stem.name(Half::Metadata), &mut Vec::new()) {
-            Ok(Some(Metadata { expires_at: Ok(at), .. })) => at,
-            Ok(Some(Metadata { expires_at: Err(reason), .. })) => {
+        let (expires_at, is_due, verdict) = match self.inspect(root, dir, stem) {
+            Some(Outcome::NotDue { expires_at, .. } | Outcome::Evictable { expires_at }) => {
+                (expires_at, false, reasons::WAITS.to_owned())
+            }
+            Some(Outcome::Due { expires_at, .. }) => (expires_at, true, deletion(dir, stem)),
+            Some(Outcome::Unsettled { expires_at, .. }) => {
+                (expires_at, true, reasons::UNSETTLED.to_owned())
+            }
+            Some(Outcome::Broken { reason, .. }) => {
                 return draft.stop(reason.to_string(), Fate::Stays, reasons::BROKEN_STAYS);
             }
-            Ok(None) => return draft.stop("it has just vanished", Fate::Gone, reasons::VANISHED),
-            Err(error) => {
-                let why = format!("it can't be read: {error}");
-                return draft.stop(why, Fate::Stays, reasons::UNREADABLE_STAYS);
+            Some(Outcome::Failed(failure) | Outcome::RestoreFailed(failure)) => {
+                return draft.stop(failure.to_string(), Fate::Stays, reasons::UNREADABLE_STAYS);
+            }
+            Some(Outcome::Changed | Outcome::ClaimedElsewhere) => {
+                return draft.stop("it has just changed", Fate::Due, reasons::IN_HANDS);
+            }
+            Some(Outcome::Incomplete | Outcome::Deleted { .. } | Outcome::Evicted { .. })
+            | None => {
+                return draft.stop("it has just vanished", Fate::Gone, reasons::VANISHED);
             }
         };
         draft.expires_at = Some(expires_at);
         draft.add(true, "a JSON object with a valid expires_at");
-        let now = self.context.clock().wall();
-        let is_due = expires_at <= now;
         draft.add(is_due, if is_due { "expires_at has passed" } else { "expires_at lies ahead" });
-        let (fate, verdict) = self.fate(root, dir, stem);
+        let fate = if is_due { Fate::Due } else { Fate::Waits };
         let mut explanation = draft.finish(fate, verdict);
         if let (Fate::Waits, Some(budget)) = (fate, self.context.budget()) {
             let key = PairKey { dir: Arc::clone(&dir.rel), stem: stem.clone() };
@@ -357,39 +366,23 @@ impl Explaining {
         (Some(before as u64), format!("If the disk budget is exceeded, {pairs} before it. {now}"))
     }
 
-    /// Returns what a cleaner would do with a complete pair.
-    fn fate(&self, root: &Root, dir: &Dir, stem: &Stem) -> (Fate, String) {
+    /// Inspects a complete pair as a cleaner does before a deletion.
+    fn inspect(&self, root: &Root, dir: &Dir, stem: &Stem) -> Option<Outcome> {
         let key = PairKey { dir: Arc::clone(&dir.rel), stem: stem.clone() };
         let mut processor = PairProcessor::new(&self.context, root);
         processor.attend_all(&[Job { key, settled: None, evict: None }], &AtomicBool::new(false));
-        let Some(JobResult { outcome, .. }) = processor.take_found().pop() else {
-            return (Fate::Stays, "It is unknown what becomes of it.".to_owned());
-        };
-        match outcome {
-            Outcome::NotDue { .. } | Outcome::Evictable { .. } => {
-                (Fate::Waits, reasons::WAITS.to_owned())
-            }
-            Outcome::Due { .. } => match obstacle(dir, stem) {
-                None if stem.claim(Half::Result).len() > MAX_NAME => {
-                    (Fate::Due, format!("{} {}", reasons::GOES, reasons::LONG_NAME))
-                }
-                None => (Fate::Due, reasons::GOES.to_owned()),
-                Some(obstacle) => {
-                    (Fate::Due, format!("It may go, but {obstacle}. {}", reasons::TRIED_AGAIN))
-                }
-            },
-            Outcome::Unsettled { .. } => (Fate::Due, reasons::UNSETTLED.to_owned()),
-            Outcome::Broken { reason, .. } => (Fate::Stays, format!("It stays: {reason}.")),
-            Outcome::Failed(failure) | Outcome::RestoreFailed(failure) => {
-                (Fate::Stays, format!("It stays for now: {failure}."))
-            }
-            Outcome::Incomplete | Outcome::Deleted { .. } | Outcome::Evicted { .. } => {
-                (Fate::Gone, "It has just vanished.".to_owned())
-            }
-            Outcome::Changed | Outcome::ClaimedElsewhere => {
-                (Fate::Due, reasons::IN_HANDS.to_owned())
-            }
+        processor.take_found().pop().map(|found| found.outcome)
+    }
+}
+
+/// Returns what becomes of a due pair, in words.
+fn deletion(dir: &Dir, stem: &Stem) -> String {
+    match obstacle(dir, stem) {
+        None if stem.claim(Half::Result).len() > MAX_NAME => {
+            format!("{} {}", reasons::GOES, reasons::LONG_NAME)
         }
+        None => reasons::GOES.to_owned(),
+        Some(obstacle) => format!("It may go, but {obstacle}. {}", reasons::TRIED_AGAIN),
     }
 }
 

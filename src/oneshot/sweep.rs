@@ -16,14 +16,13 @@ use crate::disk::root::Root;
 use crate::display::path_field;
 use crate::error::Error;
 use crate::jobs::context::JobContext;
-use crate::jobs::orphans::{self};
+use crate::jobs::orphans;
 use crate::jobs::pairs::PairProcessor;
-use crate::pair::name::{Half, PairKey};
-use crate::pair::outcome::OrphanCandidates;
-use crate::pair::outcome::Summary;
-use crate::pair::outcome::{Failure, Job, JobResult, Outcome, ScanFound};
-
 use crate::jobs::scan::Scan;
+use crate::pair::name::{Half, PairKey};
+use crate::pair::outcome::{
+    Failure, Job, JobResult, OrphanCandidates, Outcome, ScanFound, Summary,
+};
 use crate::pair::reason::{INVALID_METADATA, NOT_RECOVERED};
 use crate::pair::tally::{self, ErrorKind, Tally};
 use crate::pair::version::{FileState, FileTime, SETTLE_TIME, Version};
@@ -149,32 +148,36 @@ pub(super) fn scan(
 fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<SweepReport, Error> {
     let start = Instant::now();
     let has_budget = context.budget().is_some();
-    let sums = Sums { root: root.path().to_owned(), has_budget, ..Sums::default() };
-    let sums = Mutex::new(sums);
+    let state = SweepState { root: root.path().to_owned(), has_budget, ..SweepState::default() };
+    let state = Mutex::new(state);
     let summary = scan(root, context, &|found| {
-        let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let checked = found.len();
-        if sums.has_budget {
-            found.waiting.into_iter().for_each(|found| sums.candidates.add_waiting(found));
+        if state.has_budget {
+            found.waiting.into_iter().for_each(|found| state.candidates.add_waiting(found));
         }
-        found.others.into_iter().for_each(|found| sums.add(found, None));
-        progress.set(&sums.tally, checked);
+        found.others.into_iter().for_each(|found| state.add(found, None));
+        progress.set(&state.tally, checked);
     })?;
-    let mut sums = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
-    sums.tally.checked = summary.results;
-    sums.tally.deleted += summary.finished;
-    sums.tally.freed_bytes += summary.freed;
+    let mut state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    state.tally.checked = summary.results;
+    state.tally.deleted += summary.finished;
+    state.tally.freed_bytes += summary.freed;
     for (path, error) in summary.unreadable {
-        sums.error(ErrorKind::Directory, &path, &format_args!("can't read the directory: {error}"));
+        state.error(
+            ErrorKind::Directory,
+            &path,
+            &format_args!("can't read the directory: {error}"),
+        );
     }
     for (path, error) in summary.stranded {
-        sums.error(ErrorKind::Recovery, &path, &format_args!("{NOT_RECOVERED}: {error}"));
+        state.error(ErrorKind::Recovery, &path, &format_args!("{NOT_RECOVERED}: {error}"));
     }
     let orphans = Orphans::find(root, context, summary.orphans);
-    let removed = context.run(root, false, || finish_sweep(root, context, &orphans, &mut sums));
-    sums.tally.duration = start.elapsed();
-    let evictions = has_budget.then(|| EvictionReport::from(sums.tally));
-    Ok(SweepReport { orphans: removed, evictions, ..SweepReport::from(sums.tally) })
+    let removed = context.run(root, false, || finish_sweep(root, context, &orphans, &mut state));
+    state.tally.duration = start.elapsed();
+    let evictions = has_budget.then(|| EvictionReport::from(state.tally));
+    Ok(SweepReport { orphans: removed, evictions, ..SweepReport::from(state.tally) })
 }
 
 /// Decides about the pairs that had to settle first, removes the orphans, and evicts pairs.
@@ -182,39 +185,39 @@ fn finish_sweep(
     root: &Root,
     context: &JobContext,
     orphans: &Orphans,
-    sums: &mut Sums,
+    state: &mut SweepState,
 ) -> Option<OrphanReport> {
-    let doubts = std::mem::take(&mut sums.doubts);
-    if let Some(wait) = doubts
+    let rechecks = std::mem::take(&mut state.rechecks);
+    if let Some(wait) = rechecks
         .iter()
-        .map(|doubt| doubt.wait)
+        .map(|recheck| recheck.wait)
         .chain(orphans.wait().filter(|_| context.deletes()))
         .max()
     {
         thread::sleep(wait);
     }
-    let job = |doubt: &Doubt| {
-        let settled = match doubt.about {
-            About::Result(then) => Some(then),
-            About::Metadata(..) => None,
+    let job = |recheck: &Recheck| {
+        let settled = match recheck.seen {
+            Seen::Result(then) => Some(then),
+            Seen::Metadata(..) => None,
         };
-        Job { key: doubt.key.clone(), settled, evict: None }
+        Job { key: recheck.key.clone(), settled, evict: None }
     };
-    let jobs: Vec<Job> = doubts.iter().map(job).collect();
-    let about: HashMap<PairKey, About> =
-        doubts.into_iter().map(|doubt| (doubt.key, doubt.about)).collect();
+    let jobs: Vec<Job> = rechecks.iter().map(job).collect();
+    let seen: HashMap<PairKey, Seen> =
+        rechecks.into_iter().map(|recheck| (recheck.key, recheck.seen)).collect();
     let mut processor = PairProcessor::new(context, root);
     processor.attend_all(&jobs, &AtomicBool::new(false));
     processor.finish();
     for found in processor.take_found() {
-        let again = about.get(&found.key).copied();
-        sums.add(found, again);
+        let again = seen.get(&found.key).copied();
+        state.add(found, again);
     }
-    let removed = orphans.remove(root, context, sums);
+    let removed = orphans.remove(root, context, state);
     // Whatever goes in any case has gone by now.
     if let Some(budget) = context.budget() {
-        let candidates = std::mem::take(&mut sums.candidates);
-        evict(root, context, budget, &candidates, sums);
+        let candidates = std::mem::take(&mut state.candidates);
+        evict(root, context, budget, &candidates, state);
     }
     removed
 }
@@ -255,10 +258,15 @@ impl Orphans {
 
     /// Removes the candidates, unless the context only inspects. Returns `None` if the configuration
     /// does not ask for it.
-    fn remove(&self, root: &Root, context: &JobContext, sums: &mut Sums) -> Option<OrphanReport> {
+    fn remove(
+        &self,
+        root: &Root,
+        context: &JobContext,
+        state: &mut SweepState,
+    ) -> Option<OrphanReport> {
         let mut removed = tally::OrphanTally::default();
         for (path, failure) in &self.failures {
-            sums.error(failure.kind(), path, failure);
+            state.error(failure.kind(), path, failure);
         }
         for (dir, candidates) in &self.candidates {
             if !context.deletes() {
@@ -267,7 +275,7 @@ impl Orphans {
             let pass = orphans::search(root, context, dir, candidates, 0);
             removed += pass.removed;
             for (path, failure) in pass.failures {
-                sums.error(failure.kind(), &path, &failure);
+                state.error(failure.kind(), &path, &failure);
             }
         }
         self.is_wanted.then(|| OrphanReport::from(removed))
@@ -288,32 +296,33 @@ fn log_candidates(root: &Root, dir: &Path, candidates: &OrphanCandidates) {
 
 /// The figures of a sweep, and the pairs that it has to inspect again before it can decide.
 #[derive(Default)]
-pub(super) struct Sums {
+pub(super) struct SweepState {
     /// The cache directory, for the paths in log lines.
     root: PathBuf,
     has_budget: bool,
     pub(super) tally: Tally,
-    doubts: Vec<Doubt>,
+    rechecks: Vec<Recheck>,
     /// The pairs that have not expired, if there is a disk budget.
     candidates: Candidates,
 }
 
-struct Doubt {
+/// A pair to inspect again after `wait`.
+struct Recheck {
     key: PairKey,
     wait: Duration,
-    about: About,
+    seen: Seen,
 }
 
 /// The file that was given time to settle, in the state in which it was first seen.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum About {
+pub(super) enum Seen {
     Result(FileState),
     Metadata(Version, FileTime),
 }
 
-impl Sums {
-    /// Adds an outcome. `again` is the doubt that caused a second inspection.
-    pub(super) fn add(&mut self, found: JobResult, again: Option<About>) {
+impl SweepState {
+    /// Adds an outcome. `again` is the file that was seen before, if the pair is inspected again.
+    pub(super) fn add(&mut self, found: JobResult, again: Option<Seen>) {
         let JobResult { key, outcome } = found;
         match outcome {
             Outcome::NotDue { expires_at, size, .. } => self.candidates.add(key, expires_at, size),
@@ -344,12 +353,12 @@ impl Sums {
             Outcome::Unsettled { result, wait, .. } => {
                 // A result that keeps changing is not waited for again: it is being written.
                 if again.is_none() {
-                    self.doubts.push(Doubt { key, wait, about: About::Result(result) });
+                    self.rechecks.push(Recheck { key, wait, seen: Seen::Result(result) });
                 }
             }
             Outcome::Broken { metadata, reason, wait, .. } => {
-                let about = suspect(&metadata);
-                if wait.is_zero() || again == Some(about) {
+                let seen = seen_metadata(&metadata);
+                if wait.is_zero() || again == Some(seen) {
                     let path = key.path(Half::Metadata);
                     self.error(
                         ErrorKind::InvalidMetadata,
@@ -357,7 +366,7 @@ impl Sums {
                         &format_args!("{INVALID_METADATA}: {reason}"),
                     );
                 } else if again.is_none() {
-                    self.doubts.push(Doubt { key, wait, about });
+                    self.rechecks.push(Recheck { key, wait, seen });
                 }
             }
             Outcome::Failed(failure) | Outcome::RestoreFailed(failure) => {
@@ -376,8 +385,8 @@ impl Sums {
     }
 }
 
-fn suspect(metadata: &FileState) -> About {
-    About::Metadata(metadata.version, metadata.ctime)
+fn seen_metadata(metadata: &FileState) -> Seen {
+    Seen::Metadata(metadata.version, metadata.ctime)
 }
 
 #[cfg(test)]
@@ -393,8 +402,8 @@ mod tests {
         let context = JobContext::deleting(Arc::new(Clock::default()), &config);
         let too_long: Arc<Path> = Path::new(&"x".repeat(300)).into();
         let orphans = Orphans::find(&root, &context, vec![too_long, Path::new("gone").into()]);
-        let mut sums = Sums::default();
-        assert!(orphans.remove(&root, &context, &mut sums).is_some());
-        assert_eq!(sums.tally.errors.total(), 1);
+        let mut state = SweepState::default();
+        assert!(orphans.remove(&root, &context, &mut state).is_some());
+        assert_eq!(state.tally.errors.total(), 1);
     }
 }

@@ -53,7 +53,6 @@ fn tell_once(confinement: &Result<bool, RulesetError>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::root::{Located, locate};
     use crate::sys::runtime::on_own_thread;
     use std::fs;
     use std::io::ErrorKind;
@@ -67,8 +66,7 @@ mod tests {
         for path in [&outside, &cache.join("dir/a"), &cache.join("dir/b")] {
             fs::write(path, "content").unwrap();
         }
-        let Located::Directory(id) = locate(&cache) else { panic!() };
-        let root = Root::open(id).unwrap();
+        let root = Root::at(&cache).unwrap().unwrap();
         let is_supported = std::thread::scope(|scope| {
             scope.spawn(|| confine(&root, false).unwrap()).join().unwrap()
         });

@@ -342,7 +342,7 @@ impl Core {
             state.reported.nothing_to_evict = true;
             let space = state.space.map(|(space, _)| space);
             let shortfall = Shortfall { size, space, young, min_age: state.budget.min_age };
-            self.command(Command::SurveyRest(shortfall));
+            self.command(Command::MeasureOccupancy(shortfall));
         }
     }
 

@@ -37,7 +37,7 @@ pub(crate) enum Command {
     AskFreeSpace,
     /// A limit of the disk budget is exceeded, and nothing can be evicted: find out what else takes the space, and
     /// write it to the log.
-    SurveyRest(Shortfall),
+    MeasureOccupancy(Shortfall),
     /// Add this to the totals.
     Count(Tally),
     /// Report this as done outside of full sweeps.

@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use super::backoff::backoff;
 use super::command::CountedError;
 use super::expiries::Expiries;
-use super::soonest::{Candidate, Soonest};
+use super::soonest::{EvictablePair, Soonest};
 use super::waiting::{Size, SizedEntry, WaitingPairs};
 use super::{Attempts, InFlight, Schedule};
 use crate::pair::budget::{BLOCK, Chosen, DiskSize, EVICTION_BATCH, Young, evictable_from};
@@ -245,7 +245,7 @@ impl Evictions {
                     retry_from =
                         Some(retry_from.map_or(until, |before: Instant| before.min(until)));
                 } else if busy.is_none_or(|busy| !busy.contains(stem)) {
-                    chosen.add(Candidate { at, dir, stem, blocks: size.blocks });
+                    chosen.add(EvictablePair { at, dir, stem, blocks: size.blocks });
                 }
             }
         }

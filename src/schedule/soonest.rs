@@ -15,36 +15,36 @@ const MAX_CHOSEN: usize = 16_384;
 
 /// A pair that can be evicted. The one that goes first compares as the least.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Candidate<'a> {
+pub(super) struct EvictablePair<'a> {
     pub at: DateTime<Utc>,
     pub dir: &'a Arc<Path>,
     pub stem: &'a Stem,
     pub blocks: u32,
 }
 
-impl Ord for Candidate<'_> {
+impl Ord for EvictablePair<'_> {
     fn cmp(&self, other: &Self) -> Ordering {
         eviction_order((self.at, self.dir, self.stem), (other.at, other.dir, other.stem))
     }
 }
 
-impl PartialOrd for Candidate<'_> {
+impl PartialOrd for EvictablePair<'_> {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl PartialEq for Candidate<'_> {
+impl PartialEq for EvictablePair<'_> {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other).is_eq()
     }
 }
 
-impl Eq for Candidate<'_> {}
+impl Eq for EvictablePair<'_> {}
 
 /// Those of many candidates that go first: a batch at least, and as many as take the wanted blocks.
 pub(super) struct Soonest<'a> {
-    candidates: BinaryHeap<Candidate<'a>>,
+    candidates: BinaryHeap<EvictablePair<'a>>,
     blocks: u64,
     wanted: u64,
     /// Whether there are more than these.
@@ -56,7 +56,7 @@ impl<'a> Soonest<'a> {
         Self { candidates: BinaryHeap::new(), blocks: 0, wanted, has_more: false }
     }
 
-    pub(super) fn add(&mut self, candidate: Candidate<'a>) {
+    pub(super) fn add(&mut self, candidate: EvictablePair<'a>) {
         let count = self.candidates.len();
         let is_enough = count >= EVICTION_BATCH && self.blocks >= self.wanted;
         // Most of many candidates end here.
@@ -80,7 +80,7 @@ impl<'a> Soonest<'a> {
     /// Returns these pairs in the order in which they go, and when each expires.
     pub(super) fn into_pairs(self) -> VecDeque<(PairKey, DateTime<Utc>)> {
         let sorted = self.candidates.into_sorted_vec().into_iter();
-        let pair = |Candidate { at, dir, stem, .. }: Candidate<'_>| {
+        let pair = |EvictablePair { at, dir, stem, .. }: EvictablePair<'_>| {
             (PairKey { dir: Arc::clone(dir), stem: stem.clone() }, at)
         };
         sorted.map(pair).collect()
@@ -106,7 +106,7 @@ mod tests {
             let mut model = Vec::new();
             for ((at, blocks), stem) in pairs.iter().zip(&stems) {
                 let at = DateTime::from_timestamp(*at, 0).unwrap();
-                soonest.add(Candidate { at, dir: &dir, stem, blocks: *blocks });
+                soonest.add(EvictablePair { at, dir: &dir, stem, blocks: *blocks });
                 model.push((at, stem.bytes().into_owned(), u64::from(*blocks)));
             }
             model.sort();

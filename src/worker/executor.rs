@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use crate::disk::filesystem::free_space;
+use crate::disk::occupancy::occupancy;
 use crate::disk::root::Root;
-use crate::disk::survey::survey;
 use crate::jobs::context::JobContext;
 use crate::jobs::orphans;
 use crate::jobs::pairs::PairProcessor;
@@ -82,8 +82,8 @@ pub(crate) struct Executor {
     messages: mpsc::Sender<Message>,
     generation: Generation,
     probing: Arc<Probing>,
-    /// Whether a survey is running.
-    is_surveying: Arc<AtomicBool>,
+    /// Whether the occupancy is being measured.
+    is_measuring: Arc<AtomicBool>,
     /// Cancels the scans and jobs of this generation.
     cancel: Arc<AtomicBool>,
 }
@@ -107,8 +107,8 @@ impl Executor {
     /// Creates an executor and the channel on which its threads send messages.
     pub(crate) fn new(context: JobContext) -> (Self, mpsc::Receiver<Message>) {
         let (messages, receiver) = mpsc::channel(MAX_MESSAGES);
-        let (probing, cancel, is_surveying) = Default::default();
-        let executor = Self { context, messages, generation: 0, probing, is_surveying, cancel };
+        let (probing, cancel, is_measuring) = Default::default();
+        let executor = Self { context, messages, generation: 0, probing, is_measuring, cancel };
         (executor, receiver)
     }
 
@@ -169,18 +169,18 @@ impl Executor {
 
     /// Logs that nothing can be evicted although a limit is exceeded, and what takes the space. Does nothing if this
     /// is under way.
-    pub(crate) fn survey(&self, open: &Arc<Open>, shortfall: Shortfall) {
-        if self.is_surveying.swap(true, Ordering::Relaxed) {
+    pub(crate) fn measure_occupancy(&self, open: &Arc<Open>, shortfall: Shortfall) {
+        if self.is_measuring.swap(true, Ordering::Relaxed) {
             return;
         }
         let (context, open) = (self.context.clone(), Arc::clone(open));
-        let (cancel, is_surveying) = (Arc::clone(&self.cancel), Arc::clone(&self.is_surveying));
+        let (cancel, is_measuring) = (Arc::clone(&self.cancel), Arc::clone(&self.is_measuring));
         self.on_thread(move || {
-            let found = context.run_reading(|| survey(&open.root, &cancel));
+            let found = context.run_reading(|| occupancy(&open.root, &cancel));
             if !cancel.load(Ordering::Relaxed) {
                 found.log(&shortfall);
             }
-            is_surveying.store(false, Ordering::Relaxed);
+            is_measuring.store(false, Ordering::Relaxed);
             None
         });
     }

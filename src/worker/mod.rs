@@ -245,8 +245,8 @@ impl Worker {
                 self.with_open(|executor, open| executor.remove_orphans(open, due));
             }
             Command::AskFreeSpace => self.with_open(|executor, open| executor.ask_free_space(open)),
-            Command::SurveyRest(shortfall) => {
-                self.with_open(|executor, open| executor.survey(open, shortfall));
+            Command::MeasureOccupancy(shortfall) => {
+                self.with_open(|executor, open| executor.measure_occupancy(open, shortfall));
             }
             Command::Count(tally) => self.recorder.count(tally, self.clock.now()),
             Command::CountOutsideSweeps(tally) => self.recorder.between(tally),

@@ -8,8 +8,7 @@ fn both_lookups_follow_no_link_and_stay_beneath() {
     std::fs::create_dir(temp.path().join("outside")).unwrap();
     symlink("../outside", temp.path().join("cache/link")).unwrap();
     symlink("b", temp.path().join("cache/a/inner")).unwrap();
-    let Located::Directory(id) = locate(&temp.path().join("cache")) else { panic!() };
-    let root = Root::open(id).unwrap();
+    let root = Root::at(&temp.path().join("cache")).unwrap().unwrap();
     for (path, allowed) in [
         ("", true),
         ("a/b", true),
@@ -31,8 +30,7 @@ fn a_directory_is_in_place_until_it_is_moved_or_replaced() {
     let temp = tempfile::tempdir().unwrap();
     let cache = temp.path().join("cache");
     std::fs::create_dir_all(cache.join("a/b")).unwrap();
-    let Located::Directory(id) = locate(&cache) else { panic!() };
-    let root = Root::open(id).unwrap();
+    let root = Root::at(&cache).unwrap().unwrap();
     let dir = root.open_dir(&Path::new("a/b").into()).unwrap();
     let answers = |dir| (root.still_contains(dir).unwrap(), root.path_leads_to(dir).unwrap());
     assert_eq!(answers(&dir), (true, true));

@@ -23,7 +23,7 @@ pub(super) struct Ledger {
     pub evicted: u64,
     pub counted_evicted: u64,
     /// How often the core has asked what takes the space.
-    pub surveys: u64,
+    pub measurements: u64,
     /// Errors that were counted, those that were reported, and those of stale outcomes, which are not.
     pub errors: u64,
     /// Deletions and errors that belong to a sweep, or are reported as outside of sweeps.

@@ -172,7 +172,7 @@ impl World {
                 assert!(!std::mem::replace(&mut self.is_asking, true), "it asks twice");
                 self.tasks.push(Task::Space(self.generation));
             }
-            Command::SurveyRest(_) => self.ledger.surveys += 1,
+            Command::MeasureOccupancy(_) => self.ledger.measurements += 1,
             Command::Count(tally) => {
                 self.ledger.counted += tally.deleted;
                 self.deleted += tally.deleted;

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use super::*;
 use crate::config::Config;
-use crate::disk::root::{Located, locate};
 use crate::pair::tally::OrphanTally;
 use crate::remove::recover;
 use crate::sys::clock::Clock;
@@ -22,8 +21,8 @@ struct Cache {
 impl Cache {
     fn with(files: &[(&str, &str)]) -> Self {
         let temp = tempfile::tempdir().unwrap();
-        let Located::Directory(id) = locate(temp.path()) else { panic!() };
-        let cache = Self { temp, root: Root::open(id).unwrap() };
+        let root = Root::at(temp.path()).unwrap().unwrap();
+        let cache = Self { temp, root };
         for (name, content) in files {
             cache.write(name, content);
         }

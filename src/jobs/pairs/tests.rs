@@ -4,7 +4,6 @@ use std::path::Path;
 use super::*;
 use crate::config::Config;
 use crate::disk::inspect::stat_file;
-use crate::disk::root::{Located, locate};
 use crate::sys::clock::Clock;
 use crate::watch::inbox::Inbox;
 
@@ -19,9 +18,9 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a.result.json.lz4"), "result").unwrap();
         fs::write(dir.path().join("a.metadata.json"), metadata(expires_at)).unwrap();
-        let Located::Directory(id) = locate(dir.path()) else { panic!() };
+        let root = Root::at(dir.path()).unwrap().unwrap();
         let context = JobContext::deleting(Arc::new(Clock::default()), &Config::new("x"));
-        Self { dir, context, root: Root::open(id).unwrap() }
+        Self { dir, context, root }
     }
 
     fn metadata(&self) -> std::path::PathBuf {

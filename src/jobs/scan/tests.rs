@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::config::Config;
-use crate::disk::root::{Located, locate};
 use crate::pair::name::{Half, PairKey};
 use crate::pair::outcome::{JobResult, Outcome, Waiting};
 use crate::sys::clock::Clock;
@@ -32,8 +31,7 @@ impl Place {
 
     /// Scans everything. Returns how often each pair was found to wait, the other outcomes, and the summary.
     fn scan(&self, cancel: bool) -> (HashMap<PathBuf, u32>, Vec<JobResult>, Summary) {
-        let Located::Directory(id) = locate(self.dir.path()) else { panic!() };
-        let root = Root::open(id).unwrap();
+        let root = Root::at(self.dir.path()).unwrap().unwrap();
         let all = Mutex::new((HashMap::new(), Vec::new()));
         let found = |found: ScanFound| {
             let mut all = all.lock().unwrap();

@@ -81,7 +81,7 @@ impl Occupancy {
 }
 
 /// Adds up what the files on the file system of `root` take on disk, until `cancel` is set. Follows no link.
-pub(crate) fn survey(root: &Root, cancel: &AtomicBool) -> Occupancy {
+pub(crate) fn occupancy(root: &Root, cancel: &AtomicBool) -> Occupancy {
     let mut found = Occupancy::default();
     let mut last: Option<(Arc<Path>, Option<Dir>)> = None;
     for entry in WalkDir::new(root.path()).same_file_system(true) {
@@ -114,7 +114,6 @@ pub(crate) fn survey(root: &Root, cancel: &AtomicBool) -> Occupancy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::root::{Located, locate};
     use std::fs;
 
     #[test]
@@ -138,8 +137,8 @@ mod tests {
         write("alone.result.json.lz4", "result");
         write("x.metadata.json.tmp", "{");
         write("d/README", "other");
-        let Located::Directory(id) = locate(temp.path()) else { panic!() };
-        let found = survey(&Root::open(id).unwrap(), &AtomicBool::new(false));
+        let root = Root::at(temp.path()).unwrap().unwrap();
+        let found = occupancy(&root, &AtomicBool::new(false));
         let Occupancy { pairs, linked, broken, orphans, others } = found;
         let files = [pairs, linked, broken, orphans, others].map(|share| share.files);
         assert_eq!(files, [4, 2, 2, 2, 2]);
