@@ -11,11 +11,13 @@ install -D -m 644 -t /etc/default /test/contrib/default/result-cleaner
 install -d -m 1777 /var/tmp
 systemd-sysusers
 
-# Publishes an expired pair in a directory, as its owner.
+# Publishes an expired pair in a directory, as its owner. It may be deleted as soon as it is complete.
 publish() {
-    : >"$1/$2.result.json.lz4"
-    echo '{"expires_at": 1}' >"$1/$2.metadata.json"
-    chown --reference="$1" "$1/$2.result.json.lz4" "$1/$2.metadata.json"
+    : >"$1/$2.result.new"
+    echo '{"expires_at": 1}' >"$1/$2.metadata.new"
+    chown --reference="$1" "$1/$2.result.new" "$1/$2.metadata.new"
+    mv "$1/$2.result.new" "$1/$2.result.json.lz4"
+    mv "$1/$2.metadata.new" "$1/$2.metadata.json"
 }
 
 # Waits until a command succeeds.
