@@ -160,16 +160,25 @@ pub fn many_services() -> MutexGuard<'static, ()> {
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An address on loopback that nothing listens on (or nothing did a moment ago).
+/// An address on loopback that nothing listens on. It is not found by listening there for a moment: a process that
+/// another test starts at that moment holds the socket until it executes its program.
 pub fn free_address() -> String {
-    TcpListener::bind((own_host(), 0)).unwrap().local_addr().unwrap().to_string()
+    let (host, round) = next_host();
+    format!("{host}:{}", 8004 + round)
 }
 
 /// A host on loopback that nothing else uses, so that what is free there stays free.
 pub fn own_host() -> Ipv4Addr {
-    static LAST: AtomicU8 = AtomicU8::new(0);
-    let [.., high, low] = std::process::id().to_be_bytes();
-    Ipv4Addr::new(127, 128 | high >> 1, low, LAST.fetch_add(1, Ordering::Relaxed))
+    next_host().0
+}
+
+/// A host of this process, and how often it came before, as a number that other processes with such a host do not get.
+fn next_host() -> (Ipv4Addr, u16) {
+    static LAST: AtomicU16 = AtomicU16::new(0);
+    let ([.., high, low], [round, number]) =
+        (std::process::id().to_be_bytes(), LAST.fetch_add(1, Ordering::Relaxed).to_be_bytes());
+    let host = Ipv4Addr::new(127, 128 | high >> 1, low, number);
+    (host, u16::from(high & 1) << 8 | u16::from(round))
 }
 
 /// Status and body of a GET request; `None` where nothing answers.
