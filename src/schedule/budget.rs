@@ -214,6 +214,7 @@ impl Core {
         let space = match space {
             Ok(space) => space,
             Err(reason) => {
+                state.space = None;
                 if !std::mem::replace(&mut state.reported.unknown_space, true) {
                     self.report(Notice::SpaceUnknown(reason));
                 }
@@ -276,7 +277,16 @@ impl Core {
         let (size, _) = self.schedule.disk_size();
         let Some(state) = &mut self.budget else { return };
         let size_at_start = state.batches.pop_front().unwrap_or(size);
-        let EvictedBatch { space: Some([before, after]), bytes } = batch else { return };
+        let EvictedBatch { space, bytes } = batch;
+        let Some([before, after]) = space else {
+            if state.budget.min_free.is_some() {
+                // Whether it shows is seen once the space can be read again. Until then, nothing more is evicted for it.
+                state.add_credit(bytes, bytes, now.mono);
+                state.space = None;
+                self.space.ask_at(now.mono);
+            }
+            return;
+        };
         state.read(before, size_at_start.min(size + bytes));
         let shown = after.free.saturating_sub(before.free);
         state.add_credit(bytes, bytes.saturating_sub(shown), now.mono);

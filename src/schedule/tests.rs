@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 
+use chrono::TimeDelta;
+
 use super::command::Command;
-use super::input::{Completion, Input, RootSeen, Watching};
+use super::input::{Completion, EvictedBatch, Input, RootSeen, Watching};
 use super::*;
+use crate::pair::budget::{DiskSize, FreeSpace, MinFree};
 use crate::pair::change::{WatchError, WatchState};
 use crate::pair::name::Stem;
-use crate::pair::outcome::{JobResult, Outcome, Summary};
+use crate::pair::outcome::{JobResult, Outcome, ScanFound, Summary, Waiting};
 
 const FALLBACK: Duration = Duration::from_secs(60);
 
@@ -20,10 +23,18 @@ struct Trial {
 impl Trial {
     /// A core whose cache directory has just been found.
     fn new(refusal: Option<WatchError>) -> Self {
+        Self::start(refusal, None)
+    }
+
+    fn with_budget(budget: Budget) -> Self {
+        Self::start(None, Some(budget))
+    }
+
+    fn start(refusal: Option<WatchError>, budget: Option<Budget>) -> Self {
         let wall = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
         let now = Now { wall, mono: Instant::now() };
         let intervals = Intervals { check: Duration::from_secs(6 * 3600), fallback: FALLBACK };
-        let mut trial = Self { core: Core::new(intervals, None, false, now.mono), now };
+        let mut trial = Self { core: Core::new(intervals, budget, false, now.mono), now };
         let watching = Watching { refusal, gives_events: true };
         trial.poll([Input::RootProbed(RootSeen::Replaced(watching))]);
         trial
@@ -37,6 +48,16 @@ impl Trial {
             _ => None,
         };
         commands.into_iter().filter_map(scan).collect()
+    }
+
+    /// Polls, and returns the pairs whose eviction begins. At most one batch runs at once.
+    fn evicted(&mut self, inputs: impl IntoIterator<Item = Input>) -> Vec<PairKey> {
+        let commands = self.core.poll(self.now, inputs);
+        let jobs = commands.into_iter().filter_map(|command| match command {
+            Command::Process(jobs) => Some(jobs),
+            _ => None,
+        });
+        jobs.flatten().map(|job| job.key).collect()
     }
 
     fn end_scan(&mut self, id: ScanId, summary: Summary) -> Vec<(ScanId, Vec<Arc<Path>>)> {
@@ -180,4 +201,44 @@ fn what_a_job_reads_during_a_scan_that_does_not_find_it_is_inspected_again() {
     let mut again: Vec<_> = schedule.take_inspections(3).into_iter().map(|job| job.key).collect();
     again.sort_by(|a, b| a.stem.bytes().cmp(&b.stem.bytes()));
     assert_eq!(again, keys);
+}
+
+#[test]
+fn nothing_is_evicted_for_a_free_space_that_can_not_be_read_any_more() {
+    let min_free = Some(MinFree::Bytes(1 << 20));
+    let budget = Budget { max_size: None, min_free, min_age: Duration::from_secs(1) };
+    let mut trial = Trial::with_budget(budget);
+    let pair = |number: u8| (Stem::new(&[number]), trial.now.wall + TimeDelta::days(1));
+    let size = DiskSize { blocks: 8, ctime: (1_700_000_000, 0) };
+    let waiting = Waiting {
+        dir: Path::new("").into(),
+        pairs: (0..200).map(pair).collect(),
+        sizes: vec![size; 200],
+    };
+    let found = ScanFound { waiting: vec![waiting], others: Vec::new() };
+    trial.poll([Input::Completed(1, Completion::ScanBatch { id: 1, found })]);
+    trial.end_scan(1, Summary::default());
+    let little = FreeSpace { free: 0, total: 1 << 30 };
+    let evicted = trial.evicted([Input::FreeSpace(1, Ok(little))]);
+    assert!(!evicted.is_empty());
+
+    // From now on, the file system does not answer.
+    let unknown = || Err("an error".to_owned());
+    let outcome = |key| JobResult {
+        key,
+        outcome: Outcome::Evicted { freed: 4096, leftover: None, expires_at: trial.now.wall },
+    };
+    let bytes = evicted.len() as u64 * 4096;
+    let done = Completion::Jobs {
+        found: evicted.into_iter().map(outcome).collect(),
+        took: Duration::ZERO,
+        holds: false,
+        evicted: Some(EvictedBatch { space: None, bytes }),
+    };
+    assert_eq!(trial.evicted([Input::Completed(1, done)]), []);
+    for _ in 0..100 {
+        trial.now.mono += Duration::from_secs(1);
+        assert_eq!(trial.evicted([Input::FreeSpace(1, unknown())]), []);
+    }
+    assert!(!trial.evicted([Input::FreeSpace(1, Ok(little))]).is_empty());
 }
