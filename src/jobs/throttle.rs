@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 /// The part of a second's time that may be used at once, so that its use is spread over the second.
 const AT_ONCE: f64 = 0.1;
+/// The longest rest after some work. A disk that does not answer for a while would else cost hours of rest, since the
+/// time of all threads counts.
+const MAX_REST: f64 = 10.0;
 /// How long a rest goes on at most after it was cancelled.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -79,6 +82,7 @@ impl Bound {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let more = now.saturating_duration_since(left.at).as_secs_f64() * self.share;
         left.seconds = (left.seconds + more).min(self.share * AT_ONCE) - used.as_secs_f64();
+        left.seconds = left.seconds.max(-self.share * MAX_REST);
         left.at = left.at.max(now);
         left.seconds
     }
@@ -128,6 +132,18 @@ mod tests {
         bound.use_up(SECOND, now);
         let wait = bound.until_more(now).as_secs_f64();
         assert!((wait - 1.9).abs() < 1e-6, "{wait}");
+    }
+
+    #[test]
+    fn a_disk_that_stalls_costs_a_bounded_rest() {
+        let time = Throttle::new(Some(Duration::from_millis(1)));
+        let bound = time.bound.as_ref().unwrap();
+        let now = Instant::now();
+        for _ in 0..8 {
+            bound.use_up(30 * SECOND, now);
+        }
+        let wait = bound.until_more(now).as_secs_f64();
+        assert!((wait - MAX_REST).abs() < 1e-6, "{wait}");
     }
 
     #[test]
