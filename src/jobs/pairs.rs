@@ -23,7 +23,7 @@ use crate::pair::name::{PairKey, Stem};
 use crate::pair::outcome::{Failure, Job, JobResult, Outcome};
 use crate::pair::tally::ErrorKind;
 use crate::pair::version::FileState;
-use crate::remove::{Buffers, ClaimedPair, DuePair, Removal, remove};
+use crate::remove::{Buffers, ClaimedPair, DuePair, LockPatience, Removal, remove};
 use crate::sys::descriptors::share_of_open_files;
 use crate::watch::Watcher;
 
@@ -44,6 +44,7 @@ pub(crate) struct PairProcessor<'a> {
     context: &'a JobContext,
     root: &'a Root,
     buffers: Buffers,
+    lock_patience: LockPatience,
     found: Vec<JobResult>,
     held: VecDeque<(ClaimedPair, TimeDelta)>,
     /// The number of directories of the held pairs, each of which is open.
@@ -73,6 +74,7 @@ impl<'a> PairProcessor<'a> {
             context,
             root,
             buffers: Buffers::default(),
+            lock_patience: LockPatience::default(),
             found: Vec::new(),
             held: VecDeque::new(),
             held_dirs: 0,
@@ -243,6 +245,7 @@ impl<'a> PairProcessor<'a> {
         };
         let now = clock.wall();
         let (expires_at, bytes) = (pair.expires_at, pair.bytes());
+        let size = self.context.budget().map(|_| pair.disk_size());
         if now < expires_at {
             if chosen.is_some_and(|chosen| chosen.can_go(&pair, now)) {
                 if !self.context.deletes() {
@@ -250,7 +253,6 @@ impl<'a> PairProcessor<'a> {
                 }
                 return Decision::Delete(DuePair { pair, metadata, evicts: true });
             }
-            let size = self.context.budget().map(|_| pair.disk_size());
             return Decision::Keep(Outcome::NotDue { expires_at, bytes: Some(bytes), size });
         }
         let settled = matches!(hint, Hint::Settled(then) if pair.result.is_unchanged_since(&then));
@@ -266,7 +268,7 @@ impl<'a> PairProcessor<'a> {
             }
         }
         if !self.context.deletes() {
-            return Decision::Keep(Outcome::Due { expires_at, bytes });
+            return Decision::Keep(Outcome::Due { expires_at, bytes, size });
         }
         Decision::Delete(DuePair { pair, metadata, evicts: false })
     }
@@ -299,7 +301,8 @@ impl<'a> PairProcessor<'a> {
         }
         let clock = self.context.clock();
         let (wall, expires_at, evicts) = (|| clock.wall(), judged.pair.expires_at, judged.evicts);
-        let removal = remove(dir, stem, judged, &wall, &mut self.buffers);
+        let (buffers, patience) = (&mut self.buffers, &mut self.lock_patience);
+        let removal = remove(dir, stem, judged, &wall, buffers, patience);
         let late = clock.wall() - expires_at;
         self.outcome_of(removal, dir, stem, When { expires_at, late, evicts })
     }

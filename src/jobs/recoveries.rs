@@ -11,8 +11,9 @@ use super::pairs::Hint;
 use super::scan::{Batch, Scan};
 use crate::disk::root::{is_not_ours, is_unrelated};
 use crate::display::path_field;
-use crate::pair::outcome::Summary;
-use crate::remove::{Recovery, recover};
+use crate::pair::name::PairKey;
+use crate::pair::outcome::{JobResult, Outcome, ScanFound, Summary};
+use crate::remove::{Finished, Recovery, recover};
 
 /// If errors kept more directories than this from being read, the whole cache directory is scanned again
 /// instead of each of them.
@@ -42,6 +43,9 @@ impl Scan<'_> {
     ) {
         let deadline = Instant::now() + OWNERS_PATIENCE;
         for (rel, names) in claims {
+            if self.cancelled() {
+                return;
+            }
             match self.recover_in(&rel, &names, deadline) {
                 Ok(recovery) => self.recovered(rel, recovery, summary),
                 Err(error) => self.not_recovered(rel, error, summary),
@@ -65,7 +69,8 @@ impl Scan<'_> {
         deadline: Instant,
     ) -> io::Result<Recovery> {
         loop {
-            let recovery = recover(self.root, rel, names, self.context.clock().wall())?;
+            let now = self.context.clock().wall();
+            let recovery = recover(self.root, rel, names, now, &|| self.cancelled())?;
             if !recovery.owned || self.cancelled() || Instant::now() >= deadline {
                 return Ok(recovery);
             }
@@ -74,17 +79,21 @@ impl Scan<'_> {
     }
 
     fn recovered(&self, rel: Arc<Path>, recovery: Recovery, summary: &mut Summary) {
-        // They were not listed under their own names.
-        summary.results += recovery.finished.len() as u64;
-        summary.finished += recovery.finished.len() as u64;
-        for stem in &recovery.finished {
+        summary.results += recovery.results;
+        let now = self.context.clock().wall();
+        let mut found = ScanFound::default();
+        for Finished { stem, expires_at, freed } in recovery.finished {
             tracing::debug!(
-                path = path_field(&result_path(self.root, &rel, stem)),
+                path = path_field(&result_path(self.root, &rel, &stem)),
                 "deleted an expired result, completing an interrupted deletion"
             );
-            self.context.report_removed(self.root, &rel, stem);
+            self.context.report_removed(self.root, &rel, &stem);
+            let outcome = Outcome::Deleted { freed, leftover: None, late: now - expires_at };
+            found.others.push(JobResult { key: PairKey { dir: Arc::clone(&rel), stem }, outcome });
         }
-        summary.freed += recovery.freed;
+        if !found.is_empty() {
+            (self.found)(found);
+        }
         if recovery.owned {
             summary.recoveries.push(Arc::clone(&rel));
         }

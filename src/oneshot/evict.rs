@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 
 use super::sweep::SweepState;
 use crate::disk::filesystem::free_space;
+use crate::disk::inspect::stat_file;
 use crate::disk::occupancy::occupancy;
 use crate::disk::root::Root;
 use crate::display::path_field;
@@ -15,8 +16,9 @@ use crate::jobs::pairs::PairProcessor;
 use crate::pair::budget::{
     Budget, Chosen, DiskSize, EVICTION_BATCH, Evicting, FreeSpace, Shortfall, Young, eviction_order,
 };
-use crate::pair::name::PairKey;
+use crate::pair::name::{Half, PairKey};
 use crate::pair::outcome::{Job, Outcome, Waiting, sort_by_directory};
+use crate::pair::reason::{FILE_SYSTEM_TOO_SMALL, NO_FILE_SYSTEM_SIZE, WOULD_EVICT};
 use crate::pair::tally::ErrorKind;
 use crate::pair::version::age_of;
 
@@ -36,9 +38,15 @@ impl Candidate {
     }
 }
 
-/// The pairs that a scan has found and that have not expired.
+/// The pairs that a scan has found and that have not expired, and what the others take.
 #[derive(Debug, Default)]
-pub(super) struct Candidates(Vec<Candidate>);
+pub(super) struct Candidates {
+    pairs: Vec<Candidate>,
+    /// What expired pairs take that were not deleted because the context only inspects, in bytes.
+    due: u64,
+    /// What expired pairs take whose deletion failed.
+    stuck: u64,
+}
 
 impl Candidates {
     pub(super) fn add_waiting(&mut self, found: Waiting) {
@@ -47,22 +55,41 @@ impl Candidates {
             let key = PairKey { dir: Arc::clone(&dir), stem };
             Candidate { key, expires_at, size }
         };
-        self.0.extend(pairs.into_iter().zip(sizes).map(candidate));
+        self.pairs.extend(pairs.into_iter().zip(sizes).map(candidate));
     }
 
     pub(super) fn add(&mut self, key: PairKey, expires_at: DateTime<Utc>, size: Option<DiskSize>) {
-        self.0.extend(size.map(|size| Candidate { key, expires_at, size }));
+        self.pairs.extend(size.map(|size| Candidate { key, expires_at, size }));
     }
 
-    /// Returns what all pairs take on disk, in bytes.
+    /// Adds an expired pair, which goes before any other.
+    pub(super) fn add_due(&mut self, size: Option<DiskSize>) {
+        self.due += size.map_or(0, DiskSize::bytes);
+    }
+
+    /// Adds an expired pair that could not be deleted, and so goes on taking its space.
+    pub(super) fn add_stuck(&mut self, root: &Root, key: &PairKey) {
+        let size = || -> std::io::Result<u64> {
+            let dir = root.open_dir(&key.dir)?;
+            let halves =
+                [Half::Result, Half::Metadata].map(|half| stat_file(&dir, &key.stem.name(half)));
+            let [result, metadata] = halves;
+            let blocks = metadata?.map_or(0, |metadata| metadata.blocks);
+            Ok(result?.map_or(0, |result| DiskSize::of(&result, blocks).bytes()))
+        };
+        // What can't be inspected counts nothing.
+        self.stuck += size().unwrap_or(0);
+    }
+
+    /// Returns what all pairs take on disk that do not go in any case, in bytes.
     fn size(&self) -> u64 {
-        self.0.iter().map(|candidate| candidate.size.bytes()).sum()
+        self.stuck + self.pairs.iter().map(|candidate| candidate.size.bytes()).sum::<u64>()
     }
 
     /// Returns the pairs that can be evicted, in the order in which they go; and what is too young.
     pub(super) fn in_order(&self, budget: &Budget, now: DateTime<Utc>) -> (Vec<&Candidate>, Young) {
         let (mut can_go, others): (Vec<_>, Vec<_>) =
-            self.0.iter().partition(|candidate| candidate.can_go(budget, now));
+            self.pairs.iter().partition(|candidate| candidate.can_go(budget, now));
         can_go.sort_by(|a, b| {
             let (a_key, b_key) = (&a.key, &b.key);
             eviction_order(
@@ -78,7 +105,8 @@ impl Candidates {
         (can_go, young)
     }
 
-    /// Returns how many pairs in [this order](Self::in_order) would go. `freed` is what expired pairs free before.
+    /// Returns how many pairs in [this order](Self::in_order) would go, after the expired ones, and what would be
+    /// left.
     ///
     /// # Errors
     /// If the free space has to be known and can't be read.
@@ -87,21 +115,31 @@ impl Candidates {
         budget: &Budget,
         root: &Root,
         in_order: &[&Candidate],
-        freed: u64,
-    ) -> std::io::Result<usize> {
+    ) -> std::io::Result<Beyond> {
         let (mut size, mut evicting) = (self.size(), Evicting::default());
         let mut space = space(budget, root)?;
-        space.free = space.free.saturating_add(freed);
-        for (count, candidate) in in_order.iter().enumerate() {
+        space.free = space.free.saturating_add(self.due);
+        let mut count = 0;
+        for candidate in in_order {
             let excesses = [budget.size_excess(size), budget.free_excess(space)];
             if evicting.needed(excesses, false) == 0 {
-                return Ok(count);
+                break;
             }
+            count += 1;
             size -= candidate.size.bytes();
             space.free = space.free.saturating_add(candidate.size.bytes());
         }
-        Ok(in_order.len())
+        Ok(Beyond { count, size, space })
     }
+}
+
+/// What a disk budget would evict.
+pub(super) struct Beyond {
+    /// How many pairs.
+    pub count: usize,
+    /// What all pairs would take then, in bytes.
+    size: u64,
+    space: FreeSpace,
 }
 
 /// Reads the free space, if there is a limit for it.
@@ -138,16 +176,39 @@ fn dry_run(
     candidates: &Candidates,
     state: &mut SweepState,
 ) -> std::io::Result<()> {
-    let (in_order, _) = candidates.in_order(budget, context.clock().wall());
-    let count = candidates.beyond(budget, root, &in_order, state.tally.freed_bytes)?;
+    let (in_order, young) = candidates.in_order(budget, context.clock().wall());
+    let Beyond { count, size, space } = candidates.beyond(budget, root, &in_order)?;
+    check_file_system(root, budget, space);
     for candidate in &in_order[..count] {
         let Candidate { key, size, .. } = candidate;
         let path = path_field(&result_path(root, &key.dir, &key.stem));
-        tracing::debug!(path, "would evict");
+        tracing::debug!(path, "{WOULD_EVICT}");
         state.tally.evicted += 1;
         state.tally.evicted_bytes += size.bytes();
     }
+    if budget.size_excess(size).is_over || budget.free_excess(space).is_over {
+        log_shortfall(root, budget, size, space, young);
+    }
     Ok(())
+}
+
+/// Logs that the budget can't be kept on this file system.
+fn check_file_system(root: &Root, budget: &Budget, space: FreeSpace) {
+    let path = path_field(root.path());
+    match budget.min_free {
+        Some(_) if space.total == 0 => tracing::warn!(path, "{NO_FILE_SYSTEM_SIZE}"),
+        Some(_) if budget.is_too_large_for(space) => {
+            tracing::error!(path, file_system_bytes = space.total, "{FILE_SYSTEM_TOO_SMALL}");
+        }
+        _ => {}
+    }
+}
+
+/// Logs that a limit is exceeded and nothing more can be evicted, and what takes the space.
+fn log_shortfall(root: &Root, budget: &Budget, size: u64, space: FreeSpace, young: Young) {
+    let space = budget.min_free.map(|_| space);
+    let shortfall = Shortfall { size, space, young, min_age: budget.min_age };
+    occupancy(root, &AtomicBool::new(false)).log(&shortfall);
 }
 
 struct Eviction<'a> {
@@ -179,7 +240,7 @@ impl<'a> Eviction<'a> {
 
     fn run(mut self, state: &mut SweepState) -> std::io::Result<()> {
         let mut space = space(self.budget, self.root)?;
-        self.check_file_system(space);
+        check_file_system(self.root, self.budget, space);
         loop {
             let free = space.free.saturating_add(self.hidden);
             let excesses = [
@@ -193,30 +254,11 @@ impl<'a> Eviction<'a> {
             let batch = self.next_batch(needed);
             if batch.is_empty() {
                 if excesses.iter().any(|excess| excess.is_over) {
-                    let (size, young, min_age) = (self.size, self.young, self.budget.min_age);
-                    let space = self.budget.min_free.map(|_| space);
-                    let never = AtomicBool::new(false);
-                    occupancy(self.root, &never).log(&Shortfall { size, space, young, min_age });
+                    log_shortfall(self.root, self.budget, self.size, space, self.young);
                 }
                 return Ok(());
             }
             space = self.evict(&batch, space, state)?;
-        }
-    }
-
-    fn check_file_system(&self, space: FreeSpace) {
-        let path = path_field(self.root.path());
-        match self.budget.min_free {
-            Some(_) if space.total == 0 => tracing::warn!(
-                path,
-                "the file system reports no size, nothing is evicted for its free space (--min-free)"
-            ),
-            Some(_) if self.budget.is_too_large_for(space) => tracing::error!(
-                path,
-                file_system_bytes = space.total,
-                "the file system is smaller than what has to stay free, nothing is evicted for it: lower --min-free"
-            ),
-            _ => {}
         }
     }
 

@@ -347,21 +347,25 @@ impl Explaining {
         let scanned = scan(root, &self.context, &|batch| {
             let mut candidates = candidates.lock().unwrap_or_else(PoisonError::into_inner);
             for JobResult { key, outcome } in batch.others {
-                if let Outcome::NotDue { expires_at, size, .. } = outcome {
-                    candidates.add(key, expires_at, size);
+                match outcome {
+                    Outcome::NotDue { expires_at, size, .. } => {
+                        candidates.add(key, expires_at, size)
+                    }
+                    Outcome::Due { size, .. } => candidates.add_due(size),
+                    _ => {}
                 }
             }
         });
         let candidates = candidates.into_inner().unwrap_or_else(PoisonError::into_inner);
         let (in_order, _) = candidates.in_order(budget, self.context.clock().wall());
-        let beyond = candidates.beyond(budget, root, &in_order, 0);
+        let beyond = candidates.beyond(budget, root, &in_order);
         let (Ok(_), Ok(beyond)) = (scanned, beyond) else {
             return (None, reasons::EVICTION_UNKNOWN.to_owned());
         };
         let Some(before) = in_order.iter().position(|candidate| candidate.key == *key) else {
             return (None, reasons::NOT_EVICTABLE.to_owned());
         };
-        let now = if before < beyond { reasons::EVICTED_NOW } else { reasons::WITHIN_BUDGET };
+        let now = if before < beyond.count { reasons::EVICTED_NOW } else { reasons::WITHIN_BUDGET };
         let pairs = if before == 1 { "1 pair goes" } else { &format!("{before} pairs go") };
         (Some(before as u64), format!("If the disk budget is exceeded, {pairs} before it. {now}"))
     }

@@ -19,6 +19,7 @@ use crate::jobs::orphans;
 use crate::pair::budget::{Budget, DiskSize};
 use crate::pair::name::{Half, PairKey};
 use crate::pair::outcome::{JobResult, Outcome};
+use crate::pair::reason::DIRECTORY_UNREADABLE;
 use crate::sys::clock::Clock;
 
 /// A pair that [`list`] found.
@@ -129,8 +130,12 @@ fn list_blocking(root: &Root, context: &JobContext) -> Result<Vec<ListedPair>, E
     let summary = scan(root, context, &|batch| {
         let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
         for JobResult { key, outcome } in batch.others {
-            if let Outcome::NotDue { expires_at, size, .. } = outcome {
-                found.1.add(key.clone(), expires_at, size);
+            match outcome {
+                Outcome::NotDue { expires_at, size, .. } => {
+                    found.1.add(key.clone(), expires_at, size)
+                }
+                Outcome::Due { size, .. } => found.1.add_due(size),
+                _ => {}
             }
             let listed = listed(root, JobResult { key, outcome });
             found.0.extend(listed);
@@ -140,7 +145,7 @@ fn list_blocking(root: &Root, context: &JobContext) -> Result<Vec<ListedPair>, E
         tracing::warn!(
             path = path_field(&root.path().join(path)),
             reason = error.to_string(),
-            "can't read a directory"
+            "{DIRECTORY_UNREADABLE}"
         );
     }
     let (mut pairs, candidates) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -166,16 +171,14 @@ fn mark_beyond_budget(
     candidates: &Candidates,
 ) -> Result<(), Error> {
     let now = context.clock().wall();
-    let expired = pairs.iter().filter(|pair| pair.expires_at.as_ref().is_ok_and(|at| *at <= now));
-    let freed = expired.map(|pair| pair.bytes).sum();
     let (in_order, _) = candidates.in_order(budget, now);
     let unreadable = |source| Error::Unreadable { path: root.path().to_owned(), source };
-    let count = candidates.beyond(budget, root, &in_order, freed).map_err(unreadable)?;
+    let beyond = candidates.beyond(budget, root, &in_order).map_err(unreadable)?;
     let path = |key: &PairKey| root.path().join(key.path(Half::Result));
-    let beyond: HashSet<PathBuf> =
-        in_order[..count].iter().map(|candidate| path(&candidate.key)).collect();
+    let evicted: HashSet<PathBuf> =
+        in_order[..beyond.count].iter().map(|candidate| path(&candidate.key)).collect();
     for pair in pairs {
-        pair.is_beyond_budget = beyond.contains(&pair.result);
+        pair.is_beyond_budget = evicted.contains(&pair.result);
     }
     Ok(())
 }
@@ -187,7 +190,7 @@ fn listed(root: &Root, found: JobResult) -> Option<ListedPair> {
     };
     let (expires_at, bytes) = match found.outcome {
         Outcome::NotDue { expires_at, bytes, .. } => (Ok(expires_at), bytes.unwrap_or(0)),
-        Outcome::Due { expires_at, bytes } | Outcome::Unsettled { expires_at, bytes, .. } => {
+        Outcome::Due { expires_at, bytes, .. } | Outcome::Unsettled { expires_at, bytes, .. } => {
             (Ok(expires_at), bytes)
         }
         Outcome::Broken { reason, bytes, .. } => (Err(reason.to_string()), bytes),

@@ -23,7 +23,7 @@ use crate::pair::name::{Half, PairKey};
 use crate::pair::outcome::{
     Failure, Job, JobResult, OrphanCandidates, Outcome, ScanFound, Summary,
 };
-use crate::pair::reason::{INVALID_METADATA, NOT_RECOVERED};
+use crate::pair::reason::{DIRECTORY_UNREADABLE, INVALID_METADATA, NOT_RECOVERED, WOULD_DELETE};
 use crate::pair::tally::{self, ErrorKind, Tally};
 use crate::pair::version::{FileState, FileTime, SETTLE_TIME, Version};
 use crate::sys::clock::Clock;
@@ -161,14 +161,8 @@ fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<Sweep
     })?;
     let mut state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
     state.tally.checked = summary.results;
-    state.tally.deleted += summary.finished;
-    state.tally.freed_bytes += summary.freed;
     for (path, error) in summary.unreadable {
-        state.error(
-            ErrorKind::Directory,
-            &path,
-            &format_args!("can't read the directory: {error}"),
-        );
+        state.error(ErrorKind::Directory, &path, &format_args!("{DIRECTORY_UNREADABLE}: {error}"));
     }
     for (path, error) in summary.stranded {
         state.error(ErrorKind::Recovery, &path, &format_args!("{NOT_RECOVERED}: {error}"));
@@ -216,7 +210,10 @@ fn finish_sweep(
     let removed = orphans.remove(root, context, state);
     // Whatever goes in any case has gone by now.
     if let Some(budget) = context.budget() {
-        let candidates = std::mem::take(&mut state.candidates);
+        let mut candidates = std::mem::take(&mut state.candidates);
+        for key in std::mem::take(&mut state.failed) {
+            candidates.add_stuck(root, &key);
+        }
         evict(root, context, budget, &candidates, state);
     }
     removed
@@ -302,6 +299,8 @@ pub(super) struct SweepState {
     has_budget: bool,
     pub(super) tally: Tally,
     rechecks: Vec<Recheck>,
+    /// The pairs that could not be processed.
+    failed: Vec<PairKey>,
     /// The pairs that have not expired, if there is a disk budget.
     candidates: Candidates,
 }
@@ -324,31 +323,19 @@ impl SweepState {
     /// Adds an outcome. `again` is the file that was seen before, if the pair is inspected again.
     pub(super) fn add(&mut self, found: JobResult, again: Option<Seen>) {
         let JobResult { key, outcome } = found;
+        self.tally += Tally { checked: 0, ..outcome.tally() };
         match outcome {
             Outcome::NotDue { expires_at, size, .. } => self.candidates.add(key, expires_at, size),
-            Outcome::Incomplete
-            | Outcome::Changed
-            | Outcome::ClaimedElsewhere
-            | Outcome::Evictable { .. } => {}
-            Outcome::Due { bytes, .. } => {
+            Outcome::Due { bytes, size, .. } => {
                 let path = path_field(&self.root.join(key.path(Half::Result)));
-                tracing::debug!(path, "would delete");
+                tracing::debug!(path, "{WOULD_DELETE}");
                 self.tally.deleted += 1;
                 self.tally.freed_bytes += bytes;
+                self.candidates.add_due(size);
             }
-            Outcome::Deleted { freed, leftover, .. } => {
-                self.tally.deleted += 1;
-                self.tally.freed_bytes += freed;
-                if let Some(failure) = leftover {
-                    self.failure(&key, Half::Metadata, failure);
-                }
-            }
-            Outcome::Evicted { freed, leftover, .. } => {
-                self.tally.evicted += 1;
-                self.tally.evicted_bytes += freed;
-                if let Some(failure) = leftover {
-                    self.failure(&key, Half::Metadata, failure);
-                }
+            Outcome::Deleted { leftover: Some(failure), .. }
+            | Outcome::Evicted { leftover: Some(failure), .. } => {
+                self.log(&key.path(Half::Metadata), &failure);
             }
             Outcome::Unsettled { result, wait, .. } => {
                 // A result that keeps changing is not waited for again: it is being written.
@@ -370,17 +357,24 @@ impl SweepState {
                 }
             }
             Outcome::Failed(failure) | Outcome::RestoreFailed(failure) => {
-                self.failure(&key, Half::Result, failure);
+                self.log(&key.path(Half::Result), &failure);
+                self.failed.push(key);
             }
+            Outcome::Incomplete
+            | Outcome::Changed
+            | Outcome::ClaimedElsewhere
+            | Outcome::Evictable { .. }
+            | Outcome::Deleted { .. }
+            | Outcome::Evicted { .. } => {}
         }
-    }
-
-    fn failure(&mut self, key: &PairKey, half: Half, failure: Failure) {
-        self.error(failure.kind(), &key.path(half), &failure);
     }
 
     pub(super) fn error(&mut self, kind: ErrorKind, path: &Path, reason: &dyn std::fmt::Display) {
         self.tally.errors += kind;
+        self.log(path, reason);
+    }
+
+    fn log(&self, path: &Path, reason: &dyn std::fmt::Display) {
         tracing::warn!(path = path_field(&self.root.join(path)), "{reason}");
     }
 }

@@ -25,8 +25,8 @@ pub(crate) enum Outcome {
     /// The pair has not expired. `bytes` is `None` if its result was only listed, and `size` if there is no disk
     /// budget.
     NotDue { expires_at: DateTime<Utc>, bytes: Option<u64>, size: Option<DiskSize> },
-    /// The pair has expired, but this context does not delete.
-    Due { expires_at: DateTime<Utc>, bytes: u64 },
+    /// The pair has expired, but this context does not delete. `size` is `None` if there is no disk budget.
+    Due { expires_at: DateTime<Utc>, bytes: u64, size: Option<DiskSize> },
     /// The pair can be evicted as it was chosen to be, but this context does not delete.
     Evictable { expires_at: DateTime<Utc> },
     /// The pair has expired, but its result may be half published. It is inspected again after `wait`
@@ -187,10 +187,6 @@ pub(crate) struct Summary {
     pub unreadable: Vec<(Arc<Path>, io::Error)>,
     /// How many directories the kernel refused to watch, and the worst reason for a refusal.
     pub refused: Option<(u64, WatchError)>,
-    /// Deletions that a killed cleaner had left unfinished and the scan finished, and the bytes that
-    /// this freed.
-    pub finished: u64,
-    pub freed: u64,
     /// True if a path did not lead to the directory to watch, although that directory still exists: the
     /// cache directory, or a directory above it, was moved away for an instant.
     pub astray: bool,
@@ -216,8 +212,6 @@ impl Summary {
         if let Some((count, reason)) = other.refused {
             self.refuse(count, reason);
         }
-        self.finished += other.finished;
-        self.freed += other.freed;
         self.astray |= other.astray;
         self.recoveries.extend(other.recoveries);
         self.stranded.extend(other.stranded);
@@ -231,11 +225,6 @@ impl Summary {
     pub(crate) fn refuse(&mut self, count: u64, reason: WatchError) {
         let (before, worst) = self.refused.take().unwrap_or((0, WatchError::PathTooLong));
         self.refused = Some((before + count, worst.max(reason)));
-    }
-
-    /// Returns the deletions that the scan finished.
-    pub(crate) fn tally(&self) -> Tally {
-        Tally { deleted: self.finished, freed_bytes: self.freed, ..Tally::default() }
     }
 }
 
@@ -266,7 +255,11 @@ impl OrphanCandidates {
         self.directory = self.directory.or(more.directory);
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.files.len() + usize::from(self.directory.is_some())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
-        self.files.is_empty() && self.directory.is_none()
+        self.len() == 0
     }
 }

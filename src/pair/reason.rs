@@ -8,6 +8,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub(crate) const INVALID_METADATA: &str = "invalid metadata, result kept";
 pub(crate) const DIRECTORY_UNREADABLE: &str = "can't read a directory, results kept";
 pub(crate) const NOT_RECOVERED: &str = "can't recover an interrupted deletion";
+pub(crate) const WOULD_DELETE: &str = "would delete";
+pub(crate) const WOULD_EVICT: &str = "would evict";
+pub(crate) const NO_FILE_SYSTEM_SIZE: &str =
+    "the file system reports no size, nothing is evicted for its free space (--min-free)";
+pub(crate) const FILE_SYSTEM_TOO_SMALL: &str = "the file system is smaller than what has to stay free, nothing is evicted for it: lower --min-free";
 pub(crate) const NAME_IN_USE: &str = "can't delete the result: the reserved name stays in use";
 
 /// Why something is not deleted for now. Displayed as one line, which says what happens next where that is not clear.

@@ -9,28 +9,44 @@ use rustix::io::Errno;
 
 use crate::disk::root::{Dir, Lock};
 
-/// The number of attempts at a lock that a recovery has for an instant, and the pause between them. On a busy
+/// How long to wait for a lock that a recovery has for an instant, and the pause between two attempts. On a busy
 /// machine, the instant may be a tenth of a second and more.
-const LOCK_TRIES: u32 = 250;
-const LOCK_PAUSE: Duration = Duration::from_millis(2);
+const MAX_WAIT: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// How long a thread may still wait for locks. Directories that another program keeps locked cost it [`MAX_WAIT`]
+/// together, however many there are: the pairs of other directories wait meanwhile.
+#[derive(Debug)]
+pub(crate) struct LockPatience(Duration);
+
+impl Default for LockPatience {
+    fn default() -> Self {
+        Self(MAX_WAIT)
+    }
+}
 
 /// Locks the directory against recoveries until its descriptor is closed. Returns false if the file system
 /// does not support such locks: claims then can't be distinguished from those of a dead owner.
-pub(super) fn lock_shared(dir: &Dir) -> io::Result<bool> {
-    let tries = match dir.lock() {
-        Lock::Shared => return Ok(true),
-        Lock::None => LOCK_TRIES,
-        // A program that keeps its lock for so long is no recovery, and the other pairs need not wait as long.
-        Lock::HeldByOthers => 1,
-    };
-    for _ in 0..tries {
+pub(super) fn lock_shared(dir: &Dir, patience: &mut LockPatience) -> io::Result<bool> {
+    if dir.lock() == Lock::Shared {
+        return Ok(true);
+    }
+    loop {
         match flock(dir, FlockOperation::NonBlockingLockShared) {
             Ok(()) => {
                 dir.note_lock(Lock::Shared);
+                *patience = LockPatience::default();
                 return Ok(true);
             }
             Err(Errno::INTR) => {}
-            Err(Errno::WOULDBLOCK) => thread::sleep(LOCK_PAUSE),
+            // A program that keeps its lock for so long is no recovery, and the other pairs need not wait as long.
+            Err(Errno::WOULDBLOCK) if dir.lock() == Lock::HeldByOthers || patience.0.is_zero() => {
+                break;
+            }
+            Err(Errno::WOULDBLOCK) => {
+                thread::sleep(PAUSE);
+                patience.0 = patience.0.saturating_sub(PAUSE);
+            }
             Err(Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::BADF) => {
                 return Ok(false);
             }

@@ -36,7 +36,8 @@ mod recovery;
 pub(crate) mod sandbox;
 
 pub(crate) use self::claim::restore;
+pub(crate) use self::lock::LockPatience;
 pub(crate) use self::orphan::{Orphan, prune, remove_orphans};
 pub(crate) use self::pair::{Buffers, ClaimedPair, DuePair, Removal, remove};
 pub(crate) use self::probe_file::{ProbeFile, probe_file_name};
-pub(crate) use self::recovery::{Recovery, recover};
+pub(crate) use self::recovery::{Finished, Recovery, recover};

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::claim::{self, Claim};
 use super::claim::{CLAIM_HOLD_TIME, cannot_claim};
-use super::lock::lock_shared;
+use super::lock::{LockPatience, lock_shared};
 use crate::disk::inspect::{read_metadata, stat};
 use crate::disk::root::{Dir, Root, is_not_ours};
 use crate::pair::name::{Half, Stem};
@@ -102,7 +102,7 @@ pub(crate) fn remove_orphans(
     judged: Vec<Orphan>,
     wall: &dyn Fn() -> DateTime<Utc>,
 ) -> Vec<(Orphan, io::Result<u64>)> {
-    let has_claims = lock_shared(dir);
+    let has_claims = lock_shared(dir, &mut LockPatience::default());
     let mut done = Vec::new();
     let mut judged = judged.into_iter();
     loop {

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use rustix::io::Errno;
 
 use super::claim::{CLAIM_HOLD_TIME, Claim, cannot_claim, restore_or_discard_both, unlink};
-use super::lock::lock_shared;
+use super::lock::{LockPatience, lock_shared};
 use crate::disk::inspect::{Metadata, read_metadata, reread_unchanged, stat_file};
 use crate::disk::root::Dir;
 use crate::pair::budget::DiskSize;
@@ -37,17 +37,18 @@ pub(crate) enum Removal {
 }
 
 /// Deletes a pair that was judged to be due or to be evicted, if it is unchanged, and still due unless it is to be
-/// evicted. `wall` returns the current time.
+/// evicted. `wall` returns the current time. Waits no longer than `patience` allows for a lock on the directory.
 pub(crate) fn remove(
     dir: &Arc<Dir>,
     stem: &Stem,
     judged: DuePair,
     wall: &dyn Fn() -> DateTime<Utc>,
     buffers: &mut Buffers,
+    patience: &mut LockPatience,
 ) -> Removal {
     let DuePair { pair, metadata, evicts } = judged;
     let attempt = Attempt { dir, stem, pair, evicts, wall, buffers };
-    match lock_shared(dir) {
+    match lock_shared(dir, patience) {
         Ok(true) => attempt.with_claims(&metadata),
         Ok(false) => attempt.without_claims(),
         Err(error) => Removal::Failed(error),
@@ -147,6 +148,24 @@ impl Attempt<'_> {
         removed(&self.pair, unlinked)
     }
 
+    /// Finishes the deletion of a claimed result whose metadata can't be claimed: the last checks and the `unlink`
+    /// follow each other at once.
+    fn without_metadata_claim(mut self, result: &Claim<'_>) -> Removal {
+        let is_unchanged = result
+            .holds(&self.pair.result)
+            .and_then(|holds| Ok(holds && self.is_still_due()? == Some(true)));
+        match is_unchanged {
+            Ok(true) => {}
+            Ok(false) => return given_back(result, None, Removal::Changed),
+            Err(error) => return given_back(result, None, Removal::Failed(error)),
+        }
+        if let Err(error) = result.unlink() {
+            return given_back(result, None, Removal::Failed(error.into()));
+        }
+        let unlinked = self.unlink_metadata_if_due();
+        removed(&self.pair, unlinked)
+    }
+
     fn unlink_metadata_if_due(&mut self) -> rustix::io::Result<()> {
         match self.is_still_due() {
             Ok(Some(true)) => unlink(self.dir, &self.stem.name(Half::Metadata)),
@@ -231,12 +250,8 @@ impl ClaimedPair {
             Err(Errno::NOENT) => return self.result_alone(&result),
             Err(Errno::EXIST) => return given_back(&result, None, taken_by_others(&metadata)),
             Err(error) if cannot_claim(error) => {
-                let mut attempt =
-                    Attempt { dir, stem, pair: *pair, evicts: *evicts, wall, buffers };
-                return match result.unlink() {
-                    Ok(()) => removed(pair, attempt.unlink_metadata_if_due()),
-                    Err(error) => given_back(&result, None, Removal::Failed(error.into())),
-                };
+                let attempt = Attempt { dir, stem, pair: *pair, evicts: *evicts, wall, buffers };
+                return attempt.without_metadata_claim(&result);
             }
             Err(error) => return given_back(&result, None, Removal::Failed(error.into())),
         }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use rustix::fs::{Mode, OFlags, fstat, openat};
 
 use super::claim::{rename, unlink};
-use super::lock::lock_shared;
+use super::lock::{LockPatience, lock_shared};
 use crate::disk::root::Dir;
 use crate::pair::version::{FileState, FileTime};
 
@@ -27,7 +27,7 @@ impl<'a> ProbeFile<'a> {
     /// Those of the system.
     pub(crate) fn make(dir: &'a Dir, name: &str) -> io::Result<Self> {
         // While this lock is kept, no recovery removes the file as one that was left behind.
-        lock_shared(dir)?;
+        lock_shared(dir, &mut LockPatience::default())?;
         let flags =
             OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(dir, Path::new(name), flags, Mode::RUSR | Mode::WUSR)?;

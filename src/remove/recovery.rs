@@ -1,5 +1,6 @@
 //! Recovers the claims that killed cleaners left behind in a directory.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -14,20 +15,29 @@ use super::claim::{Claim, restore_or_discard_both, unlink};
 use crate::disk::inspect::{read_metadata, stat_file};
 use crate::disk::root::{Dir, Root};
 use crate::pair::name::{Half, Name, Stem};
-use crate::pair::version::FileState;
 
 /// The outcome of a recovery in one directory.
 #[derive(Debug, Default)]
 pub(crate) struct Recovery {
-    /// Pairs whose deletion was finished, and the bytes that this freed.
-    pub finished: Vec<Stem>,
-    pub freed: u64,
+    /// The pairs whose deletion was finished.
+    pub finished: Vec<Finished>,
+    /// How many results had a reserved name, so that no listing counts them.
+    pub results: u64,
     /// Pairs that had claims. They have to be judged again.
     pub touched: Vec<Stem>,
     /// Whether the claims have, or may have, a living owner.
     pub owned: bool,
     /// Reserved names that could not be recovered, and why.
     pub failed: Vec<(PathBuf, io::Error)>,
+}
+
+/// A pair whose deletion a recovery has finished.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub stem: Stem,
+    pub expires_at: DateTime<Utc>,
+    /// The bytes that this freed.
+    pub freed: u64,
 }
 
 impl Recovery {
@@ -46,12 +56,14 @@ impl Recovery {
 /// Recovers the claims that killed cleaners left behind in a directory.
 ///
 /// Claimed metadata that is due shows an interrupted deletion, and that is finished. So is a deletion of whose result
-/// nothing is left, which may have been an eviction. Every other claimed file gets its own name back, or is deleted if a writer published that name anew meanwhile.
+/// nothing is left, which may have been an eviction. Every other claimed file gets its own name back, or is deleted if a
+/// writer published that name anew meanwhile.
 pub(crate) fn recover(
     root: &Root,
     rel: &Arc<Path>,
     claims: &[Vec<u8>],
     now: DateTime<Utc>,
+    is_cancelled: &dyn Fn() -> bool,
 ) -> io::Result<Recovery> {
     let mut recovery = Recovery::default();
     // A descriptor of its own, since the lock belongs to the descriptor.
@@ -64,10 +76,13 @@ pub(crate) fn recover(
         }
         Err(error) => return Err(error.into()),
     }
-    let mut stems: Vec<Stem> = Vec::new();
+    let mut stems: HashSet<Stem> = HashSet::new();
     for reserved in claims {
+        if is_cancelled() {
+            return Ok(recovery);
+        }
         match Name::of(reserved) {
-            Name::Claim(_, stem) if !stems.contains(&stem) => stems.push(stem),
+            Name::Claim(_, stem) => drop(stems.insert(stem)),
             // It was not certain yet that its writer was gone.
             Name::TmpClaim(half, stem) => {
                 let done = Claim::of_tmp(dir, &stem, half).restore_or_discard();
@@ -86,6 +101,9 @@ pub(crate) fn recover(
         }
     }
     for stem in stems {
+        if is_cancelled() {
+            break;
+        }
         let done = recover_pair(dir, &stem, now, &mut recovery);
         recovery.note(dir, &stem.claim(Half::Result), done);
         recovery.touched.push(stem);
@@ -103,19 +121,24 @@ fn recover_pair(
     let result = Claim::new(dir, stem, Half::Result);
     let metadata = Claim::new(dir, stem, Half::Metadata);
     let taken = stat_file(dir, &result.reserved)?;
+    recovery.results += u64::from(taken.is_some());
     // An owner claims metadata only after it has checked the result that it claimed before. It may claim
     // that of a newer result by mistake, if there is one. A recovery may have claimed a newer result for an
     // instant, which then has not settled.
     let untouched = !result.name_reused()? && !metadata.name_reused()?;
     let settled = taken.is_none_or(|taken| taken.settles_in(now).is_zero());
-    match claimed_metadata(&metadata, now)? {
-        Some((seen, true)) if untouched && settled => {
-            finish(stem, &result, taken, &metadata, seen, recovery)
+    match claimed_metadata(&metadata)? {
+        // The result first: a crash in between then does not leave metadata without any trace of its result.
+        Some((size, Some(expires_at))) if untouched && settled && expires_at <= now => {
+            if let Some(taken) = taken {
+                result.unlink()?;
+                let freed = taken.version.size + size;
+                recovery.finished.push(Finished { stem: stem.clone(), expires_at, freed });
+            }
+            Ok(metadata.unlink()?)
         }
         // An eviction deletes the result of metadata that is not due. Only the metadata is left of that pair.
-        Some((seen, false)) if untouched && taken.is_none() => {
-            finish(stem, &result, None, &metadata, seen, recovery)
-        }
+        Some(_) if untouched && taken.is_none() => Ok(metadata.unlink()?),
         Some(_) => restore_or_discard_both(&result, &metadata),
         None if taken.is_some() => Ok(result.restore_or_discard()?),
         None => Ok(()),
@@ -129,31 +152,8 @@ fn unlink_if_empty(dir: &Dir, name: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Claimed metadata, and whether its pair is due.
-fn claimed_metadata(
-    claim: &Claim<'_>,
-    now: DateTime<Utc>,
-) -> io::Result<Option<(FileState, bool)>> {
+/// The size of claimed metadata, and its `expires_at` if it is valid.
+fn claimed_metadata(claim: &Claim<'_>) -> io::Result<Option<(u64, Option<DateTime<Utc>>)>> {
     let read = read_metadata(claim.dir, &claim.reserved, &mut Vec::new())?;
-    Ok(read.map(|read| (read.seen, read.expires_at.is_ok_and(|at| at <= now))))
-}
-
-/// Finishes a deletion, the result first. A crash in between then does not leave metadata without any trace
-/// of its result.
-fn finish(
-    stem: &Stem,
-    result: &Claim<'_>,
-    taken: Option<FileState>,
-    metadata: &Claim<'_>,
-    seen: FileState,
-    recovery: &mut Recovery,
-) -> io::Result<()> {
-    if let Some(taken) = taken {
-        result.unlink()?;
-        recovery.finished.push(stem.clone());
-        recovery.freed += taken.version.size;
-    }
-    metadata.unlink()?;
-    recovery.freed += seen.version.size;
-    Ok(())
+    Ok(read.map(|read| (read.seen.version.size, read.expires_at.ok())))
 }

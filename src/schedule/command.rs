@@ -31,8 +31,8 @@ pub(crate) enum Command {
     Process(Vec<Job>),
     /// Scan these directories.
     Scan(ScanId, SubtreeSet),
-    /// Remove the orphans in these directories.
-    RemoveOrphans(Vec<Due>),
+    /// Remove the orphans in these directories. Each search may return so many new candidates.
+    RemoveOrphans(Vec<Due>, usize),
     /// Read the free space of the cache directory's file system.
     AskFreeSpace,
     /// A limit of the disk budget is exceeded, and nothing can be evicted: find out what else takes the space, and

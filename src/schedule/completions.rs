@@ -77,7 +77,7 @@ impl Core {
         self.orphans.note(std::mem::take(&mut summary.orphans), now);
         // A scan that was cancelled did not see everything.
         let end = if self.is_stopping {
-            summary.tally()
+            Tally::default()
         } else {
             self.schedule.end_scan(id, summary, now)
         };

@@ -207,10 +207,10 @@ impl Core {
             self.start_sweep();
         }
         if !self.removes_orphans {
-            let due = self.orphans.take_due(now);
+            let (due, limit) = self.orphans.take_due(now);
             if !due.is_empty() {
                 self.removes_orphans = true;
-                self.command(Command::RemoveOrphans(due));
+                self.command(Command::RemoveOrphans(due, limit));
             }
         }
         self.list_flooded(now);

@@ -110,7 +110,7 @@ impl Completion {
         match self {
             Self::Jobs { took, .. } | Self::Claims { took, .. } => tally.duration = *took,
             Self::ScanBatch { .. } => tally.checked = 0,
-            Self::ScanEnded { summary, .. } => tally = summary.tally(),
+            Self::ScanEnded { .. } => {}
             Self::Orphans { pass, took } => tally = orphans_tally(pass, *took),
         }
         tally

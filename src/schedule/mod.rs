@@ -116,6 +116,8 @@ struct Attempts {
     failures: u32,
     /// How often the pair changed while it was about to be deleted.
     changes: u32,
+    /// How often in a row another cleaner had claimed it.
+    claims: u32,
     /// The result as it was when its settle time started.
     settled: Option<FileState>,
     /// The broken metadata that was given time to be completed: its version and its ctime.

@@ -19,6 +19,11 @@ const BATCH: usize = 64;
 /// How long searches rest after a batch, as a multiple of the duration of the batch. Searches therefore
 /// take at most a twentieth of the time.
 const REST: u32 = 19;
+/// How many candidates are kept, of all directories. Beyond that, only directories with candidates are searched.
+const MAX_CANDIDATES: usize = 65_536;
+/// How many candidates one search may add: as many as there is room for in a batch, but some.
+const MAX_NEW: usize = 4096;
+const MIN_NEW: usize = 64;
 
 /// A directory to search, and the results of earlier searches.
 pub(crate) type Due = (Arc<Path>, OrphanAttempts);
@@ -34,7 +39,11 @@ pub(crate) struct OrphanAttempts {
 /// The directories that wait for a search.
 #[derive(Debug, Default)]
 pub(crate) struct OrphanSchedule {
-    waiting: Queue<Arc<Path>, DateTime<Utc>, OrphanAttempts>,
+    /// Those without candidates, and those with candidates.
+    first: Queue<Arc<Path>, DateTime<Utc>, OrphanAttempts>,
+    again: Queue<Arc<Path>, DateTime<Utc>, OrphanAttempts>,
+    /// How many candidates these have.
+    candidates: usize,
     rest_until: Option<Instant>,
 }
 
@@ -47,26 +56,55 @@ impl OrphanSchedule {
     }
 
     fn at_the_latest(&mut self, dir: Arc<Path>, at: DateTime<Utc>) {
-        let (at, past) = match self.waiting.remove(&dir) {
+        let (at, past) = match self.remove(&dir) {
             // A directory whose search failed keeps its pause, because attempts cause changes as well.
             Some((known, past)) if past.failures > 0 => (known, past),
             Some((known, past)) => (known.min(at), past),
             None => (at, OrphanAttempts::default()),
         };
-        self.waiting.insert(dir, at, past);
+        self.insert(dir, at, past);
     }
 
-    /// Returns some of the directories that are due.
-    pub(crate) fn take_due(&mut self, now: Now) -> Vec<Due> {
+    /// Adds a directory, or replaces what is known of it.
+    fn insert(&mut self, dir: Arc<Path>, at: DateTime<Utc>, past: OrphanAttempts) {
+        self.remove(&dir);
+        let count = past.candidates.len();
+        self.candidates += count;
+        let queue = if count == 0 { &mut self.first } else { &mut self.again };
+        queue.insert(dir, at, past);
+    }
+
+    fn remove(&mut self, dir: &Arc<Path>) -> Option<(DateTime<Utc>, OrphanAttempts)> {
+        let removed = self.first.remove(dir).or_else(|| self.again.remove(dir))?;
+        self.candidates -= removed.1.candidates.len();
+        Some(removed)
+    }
+
+    fn has_room(&self) -> bool {
+        self.candidates < MAX_CANDIDATES
+    }
+
+    /// Returns some of the directories that are due, and how many candidates the search of each may add.
+    pub(crate) fn take_due(&mut self, now: Now) -> (Vec<Due>, usize) {
+        let mut due = Vec::new();
         if self.rest_until.is_some_and(|until| now.mono < until) {
-            return Vec::new();
+            return (due, 0);
         }
-        std::iter::from_fn(|| self.waiting.pop_due(now.wall)).take(BATCH).collect()
+        due.extend(std::iter::from_fn(|| self.again.pop_due(now.wall)).take(BATCH));
+        self.candidates -= due.iter().map(|(_, past)| past.candidates.len()).sum::<usize>();
+        if self.has_room() {
+            let more = BATCH - due.len();
+            due.extend(std::iter::from_fn(|| self.first.pop_due(now.wall)).take(more));
+        }
+        let room = MAX_CANDIDATES.saturating_sub(self.candidates) / due.len().max(1);
+        (due, room.clamp(MIN_NEW, MAX_NEW))
     }
 
     /// Returns when to call [`OrphanSchedule::take_due`] again, if no change arrives before.
     pub(crate) fn next(&self, now: Now) -> Option<Instant> {
-        let left = (self.waiting.next()? - now.wall).to_std().unwrap_or(Duration::ZERO);
+        let first = self.first.next().filter(|_| self.has_room());
+        let next = [first, self.again.next()].into_iter().flatten().min()?;
+        let left = (next - now.wall).to_std().unwrap_or(Duration::ZERO);
         let next = now.mono.checked_add(left)?;
         Some(self.rest_until.map_or(next, |until| next.max(until)))
     }
@@ -86,16 +124,21 @@ impl OrphanSchedule {
         }
         if !pass.failures.is_empty() {
             let pause = TimeDelta::from_std(backoff(failures)).unwrap_or(PAUSE);
-            // The files that could not be removed were candidates before.
+            // The files that could not be removed were candidates before. If there are too many, they are found anew:
+            // they must not take the room of those that can be removed.
             candidates.extend(known);
+            let total = self.candidates + candidates.len();
+            if candidates.len() > MAX_NEW || total > MAX_CANDIDATES / 2 {
+                candidates = OrphanCandidates::default();
+            }
             let past = OrphanAttempts { candidates, failures: failures.saturating_add(1) };
-            self.waiting.insert(dir, now.wall + pause, past);
+            self.insert(dir, now.wall + pause, past);
             return failures == 0;
         }
         if !candidates.is_empty() {
             // Changes that arrived meanwhile do not matter: the candidates have to stay unchanged for
             // this long.
-            self.waiting.insert(dir, now.wall + PAUSE, OrphanAttempts { candidates, failures: 0 });
+            self.insert(dir, now.wall + PAUSE, OrphanAttempts { candidates, failures: 0 });
         } else if let Some(next) = pass.next {
             self.at_the_latest(dir, next.max(now.wall + PAUSE));
         }
@@ -109,6 +152,7 @@ mod tests {
     use crate::pair::outcome::Failure;
     use crate::pair::tally::ErrorKind;
     use crate::pair::tally::OrphanTally;
+    use crate::pair::version::FileState;
 
     fn at(seconds: u64, start: Instant) -> Now {
         Now {
@@ -131,8 +175,8 @@ mod tests {
         for seconds in 0..2 {
             schedule.note([dir("a")], at(seconds, start));
         }
-        assert_eq!(schedule.take_due(at(1, start)), []);
-        assert_eq!(schedule.take_due(at(2, start)), [due("a", 0)]);
+        assert_eq!(schedule.take_due(at(1, start)).0, []);
+        assert_eq!(schedule.take_due(at(2, start)).0, [due("a", 0)]);
         assert_eq!(schedule.next(at(2, start)), None);
 
         let later = DateTime::UNIX_EPOCH + Duration::from_secs(3600);
@@ -149,22 +193,22 @@ mod tests {
             OrphanPass { failures: vec![("a/x".into(), failure)], ..OrphanPass::default() };
         assert!(schedule.settle(due("a", 0), &mut pass, at(0, start)));
         schedule.note([dir("a")], at(0, start));
-        assert_eq!(schedule.take_due(at(1, start)), [due("a", 1)]);
+        assert_eq!(schedule.take_due(at(1, start)).0, [due("a", 1)]);
         schedule.note([dir("a")], at(1, start));
         assert!(!schedule.settle(due("a", 1), &mut pass, at(1, start)));
-        assert_eq!(schedule.take_due(at(2, start)), []);
-        assert_eq!(schedule.take_due(at(3, start)), [due("a", 2)]);
+        assert_eq!(schedule.take_due(at(2, start)).0, []);
+        assert_eq!(schedule.take_due(at(3, start)).0, [due("a", 2)]);
     }
 
     #[test]
     fn looking_takes_a_twentieth_of_the_time_at_the_most() {
         let (start, mut schedule) = (Instant::now(), OrphanSchedule::default());
         schedule.note((0..100).map(|number| dir(&number.to_string())), at(0, start));
-        assert_eq!(schedule.take_due(at(10, start)).len(), BATCH);
+        assert_eq!(schedule.take_due(at(10, start)).0.len(), BATCH);
         schedule.ended(Duration::from_secs(1), at(11, start));
-        assert_eq!(schedule.take_due(at(29, start)), []);
+        assert_eq!(schedule.take_due(at(29, start)).0, []);
         assert_eq!(schedule.next(at(29, start)), Some(at(30, start).mono));
-        assert_eq!(schedule.take_due(at(30, start)).len(), 100 - BATCH);
+        assert_eq!(schedule.take_due(at(30, start)).0.len(), 100 - BATCH);
     }
 
     #[test]
@@ -176,6 +220,41 @@ mod tests {
         };
         schedule.settle(due("a/b", 0), &mut pass, at(0, start));
         schedule.settle(due("c", 0), &mut pass, at(0, start));
-        assert_eq!(schedule.take_due(at(5, start)), [due("a", 0)]);
+        assert_eq!(schedule.take_due(at(5, start)).0, [due("a", 0)]);
+    }
+
+    #[test]
+    fn beyond_a_bound_no_search_adds_candidates_before_others_are_gone() {
+        let (start, mut schedule) = (Instant::now(), OrphanSchedule::default());
+        let count = MAX_CANDIDATES / MAX_NEW;
+        let pass = || {
+            let one = |number: usize| (number.to_string().into_bytes(), FileState::pretended(1));
+            let candidates = OrphanCandidates {
+                files: (0..MAX_NEW).map(one).collect(),
+                ..OrphanCandidates::default()
+            };
+            OrphanPass { candidates, ..OrphanPass::default() }
+        };
+        for number in 0..count {
+            schedule.settle(due(&number.to_string(), 0), &mut pass(), at(0, start));
+        }
+        schedule.note([dir("new")], at(0, start));
+        let (known, limit) = schedule.take_due(at(2, start));
+        assert_eq!((known.len(), limit), (count + 1, MAX_CANDIDATES / (count + 1)));
+        schedule.note([dir("new")], at(2, start));
+        for due in known {
+            schedule.settle(due, &mut pass(), at(2, start));
+        }
+        assert!(!schedule.has_room());
+        let (known, limit) = schedule.take_due(at(4, start));
+        assert_eq!((known.len(), limit), (count + 1, MAX_CANDIDATES / (count + 1)));
+
+        // What can't be removed does not keep others from being found.
+        let failure = Failure::new(ErrorKind::Orphan, "x", &std::io::ErrorKind::NotFound.into());
+        for due in known {
+            let failures = vec![("x".into(), failure)];
+            schedule.settle(due, &mut OrphanPass { failures, ..pass() }, at(4, start));
+        }
+        assert!(schedule.has_room());
     }
 }

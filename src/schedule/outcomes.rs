@@ -142,9 +142,9 @@ impl Schedule {
                 }
             }
             Outcome::Changed => {
-                let (changes, until) =
-                    (attempts.changes, now.mono + changed_pause(attempts.changes));
-                self.pause(key, until, Attempts { changes: changes.saturating_add(1), ..attempts });
+                let until = now.mono + changed_pause(attempts.changes);
+                let changes = attempts.changes.saturating_add(1);
+                self.pause(key, until, Attempts { changes, claims: 0, ..attempts });
             }
             Outcome::ClaimedElsewhere => {
                 if self.claimed_elsewhere(key, attempts, pause, now) {
@@ -245,13 +245,13 @@ impl Schedule {
         pause: Option<(Instant, Attempts)>,
         now: Now,
     ) -> bool {
-        if let Some((until, Attempts { changes: 1.., .. })) = pause {
+        if let Some((until, Attempts { claims: 1.., .. })) = pause {
             // An event or a scan came before the next attempt, and is no attempt of its own.
             self.pause(key, until, attempts);
             return false;
         }
-        let wait = match attempts.changes.checked_sub(CLAIMS_BEFORE_RECOVERY) {
-            None => changed_pause(attempts.changes),
+        let wait = match attempts.claims.checked_sub(CLAIMS_BEFORE_RECOVERY) {
+            None => changed_pause(attempts.claims),
             Some(tries) => {
                 // The owner of the claim may be dead.
                 self.scan_later(&key.dir, now);
@@ -265,12 +265,12 @@ impl Schedule {
             Some((until, Attempts { failures: 1.., .. })) => until.max(soon),
             _ => soon,
         };
-        let is_error = attempts.changes == CLAIMS_BEFORE_ERROR;
+        let is_error = attempts.claims == CLAIMS_BEFORE_ERROR;
         if is_error {
             self.count_error(&key, Half::Result, CountedError::NameInUse);
         }
-        let changes = attempts.changes.saturating_add(1);
-        self.pause(key, until, Attempts { changes, ..attempts });
+        let claims = attempts.claims.saturating_add(1);
+        self.pause(key, until, Attempts { claims, ..attempts });
         is_error
     }
 
@@ -307,8 +307,12 @@ impl Schedule {
         let (failure, is_first) = (*failure, attempts.failures == 0);
         let error = CountedError::Failed { failure, is_first, retry_in: Some(pause) };
         self.count_error(&key, Half::Result, error);
-        let attempts =
-            Attempts { failures: attempts.failures.saturating_add(1), changes: 0, ..attempts };
+        let attempts = Attempts {
+            failures: attempts.failures.saturating_add(1),
+            changes: 0,
+            claims: 0,
+            ..attempts
+        };
         self.pause(key, now.mono + pause, attempts);
     }
 

@@ -104,6 +104,10 @@ impl SubtreeSet {
         self.trees.is_empty() && self.alone.is_empty()
     }
 
+    fn len(&self) -> usize {
+        self.trees.len() + self.alone.len()
+    }
+
     /// Returns those of the sorted `known` directories that the set covers.
     pub(crate) fn covered<'a, V>(
         &'a self,
@@ -150,6 +154,18 @@ impl ActiveScan {
         Self { id, scope, changed_since, vanished, covers_known, superseded }
     }
 
+    /// Records that a later scan covers `scope`. A long scan may see very many of them.
+    fn supersede(&mut self, scope: &Scope) {
+        self.superseded.extend(scope);
+        Self::limit(&mut self.superseded);
+    }
+
+    fn limit(superseded: &mut Scope) {
+        if matches!(superseded, Scope::Subtrees(trees) if trees.len() > MAX_NOTED) {
+            *superseded = Scope::Everything;
+        }
+    }
+
     /// Records that a job or another scan has updated a pair since this scan started.
     pub(super) fn note_changed(&mut self, key: &PairKey) {
         Self::note(&mut self.changed_since, &mut self.superseded, key);
@@ -166,6 +182,7 @@ impl ActiveScan {
             pairs.insert(key.clone());
         } else if let Scope::Subtrees(trees) = superseded {
             trees.insert_alone(Arc::clone(&key.dir));
+            Self::limit(superseded);
         }
     }
 
@@ -203,7 +220,7 @@ impl Schedule {
         self.forget_writers(&scope);
         self.inspect_in_flight_again(&scope);
         for scan in &mut self.scans {
-            scan.superseded.extend(&scope);
+            scan.supersede(&scope);
         }
         self.last_scan += 1;
         let id = self.last_scan;
@@ -252,7 +269,7 @@ impl Schedule {
     /// Ends a completed scan, all of whose outcomes were applied. Drops pairs that it should have seen
     /// and did not. Returns what it adds to the tally.
     pub(crate) fn end_scan(&mut self, id: ScanId, mut summary: Summary, now: Now) -> Tally {
-        let mut tally = summary.tally();
+        let mut tally = Tally::default();
         let Some(at) = self.scans.iter().position(|scan| scan.id == id) else {
             return tally;
         };

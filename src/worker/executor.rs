@@ -28,16 +28,14 @@ use crate::watch::inbox::Inbox;
 use crate::watch::limits::{count_directories, log_unwatched};
 use crate::worker::cache_root::{CacheRoot, Open, probe};
 
-/// How many files of one directory may be orphan candidates at once.
-const MAX_CANDIDATES: usize = 4096;
 /// How many messages wait for the worker; a thread that has more to send waits.
 pub(crate) const MAX_MESSAGES: usize = 64;
 
 /// A message from a thread to the worker.
 #[derive(Debug)]
 pub(crate) enum Message {
-    /// A thread has done a part of its work, or all of it.
-    Completed(Generation, Completion),
+    /// A thread has done a part of its work in a cache directory, or all of it.
+    Completed(Arc<Open>, Generation, Completion),
     /// The state of the cache directory, because it has changed or because it was requested.
     RootProbed(CacheRoot),
     /// The free space of the cache directory's file system, or why it is unknown.
@@ -142,18 +140,19 @@ impl Executor {
                 let took = start.elapsed();
                 if !holds {
                     let done = Completion::Jobs { found, took, holds, evicted: evicting.end() };
-                    return Message::Completed(generation, done);
+                    return Message::Completed(Arc::clone(&open), generation, done);
                 }
                 // Even if the worker has ended, the claims have to be finished.
                 let done = Completion::Jobs { found, took, holds, evicted: None };
-                let _ = messages.blocking_send(Message::Completed(generation, done));
+                let done = Message::Completed(Arc::clone(&open), generation, done);
+                let _ = messages.blocking_send(done);
                 processor.wait_for_holds();
                 let start = Instant::now();
                 processor.finish();
                 let (found, took) = (processor.take_found(), start.elapsed());
                 evicting.add(&found);
                 let done = Completion::Claims { found, took, evicted: evicting.end() };
-                Message::Completed(generation, done)
+                Message::Completed(Arc::clone(&open), generation, done)
             })
         });
     }
@@ -195,7 +194,8 @@ impl Executor {
             let start = Instant::now();
             let found = |found| {
                 let batch = Completion::ScanBatch { id, found };
-                if messages.blocking_send(Message::Completed(generation, batch)).is_err() {
+                let batch = Message::Completed(Arc::clone(&open), generation, batch);
+                if messages.blocking_send(batch).is_err() {
                     cancel.store(true, Ordering::Relaxed);
                 }
             };
@@ -208,12 +208,12 @@ impl Executor {
             };
             let summary = Box::new(scan.run(&below, &alone));
             let ended = Completion::ScanEnded { id, summary, took: start.elapsed() };
-            Message::Completed(generation, ended)
+            Message::Completed(Arc::clone(&open), generation, ended)
         });
     }
 
-    /// Removes the orphans in the directories that are due.
-    pub(crate) fn remove_orphans(&mut self, open: &Arc<Open>, due: Vec<Due>) {
+    /// Removes the orphans in the directories that are due. Each search returns at most `limit` new candidates.
+    pub(crate) fn remove_orphans(&mut self, open: &Arc<Open>, due: Vec<Due>, limit: usize) {
         let (context, open, generation) = (self.context.clone(), Arc::clone(open), self.generation);
         let cancel = Arc::clone(&self.cancel);
         self.on_thread(move || {
@@ -222,19 +222,15 @@ impl Executor {
                 context.throttle().rest(&cancel);
                 let is_cancelled = cancel.load(Ordering::Relaxed);
                 (!is_cancelled).then(|| {
-                    let pass = orphans::search(
-                        &open.root,
-                        &context,
-                        &due.0,
-                        &due.1.candidates,
-                        MAX_CANDIDATES,
-                    );
+                    let known = &due.1.candidates;
+                    let pass = orphans::search(&open.root, &context, &due.0, known, limit);
                     (due, pass)
                 })
             };
             let pass =
                 context.run(&open.root, true, || due.into_iter().map_while(search).collect());
-            Message::Completed(generation, Completion::Orphans { pass, took: start.elapsed() })
+            let done = Completion::Orphans { pass, took: start.elapsed() };
+            Message::Completed(open, generation, done)
         });
     }
 

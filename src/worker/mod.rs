@@ -166,8 +166,8 @@ impl Worker {
     /// Adds what a thread has sent to the `inputs` of the core.
     fn receive(&mut self, message: Message, inputs: &mut Vec<Input>) -> Result<(), String> {
         match message {
-            Message::Completed(generation, completion) => {
-                self.record_outcomes(&completion);
+            Message::Completed(open, generation, completion) => {
+                self.record_outcomes(open.root.path(), &completion);
                 inputs.push(Input::Completed(generation, completion));
             }
             Message::RootProbed(found) => {
@@ -189,7 +189,7 @@ impl Worker {
         Ok(())
     }
 
-    fn record_outcomes(&self, completion: &Completion) {
+    fn record_outcomes(&self, root: &Path, completion: &Completion) {
         if let Completion::ScanBatch { found, .. } = completion {
             for Waiting { dir, pairs, .. } in &found.waiting {
                 tracing::trace!(?dir, pairs = pairs.len(), "found pairs that wait");
@@ -197,7 +197,7 @@ impl Worker {
         }
         for found in completion.outcomes() {
             tracing::trace!(?found, "processed");
-            let result = || self.root().join(found.key.path(Half::Result));
+            let result = || root.join(found.key.path(Half::Result));
             self.recorder.found(&found.outcome, result);
         }
     }
@@ -241,8 +241,8 @@ impl Worker {
             Command::Scan(id, trees) => {
                 self.with_open(|executor, open| executor.scan(open, id, &trees));
             }
-            Command::RemoveOrphans(due) => {
-                self.with_open(|executor, open| executor.remove_orphans(open, due));
+            Command::RemoveOrphans(due, limit) => {
+                self.with_open(|executor, open| executor.remove_orphans(open, due, limit));
             }
             Command::AskFreeSpace => self.with_open(|executor, open| executor.ask_free_space(open)),
             Command::MeasureOccupancy(shortfall) => {

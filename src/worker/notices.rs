@@ -1,7 +1,9 @@
 //! Writes what the core reports to the log, and records its errors.
 
 use crate::display::path_field;
-use crate::pair::reason::Reason;
+use crate::pair::reason::{
+    FILE_SYSTEM_TOO_SMALL, NO_FILE_SYSTEM_SIZE, Reason, WOULD_DELETE, WOULD_EVICT,
+};
 use crate::schedule::command::{CountedError, Notice};
 use crate::watch::floods::FloodReport;
 
@@ -27,7 +29,7 @@ impl Worker {
             Notice::WatchedAgain => tracing::info!("all directories are watched again"),
             Notice::WouldGo { result, expires_at, evicts } => {
                 let path = path_field(&self.root().join(result));
-                let message = if evicts { "would evict" } else { "would delete" };
+                let message = if evicts { WOULD_EVICT } else { WOULD_DELETE };
                 tracing::info!(path, expires_at = expires_at.to_rfc3339(), "{message}");
             }
             Notice::SpaceUnknown(reason) => tracing::warn!(
@@ -35,14 +37,13 @@ impl Worker {
                 reason,
                 "can't read the free space of the file system, nothing is evicted for it until that is known"
             ),
-            Notice::NoFileSystemSize => tracing::warn!(
-                path = path_field(self.root()),
-                "the file system reports no size, nothing is evicted for its free space (--min-free)"
-            ),
+            Notice::NoFileSystemSize => {
+                tracing::warn!(path = path_field(self.root()), "{NO_FILE_SYSTEM_SIZE}")
+            }
             Notice::MinFreeTooLarge(total) => tracing::error!(
                 path = path_field(self.root()),
                 file_system_bytes = total,
-                "the file system is smaller than what has to stay free, nothing is evicted for it: lower --min-free"
+                "{FILE_SYSTEM_TOO_SMALL}"
             ),
             Notice::EvictionsPaused(pause) => tracing::warn!(
                 path = path_field(self.root()),

@@ -40,9 +40,9 @@ impl Disk {
         }
     }
 
-    /// Recovers the claims in a directory. Returns the pairs that this changed and how many deletions it
+    /// Recovers the claims in a directory. Returns the pairs that this changed, and those whose deletion it
     /// finished; `None` if another cleaner works there.
-    pub fn recover(&mut self, dir: DirId) -> Option<(Vec<u8>, u64)> {
+    pub fn recover(&mut self, dir: DirId) -> Option<(Vec<u8>, Vec<u8>)> {
         let directory = &self.dirs[&dir];
         if directory.is_locked {
             return None;
@@ -54,7 +54,7 @@ impl Disk {
             .filter(|(_, halves)| claimed(halves))
             .map(|(stem, _)| *stem)
             .collect();
-        let mut finished = 0;
+        let mut finished = Vec::new();
         for &stem in &stems {
             let version = self.version();
             let (restored, now) = (self.changed_result(version), self.now);
@@ -63,7 +63,7 @@ impl Disk {
             let is_due = matches!(metadata, Some(Metadata::Valid(at)) if at <= now.wall);
             let is_whole = result.is_some() || metadata.is_none();
             if (is_due || !is_whole) && halves.result.is_none() && halves.metadata.is_none() {
-                finished += u64::from(result.is_some());
+                finished.extend(result.map(|_| stem));
                 continue;
             }
             halves.metadata = halves.metadata.or(metadata);

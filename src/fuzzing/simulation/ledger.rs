@@ -74,11 +74,10 @@ impl World {
                 }
             }
         }
-        if let Completion::ScanEnded { id, summary, .. } = completion {
-            self.ledger.deleted += summary.finished;
-            if !is_stale {
-                self.scans.retain(|running| running != id);
-            }
+        if let Completion::ScanEnded { id, .. } = completion
+            && !is_stale
+        {
+            self.scans.retain(|running| running != id);
         }
     }
 

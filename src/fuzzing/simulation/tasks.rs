@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use chrono::TimeDelta;
+
 use super::Chance;
 use super::cleaning::error;
 use super::disk::{DirId, Disk, key, stem_of};
@@ -374,7 +376,12 @@ impl Scan {
             }
             match disk.recover(dir) {
                 Some((stems, finished)) => {
-                    self.summary.finished += finished;
+                    let deleted = |stem| {
+                        let late = TimeDelta::zero();
+                        let outcome = Outcome::Deleted { freed: 1, leftover: None, late };
+                        JobResult { key: key(&rel, stem), outcome }
+                    };
+                    self.read.extend(finished.into_iter().map(deleted));
                     self.to_read.extend(stems.into_iter().map(|stem| (dir, rel.clone(), stem)));
                 }
                 None => self.summary.recoveries.push(rel.into()),

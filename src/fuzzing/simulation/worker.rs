@@ -167,7 +167,7 @@ impl World {
                 let scan = Scan::new(id, self.generation, watcher, &trees, now);
                 self.tasks.push(Task::Scan(Box::new(scan)));
             }
-            Command::RemoveOrphans(_) => panic!("nobody asked for it"),
+            Command::RemoveOrphans(..) => panic!("nobody asked for it"),
             Command::AskFreeSpace => {
                 assert!(!std::mem::replace(&mut self.is_asking, true), "it asks twice");
                 self.tasks.push(Task::Space(self.generation));

@@ -317,7 +317,8 @@ fn a_canary_that_was_left_behind_is_removed_unless_something_else_bears_the_name
     let names = [".result-cleaner-canary-1-2", ".result-cleaner-canary-3-4-claimed"];
     let cache = Cache::with(&[(names[0], ""), (names[1], "not empty")]);
     let claims = names.map(|name| name.as_bytes().to_vec());
-    let recovery = recover(&cache.root, &Path::new("").into(), &claims, Utc::now()).unwrap();
+    let recovery =
+        recover(&cache.root, &Path::new("").into(), &claims, Utc::now(), &|| false).unwrap();
     assert!(recovery.failed.is_empty());
     assert_eq!(cache.files(), [names[1]]);
 }
@@ -332,7 +333,8 @@ fn what_a_killed_cleaner_had_claimed_gets_its_name_back() {
     ];
     let cache = Cache::with(&claims.map(|(claim, _)| (claim, EXPIRED)));
     let names = claims.map(|(claim, _)| claim.as_bytes().to_vec());
-    let recovery = recover(&cache.root, &Path::new("").into(), &names, Utc::now()).unwrap();
+    let recovery =
+        recover(&cache.root, &Path::new("").into(), &names, Utc::now(), &|| false).unwrap();
     assert!(recovery.failed.is_empty() && recovery.finished.is_empty());
     let mut own = claims.map(|(_, own)| own);
     own.sort_unstable();
