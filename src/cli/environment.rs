@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::io::{Write, stderr};
 
 use clap::builder::Resettable;
+use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, Command};
 
 /// What each variable begins with.
@@ -24,6 +25,25 @@ pub(super) fn without_empty(arg: Arg) -> Arg {
         Some(value) if value.is_empty() => arg.env(Resettable::Reset),
         _ => arg,
     }
+}
+
+/// Adds the name of the variable to an error about the value of a flag that is not on the command line.
+pub(super) fn with_variable(mut error: clap::Error, command: &Command) -> clap::Error {
+    let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    let flag = shown.split(' ').next().unwrap_or_default();
+    let is_given = |arg: String| arg == flag || arg.starts_with(&format!("{flag}="));
+    let mut args = command.get_subcommands().flat_map(Command::get_arguments);
+    let arg = args.find(|arg| arg.get_long().is_some_and(|long| flag == format!("--{long}")));
+    let variable = arg.and_then(Arg::get_env).filter(|name| std::env::var_os(name).is_some());
+    if let Some(variable) = variable
+        && !std::env::args_os().any(|arg| is_given(arg.to_string_lossy().into_owned()))
+    {
+        let tip = format!("the value is that of the variable {}", variable.display());
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
 }
 
 /// Writes a warning for each variable that begins as ours do and that no flag of any command has.

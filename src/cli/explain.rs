@@ -19,7 +19,8 @@ Examples:
   result-cleaner explain ~/.omnimemory/cached_results/a.result.json.lz4
   result-cleaner explain --cache-dir /cache --json /cache/*.metadata.json
 
-Exit status: 1 where a file is not there, else 0.")]
+Exit status: 1 where a file is not there, or its cache directory can't be read; else
+0.")]
 pub(crate) struct ExplainArgs {
     /// Results or their metadata
     #[arg(value_name = "FILE", required = true, value_hint = ValueHint::FilePath)]
@@ -91,7 +92,11 @@ impl CacheDir {
             }
             _ => vec![default?],
         };
-        let exists = |path: &Path| path.symlink_metadata().is_ok();
+        // An error that says nothing of the file does not mean that there is none.
+        let is_missing = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        };
+        let exists = |path: &Path| !path.symlink_metadata().is_err_and(|error| is_missing(&error));
         if file.is_relative() && !exists(&file) {
             let found = known.iter().find(|(dir, _)| exists(&dir.join(&file)));
             if let Some((dir, origin)) = found {
@@ -120,18 +125,25 @@ pub(crate) fn execute(args: ExplainArgs) -> Result<(), Failure> {
     log::start_quietly();
     let subjects = args.files.iter().map(|file| args.cache_dir.subject(file));
     let subjects = subjects.collect::<Result<Vec<_>, _>>()?;
-    let explanations = block_on(async {
-        let mut explanations = Vec::new();
+    let (explained, failed) = block_on(async {
+        let (mut explained, mut failed) = (Vec::new(), Vec::new());
         for subject in &subjects {
             let mut config = Config::new(&subject.dir);
             args.budget.apply(&mut config);
-            explanations.push(explain(&config, &subject.file).await?);
+            match explain(&config, &subject.file).await {
+                Ok(explanation) => explained.push((subject, explanation)),
+                // The other files have other directories.
+                Err(error @ (Error::Unreadable { .. } | Error::NotADirectory { .. })) => {
+                    failed.push(format!("{}: {error}", display_path(&subject.file)));
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
-        Ok(explanations)
+        Ok((explained, failed))
     })?;
     let now = output::now();
     output::print(|out| {
-        for (number, (subject, explanation)) in subjects.iter().zip(&explanations).enumerate() {
+        for (number, (subject, explanation)) in explained.iter().enumerate() {
             if args.json {
                 writeln!(out, "{}", output::json(&Line::new(subject, explanation, now))?)?;
                 continue;
@@ -143,8 +155,11 @@ pub(crate) fn execute(args: ExplainArgs) -> Result<(), Failure> {
         }
         Ok(())
     })?;
-    let gone = explanations.iter().filter(|explanation| explanation.fate == Fate::Gone);
-    let gone: Vec<_> = gone.map(|explanation| display_path(&explanation.file)).collect();
+    if !failed.is_empty() {
+        return Err(failed.join("; ").into());
+    }
+    let gone = explained.iter().filter(|(_, explanation)| explanation.fate == Fate::Gone);
+    let gone: Vec<_> = gone.map(|(_, explanation)| display_path(&explanation.file)).collect();
     if gone.is_empty() { Ok(()) } else { Err(format!("not there: {}", gone.join(", ")).into()) }
 }
 

@@ -9,6 +9,7 @@ use clap::{Args, Command, ValueHint};
 use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
+use result_cleaner::text::{display_path, expand_home};
 
 use super::{Failure, command, environment, output};
 
@@ -44,9 +45,19 @@ pub(crate) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
     let mut command = command();
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut command, name, &mut script);
+    clap_complete::generate(args.shell, &mut command, &name, &mut script);
+    if args.shell == Shell::Bash {
+        script = with_one_spelling(script, &name);
+    }
     output::print(|out| out.write_all(&script))?;
     Ok(())
+}
+
+/// Corrects a script for bash, which spells a command name with a hyphen in two ways, and so completes nothing after a
+/// subcommand (<https://github.com/clap-rs/clap/issues/6421>).
+fn with_one_spelling(script: Vec<u8>, name: &str) -> Vec<u8> {
+    let script = String::from_utf8_lossy(&script);
+    script.replace(&name.replace('-', "__subcmd__"), &name.replace('-', "__")).into_bytes()
 }
 
 /// Prints one manual page for all commands, or writes a page for each of them.
@@ -58,10 +69,14 @@ pub(crate) fn man(args: &ManArgs) -> Result<(), Failure> {
         output::print(|out| out.write_all(&page))?;
         return Ok(());
     };
+    let dir = expand_home(dir)?;
+    if !dir.is_dir() {
+        return Err(format!("{} is no directory: create it", display_path(&dir)).into());
+    }
     for (name, page) in pages(&command)? {
         let path = dir.join(name);
         fs::write(&path, page)
-            .map_err(|error| format!("can't write {}: {error}", path.display()))?;
+            .map_err(|error| format!("can't write {}: {error}", display_path(&path)))?;
     }
     Ok(())
 }

@@ -10,10 +10,12 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use console::{Term, measure_text_width, style};
 use indicatif::BinaryBytes;
+use os_display::Quotable;
 use result_cleaner::text::{display_path, expand_home};
 use result_cleaner::{Config, ListedOrphan, ListedPair, OrphanKind, list, list_orphans};
 use serde::Serialize;
 
+use super::output::counted;
 use super::{Directory, DiskBudget, Failure, block_on, log, output, switch};
 
 /// The least of a path that is shown, however narrow the terminal is.
@@ -32,13 +34,13 @@ pub(crate) struct ListArgs {
     /// Show only the first N
     #[arg(long, value_name = "N", env = "RESULT_CLEANER_LIMIT")]
     limit: Option<usize>,
+    /// Print one JSON object per line
+    #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
+    json: bool,
     #[command(flatten)]
     filters: Filters,
     #[command(flatten)]
     budget: DiskBudget,
-    /// Print one JSON object per line
-    #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
-    json: bool,
 }
 
 /// What is listed; all pairs if nothing is chosen, and the union if several are.
@@ -166,7 +168,7 @@ fn show(
     }
     // Paths are not part of the table: it would pad each line to the length of the longest one.
     for (line, row) in lines.zip(rows) {
-        let path = display_path(row.path().strip_prefix(base).unwrap_or(row.path()));
+        let path = quoted(row.path().strip_prefix(base).unwrap_or(row.path()));
         let remark = row.remark();
         let path = match columns {
             Some((_, columns)) => {
@@ -184,6 +186,15 @@ fn show(
         writeln!(out, "{line} {path}{remark}")?;
     }
     Ok(())
+}
+
+/// Returns a path so that a shell takes it back, if it has characters that a terminal must not see.
+fn quoted(path: &Path) -> String {
+    let shown = display_path(path);
+    match path.to_str() {
+        Some(text) if text == shown => shown,
+        _ => path.quote().to_string(),
+    }
 }
 
 /// Cuts the middle out of a text that takes more than `width` columns.
@@ -226,14 +237,10 @@ fn totals(
     hidden: usize,
     now: DateTime<Utc>,
 ) -> String {
-    let count = |count: usize, one: &str| match count {
-        1 => format!("1 {one}"),
-        _ => format!("{count} {one}s"),
-    };
     let bytes = BinaryBytes(pairs.iter().map(|pair| pair.bytes).sum());
     let valid = || pairs.iter().filter_map(|pair| pair.expires_at.as_ref().ok());
     let expired = valid().filter(|at| **at <= now).count();
-    let mut text = format!("{}, {bytes}, {expired} expired", count(pairs.len(), "result"));
+    let mut text = format!("{}, {bytes}, {expired} expired", counted(pairs.len() as u64, "result"));
     let invalid = pairs.len() - valid().count();
     if invalid > 0 {
         text += &format!(", {invalid} invalid");
@@ -243,7 +250,7 @@ fn totals(
     }
     if !orphans.is_empty() {
         let bytes = BinaryBytes(orphans.iter().map(|orphan| orphan.bytes).sum());
-        text += &format!("; {}, {bytes}", count(orphans.len(), "orphan"));
+        text += &format!("; {}, {bytes}", counted(orphans.len() as u64, "orphan"));
     }
     if hidden > 0 {
         text += &format!(" ({hidden} not shown)");

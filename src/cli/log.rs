@@ -17,7 +17,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::journal::{self, JournalFormat};
 use super::progress::ProgressLine;
-use super::{exclusive, output, switch};
+use super::{exclusive, output, switch, verbosity};
 
 /// How many lines may wait for a reader; later lines are dropped.
 const MAX_LINES: usize = 10_000;
@@ -48,7 +48,7 @@ struct LogFlags {
     #[arg(long, value_name = "FORMAT", default_value = "text", env = "RESULT_CLEANER_LOG_FORMAT")]
     log_format: LogFormat,
     /// Log more: each deletion, each repeated failure
-    #[arg(short, long, action = clap::ArgAction::Count, env = "RESULT_CLEANER_VERBOSE")]
+    #[arg(short, long, action = clap::ArgAction::Count, value_parser = verbosity, env = "RESULT_CLEANER_VERBOSE")]
     verbose: u8,
     /// Log warnings and errors only
     #[arg(short, long, value_parser = switch(), env = "RESULT_CLEANER_QUIET")]

@@ -127,6 +127,7 @@ fn disk_time(text: &str) -> Result<Duration, String> {
 
 /// What the results may take on disk.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Disk budget")]
 struct DiskBudget {
     /// Evict results before they expire, the soonest first, once all take more than this on disk, such as 500M or
     /// 20GiB
@@ -170,9 +171,25 @@ fn command() -> clap::Command {
     let variables = environment::table(&command);
     // The variables are listed in one place, and not on each line of the help.
     let command = command.mut_subcommands(|command| command.mut_args(|arg| arg.hide_env(true)));
+    let command = ["list", "explain"].into_iter().fold(command, |command, name| {
+        command.mut_subcommand(name, |command| command.mut_args(only_shown))
+    });
     command.mut_subcommand("environment", |topic| {
         topic.override_help(variables).disable_help_flag(true)
     })
+}
+
+/// Says of the flags of a disk budget what they do where nothing is evicted.
+fn only_shown(arg: clap::Arg) -> clap::Arg {
+    let help = match arg.get_id().as_str() {
+        "max_size" => {
+            "Show what would be evicted if all results may take no more than this on disk"
+        }
+        "min_free" => "Show what would be evicted to keep this free on their file system",
+        "evict_min_age" => "The age below which no result would be evicted",
+        _ => return arg,
+    };
+    arg.help(help)
 }
 
 /// Executes the command line of this process.
@@ -188,6 +205,7 @@ pub(crate) fn execute() -> Result<(), Failure> {
         let cli = Cli::from_arg_matches(&matches);
         cli.map(|cli| (cli, name.clone())).map_err(|error| with_usage(error, &mut command, &name))
     });
+    let parsed = parsed.map_err(|error| environment::with_variable(error, &defined));
     let (cli, name) = parsed.unwrap_or_else(|error| error.exit());
     environment::warn_of_unknown(&defined);
     console::set_colors_enabled(output::has_colour(&stdout()));
@@ -243,7 +261,16 @@ fn switch() -> BoolishValueParser {
     BoolishValueParser::new()
 }
 
-/// Returns which of two mutually exclusive flags are on. A flag on the command line overrides the
+/// Parses how often `--verbose` is given, or its variable: a number, or a switch.
+fn verbosity(text: &str) -> Result<u8, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" => Ok(1),
+        "false" | "no" | "off" => Ok(0),
+        number => number.parse().map_err(|_| "it must be 0, 1 or 2".to_owned()),
+    }
+}
+
+/// Returns for each of two mutually exclusive flags whether its value counts. A flag on the command line overrides the
 /// variable of the other.
 ///
 /// # Errors

@@ -92,6 +92,11 @@ pub(crate) fn duration(length: Duration) -> String {
     text.split(' ').take(2).map(spaced).collect::<Vec<_>>().join(" ")
 }
 
+/// Returns a number of things in words.
+pub(super) fn counted(count: u64, one: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

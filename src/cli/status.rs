@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -90,10 +91,26 @@ fn heard_at(at: DateTime<Utc>) -> String {
     style(format!("as of {}; Ctrl-C quits", output::local(at))).dim().to_string()
 }
 
-/// Adds to an error how to start the service.
+/// Adds to an error what to do about it.
 fn advised(error: &Error, url: &str) -> Failure {
-    let address = url.split_once("://").map_or(url, |(_, rest)| rest).trim_end_matches('/');
-    format!("{error}; start one with `result-cleaner run --listen {address}`").into()
+    let message = error.to_string();
+    let address = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let address = address.split('/').next().unwrap_or_default();
+    let host = address.split(':').next().unwrap_or_default();
+    let can_listen = address.parse::<SocketAddr>().is_ok()
+        || address.strip_prefix("localhost:").is_some_and(|port| port.parse::<u16>().is_ok());
+    let advice = if message.contains("HTTP 421") {
+        format!("start it with `--allow-host {host}`, or use its address")
+    } else if message.contains("HTTP ") {
+        "another program answers there: correct --url".to_owned()
+    } else if url.starts_with("https:") {
+        "a cleaner speaks http: correct --url".to_owned()
+    } else if can_listen {
+        format!("start one with `result-cleaner run --listen {address}`")
+    } else {
+        "start one with `result-cleaner run --listen IP:PORT`".to_owned()
+    };
+    format!("{message}; {advice}").into()
 }
 
 /// Prints `text`; on a terminal, lines that are too long are cut. Returns whether the output still has a reader.

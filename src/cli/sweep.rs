@@ -7,8 +7,11 @@ use indicatif::BinaryBytes;
 use result_cleaner::{Progress, SweepOptions, SweepReport, sweep_with};
 use serde::Serialize;
 
+use super::output::counted;
 use super::progress::ProgressLine;
-use super::{Bounds, Directory, DiskBudget, Failure, OptIns, block_on, log, output, switch};
+use super::{
+    Bounds, Directory, DiskBudget, Failure, OptIns, block_on, log, output, switch, verbosity,
+};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -32,7 +35,7 @@ pub(crate) struct SweepArgs {
     #[command(flatten)]
     bounds: Bounds,
     /// Log each result that is deleted or evicted, or would be
-    #[arg(short, long, action = clap::ArgAction::Count, env = "RESULT_CLEANER_VERBOSE")]
+    #[arg(short, long, action = clap::ArgAction::Count, value_parser = verbosity, env = "RESULT_CLEANER_VERBOSE")]
     verbose: u8,
     /// Print one JSON object
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
@@ -66,33 +69,39 @@ pub(crate) fn execute(args: SweepArgs) -> Result<(), Failure> {
         }
         writeln!(
             out,
-            "{} {} of {} results, {} {}, {} errors, in {:.3} s",
+            "{} {} of {} results, {} {}, {}, in {:.3} s",
             if args.dry_run { "would delete" } else { "deleted" },
             report.deleted_count,
             report.checked_count,
             BinaryBytes(report.freed_bytes),
             if args.dry_run { "to free" } else { "freed" },
-            report.errors,
+            counted(report.errors, "error"),
             report.duration.as_secs_f64(),
         )?;
         if let Some(evictions) = report.evictions {
             writeln!(
                 out,
-                "{} {} results before they expire, {} on disk",
+                "{} {}, {} on disk",
                 if args.dry_run { "would evict" } else { "evicted" },
-                evictions.evicted_count,
+                match evictions.evicted_count {
+                    1 => "1 result before it expires".to_owned(),
+                    count => format!("{count} results before they expire"),
+                },
                 BinaryBytes(evictions.evicted_bytes),
             )?;
         }
         let Some(orphans) = report.orphans else { return Ok(()) };
         writeln!(
             out,
-            "{} {} orphans, {} {}, and {} empty directories",
+            "{} {}, {} {}, and {}",
             if args.dry_run { "would remove" } else { "removed" },
-            orphans.orphans_removed,
+            counted(orphans.orphans_removed, "orphan"),
             BinaryBytes(orphans.orphan_bytes_freed),
             if args.dry_run { "to free" } else { "freed" },
-            orphans.directories_pruned,
+            match orphans.directories_pruned {
+                1 => "1 empty directory".to_owned(),
+                count => format!("{count} empty directories"),
+            },
         )
     })?;
     Ok(())

@@ -375,8 +375,13 @@ async fn check_metrics(config: &Config) -> Check {
             return Check::wrong(CHECK, found, "correct --metrics-url");
         }
     };
-    match service.is_reachable().await {
-        Ok(()) => Check::ok(CHECK, format!("{} answers", service.address)),
+    match service.probe().await {
+        Ok(None) => Check::ok(CHECK, format!("{} answers", service.address)),
+        Ok(Some(status)) => Check::warning(
+            CHECK,
+            format!("{} answers with an error: HTTP {status}", service.address),
+            "look at its log, or correct --metrics-url; until then reports are buffered",
+        ),
         Err(reason) => Check::warning(
             CHECK,
             format!("{} is unreachable: {reason}", service.address),

@@ -25,6 +25,7 @@ use crate::jobs::pairs::PairProcessor;
 use crate::pair::budget::Budget;
 use crate::pair::name::{Half, Name, PairKey, Stem};
 use crate::pair::outcome::{Job, JobResult, Outcome};
+use crate::pair::version::Broken;
 use crate::sys::clock::Clock;
 
 /// The longest name that file systems take, in bytes.
@@ -314,7 +315,11 @@ impl Explaining {
                 (expires_at, true, reasons::UNSETTLED.to_owned())
             }
             Some(Outcome::Broken { reason, .. }) => {
-                return draft.stop(reason.to_string(), Fate::Stays, reasons::BROKEN_STAYS);
+                let verdict = match reason {
+                    Broken::Unreadable(_) => reasons::METADATA_UNREADABLE_STAYS,
+                    _ => reasons::BROKEN_STAYS,
+                };
+                return draft.stop(reason.to_string(), Fate::Stays, verdict);
             }
             Some(Outcome::Failed(failure) | Outcome::RestoreFailed(failure)) => {
                 return draft.stop(failure.to_string(), Fate::Stays, reasons::UNREADABLE_STAYS);

@@ -24,6 +24,7 @@ pub(super) const BROKEN_STAYS: &str =
 pub(super) const VANISHED: &str = "It is being deleted or replaced right now: try again.";
 pub(super) const UNREADABLE_STAYS: &str =
     "Kept until its metadata can be read; each sweep retries that.";
+pub(super) const METADATA_UNREADABLE_STAYS: &str = "Kept until its metadata can be read: check the permissions; the cleaner notices a change at once.";
 pub(super) const EVICTED_NOW: &str = "The budget is exceeded by so much that it is evicted now.";
 pub(super) const WITHIN_BUDGET: &str = "The budget does not need its space now.";
 pub(super) const NOT_EVICTABLE: &str = "The disk budget does not evict it now: its result is too young (--evict-min-age), or has another link.";

@@ -59,13 +59,14 @@ impl FromStr for MinFree {
     /// Reads a size as [`parse_size`] does, or a share such as `10%`.
     fn from_str(text: &str) -> Result<Self, String> {
         let Some(percent) = text.trim().strip_suffix('%') else {
-            return parse_size(text).map(Self::Bytes);
+            let size = parse_size(text).map_err(|error| format!("{error}, or a share like 10%"));
+            return size.map(Self::Bytes);
         };
         let percent = percent.trim_end().parse().map(Self::Percent);
         percent
             .ok()
             .filter(|share| share.is_valid())
-            .ok_or_else(|| format!("a share must be 1% to {MAX_PERCENT}%"))
+            .ok_or_else(|| format!("a share must be a whole number from 1% to {MAX_PERCENT}%"))
     }
 }
 

@@ -122,18 +122,16 @@ impl Service {
         answer(request(&self.client)).await.map_err(|failure| failure.reason)
     }
 
-    /// Checks that something answers there. Any answer counts, except a server error.
+    /// Checks that something answers there. Returns the status of a server error, except for that of a server that
+    /// only takes reports.
     ///
     /// # Errors
-    /// The reason if nothing answers, or the status of a server error.
-    pub(crate) async fn is_reachable(&self) -> Result<(), String> {
-        match self.client.get(self.base.clone()).send().await {
-            Ok(answer) if answer.status().is_server_error() => {
-                Err(format!("HTTP {}", answer.status()))
-            }
-            Ok(_) => Ok(()),
-            Err(error) => Err(in_words(&error)),
-        }
+    /// The reason if nothing answers.
+    pub(crate) async fn probe(&self) -> Result<Option<StatusCode>, String> {
+        let answer = self.client.get(self.base.clone()).send().await;
+        let status = answer.map_err(|error| in_words(&error))?.status();
+        let is_error = status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED;
+        Ok(is_error.then_some(status))
     }
 
     /// Sends a request of whose answer only the status matters. Dropping the future cancels the request.

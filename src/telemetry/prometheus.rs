@@ -259,7 +259,7 @@ fn gauges(stats: &Stats, recent: &Recent) -> Vec<Sample<f64>> {
         ),
         (
             "result_cleaner_refused_directories",
-            "Directories whose changes the kernel does not report, so that they are swept instead.",
+            "Directories whose changes the kernel does not report: limits, permissions, floods.",
             stats.refused_directories as f64,
         ),
         (

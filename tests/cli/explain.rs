@@ -2,13 +2,13 @@
 //! and what becomes of it; and that the engine then does just that.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
 use crate::common::{
     CacheDir, Pair, call, now, publish, result_cleaner, snapshot, stderr, stdout, succeed, text,
-    wait_until,
+    unprivileged_run_by, wait_until,
 };
 use serde_json::Value;
 
@@ -226,4 +226,36 @@ fn the_cache_directory_is_found_if_it_is_not_named() {
     let output = succeed(&["explain", file]);
     let line = format!("  cache directory {own}, the directory of the file");
     assert!(stdout(&output).lines().any(|shown| shown == line), "{}", stdout(&output));
+}
+
+#[test]
+fn what_can_not_be_read_is_not_taken_for_absent_and_the_other_files_are_explained() {
+    let cache = CacheDir::new();
+    for name in ["open/a", "locked/a"] {
+        cache.store(name, now() + 60.0);
+    }
+    let unreadable = cache.store("open/unreadable", now() + 60.0).metadata;
+    let Some((service, _)) = unprivileged_run_by(&cache, &[], &[]) else { return };
+    for (path, mode) in [(cache.path().join("locked"), 0o000), (unreadable, 0o000)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let dir = text(cache.path());
+    let explain = |args: &[&str]| {
+        let before_run = service.get_args().take_while(|arg| *arg != "run");
+        let mut command = Command::new(service.get_program());
+        command.args(before_run).arg("explain").args(args).output().unwrap()
+    };
+    let output = explain(&["--cache-dir", dir, "locked/a.result.json.lz4"]);
+    assert!(stdout(&output).contains("Permission denied"), "{output:?}");
+    assert!(!stderr(&output).contains("not there"), "{output:?}");
+
+    let paths = ["open/a", "locked/a"].map(|name| cache.pair(name).result);
+    let [open, locked] = paths.each_ref().map(|path| text(path));
+    let output = explain(&[locked, open]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("expires_at lies ahead"), "{output:?}");
+    assert!(stderr(&output).contains(locked), "{output:?}");
+
+    let output = explain(&["--cache-dir", dir, "open/unreadable.result.json.lz4"]);
+    assert!(stdout(&output).contains("check the permissions"), "{output:?}");
 }

@@ -47,6 +47,27 @@ fn completions_know_every_command_and_flag_and_the_shell_can_read_them() {
 }
 
 #[test]
+fn bash_completes_the_flags_of_a_subcommand() {
+    let temp = tempfile::NamedTempFile::new().unwrap();
+    fs::write(temp.path(), succeed(&["completions", "bash"]).stdout).unwrap();
+    let completed = |words: &str, last: &str, before: &str| {
+        let script = format!(
+            "source {}; COMP_WORDS=({words} {last}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+            function=$(complete -p result-cleaner | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+            $function result-cleaner {last} {before}; echo \"${{COMPREPLY[*]}}\"",
+            text(temp.path())
+        );
+        Command::new("bash").args(["-c", &script]).output()
+    };
+    match completed("result-cleaner sweep", "--dr", "sweep") {
+        Ok(output) => assert_eq!(stdout(&output), "--dry-run\n", "{output:?}"),
+        Err(error) => return eprintln!("skipped: bash can't be run: {error}"),
+    }
+    let output = completed("result-cleaner run --log-format", "''", "--log-format").unwrap();
+    assert_eq!(stdout(&output), "text json\n", "{output:?}");
+}
+
+#[test]
 fn a_set_of_pages_has_one_for_each_command_and_each_is_sound_roff() {
     let temp = tempfile::tempdir().unwrap();
     succeed(&["man", "--dir", text(temp.path())]);

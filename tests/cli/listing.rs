@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::common::{
     CacheDir, keys, now, publish, result_cleaner, snapshot, stderr, stdout, succeed, text,
@@ -80,7 +80,15 @@ fn hostile_names_are_shown_harmlessly_and_named_exactly() {
     for shown in [stdout(&output), stderr(&output), stdout(&swept), stderr(&swept)] {
         assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{shown:?}");
     }
-    assert!(stdout(&output).contains(r"\u{1b}[2J\nclear\r"), "{}", stdout(&output));
+    let quoted = [r"$'\x1B[2J\nclear\r\x07.result.json.lz4'", r"$'caf\xE9.result.json.lz4'"];
+    let program = result_cleaner().get_program().to_str().unwrap().to_owned();
+    for name in quoted {
+        assert!(stdout(&output).contains(name), "{}", stdout(&output));
+        // What is shown can be pasted into a shell.
+        let script = format!("{program} explain --cache-dir {path} {name}");
+        let Ok(output) = Command::new("bash").args(["-c", &script]).output() else { continue };
+        assert!(output.status.success(), "{output:?}");
+    }
 
     let output = succeed(&["list", path, "--json"]);
     let lines: Vec<Value> =

@@ -271,6 +271,24 @@ fn another_limit_after_a_restart_holds_at_once() {
 }
 
 #[test]
+fn a_dry_run_warns_of_a_budget_that_can_not_be_kept() {
+    let cache = CacheDir::in_memory();
+    filled(&cache, 3);
+    let dir = text(cache.path());
+    let young = ["--evict-min-age", "1h", "--max-size", "64K"];
+    let too_much = ["--min-free", "1000T"];
+    for (limit, warning) in [
+        (&young[..], "the disk budget is exceeded, and nothing more can be evicted"),
+        (&too_much[..], "the file system is smaller than what has to stay free"),
+    ] {
+        for dry_run in [&["--dry-run"][..], &[]] {
+            let output = succeed(&[&["sweep", dir], limit, dry_run].concat());
+            assert!(stderr(&output).contains(warning), "{dry_run:?}: {}", stderr(&output));
+        }
+    }
+}
+
+#[test]
 fn a_sweep_evicts_and_a_dry_run_list_and_explain_tell_before() {
     let cache = CacheDir::in_memory();
     let pairs = filled(&cache, 10);

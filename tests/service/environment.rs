@@ -155,6 +155,18 @@ fn variables_that_switch_understand_the_usual_words() {
 }
 
 #[test]
+fn verbosity_is_a_number_or_a_switch() {
+    let cache = CacheDir::new();
+    let dir = cache.path().to_str().unwrap();
+    for value in ["0", "1", "2", "true", "no", "YES"] {
+        let output = call(&["sweep", dir], &[("RESULT_CLEANER_VERBOSE", value)]);
+        assert!(output.status.success(), "{value}: {output:?}");
+    }
+    let output = call(&["sweep", dir], &[("RESULT_CLEANER_VERBOSE", "loud")]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[test]
 fn one_loudness_on_the_command_line_beats_the_other_in_the_environment() {
     for (variable, args, info, debug) in [
         (("RESULT_CLEANER_VERBOSE", "1"), &["-q"][..], false, false),
@@ -250,7 +262,12 @@ fn a_wrong_variable_is_wrong_usage_that_is_reported() {
     ] {
         let output = call(&["run", path], &[variable]);
         assert_eq!(output.status.code(), Some(2), "{variable:?}: {output:?}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains(variable.1), "{output:?}");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(error.contains(variable.1) && error.contains(variable.0), "{output:?}");
+        // What the command line names is not the variable's.
+        let flag = variable.0.replace("RESULT_CLEANER_", "--").to_lowercase().replace('_', "-");
+        let output = call(&["run", path, &flag, variable.1], &[variable]);
+        assert!(!String::from_utf8_lossy(&output.stderr).contains(variable.0), "{output:?}");
     }
     assert_eq!(cache.files().len(), 48);
 }
