@@ -65,9 +65,9 @@ impl Cleaner {
         // affect it.
         let absolute = std::path::absolute(&path)
             .map_err(|source| Error::Unreadable { path: path.clone(), source })?;
-        let looked_at = absolute.clone();
-        let standing = runtime.spawn_blocking(move || locate(&looked_at)).await;
-        if let Ok(Located::NotADirectory) = standing {
+        let probed = absolute.clone();
+        let located = runtime.spawn_blocking(move || locate(&probed)).await;
+        if let Ok(Located::NotADirectory) = located {
             return Err(Error::NotADirectory { path });
         }
         let start = |url: &String| Reporter::start(url, config.report_interval);

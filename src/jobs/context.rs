@@ -67,26 +67,26 @@ impl JobContext {
     pub(crate) fn of_service(clock: Arc<Clock>, config: &Config) -> Self {
         let context = Self::deleting(clock, config);
         if config.dry_run {
-            Self { orphan_ages: Ages::default(), ..context.only_looking() }
+            Self { orphan_ages: Ages::default(), ..context.inspect_only() }
         } else {
             context
         }
     }
 
     /// A context that only inspects.
-    pub(crate) fn looking(clock: Arc<Clock>, config: &Config) -> Self {
-        Self::deleting(clock, config).only_looking()
+    pub(crate) fn inspecting(clock: Arc<Clock>, config: &Config) -> Self {
+        Self::deleting(clock, config).inspect_only()
     }
 
     /// The same context, but it only inspects.
-    pub(crate) fn only_looking(&self) -> Self {
+    pub(crate) fn inspect_only(&self) -> Self {
         Self { deletes: false, store: None, confined: false, ..self.clone() }
     }
 
     /// A context that only inspects, but inspects each file.
     pub(crate) fn listing(clock: Arc<Clock>, config: &Config) -> Self {
         let orphan_ages = Ages::default();
-        Self { reports_sizes: true, orphan_ages, ..Self::looking(clock, config) }
+        Self { reports_sizes: true, orphan_ages, ..Self::inspecting(clock, config) }
     }
 
     /// The same, and scans note the directories that may have orphans of any age.

@@ -185,9 +185,9 @@ impl Search<'_> {
                 judged.push(Orphan::Half(half, stem.clone(), seen));
             }
         }
-        for alone in &judged {
-            if pass.candidates.files.len() < self.limit && !self.was_suspected(alone) {
-                pass.candidates.files.insert(alone.name(), *alone.seen());
+        for orphan in &judged {
+            if pass.candidates.files.len() < self.limit && !self.was_suspected(orphan) {
+                pass.candidates.files.insert(orphan.name(), *orphan.seen());
             }
         }
         Ok(judged)
@@ -203,12 +203,12 @@ impl Search<'_> {
         if !self.context.deletes() {
             pass.removed.orphans += judged.len() as u64;
             pass.removed.orphan_bytes +=
-                judged.iter().map(|alone| alone.seen().version.size).sum::<u64>();
+                judged.iter().map(|orphan| orphan.seen().version.size).sum::<u64>();
             return Ok(());
         }
         let clock = self.context.clock();
         let found = judged.len();
-        judged.retain(|alone| self.was_suspected(alone));
+        judged.retain(|orphan| self.was_suspected(orphan));
         let count = judged.len();
         let done = if count == 0 || !self.root.still_contains(&self.dir)? {
             Vec::new()
@@ -219,8 +219,8 @@ impl Search<'_> {
             // Some are new candidates, have changed, or are claimed by another cleaner.
             pass.look_again_at(clock.wall());
         }
-        for (alone, removed) in done {
-            let path = self.path(&alone.name());
+        for (orphan, removed) in done {
+            let path = self.path(&orphan.name());
             match removed {
                 Ok(freed) => {
                     pass.removed.orphans += 1;
@@ -231,9 +231,9 @@ impl Search<'_> {
                 Err(error) => match self.root.still_contains(&self.dir) {
                     Ok(true) => pass.fail(path, "remove the orphan", &error),
                     // The files of a directory that was moved away were moved with it.
-                    Ok(false) => self.context.note_moved_away(&self.dir, alone.stem()),
+                    Ok(false) => self.context.note_moved_away(&self.dir, orphan.stem()),
                     Err(_) => {
-                        self.context.note_moved_away(&self.dir, alone.stem());
+                        self.context.note_moved_away(&self.dir, orphan.stem());
                         pass.fail(path, "remove the orphan", &error);
                     }
                 },
@@ -294,8 +294,8 @@ impl Search<'_> {
         Ok(())
     }
 
-    fn was_suspected(&self, alone: &Orphan) -> bool {
-        self.before.files.get(&alone.name()) == Some(alone.seen())
+    fn was_suspected(&self, orphan: &Orphan) -> bool {
+        self.before.files.get(&orphan.name()) == Some(orphan.seen())
     }
 
     /// Whether the time `at` has come. If not, requests another pass at that time.

@@ -93,7 +93,7 @@ impl<'a> PairProcessor<'a> {
     }
 
     /// Processes jobs of any directories until `cancel` is set. Opens a directory once for successive jobs in it.
-    pub(crate) fn attend_all(&mut self, jobs: &[Job], cancel: &AtomicBool) {
+    pub(crate) fn process_jobs(&mut self, jobs: &[Job], cancel: &AtomicBool) {
         for group in jobs.chunk_by(|a, b| a.key.dir == b.key.dir) {
             let dir = self.root.open_dir(&group[0].key.dir).map(Arc::new);
             for Job { key, settled, evict } in group {
@@ -104,7 +104,7 @@ impl<'a> PairProcessor<'a> {
                 let outcome = match &dir {
                     Ok(dir) => {
                         let hint = settled.map_or(Hint::Nothing, Hint::Settled);
-                        self.attend_or_evict(dir, &key.stem, hint, evict.as_ref());
+                        self.process_or_evict(dir, &key.stem, hint, evict.as_ref());
                         continue;
                     }
                     // The file system that is mounted over it may be unmounted again.
@@ -122,12 +122,12 @@ impl<'a> PairProcessor<'a> {
     }
 
     /// Processes one pair.
-    pub(crate) fn attend(&mut self, dir: &Arc<Dir>, stem: &Stem, hint: Hint) {
-        self.attend_or_evict(dir, stem, hint, None);
+    pub(crate) fn process(&mut self, dir: &Arc<Dir>, stem: &Stem, hint: Hint) {
+        self.process_or_evict(dir, stem, hint, None);
     }
 
     /// Processes one pair. Evicts it if it is `chosen` and can be evicted.
-    fn attend_or_evict(
+    fn process_or_evict(
         &mut self,
         dir: &Arc<Dir>,
         stem: &Stem,
@@ -137,7 +137,7 @@ impl<'a> PairProcessor<'a> {
         self.finish_due();
         self.buffers.shrink();
         let _spending = self.context.throttle().spend();
-        let outcome = match self.judge(dir, stem, hint, chosen) {
+        let outcome = match self.decide(dir, stem, hint, chosen) {
             Decision::Keep(outcome) => Some(outcome),
             Decision::Delete(judged) => self.delete(dir, stem, judged),
         };
@@ -218,9 +218,9 @@ impl<'a> PairProcessor<'a> {
         }
     }
 
-    fn judge(&mut self, dir: &Dir, stem: &Stem, hint: Hint, chosen: Option<&Chosen>) -> Decision {
-        let sight = match self.look(dir, stem, hint) {
-            Ok(sight) => sight,
+    fn decide(&mut self, dir: &Dir, stem: &Stem, hint: Hint, chosen: Option<&Chosen>) -> Decision {
+        let inspection = match self.inspect(dir, stem, hint) {
+            Ok(inspection) => inspection,
             Err(error) => {
                 return Decision::Keep(Outcome::Failed(Failure::new(
                     ErrorKind::Inspection,
@@ -230,11 +230,11 @@ impl<'a> PairProcessor<'a> {
             }
         };
         let clock = self.context.clock();
-        let (pair, metadata) = match sight {
+        let (pair, metadata) = match inspection {
             Inspection::Incomplete => return Decision::Keep(Outcome::Incomplete),
             Inspection::Claimed => return Decision::Keep(Outcome::ClaimedElsewhere),
             Inspection::Broken { result, metadata, reason } => {
-                let wait = metadata.settles_in(clock.wall()).max(least_wait(&metadata));
+                let wait = metadata.settles_in(clock.wall()).max(min_wait(&metadata));
                 let bytes = result.version.size + metadata.version.size;
                 return Decision::Keep(Outcome::Broken { metadata, reason, wait, bytes });
             }
@@ -273,7 +273,7 @@ impl<'a> PairProcessor<'a> {
         Decision::Delete(DuePair { pair, metadata, evicts: false })
     }
 
-    fn look(&mut self, dir: &Dir, stem: &Stem, hint: Hint) -> io::Result<Inspection> {
+    fn inspect(&mut self, dir: &Dir, stem: &Stem, hint: Hint) -> io::Result<Inspection> {
         let buffer = &mut self.buffers.judged;
         let Hint::Listed = hint else {
             return inspect(dir, stem, buffer);
@@ -286,11 +286,11 @@ impl<'a> PairProcessor<'a> {
 
     fn delete(&mut self, dir: &Arc<Dir>, stem: &Stem, judged: DuePair) -> Option<Outcome> {
         match self.place_of(dir) {
-            Ok(Place::Same) => {}
+            Ok(DirPlace::Same) => {}
             // The pairs of a directory that was moved out of the cache directory were moved with it.
-            Ok(Place::Another) => return Some(Outcome::Incomplete),
+            Ok(DirPlace::Another) => return Some(Outcome::Incomplete),
             // The worker will notice it, unless the cache directory is moved back before.
-            Ok(Place::RootMoved) => return Some(Outcome::Changed),
+            Ok(DirPlace::RootMoved) => return Some(Outcome::Changed),
             Err(error) => {
                 return Some(Outcome::Failed(Failure::new(
                     ErrorKind::Directory,
@@ -321,22 +321,22 @@ impl<'a> PairProcessor<'a> {
 
     /// Where the directory is now, or was within the last [`IN_PLACE`]. (However often this is checked, the directory
     /// may be moved right after.)
-    fn place_of(&mut self, dir: &Arc<Dir>) -> io::Result<Place> {
+    fn place_of(&mut self, dir: &Arc<Dir>) -> io::Result<DirPlace> {
         if let Some((known, seen)) = &self.in_place
             && Arc::ptr_eq(known, dir)
             && seen.elapsed() < IN_PLACE
         {
-            return Ok(Place::Same);
+            return Ok(DirPlace::Same);
         }
         self.in_place = None;
         if !self.root.is_in_place()? {
-            return Ok(Place::RootMoved);
+            return Ok(DirPlace::RootMoved);
         }
         if !self.root.still_contains(dir)? {
-            return Ok(Place::Another);
+            return Ok(DirPlace::Another);
         }
         self.in_place = Some((Arc::clone(dir), Instant::now()));
-        Ok(Place::Same)
+        Ok(DirPlace::Same)
     }
 
     /// The outcome of a removal, if it has one already.
@@ -423,7 +423,7 @@ impl<'a> PairProcessor<'a> {
 }
 
 /// Where a directory is.
-enum Place {
+enum DirPlace {
     /// Where it was opened.
     Same,
     /// Not there any more.
@@ -457,6 +457,6 @@ impl Drop for PairProcessor<'_> {
 
 /// The settle time of empty metadata. A file that is truncated is empty for an instant before its times
 /// show that it changed.
-fn least_wait(metadata: &FileState) -> Duration {
+fn min_wait(metadata: &FileState) -> Duration {
     if metadata.version.size == 0 { TRUNCATION } else { Duration::ZERO }
 }

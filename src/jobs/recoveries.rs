@@ -105,7 +105,7 @@ impl Scan<'_> {
             Ok(dir) => {
                 let pairs = recovery.touched.into_iter().map(|stem| (stem, Hint::Nothing));
                 let batch = Batch { dir: Arc::new(dir), pairs: pairs.collect() };
-                self.attend_at_once(batch);
+                self.process_here(batch);
             }
             Err(error) => self.not_recovered(rel, error, summary),
         }

@@ -2,7 +2,7 @@
 //!
 //! Several threads share the directories that are left (`queue`). Each of them opens some, requests their
 //! watches, lists them and reads their metadata (`reader`). Pairs that do not simply wait are handed to other
-//! threads (`attendants`), which inspect them carefully and delete those that are due. The findings are handed
+//! threads (`pair_threads`), which inspect them carefully and delete those that are due. The findings are handed
 //! over in batches, so that memory does not grow with the tree.
 //!
 //! The threads that read are not confined, because each file would then cost a tenth more to open. The threads
@@ -12,8 +12,8 @@
 //! lookup of [`Root`]. (walkdir opens each directory before it reports it, even if it is not to descend. A
 //! file system that is mounted there and does not answer would block the scan for ever.)
 
-mod attendants;
 mod listing;
+mod pair_threads;
 mod queue;
 mod reader;
 #[cfg(test)]
@@ -33,8 +33,8 @@ use crate::pair::outcome::{ScanFound, Summary};
 use crate::sys::descriptors::share_of_open_files;
 use crate::watch::Watcher;
 
-use attendants::Attendants;
-pub(super) use attendants::Batch;
+pub(super) use pair_threads::Batch;
+use pair_threads::PairThreads;
 use queue::WorkQueue;
 use reader::{Claims, Reader};
 
@@ -125,8 +125,8 @@ impl Scan<'_> {
     fn read(&self, readers: &Readers) -> (Summary, Claims) {
         let all = Mutex::default();
         thread::scope(|scope| {
-            let attendants = Attendants::new(self, scope);
-            let team = Team { scan: self, readers, attendants: &attendants, all: &all };
+            let pair_threads = PairThreads::new(self, scope);
+            let team = Team { scan: self, readers, pair_threads: &pair_threads, all: &all };
             thread::scope(|scope| {
                 if readers.grow() {
                     team.work(scope);
@@ -145,7 +145,7 @@ impl Scan<'_> {
 struct Team<'a, 'scope, 'scan> {
     scan: &'scan Scan<'scan>,
     readers: &'a Readers,
-    attendants: &'a Attendants<'scope, 'scan>,
+    pair_threads: &'a PairThreads<'scope, 'scan>,
     /// The findings of the threads that have ended.
     all: &'a Mutex<(Summary, Claims)>,
 }
@@ -153,7 +153,7 @@ struct Team<'a, 'scope, 'scan> {
 impl<'scan> Team<'_, '_, 'scan> {
     /// Works on this thread until there is no more work.
     fn work<'team>(&'team self, scope: &'team Scope<'team, '_>) {
-        let reader = Reader::new(self.scan, self.readers, self.attendants);
+        let reader = Reader::new(self.scan, self.readers, self.pair_threads);
         let (summary, claims) = reader.run(&|| self.start(scope));
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         all.0.merge(summary);

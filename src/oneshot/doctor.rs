@@ -202,7 +202,7 @@ fn check_contents(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
         ),
     });
     checks.push(check_watches(directories));
-    check_canary(root, dir, checks);
+    check_probe_file(root, dir, checks);
 }
 
 /// Returns the number of directories in words.
@@ -247,7 +247,7 @@ fn check_instances() -> Check {
     Check::ok("inotify", limits)
 }
 
-fn check_canary(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
+fn check_probe_file(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
     const CHECK: &str = "canary";
     let name = probe_file_name(now_utc());
     let (made, is_reported) =
@@ -265,8 +265,8 @@ fn check_canary(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
                 ));
             }
         };
-    let mut canary = match made {
-        Ok(canary) => canary,
+    let mut probe_file = match made {
+        Ok(probe_file) => probe_file,
         Err(error) => {
             let remedy = "make the directory writable, or free some space on the disk";
             return checks.push(Check::wrong(
@@ -283,7 +283,7 @@ fn check_canary(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
             format!("created a file, and the kernel did not report it within {EVENT_PATIENCE:?}");
         Check::warning(CHECK, found, "lower --fallback-interval: only sweeps find new results")
     });
-    checks.push(match canary.claim() {
+    checks.push(match probe_file.claim() {
         Ok(()) => Check::ok("renaming", "files can be renamed to reserved names"),
         Err(error) => Check::warning(
             "renaming",
@@ -292,7 +292,7 @@ fn check_canary(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
         ),
     });
     checks.push(check_clock(
-        canary.made.and_then(|(s, ns)| DateTime::from_timestamp(s, ns)),
+        probe_file.made.and_then(|(s, ns)| DateTime::from_timestamp(s, ns)),
         now_utc(),
     ));
 }

@@ -286,7 +286,7 @@ impl<'a> Eviction<'a> {
         let mut jobs: Vec<Job> = batch.iter().map(|candidate| self.job(candidate)).collect();
         sort_by_directory(&mut jobs);
         let mut processor = PairProcessor::new(self.context, self.root);
-        processor.attend_all(&jobs, &AtomicBool::new(false));
+        processor.process_jobs(&jobs, &AtomicBool::new(false));
         processor.finish();
         let mut freed = 0;
         for found in processor.take_found() {

@@ -263,7 +263,7 @@ impl Explaining {
         };
         match kinds {
             [Kind::Nothing, Kind::Nothing] => {
-                let verdict = if taken { reasons::TAKEN } else { reasons::GONE };
+                let verdict = if taken { reasons::CLAIMED } else { reasons::GONE };
                 let why = "neither the result nor its metadata is there";
                 return draft.stop(why, Fate::Gone, verdict);
             }
@@ -284,7 +284,7 @@ impl Explaining {
             }
             [Kind::Nothing, Kind::File] if taken => {
                 let why = format!("its result {result} is at its reserved name");
-                return draft.stop(why, Fate::Due, reasons::TAKEN);
+                return draft.stop(why, Fate::Due, reasons::CLAIMED);
             }
             [Kind::Nothing, Kind::File] => {
                 let (stays, removed) =
@@ -325,7 +325,7 @@ impl Explaining {
                 return draft.stop(failure.to_string(), Fate::Stays, reasons::UNREADABLE_STAYS);
             }
             Some(Outcome::Changed | Outcome::ClaimedElsewhere) => {
-                return draft.stop("it has just changed", Fate::Due, reasons::IN_HANDS);
+                return draft.stop("it has just changed", Fate::Due, reasons::CHANGING);
             }
             Some(Outcome::Incomplete | Outcome::Deleted { .. } | Outcome::Evicted { .. })
             | None => {
@@ -379,7 +379,7 @@ impl Explaining {
     fn inspect(&self, root: &Root, dir: &Dir, stem: &Stem) -> Option<Outcome> {
         let key = PairKey { dir: Arc::clone(&dir.rel), stem: stem.clone() };
         let mut processor = PairProcessor::new(&self.context, root);
-        processor.attend_all(&[Job { key, settled: None, evict: None }], &AtomicBool::new(false));
+        processor.process_jobs(&[Job { key, settled: None, evict: None }], &AtomicBool::new(false));
         processor.take_found().pop().map(|found| found.outcome)
     }
 }

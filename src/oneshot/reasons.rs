@@ -8,7 +8,8 @@ pub(super) const OUTSIDE_STAYS: &str =
 pub(super) const MOUNT_STAYS: &str = "Kept: mount points in the cache directory are not entered.";
 pub(super) const UNREAD_STAYS: &str =
     "Kept until the cleaner can read its directory: check the permissions.";
-pub(super) const TAKEN: &str = "A cleaner has claimed it, and is about to delete or to restore it.";
+pub(super) const CLAIMED: &str =
+    "A cleaner has claimed it, and is about to delete or to restore it.";
 pub(super) const GONE: &str = "There is no such result: it was deleted, or never stored.";
 pub(super) const ODD_RESULT_STAYS: &str = "Kept: only regular files are results.";
 pub(super) const ODD_METADATA_STAYS: &str =
@@ -30,7 +31,7 @@ pub(super) const WITHIN_BUDGET: &str = "The budget does not need its space now."
 pub(super) const NOT_EVICTABLE: &str = "The disk budget does not evict it now: its result is too young (--evict-min-age), or has another link.";
 pub(super) const EVICTION_UNKNOWN: &str = "Whether the disk budget evicts it is unknown: the cache directory or the free space can't be read.";
 pub(super) const WAITS: &str = "A running cleaner deletes it within milliseconds of that time.";
-pub(super) const IN_HANDS: &str =
+pub(super) const CHANGING: &str =
     "It is being changed, or a cleaner has claimed it, right now: try again.";
 pub(super) const CLAIM_STAYS: &str = "A cleaner has claimed it, and is about to delete or to restore it. If that cleaner was killed, \
      the next start or `result-cleaner sweep` recovers it.";

@@ -96,7 +96,7 @@ pub async fn sweep_with(config: &Config, options: SweepOptions) -> Result<SweepR
     let SweepOptions { dry_run, progress } = options;
     let clock = Arc::new(Clock::default());
     let context = if dry_run || config.dry_run {
-        JobContext::looking(clock, config)
+        JobContext::inspecting(clock, config)
     } else {
         JobContext::deleting(clock, config)
     };
@@ -201,7 +201,7 @@ fn finish_sweep(
     let seen: HashMap<PairKey, Seen> =
         rechecks.into_iter().map(|recheck| (recheck.key, recheck.seen)).collect();
     let mut processor = PairProcessor::new(context, root);
-    processor.attend_all(&jobs, &AtomicBool::new(false));
+    processor.process_jobs(&jobs, &AtomicBool::new(false));
     processor.finish();
     for found in processor.take_found() {
         let again = seen.get(&found.key).copied();
@@ -231,12 +231,12 @@ struct Orphans {
 impl Orphans {
     /// Looks for orphan candidates in `dirs`.
     fn find(root: &Root, context: &JobContext, dirs: Vec<Arc<Path>>) -> Self {
-        let looking = context.only_looking();
+        let inspecting = context.inspect_only();
         let is_wanted = context.orphan_ages().any();
         let mut orphans = Self { is_wanted, candidates: Vec::new(), failures: Vec::new() };
         for dir in dirs {
             let pass =
-                orphans::search(root, &looking, &dir, &OrphanCandidates::default(), usize::MAX);
+                orphans::search(root, &inspecting, &dir, &OrphanCandidates::default(), usize::MAX);
             if pass.candidates.is_empty() {
                 orphans.failures.extend(pass.failures);
             } else {

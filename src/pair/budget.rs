@@ -66,7 +66,7 @@ impl FromStr for MinFree {
         percent
             .ok()
             .filter(|share| share.is_valid())
-            .ok_or_else(|| format!("a share must be a whole number from 1% to {MAX_PERCENT}%"))
+            .ok_or_else(|| format!("a share must be 1% to {MAX_PERCENT}%, a whole number"))
     }
 }
 

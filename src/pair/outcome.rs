@@ -189,7 +189,7 @@ pub(crate) struct Summary {
     pub refused: Option<(u64, WatchError)>,
     /// True if a path did not lead to the directory to watch, although that directory still exists: the
     /// cache directory, or a directory above it, was moved away for an instant.
-    pub astray: bool,
+    pub watched_elsewhere: bool,
     /// Directories to scan again after a pause: they contain claims that could not be recovered yet, or
     /// an error unrelated to them prevented reading them.
     pub recoveries: Vec<Arc<Path>>,
@@ -199,7 +199,7 @@ pub(crate) struct Summary {
     pub orphans: Vec<Arc<Path>>,
     /// Directories to scan next: unknown directories whose parent alone was listed, directories that were
     /// to be listed alone and are gone, and directories that were elsewhere when the scan set their watch.
-    pub new_dirs: Vec<Arc<Path>>,
+    pub scan_next: Vec<Arc<Path>>,
     /// How long the scan waited for answers instead of working.
     pub waited: Duration,
 }
@@ -212,11 +212,11 @@ impl Summary {
         if let Some((count, reason)) = other.refused {
             self.refuse(count, reason);
         }
-        self.astray |= other.astray;
+        self.watched_elsewhere |= other.watched_elsewhere;
         self.recoveries.extend(other.recoveries);
         self.stranded.extend(other.stranded);
         self.orphans.extend(other.orphans);
-        self.new_dirs.extend(other.new_dirs);
+        self.scan_next.extend(other.scan_next);
         // They waited at the same time.
         self.waited = self.waited.max(other.waited);
     }

@@ -111,45 +111,45 @@ pub(crate) fn remove_orphans(
             return done;
         }
         let mut held = Vec::new();
-        for alone in some {
+        for orphan in some {
             match &has_claims {
-                Err(error) => done.push((alone, Err(copy_of(error)))),
-                Ok(has_claims) => match begin(dir, &alone, *has_claims, wall()) {
-                    Ok(Begun::ClaimedPair) => held.push(alone),
-                    Ok(Begun::Removed(freed)) => done.push((alone, Ok(freed))),
+                Err(error) => done.push((orphan, Err(copy_of(error)))),
+                Ok(has_claims) => match begin(dir, &orphan, *has_claims, wall()) {
+                    Ok(Begun::Claimed) => held.push(orphan),
+                    Ok(Begun::Removed(freed)) => done.push((orphan, Ok(freed))),
                     Ok(Begun::LeftAlone) => {}
-                    Err(error) => done.push((alone, Err(error))),
+                    Err(error) => done.push((orphan, Err(error))),
                 },
             }
         }
         if !held.is_empty() {
             thread::sleep(CLAIM_HOLD_TIME);
         }
-        for alone in held {
-            match finish(dir, &alone, wall()) {
-                Ok(Some(freed)) => done.push((alone, Ok(freed))),
+        for orphan in held {
+            match finish(dir, &orphan, wall()) {
+                Ok(Some(freed)) => done.push((orphan, Ok(freed))),
                 Ok(None) => {}
-                Err(error) => done.push((alone, Err(error))),
+                Err(error) => done.push((orphan, Err(error))),
             }
         }
     }
 }
 
 enum Begun {
-    ClaimedPair,
+    Claimed,
     Removed(u64),
     /// It has changed or vanished, or another cleaner has claimed it.
     LeftAlone,
 }
 
-fn begin(dir: &Dir, alone: &Orphan, has_claims: bool, now: DateTime<Utc>) -> io::Result<Begun> {
-    let (claim, seen) = (alone.claim(dir), alone.seen());
+fn begin(dir: &Dir, orphan: &Orphan, has_claims: bool, now: DateTime<Utc>) -> io::Result<Begun> {
+    let (claim, seen) = (orphan.claim(dir), orphan.seen());
     let taken = if has_claims { claim.acquire() } else { Err(Errno::NOSYS) };
     match taken {
         Ok(()) => {
             let is_judged = claim.holds(seen);
             if matches!(is_judged, Ok(true)) {
-                return Ok(Begun::ClaimedPair);
+                return Ok(Begun::Claimed);
             }
             claim.restore_or_discard()?;
             return is_judged.map(|_| Begun::LeftAlone);
@@ -159,7 +159,7 @@ fn begin(dir: &Dir, alone: &Orphan, has_claims: bool, now: DateTime<Utc>) -> io:
         Err(error) if cannot_claim(error) => {}
         Err(error) => return Err(error.into()),
     }
-    if !alone.stands_alone(dir, &alone.name(), now)? || !claim.name_holds(seen)? {
+    if !orphan.stands_alone(dir, &orphan.name(), now)? || !claim.name_holds(seen)? {
         return Ok(Begun::LeftAlone);
     }
     match claim.unlink_unclaimed() {
@@ -170,12 +170,12 @@ fn begin(dir: &Dir, alone: &Orphan, has_claims: bool, now: DateTime<Utc>) -> io:
 }
 
 /// Unlinks a claimed orphan and returns the freed bytes, or restores it and returns `None`.
-fn finish(dir: &Dir, alone: &Orphan, now: DateTime<Utc>) -> io::Result<Option<u64>> {
-    let (claim, seen) = (alone.claim(dir), alone.seen());
+fn finish(dir: &Dir, orphan: &Orphan, now: DateTime<Utc>) -> io::Result<Option<u64>> {
+    let (claim, seen) = (orphan.claim(dir), orphan.seen());
     let may_go = || -> io::Result<bool> {
         Ok(claim.holds(seen)?
             && !claim.name_reused()?
-            && alone.stands_alone(dir, &claim.reserved, now)?)
+            && orphan.stands_alone(dir, &claim.reserved, now)?)
     };
     let freed = match may_go() {
         Ok(true) => claim.unlink().map(|()| Some(seen.version.size)).map_err(io::Error::from),

@@ -98,14 +98,14 @@ impl Attempt<'_> {
         match result.acquire() {
             Ok(()) => {}
             Err(Errno::NOENT) => return Removal::DeletedElsewhere,
-            Err(Errno::EXIST) => return taken_by_others(&result),
+            Err(Errno::EXIST) => return claimed_by_others(&result),
             Err(error) if cannot_claim(error) => return self.without_claims(),
             Err(error) => return Removal::Failed(error.into()),
         }
         match self.may_go(&result, metadata_file) {
             Ok(true) => {}
-            Ok(false) => return given_back(&result, None, Removal::Changed),
-            Err(error) => return given_back(&result, None, Removal::Failed(error)),
+            Ok(false) => return restore_then(&result, None, Removal::Changed),
+            Err(error) => return restore_then(&result, None, Removal::Failed(error)),
         }
         let (dir, stem) = (Arc::clone(self.dir), self.stem.clone());
         let (pair, evicts) = (self.pair, self.evicts);
@@ -156,11 +156,11 @@ impl Attempt<'_> {
             .and_then(|holds| Ok(holds && self.is_still_due()? == Some(true)));
         match is_unchanged {
             Ok(true) => {}
-            Ok(false) => return given_back(result, None, Removal::Changed),
-            Err(error) => return given_back(result, None, Removal::Failed(error)),
+            Ok(false) => return restore_then(result, None, Removal::Changed),
+            Err(error) => return restore_then(result, None, Removal::Failed(error)),
         }
         if let Err(error) = result.unlink() {
-            return given_back(result, None, Removal::Failed(error.into()));
+            return restore_then(result, None, Removal::Failed(error.into()));
         }
         let unlinked = self.unlink_metadata_if_due();
         removed(&self.pair, unlinked)
@@ -237,36 +237,36 @@ impl ClaimedPair {
             Ok(false) => {}
             // The new result needs the current metadata, old or new. The old result had expired.
             Ok(true) => return self.result_alone(&result),
-            Err(error) => return given_back(&result, None, Removal::Failed(error)),
+            Err(error) => return restore_then(&result, None, Removal::Failed(error)),
         }
         match metadata.acquire() {
             Ok(()) => {}
             // What is not due is kept without its metadata, too.
             Err(Errno::NOENT) if *evicts && pair.expires_at > wall() => {
-                return given_back(&result, None, Removal::Changed);
+                return restore_then(&result, None, Removal::Changed);
             }
             // Another program that deletes too found no result, and deleted the metadata. If the result were
             // restored, it would be kept for ever.
             Err(Errno::NOENT) => return self.result_alone(&result),
-            Err(Errno::EXIST) => return given_back(&result, None, taken_by_others(&metadata)),
+            Err(Errno::EXIST) => return restore_then(&result, None, claimed_by_others(&metadata)),
             Err(error) if cannot_claim(error) => {
                 let attempt = Attempt { dir, stem, pair: *pair, evicts: *evicts, wall, buffers };
                 return attempt.without_metadata_claim(&result);
             }
-            Err(error) => return given_back(&result, None, Removal::Failed(error.into())),
+            Err(error) => return restore_then(&result, None, Removal::Failed(error.into())),
         }
         let published_anew = match self.is_published_anew(&result, &metadata) {
             Ok(Some(published_anew)) => published_anew,
-            Ok(None) => return given_back(&result, Some(&metadata), Removal::Changed),
+            Ok(None) => return restore_then(&result, Some(&metadata), Removal::Changed),
             Err(error) => {
-                return given_back(&result, Some(&metadata), Removal::Failed(error));
+                return restore_then(&result, Some(&metadata), Removal::Failed(error));
             }
         };
         if let Err(error) = result.unlink() {
-            return given_back(&result, Some(&metadata), Removal::Failed(error.into()));
+            return restore_then(&result, Some(&metadata), Removal::Failed(error.into()));
         }
         if published_anew {
-            return given_back(&result, Some(&metadata), removed(pair, Err(Errno::NOENT)));
+            return restore_then(&result, Some(&metadata), removed(pair, Err(Errno::NOENT)));
         }
         removed(pair, metadata.unlink())
     }
@@ -288,12 +288,12 @@ impl ClaimedPair {
     fn result_alone(&self, result: &Claim<'_>) -> Removal {
         match result.holds(&self.pair.result) {
             Ok(true) => {}
-            Ok(false) => return given_back(result, None, Removal::Changed),
-            Err(error) => return given_back(result, None, Removal::Failed(error)),
+            Ok(false) => return restore_then(result, None, Removal::Changed),
+            Err(error) => return restore_then(result, None, Removal::Failed(error)),
         }
         match result.unlink() {
             Ok(()) => removed(&self.pair, Err(Errno::NOENT)),
-            Err(error) => given_back(result, None, Removal::Failed(error.into())),
+            Err(error) => restore_then(result, None, Removal::Failed(error.into())),
         }
     }
 }
@@ -312,7 +312,7 @@ fn removed(pair: &Pair, metadata: rustix::io::Result<()>) -> Removal {
 }
 
 /// The outcome if the reserved name is already in use.
-fn taken_by_others(claim: &Claim<'_>) -> Removal {
+fn claimed_by_others(claim: &Claim<'_>) -> Removal {
     match claim.is_blocked() {
         Ok(true) => Removal::Failed(Errno::EXIST.into()),
         Ok(false) => Removal::ClaimedElsewhere,
@@ -321,7 +321,7 @@ fn taken_by_others(claim: &Claim<'_>) -> Removal {
 }
 
 /// Restores the claimed files of a pair and returns `removal`, or the error of the restore.
-fn given_back(result: &Claim<'_>, metadata: Option<&Claim<'_>>, removal: Removal) -> Removal {
+fn restore_then(result: &Claim<'_>, metadata: Option<&Claim<'_>>, removal: Removal) -> Removal {
     let done = match metadata {
         Some(metadata) => restore_or_discard_both(result, metadata),
         None => result.restore_or_discard().map_err(io::Error::from),

@@ -31,9 +31,9 @@ impl<'a> ProbeFile<'a> {
         let flags =
             OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(dir, Path::new(name), flags, Mode::RUSR | Mode::WUSR)?;
-        let mut canary = Self { dir, name: name.as_bytes().to_vec(), made: None };
-        canary.made = FileState::of(&fstat(&file)?).map(|seen| seen.version.mtime);
-        Ok(canary)
+        let mut probe = Self { dir, name: name.as_bytes().to_vec(), made: None };
+        probe.made = FileState::of(&fstat(&file)?).map(|seen| seen.version.mtime);
+        Ok(probe)
     }
 
     /// Renames the file as a claim does: the rename replaces nothing.

@@ -21,7 +21,7 @@ use crate::disk::root::Root;
 ///
 /// If it `prunes`, it may also remove directories there. The outcome is logged once, a failure included.
 pub(crate) fn enter(root: &Root, prunes: bool) {
-    tell_once(&confine(root, prunes));
+    log_once(&confine(root, prunes));
 }
 
 /// Confines this thread, and all that it starts. Returns false if the kernel has no Landlock.
@@ -36,11 +36,11 @@ fn confine(root: &Root, prunes: bool) -> Result<bool, RulesetError> {
     Ok(status.ruleset != RulesetStatus::NotEnforced)
 }
 
-fn tell_once(confinement: &Result<bool, RulesetError>) {
-    static TOLD: Once = Once::new();
+fn log_once(confinement: &Result<bool, RulesetError>) {
+    static LOGGED: Once = Once::new();
     static FAILED: Once = Once::new();
     // A failure is logged even if other threads were confined before.
-    let once = if confinement.is_err() { &FAILED } else { &TOLD };
+    let once = if confinement.is_err() { &FAILED } else { &LOGGED };
     once.call_once(|| match confinement {
         Ok(true) => tracing::debug!("Landlock sandbox enabled for deletion threads"),
         Ok(false) => tracing::info!("no Landlock sandbox: the kernel does not support it"),

@@ -30,18 +30,18 @@ impl Slots {
     }
 
     /// Records that a batch starts.
-    pub(super) fn taken(&mut self) {
+    pub(super) fn batch_started(&mut self) {
         self.batches += 1;
     }
 
     /// Records that the jobs of a batch are done; it may still hold claims.
-    pub(super) fn attended(&mut self, holds: bool) {
+    pub(super) fn jobs_done(&mut self, holds: bool) {
         self.batches -= 1;
         self.holding += usize::from(holds);
     }
 
     /// Records that the claims of a batch are finished.
-    pub(super) fn finished(&mut self) {
+    pub(super) fn claims_done(&mut self) {
         self.holding -= 1;
     }
 }

@@ -310,7 +310,7 @@ impl Core {
             if let Some(state) = &mut self.budget {
                 state.batches.push_back(size);
             }
-            self.slots.taken();
+            self.slots.batch_started();
             self.command(Command::Process(jobs));
         }
     }

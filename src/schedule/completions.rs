@@ -52,8 +52,8 @@ impl Core {
     /// Records that a thread is free again.
     fn release(&mut self, completion: &Completion, now: Now) {
         match completion {
-            Completion::Jobs { holds, .. } => self.slots.attended(*holds),
-            Completion::Claims { .. } => self.slots.finished(),
+            Completion::Jobs { holds, .. } => self.slots.jobs_done(*holds),
+            Completion::Claims { .. } => self.slots.claims_done(),
             Completion::Orphans { took, .. } => {
                 self.removes_orphans = false;
                 self.orphans.ended(*took, now);
@@ -72,7 +72,7 @@ impl Core {
 
     fn scan_ended(&mut self, id: ScanId, mut summary: Summary, took: Duration, now: Now) {
         let refused = summary.refused.take();
-        let (astray, results) = (summary.astray, summary.results);
+        let (watched_elsewhere, results) = (summary.watched_elsewhere, summary.results);
         let worked = took.saturating_sub(summary.waited);
         self.orphans.note(std::mem::take(&mut summary.orphans), now);
         // A scan that was cancelled did not see everything.
@@ -83,7 +83,7 @@ impl Core {
         };
         self.command(Command::Count(end));
         let end = Tally { checked: results, duration: took, ..end };
-        if astray {
+        if watched_elsewhere {
             self.events_lost();
         }
         match self.full.take_if(|full| full.id == id) {

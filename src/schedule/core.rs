@@ -199,7 +199,7 @@ impl Core {
             if jobs.is_empty() {
                 break;
             }
-            self.slots.taken();
+            self.slots.batch_started();
             self.command(Command::Process(jobs));
         }
         self.evict(usize::MAX, now);

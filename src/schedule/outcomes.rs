@@ -30,9 +30,9 @@ impl Schedule {
         let in_flight_pair = match source {
             Source::Job => self.in_flight.remove(&key).unwrap_or_default(),
             Source::Scan(id) => {
-                if let Some(contested) = self.contested(&key, id, &outcome) {
+                if let Some(inspection) = self.inspection_if_contested(&key, id, &outcome) {
                     // It is unknown which of the two was read last: inspect the pair once more.
-                    contested.merge(Trigger::UNREPORTED);
+                    inspection.merge(Trigger::UNREPORTED);
                     self.apply_contested(&key, &outcome, now);
                     return outcome.tally();
                 }
@@ -53,7 +53,12 @@ impl Schedule {
 
     /// Returns the trigger for another inspection if what scan `id` read of a pair may be outdated. This
     /// is so if the pair is in flight or vanished, or if another source updated it.
-    fn contested(&mut self, key: &PairKey, id: ScanId, outcome: &Outcome) -> Option<&mut Trigger> {
+    fn inspection_if_contested(
+        &mut self,
+        key: &PairKey,
+        id: ScanId,
+        outcome: &Outcome,
+    ) -> Option<&mut Trigger> {
         if let Some(in_flight_pair) = self.in_flight.get_mut(key) {
             return Some(in_flight_pair.changes.get_or_insert_default());
         }

@@ -307,7 +307,7 @@ impl Schedule {
         // No event reports when the cache directory itself can be read again.
         summary.recoveries.extend(unread.get(Path::new("")).cloned());
         self.retried.retain(|dir, _| !scope.covers(dir) || summary.recoveries.contains(dir));
-        self.rescans.extend(summary.new_dirs);
+        self.rescans.extend(summary.scan_next);
         for dir in summary.recoveries {
             self.scan_later(&dir, now);
         }

@@ -141,7 +141,7 @@ impl Service {
     pub(crate) async fn deliver(
         &self,
         request: impl FnOnce(&Client) -> RequestBuilder,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), RequestFailure> {
         let request = request(&self.client);
         let (mut sender, result) = oneshot::channel();
         let exchange = move || {
@@ -166,35 +166,35 @@ impl Service {
 
 /// Why a request did not succeed.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Failure {
+pub(crate) struct RequestFailure {
     /// The reason, in one line.
     pub reason: String,
     /// The status of the answer, if there was one.
     status: Option<StatusCode>,
 }
 
-impl Failure {
+impl RequestFailure {
     /// Whether the service has answered that it has no such endpoint.
     pub(crate) fn is_no_endpoint(&self) -> bool {
         self.status.is_some_and(|status| NO_ENDPOINT.contains(&status))
     }
 }
 
-impl From<String> for Failure {
+impl From<String> for RequestFailure {
     /// A failure without an answer.
     fn from(reason: String) -> Self {
         Self { reason, status: None }
     }
 }
 
-async fn answer(request: RequestBuilder) -> Result<Response, Failure> {
+async fn answer(request: RequestBuilder) -> Result<Response, RequestFailure> {
     let answer = request.send().await.map_err(|error| in_words(&error))?;
     let status = answer.status();
     if status.is_success() {
         return Ok(answer);
     }
     let hint = if status.is_redirection() { ", and redirects are not followed" } else { "" };
-    Err(Failure { reason: format!("HTTP {status}{hint}"), status: Some(status) })
+    Err(RequestFailure { reason: format!("HTTP {status}{hint}"), status: Some(status) })
 }
 
 /// Returns the reason why there is no answer.

@@ -28,7 +28,7 @@ use crate::error::Error;
 use crate::pair::tally::Tally;
 use crate::sys::runtime;
 use crate::telemetry::durations::in_milliseconds;
-use crate::telemetry::http_client::{Failure, Service};
+use crate::telemetry::http_client::{RequestFailure, Service};
 use crate::telemetry::stats::SweepReport;
 
 /// Where reports go, below the address of the service.
@@ -38,7 +38,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest pause between two attempts while the service is unreachable.
 const MAX_RETRY: Duration = Duration::from_secs(10);
 /// The shortest pause after a failed attempt, however short the interval is.
-const SHORTEST_RETRY: Duration = Duration::from_millis(100);
+const MIN_RETRY: Duration = Duration::from_millis(100);
 /// How many sweeps may wait for reports of their own; further sweeps are added to the last one.
 const MAX_SWEEPS: usize = 64;
 /// Replaces intervals that would overflow the clock.
@@ -72,7 +72,7 @@ impl Reporter {
         let service = Service::new(url, timeout)
             .map_err(|reason| Error::MetricsUrl { url: redacted(url), reason })?;
         let shared = Arc::new(Shared {
-            waiting: Mutex::new(Waiting::new(interval)),
+            waiting: Mutex::new(PendingReports::new(interval)),
             changed: Notify::new(),
         });
         let (end, ended) = oneshot::channel();
@@ -111,13 +111,13 @@ impl Reporter {
 
 /// The state that a [`Reporter`] and its task share.
 struct Shared {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<PendingReports>,
     /// Signals that there may be something to do earlier than the task expects.
     changed: Notify,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, PendingReports> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -132,7 +132,7 @@ enum Step {
 }
 
 /// The pending figures, and when to send them. Uses no clock and no network.
-struct Waiting {
+struct PendingReports {
     report_interval: Duration,
     /// Each of these is a report of its own.
     sweeps: VecDeque<Tally>,
@@ -152,7 +152,7 @@ enum Retry {
     WithNextSweep,
 }
 
-impl Waiting {
+impl PendingReports {
     fn new(report_interval: Duration) -> Self {
         Self {
             report_interval: report_interval.min(A_YEAR),
@@ -238,12 +238,12 @@ impl Waiting {
     }
 
     /// Takes back a report that was sent at `sent` and failed by `now`.
-    fn failed(&mut self, tally: Tally, sent: Instant, now: Instant, failure: &Failure) {
+    fn failed(&mut self, tally: Tally, sent: Instant, now: Instant, failure: &RequestFailure) {
         let retry = if failure.is_no_endpoint() {
             Retry::WithNextSweep
         } else {
             let pause = self.report_interval.min(MAX_RETRY);
-            Retry::At((sent + pause).max(now + SHORTEST_RETRY))
+            Retry::At((sent + pause).max(now + MIN_RETRY))
         };
         self.undelivered = Some((tally, retry));
     }
@@ -260,7 +260,7 @@ struct Outage {
 impl Outage {
     /// Logs the outcome of the attempt that began at `sent`. The first failure of its kind is a warning
     /// and the recovery is an info line; failures in between are logged at debug level.
-    fn note(&mut self, service: &Service, sent: Instant, outcome: Result<(), &Failure>) {
+    fn note(&mut self, service: &Service, sent: Instant, outcome: Result<(), &RequestFailure>) {
         let address = &service.address;
         let Err(failure) = outcome else {
             if let Some(since) = std::mem::take(self).since {
@@ -348,8 +348,8 @@ const NO_TIME: &str = "no answer in the time there was";
 /// Returns the outcome of `attempt`, which fails if it takes until `deadline`.
 async fn within(
     deadline: Instant,
-    attempt: impl Future<Output = Result<(), Failure>>,
-) -> Result<(), Failure> {
+    attempt: impl Future<Output = Result<(), RequestFailure>>,
+) -> Result<(), RequestFailure> {
     timeout_at(deadline, attempt).await.unwrap_or_else(|_| Err(NO_TIME.to_owned().into()))
 }
 
@@ -359,7 +359,7 @@ async fn last_attempt(
     shared: &Shared,
     service: &Service,
     deadline: Instant,
-    failure: Option<Failure>,
+    failure: Option<RequestFailure>,
 ) {
     let Some(tally) = shared.lock().take_all() else {
         return;
@@ -368,7 +368,7 @@ async fn last_attempt(
         Some(failure) if Instant::now() >= deadline => Err(failure),
         _ => within(deadline, deliver(service, tally)).await,
     };
-    if let Err(Failure { reason, .. }) = outcome {
+    if let Err(RequestFailure { reason, .. }) = outcome {
         let SweepReport { deleted_count, freed_bytes, checked_count, errors, duration, .. } =
             SweepReport::from(tally);
         let duration_ms = in_milliseconds(duration);
@@ -382,7 +382,7 @@ async fn last_attempt(
 }
 
 /// Sends one report. The error is the reason why the report has to count as undelivered.
-async fn deliver(service: &Service, tally: Tally) -> Result<(), Failure> {
+async fn deliver(service: &Service, tally: Tally) -> Result<(), RequestFailure> {
     let timestamp = chrono::Local::now().format("%Y-%m-%dT%H:%M:%S").to_string();
     let body = Body { figures: SweepReport::from(tally), timestamp };
     let endpoint = service.endpoint(ENDPOINT);

@@ -54,7 +54,7 @@ impl Translator {
             return;
         }
         for path in &event.paths {
-            if let Some(place) = Place::of(path, &self.root) {
+            if let Some(place) = EventPath::of(path, &self.root) {
                 self.translate_path(event.kind, &place, put);
             }
         }
@@ -73,13 +73,13 @@ impl Translator {
 
     /// The directory whose watch reports `event`, as far as the path of the event shows it.
     pub(super) fn origin(&mut self, event: &Event) -> Option<Arc<Path>> {
-        let place = Place::of(event.paths.first()?, &self.root)?;
+        let place = EventPath::of(event.paths.first()?, &self.root)?;
         // A directory also reports its own events. They come from its parent only if that has a watch.
         let is_own = !self.watched.is_watched(place.dir) && self.watched.is_watched(place.rel);
         Some(if is_own { place.rel.into() } else { self.shared(place.dir) })
     }
 
-    fn translate_path(&mut self, kind: EventKind, place: &Place, put: &mut dyn FnMut(Change)) {
+    fn translate_path(&mut self, kind: EventKind, place: &EventPath, put: &mut dyn FnMut(Change)) {
         use WriteState::{Closed, Created, Unknown, Writing};
         let rel = place.rel;
         if self.reports_orphans && !place.name.is_claim() {
@@ -125,7 +125,7 @@ impl Translator {
     }
 
     /// Translates a rename to the name of `place`, from within the cache directory or from elsewhere.
-    fn renamed_to(&mut self, place: &Place, put: &mut dyn FnMut(Change)) {
+    fn renamed_to(&mut self, place: &EventPath, put: &mut dyn FnMut(Change)) {
         if place.name.is_claim() {
             if let Name::Claim(Half::Result, _) = place.name {
                 self.backpressure.delivered();
@@ -151,13 +151,13 @@ impl Translator {
         }
     }
 
-    fn vanished(&mut self, place: &Place, put: &mut dyn FnMut(Change)) {
+    fn vanished(&mut self, place: &EventPath, put: &mut dyn FnMut(Change)) {
         let Some((half, key)) = self.half(place) else { return };
         let writer = if half == Half::Metadata { WriteState::Gone } else { WriteState::Unknown };
         put(Change::Pair(key, Trigger { appeared: false, writer }));
     }
 
-    fn appeared(&mut self, place: &Place, writer: WriteState, put: &mut dyn FnMut(Change)) {
+    fn appeared(&mut self, place: &EventPath, writer: WriteState, put: &mut dyn FnMut(Change)) {
         match self.half(place) {
             Some((Half::Metadata, key)) => {
                 put(Change::Pair(key, Trigger { appeared: true, writer }));
@@ -169,7 +169,7 @@ impl Translator {
         }
     }
 
-    fn half(&mut self, place: &Place) -> Option<(Half, PairKey)> {
+    fn half(&mut self, place: &EventPath) -> Option<(Half, PairKey)> {
         let Name::Half(half, stem) = place.name else { return None };
         Some((half, PairKey { dir: self.shared(place.dir), stem: Stem::new(stem) }))
     }
@@ -185,7 +185,7 @@ impl Translator {
 
 /// What the path of an event names. It is split by its bytes: splitting it into components takes several
 /// times as long.
-struct Place<'a> {
+struct EventPath<'a> {
     path: &'a Path,
     /// The path relative to the cache directory; empty for the cache directory itself.
     rel: &'a Path,
@@ -194,7 +194,7 @@ struct Place<'a> {
     name: Name<&'a [u8]>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> EventPath<'a> {
     /// Splits `path`, if it is `root` or below it.
     fn of(path: &'a Path, root: &Path) -> Option<Self> {
         let rel = below(root, path)?;

@@ -34,13 +34,13 @@ const EVENTS: EventKindMask = EventKindMask::CREATE
 /// not answer before the flood ends. On a busy machine, its thread may have to wait for a while.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often a waiting caller checks whether to wait on.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The watches of one cache directory. Dropping it ends them.
 #[derive(Debug)]
 pub(crate) struct Watcher {
     watched: Watched,
-    requests: Sender<Request>,
+    requests: Sender<WatchRequest>,
     progress: Arc<AtomicU64>,
     load: Arc<Load>,
     inbox: Arc<Inbox>,
@@ -51,7 +51,7 @@ pub(crate) type WatchAnswers = Vec<Result<bool, WatchError>>;
 
 /// A request to the registrar.
 #[derive(Debug)]
-enum Request {
+enum WatchRequest {
     /// Set watches on these directories, and answer for each whether it exists.
     Watch(Vec<Arc<Path>>, Sender<WatchAnswers>),
     /// End the watches of these directories.
@@ -132,7 +132,7 @@ impl Watcher {
         let asked = (!wanted.is_empty()).then(|| {
             let (answer, answered) = crossbeam_channel::bounded(1);
             // A registrar that has ended does not answer, which `wait` notices.
-            let _ = self.requests.send(Request::Watch(wanted, answer));
+            let _ = self.requests.send(WatchRequest::Watch(wanted, answer));
             (places, answered)
         });
         Answers { answers, asked, new }
@@ -175,7 +175,7 @@ impl Watcher {
     fn wait(&self, answered: &Receiver<WatchAnswers>, cancel: &AtomicBool) -> Option<WatchAnswers> {
         let mut last = (self.progress.load(Ordering::Relaxed), Instant::now());
         loop {
-            match answered.recv_timeout(LOOK) {
+            match answered.recv_timeout(POLL_INTERVAL) {
                 Ok(answer) => return Some(answer),
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {}
@@ -240,7 +240,7 @@ impl Watcher {
     fn unwatch(&self) -> impl FnOnce(Vec<Arc<Path>>) {
         |rels| {
             if !rels.is_empty() {
-                let _ = self.requests.send(Request::Unwatch(rels));
+                let _ = self.requests.send(WatchRequest::Unwatch(rels));
             }
         }
     }
@@ -295,17 +295,17 @@ struct Registrar {
 
 impl Registrar {
     /// Handles requests until the [`Watcher`] is dropped.
-    fn run(mut self, requests: &Receiver<Request>) {
+    fn run(mut self, requests: &Receiver<WatchRequest>) {
         for request in requests {
             self.load.is_asked.store(true, Ordering::Relaxed);
             match request {
                 _ if self.is_given_up() => {}
-                Request::Watch(rels, answer) => {
+                WatchRequest::Watch(rels, answer) => {
                     let answers = rels.iter().map(|rel| self.watch(rel)).collect();
                     // The caller may have given up.
                     let _ = answer.send(answers);
                 }
-                Request::Unwatch(rels) => {
+                WatchRequest::Unwatch(rels) => {
                     for rel in rels {
                         // The directory may be gone by now.
                         let _ = self.notify.unwatch(&join(&self.root, &rel));

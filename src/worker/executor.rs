@@ -69,8 +69,8 @@ impl<'a> EvictionMeter<'a> {
     }
 
     fn end(&self) -> Option<EvictedBatch> {
-        let after = self.before.and_then(|before| Some([before, free_space(self.root).ok()?]));
-        self.is_eviction.then_some(EvictedBatch { space: after, bytes: self.bytes })
+        let space = self.before.and_then(|before| Some([before, free_space(self.root).ok()?]));
+        self.is_eviction.then_some(EvictedBatch { space, bytes: self.bytes })
     }
 }
 
@@ -134,7 +134,7 @@ impl Executor {
                 let start = Instant::now();
                 let mut processor =
                     PairProcessor::new(&context, &open.root).watched_by(open.watcher.as_ref().ok());
-                processor.attend_all(&jobs, &cancel);
+                processor.process_jobs(&jobs, &cancel);
                 let (found, holds) = (processor.take_found(), processor.holds());
                 evicting.add(&found);
                 let took = start.elapsed();
@@ -279,7 +279,7 @@ impl Executor {
         refusal: &WatchError,
     ) {
         let root = root.to_owned();
-        let count_and_tell = move || {
+        let count_and_log = move || {
             log_unwatched(
                 refused,
                 Some(count_directories(&root)),
@@ -289,7 +289,7 @@ impl Executor {
         };
         // Counting runs on its own thread, so that nothing waits for it.
         let counts = *refusal == WatchError::TooManyWatches
-            && thread::Builder::new().spawn(count_and_tell).is_ok();
+            && thread::Builder::new().spawn(count_and_log).is_ok();
         if !counts {
             log_unwatched(refused, None, every, refusal);
         }

@@ -76,7 +76,7 @@ impl Disk {
     }
 
     /// Inspects a pair in a directory that was opened as `rel`, and deletes the pair if it is due.
-    pub fn attend(
+    pub fn process(
         &mut self,
         dir: DirId,
         rel: &Path,

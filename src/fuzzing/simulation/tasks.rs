@@ -114,7 +114,7 @@ impl Jobs {
             let dir =
                 *self.opened.entry(key.dir.to_path_buf()).or_insert_with(|| disk.resolve(&key.dir));
             let outcome = dir.map_or(Outcome::Incomplete, |dir| {
-                disk.attend(dir, &key.dir, stem_of(&key), (settled, evict), around.chance)
+                disk.process(dir, &key.dir, stem_of(&key), (settled, evict), around.chance)
             });
             if let Outcome::Evicted { freed, .. } = outcome {
                 self.evicted += freed;
@@ -270,7 +270,7 @@ impl Scan {
             around.inbox.floods.end(rel);
         }
         if !descends {
-            self.summary.new_dirs.push(Arc::clone(rel));
+            self.summary.scan_next.push(Arc::clone(rel));
         }
     }
 
@@ -344,7 +344,7 @@ impl Scan {
             if visit.descends {
                 self.pending.push((below, true));
             } else if !self.has_watcher(around) || !disk.kernel.watched.is_known(&below) {
-                self.summary.new_dirs.push(below.into());
+                self.summary.scan_next.push(below.into());
             }
         }
         let pairs = directory.pairs.iter().filter(|(_, halves)| halves.metadata.is_some());
@@ -355,7 +355,7 @@ impl Scan {
     fn read_one(&mut self, around: &mut Surroundings<'_>) {
         let at = around.chance.below(self.to_read.len());
         let (dir, rel, stem) = self.to_read.swap_remove(at);
-        let outcome = around.disk.attend(dir, &rel, stem, (None, None), around.chance);
+        let outcome = around.disk.process(dir, &rel, stem, (None, None), around.chance);
         self.read.push(JobResult { key: key(&rel, stem), outcome });
     }
 

@@ -313,7 +313,7 @@ fn what_was_published_anew_before_its_directory_was_moved_away_replaces_the_clai
 }
 
 #[test]
-fn a_canary_that_was_left_behind_is_removed_unless_something_else_bears_the_name() {
+fn a_probe_file_that_was_left_behind_is_removed_unless_something_else_has_the_name() {
     let names = [".result-cleaner-canary-1-2", ".result-cleaner-canary-3-4-claimed"];
     let cache = Cache::with(&[(names[0], ""), (names[1], "not empty")]);
     let claims = names.map(|name| name.as_bytes().to_vec());

@@ -33,7 +33,7 @@ impl Place {
 
     fn outcome(&self) -> Outcome {
         let mut processor = PairProcessor::new(&self.context, &self.root);
-        processor.attend(&self.open(), &Stem::new(b"a"), Hint::Listed);
+        processor.process(&self.open(), &Stem::new(b"a"), Hint::Listed);
         processor.finish();
         processor.take_found().pop().unwrap().outcome
     }
@@ -59,7 +59,7 @@ fn only_deletions_whose_events_are_reported_are_waited_for() {
         let mut processor = PairProcessor::new(&context, &place.root).watched_by(Some(&watcher));
         let dir = place.open();
         let settled = stat_file(&dir, b"a.result.json.lz4").unwrap().unwrap();
-        processor.attend(&dir, &Stem::new(b"a"), Hint::Settled(settled));
+        processor.process(&dir, &Stem::new(b"a"), Hint::Settled(settled));
         // The event may have arrived already.
         let is_counted = inbox.backpressure.count() == 1;
         processor.finish();

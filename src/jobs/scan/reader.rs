@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::attendants::{Attendants, Batch};
 use super::listing::Listing;
+use super::pair_threads::{Batch, PairThreads};
 use super::queue::{Part, Pending, Work};
 use super::{Readers, Scan};
 use crate::disk::inspect::{read_listed, stat_file};
@@ -49,7 +49,7 @@ pub(super) type Claims = Vec<(Arc<Path>, Vec<Vec<u8>>)>;
 pub(super) struct Reader<'a, 'scope, 'scan> {
     scan: &'scan Scan<'scan>,
     readers: &'a Readers,
-    attendants: &'a Attendants<'scope, 'scan>,
+    pair_threads: &'a PairThreads<'scope, 'scan>,
     listing: Listing,
     buffer: Box<[u8]>,
     found: ScanFound,
@@ -84,12 +84,12 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
     pub(super) fn new(
         scan: &'scan Scan<'scan>,
         readers: &'a Readers,
-        attendants: &'a Attendants<'scope, 'scan>,
+        pair_threads: &'a PairThreads<'scope, 'scan>,
     ) -> Self {
         Self {
             scan,
             readers,
-            attendants,
+            pair_threads,
             listing: Listing::default(),
             buffer: vec![0; BUFFER].into(),
             found: ScanFound::default(),
@@ -177,7 +177,7 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
             }
             if !descends {
                 // All that was below it is gone, too.
-                self.summary.new_dirs.push(rel);
+                self.summary.scan_next.push(rel);
             }
             return;
         }
@@ -238,11 +238,12 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
         let root = self.scan.root;
         match watched {
             Ok(true) => {
-                self.summary.astray |= !root.path_leads_to(dir)? && root.still_contains(dir)?;
+                self.summary.watched_elsewhere |=
+                    !root.path_leads_to(dir)? && root.still_contains(dir)?;
             }
             // The directory, or one above it, was away for an instant.
             Ok(false) if root.still_contains(dir)? => {
-                self.summary.new_dirs.push(Arc::clone(&dir.rel));
+                self.summary.scan_next.push(Arc::clone(&dir.rel));
             }
             // It was moved away since it was opened, and no event will report that.
             Ok(false) => return Err(Errno::NOENT.into()),
@@ -314,7 +315,7 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
         } else {
             let is_new =
                 |dir: &Arc<Path>| self.scan.watcher.is_none_or(|watcher| !watcher.knows(dir));
-            self.summary.new_dirs.extend(below.into_iter().filter(is_new));
+            self.summary.scan_next.extend(below.into_iter().filter(is_new));
         }
         let has_more = !listed.is_empty() || !parts.is_empty();
         if has_more && self.readers.queue.add(listed.into_iter(), parts) {
@@ -322,7 +323,7 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
         }
     }
 
-    /// Reads the metadata of some listed pairs. Hands those that do not simply wait to the attendants.
+    /// Reads the metadata of some listed pairs. Hands those that do not simply wait to the threads for pairs.
     fn read_pairs(&mut self, dir: &Arc<Dir>, listing: &Listing, from: usize, to: usize) {
         let context = self.scan.context;
         // Nearly all pairs wait, in most scans.
@@ -370,10 +371,10 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
             self.hand_over();
         }
         if !others.is_empty() {
-            // The attendants may be busy for long.
+            // The threads for pairs may be busy for long.
             self.hand_over();
             let start = Instant::now();
-            self.attendants.process(Batch { dir: Arc::clone(dir), pairs: others });
+            self.pair_threads.process(Batch { dir: Arc::clone(dir), pairs: others });
             self.pace.rested += start.elapsed();
         }
     }

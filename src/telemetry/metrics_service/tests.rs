@@ -300,9 +300,9 @@ fn retries_come_at_the_interval_within_bounds_and_memory_is_bounded() {
     for (interval, retry) in [
         (Duration::MAX, start + MAX_RETRY),
         (Duration::from_secs(7), start + Duration::from_secs(7)),
-        (Duration::from_millis(1), late + SHORTEST_RETRY),
+        (Duration::from_millis(1), late + MIN_RETRY),
     ] {
-        let mut waiting = Waiting::new(interval);
+        let mut waiting = PendingReports::new(interval);
         waiting.add_sweep(tally(1));
         assert_eq!(waiting.step(start), Step::Send(tally(1)));
         assert_eq!(waiting.reports(), 1, "until it is accepted");

@@ -172,7 +172,7 @@ impl World {
         for (_, jobs) in self.jobs.extract_if(.., |(at, _)| *at <= mono).collect::<Vec<_>>() {
             let mut found = Vec::new();
             for job in jobs {
-                let outcome = self.attend(&job)?;
+                let outcome = self.process(&job)?;
                 found.push(JobResult { key: job.key, outcome });
             }
             let done =
@@ -231,7 +231,7 @@ impl World {
     }
 
     /// Deletes the pair if it is due by the worker's clock.
-    fn attend(&mut self, job: &Job) -> Result<Outcome, TestCaseError> {
+    fn process(&mut self, job: &Job) -> Result<Outcome, TestCaseError> {
         let now = self.now().wall;
         let high = self.highest();
         let pair = self.pairs.iter_mut().find(|pair| pair.key == job.key).unwrap();

@@ -22,7 +22,7 @@ pub(in crate::jobs) struct Batch {
 }
 
 /// Threads that process pairs. They are confined if the sandbox is on.
-pub(super) struct Attendants<'scope, 'scan> {
+pub(super) struct PairThreads<'scope, 'scan> {
     scan: &'scan Scan<'scan>,
     scope: &'scope Scope<'scope, 'scan>,
     batches: Sender<Batch>,
@@ -31,7 +31,7 @@ pub(super) struct Attendants<'scope, 'scan> {
     most: usize,
 }
 
-impl<'scope, 'scan: 'scope> Attendants<'scope, 'scan> {
+impl<'scope, 'scan: 'scope> PairThreads<'scope, 'scan> {
     pub(super) fn new(scan: &'scan Scan<'scan>, scope: &'scope Scope<'scope, 'scan>) -> Self {
         let (batches, queue) = crossbeam_channel::bounded(QUEUE);
         Self { scan, scope, batches, queue, count: AtomicUsize::new(0), most: cores() }
@@ -40,7 +40,7 @@ impl<'scope, 'scan: 'scope> Attendants<'scope, 'scan> {
     /// Hands a batch to the threads, and starts another one if they are busy.
     pub(super) fn process(&self, batch: Batch) {
         if !self.scan.context.deletes() {
-            return self.scan.attend_at_once(batch);
+            return self.scan.process_here(batch);
         }
         let waits = !self.queue.is_empty();
         let refused = match self.batches.try_send(batch) {
@@ -50,18 +50,18 @@ impl<'scope, 'scan: 'scope> Attendants<'scope, 'scan> {
         let grow = |count| ((count == 0 || waits) && count < self.most).then_some(count + 1);
         if self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow).is_ok() {
             let (scan, queue) = (self.scan, DrainedAtPanic(self.queue.clone()));
-            let attend = move || {
+            let work = move || {
                 scan.context.confine(scan.root);
-                scan.attend(&queue.0);
+                scan.process_batches(&queue.0);
             };
-            if thread::Builder::new().spawn_scoped(self.scope, attend).is_err() {
+            if thread::Builder::new().spawn_scoped(self.scope, work).is_err() {
                 self.count.fetch_sub(1, Ordering::Relaxed);
             }
         }
         if self.count.load(Ordering::Relaxed) == 0 {
             // The system has no thread to spare: this thread does the work.
             let waiting = self.queue.try_iter().chain(refused);
-            waiting.for_each(|batch| self.scan.attend_at_once(batch));
+            waiting.for_each(|batch| self.scan.process_here(batch));
         } else if let Some(batch) = refused {
             let _ = self.batches.send(batch);
         }
@@ -86,7 +86,7 @@ impl Scan<'_> {
     }
 
     /// Processes batches until there are no more.
-    fn attend(&self, queue: &Receiver<Batch>) {
+    fn process_batches(&self, queue: &Receiver<Batch>) {
         let mut processor = self.processor();
         loop {
             let next = match processor.next() {
@@ -94,7 +94,7 @@ impl Scan<'_> {
                 None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match next {
-                Ok(batch) => self.attend_batch(&mut processor, batch),
+                Ok(batch) => self.process_batch(&mut processor, batch),
                 Err(RecvTimeoutError::Timeout) => processor.finish_due(),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -105,20 +105,20 @@ impl Scan<'_> {
     }
 
     /// Processes a batch on this thread.
-    pub(in crate::jobs) fn attend_at_once(&self, batch: Batch) {
+    pub(in crate::jobs) fn process_here(&self, batch: Batch) {
         let mut processor = self.processor();
-        self.attend_batch(&mut processor, batch);
+        self.process_batch(&mut processor, batch);
         processor.finish();
         self.hand_over(&mut processor);
     }
 
-    fn attend_batch(&self, processor: &mut PairProcessor<'_>, batch: Batch) {
+    fn process_batch(&self, processor: &mut PairProcessor<'_>, batch: Batch) {
         for (stem, hint) in batch.pairs {
             processor.rest(self.cancel);
             if self.cancelled() {
                 return;
             }
-            processor.attend(&batch.dir, &stem, hint);
+            processor.process(&batch.dir, &stem, hint);
         }
     }
 
