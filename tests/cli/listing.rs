@@ -66,7 +66,7 @@ fn list_has_the_soonest_first_and_the_invalid_last() {
 #[test]
 fn hostile_names_are_shown_harmlessly_and_named_exactly() {
     let cache = CacheDir::new();
-    for name in [&b"caf\xe9"[..], b"\x1b[2J\nclear\r\x07"] {
+    for name in [&b"one\xe9"[..], b"\x1b[2J\nclear\r\x07"] {
         let pair =
             |half: &str| cache.path().join(OsStr::from_bytes(&[name, half.as_bytes()].concat()));
         fs::write(pair(".result.json.lz4"), "data").unwrap();
@@ -80,7 +80,7 @@ fn hostile_names_are_shown_harmlessly_and_named_exactly() {
     for shown in [stdout(&output), stderr(&output), stdout(&swept), stderr(&swept)] {
         assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{shown:?}");
     }
-    let quoted = [r"$'\x1B[2J\nclear\r\x07.result.json.lz4'", r"$'caf\xE9.result.json.lz4'"];
+    let quoted = [r"$'\x1B[2J\nclear\r\x07.result.json.lz4'", r"$'one\xE9.result.json.lz4'"];
     let program = result_cleaner().get_program().to_str().unwrap().to_owned();
     for name in quoted {
         assert!(stdout(&output).contains(name), "{}", stdout(&output));
@@ -98,11 +98,11 @@ fn hostile_names_are_shown_harmlessly_and_named_exactly() {
     for line in lines {
         let result = line["result"].as_str().unwrap();
         if let Some(bytes) = line["result_bytes"].as_str() {
-            let expected = dir.join(OsStr::from_bytes(b"caf\xe9.result.json.lz4"));
+            let expected = dir.join(OsStr::from_bytes(b"one\xe9.result.json.lz4"));
             let hex: String =
                 expected.as_os_str().as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
             assert_eq!(bytes, hex);
-            assert!(result.ends_with("caf\u{fffd}.result.json.lz4"), "{result}");
+            assert!(result.ends_with("one\u{fffd}.result.json.lz4"), "{result}");
         } else {
             assert_eq!(result, text(&dir.join("\u{1b}[2J\nclear\r\u{7}.result.json.lz4")));
         }
