@@ -22,7 +22,7 @@ use crate::pair::budget::Chosen;
 use crate::pair::name::{PairKey, Stem};
 use crate::pair::outcome::{Failure, Job, JobResult, Outcome};
 use crate::pair::tally::ErrorKind;
-use crate::pair::version::FileState;
+use crate::pair::version::{FileState, Version};
 use crate::remove::{Buffers, ClaimedPair, DuePair, LockPatience, Removal, remove};
 use crate::sys::descriptors::share_of_open_files;
 use crate::watch::Watcher;
@@ -200,7 +200,7 @@ impl<'a> PairProcessor<'a> {
 
     fn finish_next(&mut self) {
         let Some((held, mut late)) = self.held.pop_front() else { return };
-        let (evicts, expires_at) = (held.evicts, held.expires_at());
+        let (evicts, expires_at, version) = (held.evicts, held.expires_at(), held.version());
         let _spending = self.context.throttle().spend();
         let (dir, stem) = (Arc::clone(&held.dir), held.stem.clone());
         if self.held.front().is_none_or(|(next, _)| !Arc::ptr_eq(&next.dir, &dir)) {
@@ -211,7 +211,7 @@ impl<'a> PairProcessor<'a> {
         if evicts {
             late = clock.wall() - expires_at;
         }
-        let when = When { expires_at, late, evicts };
+        let when = When { expires_at, late, evicts, version };
         if let Some(outcome) = self.outcome_of(removal, &dir, &stem, when) {
             let key = PairKey { dir: Arc::clone(&dir.rel), stem };
             self.found.push(JobResult { key, outcome });
@@ -301,10 +301,11 @@ impl<'a> PairProcessor<'a> {
         }
         let clock = self.context.clock();
         let (wall, expires_at, evicts) = (|| clock.wall(), judged.pair.expires_at, judged.evicts);
+        let version = judged.pair.result.version;
         let (buffers, patience) = (&mut self.buffers, &mut self.lock_patience);
         let removal = remove(dir, stem, judged, &wall, buffers, patience);
         let late = clock.wall() - expires_at;
-        self.outcome_of(removal, dir, stem, When { expires_at, late, evicts })
+        self.outcome_of(removal, dir, stem, When { expires_at, late, evicts, version })
     }
 
     /// Whether the kernel reports what happens in the directory. If it does not, no deletion may wait for its
@@ -359,7 +360,7 @@ impl<'a> PairProcessor<'a> {
                 return None;
             }
             Removal::Deleted { freed, disk_freed, leftover } => {
-                let When { expires_at, late, evicts } = when;
+                let When { expires_at, late, evicts, .. } = when;
                 let path = || path_field(&result_path(self.root, &dir.rel, stem));
                 let leftover = leftover
                     .map(|error| Failure::new(ErrorKind::Deletion, "delete the metadata", &error));
@@ -379,13 +380,13 @@ impl<'a> PairProcessor<'a> {
             Removal::DeletedElsewhere => Outcome::Incomplete,
             Removal::ClaimedElsewhere => Outcome::ClaimedElsewhere,
             Removal::Failed(error) => {
-                Outcome::Failed(Failure::new(ErrorKind::Deletion, "delete the result", &error))
+                let failure = Failure::new(ErrorKind::Deletion, "delete the result", &error);
+                Outcome::Failed(failure.of_result(when.version))
             }
-            Removal::RestoreFailed(error) => Outcome::RestoreFailed(Failure::new(
-                ErrorKind::Recovery,
-                "restore the result",
-                &error,
-            )),
+            Removal::RestoreFailed(error) => {
+                let failure = Failure::new(ErrorKind::Recovery, "restore the result", &error);
+                Outcome::RestoreFailed(failure.of_result(when.version))
+            }
         })
     }
 
@@ -440,6 +441,8 @@ struct When {
     late: TimeDelta,
     /// Whether it was deleted although it was not due when it was chosen.
     evicts: bool,
+    /// The version of its result.
+    version: Version,
 }
 
 /// Whether a pair is kept or deleted.

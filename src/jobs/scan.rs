@@ -90,9 +90,7 @@ impl Scan<'_> {
     pub(crate) fn run(&self, trees: &[Arc<Path>], dirs: &[Arc<Path>]) -> Summary {
         if let Some(watcher) = self.watcher {
             watcher.drop_stale();
-            if trees.iter().any(|tree| tree.as_os_str().is_empty()) {
-                watcher.forget_unwatched();
-            }
+            trees.iter().for_each(|tree| watcher.forget_unwatched(tree));
             watcher.end_floods(self.root.path(), dirs);
         }
         // The last ones come first: a directory in one that is listed alone is then known.

@@ -15,7 +15,7 @@ use super::change::WatchError;
 use super::name::{PairKey, Stem};
 use super::reason::{Reason, SystemError};
 use super::tally::{ErrorKind, Errors, OrphanTally, Tally};
-use super::version::{Broken, FileState, FileTime};
+use super::version::{Broken, FileState, FileTime, Version};
 
 /// The state in which a pair was found, and what the cleaner did with it.
 #[derive(Debug)]
@@ -91,11 +91,22 @@ pub(crate) struct Failure {
     /// `None` if the operation failed because another program has locked the directory, and not because
     /// of a system error.
     errno: Option<i32>,
+    /// The version of the result that was to be deleted; `None` if the operation was about something else.
+    result: Option<Version>,
 }
 
 impl Failure {
     pub(crate) fn new(kind: ErrorKind, doing: &'static str, error: &io::Error) -> Self {
-        Self { kind, doing, errno: error.raw_os_error() }
+        Self { kind, doing, errno: error.raw_os_error(), result: None }
+    }
+
+    /// The same failure of an attempt to delete this version of a result.
+    pub(crate) fn of_result(self, version: Version) -> Self {
+        Self { result: Some(version), ..self }
+    }
+
+    pub(crate) fn result(self) -> Option<Version> {
+        self.result
     }
 
     pub(crate) fn kind(self) -> ErrorKind {

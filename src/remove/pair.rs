@@ -14,7 +14,7 @@ use crate::disk::inspect::{Metadata, read_metadata, reread_unchanged, stat_file}
 use crate::disk::root::Dir;
 use crate::pair::budget::DiskSize;
 use crate::pair::name::{Half, Stem};
-use crate::pair::version::Pair;
+use crate::pair::version::{Pair, Version};
 
 /// The outcome of an attempt to delete a pair.
 #[derive(Debug)]
@@ -221,6 +221,11 @@ pub(crate) struct ClaimedPair {
 impl ClaimedPair {
     pub(crate) fn expires_at(&self) -> DateTime<Utc> {
         self.pair.expires_at
+    }
+
+    /// The version of the result.
+    pub(crate) fn version(&self) -> Version {
+        self.pair.result.version
     }
 
     /// When the hold time is over.

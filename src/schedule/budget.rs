@@ -40,8 +40,8 @@ const SLOW: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct BudgetState {
     pub budget: Budget,
-    /// The free space when it was last read, and the size of all pairs at that time.
-    space: Option<(FreeSpace, u64)>,
+    /// The free space when it was last read.
+    space: Option<FreeSpace>,
     /// What a dry run would have freed.
     pub freed_in_dry_run: u64,
     /// What was deleted since the space was last read, and since the last request for it.
@@ -52,10 +52,13 @@ pub(super) struct BudgetState {
     /// Whether a full scan has ended: before that, pairs that expire sooner may not be known yet.
     is_scanned: bool,
     evicting: Evicting,
-    /// What all pairs took at the start of each batch that runs, the oldest first.
-    batches: VecDeque<u64>,
+    /// The batches that run, the oldest first. What all pairs took at its start, if nothing was about to be freed then.
+    batches: VecDeque<Option<u64>>,
+    /// What these batches have evicted so far.
+    evicted_in_batches: u64,
     credits: VecDeque<Credit>,
-    /// The most that was free, what all pairs take included, since there are credits. Only more than that was freed late.
+    /// What would be free without the pairs: the highest level so far. Evictions lower it by as much as they may hide.
+    /// Only more than that was freed late.
     high_water: Option<i128>,
     /// Credits that have ended, kept for as long again.
     ended: VecDeque<Credit>,
@@ -112,6 +115,7 @@ impl BudgetState {
             is_scanned: false,
             evicting: Evicting::default(),
             batches: VecDeque::new(),
+            evicted_in_batches: 0,
             credits: VecDeque::new(),
             high_water: None,
             ended: VecDeque::new(),
@@ -127,14 +131,14 @@ impl BudgetState {
 
     /// Returns the space when last read.
     pub(super) fn space(&self) -> Option<FreeSpace> {
-        self.space.map(|(space, _)| space)
+        self.space
     }
 
     /// Returns the free space that counts: with what is about to be freed, and what was evicted and does not show yet.
     fn counted_space(&self, leaving: u64) -> Option<FreeSpace> {
-        let (space, _) = self.space.filter(|_| self.paused_until.is_none())?;
-        let hidden: u64 = self.credits.iter().map(|credit| credit.hidden).sum();
-        let freed = [self.freed, self.freed_in_dry_run, hidden, leaving];
+        let space = self.space.filter(|_| self.paused_until.is_none())?;
+        let evicted = self.evicted_in_batches;
+        let freed = [self.freed, self.freed_in_dry_run, evicted, self.hidden(), leaving];
         let free = freed.into_iter().fold(space.free, u64::saturating_add);
         Some(FreeSpace { free, ..space })
     }
@@ -149,18 +153,25 @@ impl BudgetState {
         self.excesses(size, leaving).iter().any(|excess| excess.is_over)
     }
 
-    /// Takes in a new reading of the space; `size` is what all pairs took then. What writers have added since must not
-    /// count: the level would seem higher than it was, and what is free later would seem to be hidden.
+    /// Returns what was evicted and does not show as free yet.
+    fn hidden(&self) -> u64 {
+        self.credits.iter().map(|credit| credit.hidden).sum()
+    }
+
+    /// Takes in a new reading of the space, at which all pairs took `size` at least. That must not be more than they
+    /// took: the level would seem higher than it was, and what is free later would seem to be hidden.
     fn read(&mut self, space: FreeSpace, size: u64) {
         // What writers add to the pairs takes as much space as it adds.
         let level = level(space, size);
-        if self.credits.iter().all(|credit| credit.hidden == 0) {
-            self.high_water = None;
-        } else if let Some(high_water) = self.high_water.replace(level) {
-            self.show(u64::try_from(level - high_water).unwrap_or(0));
-            self.high_water = Some(level.max(high_water));
-        }
-        self.space = Some((space, size));
+        let is_quiet = self.batches.is_empty() && self.hidden() == 0;
+        self.high_water = Some(match self.high_water.filter(|_| !is_quiet) {
+            Some(high_water) => {
+                self.show(u64::try_from(level - high_water).unwrap_or(0));
+                level.max(high_water)
+            }
+            None => level,
+        });
+        self.space = Some(space);
     }
 
     /// Records that evicted bytes show as free: those of the oldest evictions first.
@@ -172,19 +183,37 @@ impl BudgetState {
         }
     }
 
-    /// Records that `evicted` bytes were evicted since the space was last read, of which `hidden` do not show as free.
-    fn add_credit(&mut self, evicted: u64, hidden: u64, now: Instant) {
+    /// Records that so many bytes were evicted. The next reading shows how many of them are free.
+    fn add_credit(&mut self, evicted: u64, now: Instant) {
         match self.credits.back_mut() {
             Some(last) if last.at + BUDGET_INTERVAL > now => {
                 last.evicted += evicted;
-                last.hidden += hidden;
+                last.hidden += evicted;
             }
-            _ => self.credits.push_back(Credit { at: now, evicted, hidden }),
+            _ => self.credits.push_back(Credit { at: now, evicted, hidden: evicted }),
         }
-        if let Some((space, size)) = self.space {
-            let level = level(space, size).max(self.high_water.unwrap_or(i128::MIN));
-            self.high_water = Some(level - i128::from(hidden));
+        if let Some(high_water) = &mut self.high_water {
+            *high_water -= i128::from(evicted);
         }
+    }
+
+    /// Records that a batch has evicted so many bytes, and the space before and after it. `size` is what all pairs take
+    /// now, of which other batches and jobs free `leaving`, or have freed it already.
+    fn end_batch(
+        &mut self,
+        [before, after]: [FreeSpace; 2],
+        evicted: u64,
+        (size, leaving): (u64, u64),
+        now: Instant,
+    ) {
+        let mut certain = size;
+        if let Some(at_start) = self.batches.pop_front().flatten() {
+            self.high_water = Some(level(before, at_start));
+            certain = size.min(at_start.saturating_sub(evicted));
+        }
+        self.add_credit(evicted, now);
+        self.read(after, certain.saturating_sub(leaving));
+        self.freed = 0;
     }
 
     /// Ends credits. Returns true if most of what was evicted does not show as free.
@@ -208,7 +237,7 @@ fn level(space: FreeSpace, size: u64) -> i128 {
 impl Core {
     /// Takes in the free space of the file system, or why it is unknown.
     pub(super) fn free_space_read(&mut self, space: Result<FreeSpace, String>, now: Now) {
-        let (size, _) = self.schedule.disk_size();
+        let (size, leaving) = self.schedule.disk_size();
         self.space.answered(space.as_ref().ok().copied());
         let Some(state) = &mut self.budget else { return };
         let space = match space {
@@ -222,7 +251,7 @@ impl Core {
             }
         };
         let is_first = !std::mem::replace(&mut state.reported.checked_space, true);
-        state.read(space, size.min(state.size_at_ask));
+        state.read(space, size.min(state.size_at_ask).saturating_sub(leaving));
         state.freed = state.freed_since_ask;
         if state.paused_until.is_some_and(|until| until <= now.mono) {
             state.paused_until = None;
@@ -260,38 +289,43 @@ impl Core {
         }
     }
 
-    /// Records what was deleted, before its outcomes are applied, so that it counts as free until the space is read again.
+    /// Records what was deleted, before its outcomes are applied, so that it counts as free until the space is read again;
+    /// what was evicted, until its batch ends.
     pub(super) fn note_freed(&mut self, found: &[JobResult]) {
         let Some(state) = &mut self.budget else { return };
         for JobResult { key, outcome } in found {
-            if let Outcome::Deleted { freed, .. } = *outcome {
-                let freed = self.schedule.known_size(key).unwrap_or(freed);
-                state.freed = state.freed.saturating_add(freed);
-                state.freed_since_ask = state.freed_since_ask.saturating_add(freed);
+            match *outcome {
+                Outcome::Deleted { freed, .. } => {
+                    let freed = self.schedule.known_size(key).unwrap_or(freed);
+                    state.freed = state.freed.saturating_add(freed);
+                    state.freed_since_ask = state.freed_since_ask.saturating_add(freed);
+                }
+                Outcome::Evicted { freed, .. } => state.evicted_in_batches += freed,
+                _ => {}
             }
         }
     }
 
     /// Records that a batch of evictions has ended, all of whose outcomes were applied.
     pub(super) fn batch_evicted(&mut self, batch: EvictedBatch, now: Now) {
-        let (size, _) = self.schedule.disk_size();
+        let sizes = self.schedule.disk_size();
         let Some(state) = &mut self.budget else { return };
-        let size_at_start = state.batches.pop_front().unwrap_or(size);
-        let EvictedBatch { space, bytes } = batch;
-        let Some([before, after]) = space else {
-            if state.budget.min_free.is_some() {
-                // Whether it shows is seen once the space can be read again. Until then, nothing more is evicted for it.
-                state.add_credit(bytes, bytes, now.mono);
-                state.space = None;
-                self.space.ask_at(now.mono);
+        state.evicted_in_batches = state.evicted_in_batches.saturating_sub(batch.bytes);
+        match batch {
+            EvictedBatch { space: Some(space), bytes } => {
+                state.end_batch(space, bytes, sizes, now.mono);
             }
-            return;
-        };
-        state.read(before, size_at_start.min(size + bytes));
-        let shown = after.free.saturating_sub(before.free);
-        state.add_credit(bytes, bytes.saturating_sub(shown), now.mono);
-        state.space = Some((after, size));
-        state.freed = 0;
+            EvictedBatch { space: None, bytes } => {
+                state.batches.pop_front();
+                if state.budget.min_free.is_some() {
+                    // Whether it shows is seen once the space can be read again. Until then, nothing more is evicted for
+                    // it.
+                    state.add_credit(bytes, now.mono);
+                    state.space = None;
+                    self.space.ask_at(now.mono);
+                }
+            }
+        }
     }
 
     /// Starts batches of evictions, up to `limit` at once, if a limit is exceeded.
@@ -302,13 +336,14 @@ impl Core {
             if needed == 0 || state.batches.len() >= limit.min(MAX_BATCHES) {
                 return;
             }
+            let (size, leaving) = self.schedule.disk_size();
             let jobs = self.schedule.take_evictions(needed, now);
             if jobs.is_empty() {
                 return self.nothing_to_evict(now);
             }
-            let (size, _) = self.schedule.disk_size();
             if let Some(state) = &mut self.budget {
-                state.batches.push_back(size);
+                let is_quiet = state.batches.is_empty() && state.hidden() == 0 && leaving == 0;
+                state.batches.push_back(is_quiet.then_some(size));
             }
             self.slots.batch_started();
             self.command(Command::Process(jobs));
@@ -350,7 +385,7 @@ impl Core {
         let (Some(young), false) = (young, state.reported.nothing_to_evict) else { return };
         if leaving == 0 && state.is_exceeded(size, leaving) {
             state.reported.nothing_to_evict = true;
-            let space = state.space.map(|(space, _)| space);
+            let space = state.space;
             let shortfall = Shortfall { size, space, young, min_age: state.budget.min_age };
             self.command(Command::MeasureOccupancy(shortfall));
         }
@@ -365,7 +400,7 @@ impl Core {
         }
         let since = *state.reported.over_since.get_or_insert(now.mono);
         if since + SLOW <= now.mono && !std::mem::replace(&mut state.reported.too_slow, true) {
-            let space = state.space.map(|(space, _)| space);
+            let space = state.space;
             self.report(Notice::EvictionsTooSlow { size, space });
         }
     }
@@ -380,8 +415,7 @@ impl Core {
     #[cfg(any(fuzzing, test))]
     pub(crate) fn waits_for_space(&self, space: FreeSpace) -> bool {
         self.budget.as_ref().is_none_or(|state| {
-            state.space.is_none_or(|(read, _)| read != space)
-                || state.counted_space(0) != Some(space)
+            state.space.is_none_or(|read| read != space) || state.counted_space(0) != Some(space)
         })
     }
 

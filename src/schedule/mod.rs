@@ -114,6 +114,8 @@ pub(crate) struct Schedule {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Attempts {
     failures: u32,
+    /// The version of the result that could not be deleted last, if the last failure was that of a deletion.
+    failed: Option<Version>,
     /// How often the pair changed while it was about to be deleted.
     changes: u32,
     /// How often in a row another cleaner had claimed it.

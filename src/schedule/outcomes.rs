@@ -12,7 +12,7 @@ use super::{Attempts, InFlight, ScanId, Schedule, Source};
 use crate::pair::change::Trigger;
 use crate::pair::name::{Half, PairKey};
 use crate::pair::outcome::{Failure, JobResult, Outcome};
-use crate::pair::tally::{ErrorKind, Tally};
+use crate::pair::tally::{ErrorKind, Errors, Tally};
 use crate::pair::version::{Broken, FileState};
 use crate::sys::clock::Now;
 
@@ -44,7 +44,7 @@ impl Schedule {
                 scan.note_changed(&key);
             }
         }
-        let tally = self.apply(key.clone(), outcome, &in_flight_pair, now);
+        let tally = self.apply(key.clone(), outcome, source, &in_flight_pair, now);
         if let Some(changes) = in_flight_pair.changes {
             self.apply_change(key, changes);
         }
@@ -99,6 +99,7 @@ impl Schedule {
         &mut self,
         key: PairKey,
         outcome: Outcome,
+        source: Source,
         in_flight_pair: &InFlight,
         now: Now,
     ) -> Tally {
@@ -108,9 +109,10 @@ impl Schedule {
         }
         let pause = self.retries.remove(&key);
         // A scan may have failed to process the pair meanwhile.
-        let known_failures = pause.as_ref().map_or(0, |(_, known)| known.failures);
-        let attempts = in_flight_pair.attempts;
-        let attempts = Attempts { failures: attempts.failures.max(known_failures), ..attempts };
+        let mut attempts = in_flight_pair.attempts;
+        if let Some((_, known)) = pause.filter(|(_, known)| known.failures > attempts.failures) {
+            (attempts.failures, attempts.failed) = (known.failures, known.failed);
+        }
         let chosen = in_flight_pair.evicted;
         let Some(size) = self.stop_waiting(&key, &outcome, chosen.is_some(), now) else {
             return tally;
@@ -142,21 +144,20 @@ impl Schedule {
                 }
             }
             Outcome::Deleted { leftover, .. } | Outcome::Evicted { leftover, .. } => {
-                if let Some(failure) = leftover {
-                    self.left_over(&key, failure, now);
-                }
+                leftover.into_iter().for_each(|failure| self.left_over(&key, failure, now));
             }
-            Outcome::Changed => {
-                let until = now.mono + changed_pause(attempts.changes);
-                let changes = attempts.changes.saturating_add(1);
-                self.pause(key, until, Attempts { changes, claims: 0, ..attempts });
-            }
+            Outcome::Changed => self.changed(key, attempts, now),
             Outcome::ClaimedElsewhere => {
                 if self.claimed_elsewhere(key, attempts, pause, now) {
                     tally.errors += ErrorKind::Deletion;
                 }
             }
-            Outcome::Failed(failure) => self.failed(key, &failure, attempts, now),
+            Outcome::Failed(failure) => {
+                let early = pause.filter(|_| source == Source::Job);
+                if !self.failed_again(key, &failure, attempts, early, now) {
+                    tally.errors = Errors::default();
+                }
+            }
             Outcome::RestoreFailed(failure) => {
                 self.scan_later(&key.dir, now);
                 self.failed(key, &failure, attempts, now);
@@ -235,10 +236,16 @@ impl Schedule {
                 until
             }
             // A restored result that can't be deleted is not a new result.
-            Some((until, Attempts { failures: 1.., .. })) => until.max(now.mono + wait),
+            Some((until, Attempts { failures: 1.., failed, .. }))
+                if failed == Some(result.version) =>
+            {
+                until.max(now.mono + wait)
+            }
             _ => now.mono + wait,
         };
-        self.pause(key, until, Attempts { settled: Some(result), ..attempts });
+        let is_new = attempts.failed != Some(result.version);
+        let failures = if is_new { 0 } else { attempts.failures };
+        self.pause(key, until, Attempts { failures, settled: Some(result), ..attempts });
     }
 
     /// Waits until the other cleaner has deleted or restored a pair. Returns true if the pair has been
@@ -307,6 +314,36 @@ impl Schedule {
         true
     }
 
+    fn changed(&mut self, key: PairKey, attempts: Attempts, now: Now) {
+        let until = now.mono + changed_pause(attempts.changes);
+        let changes = attempts.changes.saturating_add(1);
+        self.pause(key, until, Attempts { changes, claims: 0, ..attempts });
+    }
+
+    /// Records a failure. Returns false if it does not count: an event, and not the end of the `pause`, has caused
+    /// another attempt that failed as the one before.
+    fn failed_again(
+        &mut self,
+        key: PairKey,
+        failure: &Failure,
+        attempts: Attempts,
+        pause: Option<(Instant, Attempts)>,
+        now: Now,
+    ) -> bool {
+        match pause {
+            Some((until, Attempts { failures: 1.., failed, .. }))
+                if until > now.mono && failed == failure.result() =>
+            {
+                self.pause(key, until, attempts);
+                false
+            }
+            _ => {
+                self.failed(key, failure, attempts, now);
+                true
+            }
+        }
+    }
+
     pub(super) fn failed(&mut self, key: PairKey, failure: &Failure, attempts: Attempts, now: Now) {
         let pause = backoff(attempts.failures);
         let (failure, is_first) = (*failure, attempts.failures == 0);
@@ -314,6 +351,7 @@ impl Schedule {
         self.count_error(&key, Half::Result, error);
         let attempts = Attempts {
             failures: attempts.failures.saturating_add(1),
+            failed: failure.result(),
             changes: 0,
             claims: 0,
             ..attempts

@@ -137,17 +137,19 @@ impl Watched {
         unwatch(stale);
     }
 
-    /// Forgets the directories without a watch that counts, because no event reports their removal. Calls `unwatch`
-    /// with those that notify may have a watch of all the same.
-    pub(crate) fn forget_unwatched(&self, unwatch: impl FnOnce(Vec<Arc<Path>>)) {
+    /// Forgets the directories below `tree` without a watch that counts, because no event reports their removal. Calls
+    /// `unwatch` with those that notify may have a watch of all the same.
+    pub(crate) fn forget_unwatched(&self, tree: &Path, unwatch: impl FnOnce(Vec<Arc<Path>>)) {
         let (mut directories, mut kept) = (self.lock(), Vec::new());
-        directories.known.retain(|rel, state| {
-            if *state == State::Kept {
-                kept.push(Arc::clone(&rel.0));
+        let state = |rel: &Arc<Path>| directories.known.get(rel.as_os_str()).copied();
+        let is_unwatched = |rel: &&Arc<Path>| state(rel) != Some(State::Watched);
+        let unwatched: Vec<_> = directories.below(tree).filter(is_unwatched).cloned().collect();
+        for rel in unwatched.into_iter().filter(|rel| **rel != *tree || tree.as_os_str().is_empty())
+        {
+            if directories.known.remove(rel.as_os_str()) == Some(State::Kept) {
+                kept.push(rel);
             }
-            *state == State::Watched
-        });
-        directories.watched = directories.known.len();
+        }
         unwatch(kept);
     }
 
@@ -283,7 +285,9 @@ mod tests {
         watched.insert(&rel("c"), |_| {});
         watched.insert(&rel("d"), |_| {});
         assert_eq!(watched.counts(), (5, 1));
-        watched.forget_unwatched(|_| {});
+        watched.forget_unwatched(Path::new("a"), |_| {});
+        assert_eq!(watched.counts(), (5, 1), "it is not below");
+        watched.forget_unwatched(Path::new(""), |_| {});
         assert_eq!(watched.counts(), (5, 0));
         watched.forget(Path::new("a"), |_| {});
         assert!(watched.confirm(&rel("a")) && !watched.confirm(&rel("a")));

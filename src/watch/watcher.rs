@@ -254,9 +254,10 @@ impl Watcher {
         }
     }
 
-    /// Forgets the directories without a watch. To be called before a full scan, which finds those that exist.
-    pub(crate) fn forget_unwatched(&self) {
-        self.watched.forget_unwatched(self.unwatch());
+    /// Forgets the directories below `tree` without a watch. To be called before a scan of them, which finds those that
+    /// exist.
+    pub(crate) fn forget_unwatched(&self, tree: &Path) {
+        self.watched.forget_unwatched(tree, self.unwatch());
     }
 
     /// Forgets that `rel` and all directories below it were watched. The directory is gone. If one was known, they

@@ -529,6 +529,28 @@ fn a_file_system_that_frees_late_loses_no_more_than_needed() {
 }
 
 #[test]
+fn where_results_are_open_no_more_go_than_free_enough_once_they_are_closed() {
+    let Some(mount) = Mount::new("tmpfs") else { return };
+    let cache = mount.cache();
+    // Of each pair, only the metadata is freed at once. Several batches are needed, which overlap.
+    let pairs: Vec<Pair> =
+        (0..600).map(|number| Pair::at(&cache, &format!("{number:03}"))).collect();
+    for (number, pair) in pairs.iter().enumerate() {
+        sized(pair, 16 << 10, now() + WEEK + number as f64);
+    }
+    let open: Vec<File> = pairs.iter().map(|pair| File::open(&pair.result).unwrap()).collect();
+    thread::sleep(AGE);
+    let each = on_disk(&pairs[0]);
+    let limit = (mount.free() + each * 300) * 100 / 105;
+    let service = Service::ready(&cache, &with(&["--min-free", &limit.to_string()]));
+    service.wait_for_at_least("total_evicted", 299);
+    thread::sleep(Duration::from_secs(2));
+    let evicted = service.count("total_evicted");
+    assert!((299..=301).contains(&evicted), "{evicted} are evicted\n{}", service.log());
+    drop(open);
+}
+
+#[test]
 fn open_and_linked_files_free_nothing_and_no_others_go_in_their_place() {
     let Some(mount) = Mount::new("tmpfs") else { return };
     let cache = mount.cache();

@@ -382,6 +382,34 @@ fn a_directory_that_becomes_readable_while_the_scan_that_could_not_read_it_goes_
     assert_eq!(sweeps(&service), 1, "{}", service.log());
 }
 
+#[test]
+fn what_came_and_went_in_an_unreadable_directory_is_forgotten_when_that_can_be_read() {
+    let cache = CacheDir::new();
+    let closed = cache.path().join("closed");
+    cache.store("closed/live", now() + HOUR);
+    for dir in [cache.path(), &closed] {
+        set_mode(dir, 0o777);
+    }
+    let Some((command, url)) = unprivileged_run(&cache, &[]) else { return };
+    let service = Service::spawn(command, &url);
+    service.wait_for_stat("watched_directories", 2);
+    for round in 0..5 {
+        set_mode(&closed, 0o000);
+        service.wait_for_stat("refused_directories", 1);
+        let new = closed.join(round.to_string());
+        if fs::create_dir(&new).is_err() {
+            return eprintln!("skipped: permissions bind this user, too");
+        }
+        thread::sleep(Duration::from_millis(100));
+        fs::remove_dir(&new).unwrap();
+        thread::sleep(Duration::from_millis(100));
+        set_mode(&closed, 0o777);
+        service.wait_for_stat("watched_directories", 2);
+        service.wait_for_stat("refused_directories", 0);
+    }
+    assert_eq!(sweeps(&service), 1, "{}", service.log());
+}
+
 /// A service whose user has a limit of `count` of what `/proc/sys/user/<limit>` counts.
 fn limited(cache: &CacheDir, limit: &str, count: u32) -> Option<Service> {
     let set = format!("echo {count} > /proc/sys/user/{limit}");

@@ -2,8 +2,10 @@
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::common::{
     CacheDir, Pair, Service, in_time, now, pair_of_bytes, publish, unprivileged_run,
@@ -330,4 +332,48 @@ fn metadata_that_could_not_be_read_is_looked_at_again_when_its_permissions_chang
     wait_until_gone(&at_start);
     assert!(known.is_whole());
     service.assert_errors(2);
+}
+
+#[test]
+fn a_new_pair_of_a_name_that_could_not_be_deleted_does_not_wait_for_the_old_pause() {
+    let cache = CacheDir::new();
+    let old = cache.store("closed/a", now() + HOUR);
+    let dir = cache.path().join("closed");
+    let Some((command, url)) = unprivileged_run(&cache, &[]) else { return };
+    let set_mode = |mode| fs::set_permissions(&dir, Permissions::from_mode(mode)).unwrap();
+    set_mode(0o555);
+    let service = Service::spawn(command, &url);
+    service.wait_for_stat("heap_size", 1);
+    // Root may write where the service may not.
+    if fs::write(dir.join("probe"), "").is_err() {
+        return eprintln!("skipped: permissions bind this user, too");
+    }
+    old.set_expiry(1.5);
+    service.wait_for_at_least("total_errors", 1);
+    // Each of these causes an attempt; only those at the end of a pause count.
+    for _ in 0..20 {
+        old.set_expiry(1.5);
+        thread::sleep(Duration::from_millis(10));
+    }
+    let errors = service.count("total_errors");
+    assert!(errors <= 4, "{errors} errors\n{}", service.log());
+    set_mode(0o777);
+    wait_until_gone(&old);
+
+    // The files of others in a sticky directory can't be deleted, and no event reports that a new one can.
+    let sticky = cache.path().join("sticky");
+    let kept = cache.store("sticky/b", 1.5);
+    fs::set_permissions(&sticky, Permissions::from_mode(0o1777)).unwrap();
+    let errors = service.count("total_errors");
+    service.wait_for_at_least("total_errors", errors + 5);
+    fs::remove_file(&kept.metadata).unwrap();
+    fs::remove_file(&kept.result).unwrap();
+    for file in [&kept.result, &kept.metadata] {
+        fs::write(file, r#"{"expires_at": 1.5}"#).unwrap();
+        chown(file, Some(65_534), Some(65_534)).unwrap();
+    }
+    let published = Instant::now();
+    wait_until_gone(&kept);
+    // The pause after five failures is 16 s.
+    assert!(published.elapsed() < Duration::from_secs(14), "{:?}", published.elapsed());
 }

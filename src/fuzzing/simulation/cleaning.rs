@@ -12,7 +12,7 @@ use crate::pair::budget::{BLOCK, Chosen};
 use crate::pair::name::Half;
 use crate::pair::outcome::{Failure, Outcome};
 use crate::pair::tally::ErrorKind;
-use crate::pair::version::{FileState, SETTLE_TIME};
+use crate::pair::version::{FileState, SETTLE_TIME, Version};
 
 pub(super) fn error() -> io::Error {
     io::Error::from_raw_os_error(13)
@@ -127,7 +127,7 @@ impl Disk {
         if self.rel(dir).as_deref() != Some(rel) {
             return Outcome::Incomplete;
         }
-        let outcome = self.delete(dir, stem, chance);
+        let outcome = self.delete(dir, stem, seen.version, chance);
         match outcome {
             Outcome::Deleted { leftover, .. } if !is_due => {
                 let freed = result.disk_size().bytes();
@@ -141,16 +141,23 @@ impl Disk {
         }
     }
 
-    fn delete(&mut self, dir: DirId, stem: u8, chance: &mut dyn Chance) -> Outcome {
+    /// Deletes a pair whose result has this `version`.
+    fn delete(
+        &mut self,
+        dir: DirId,
+        stem: u8,
+        version: Version,
+        chance: &mut dyn Chance,
+    ) -> Outcome {
         let mut leftover = None;
         match chance.below(30) {
             20..22 => return Outcome::Changed,
-            22..24 => return Outcome::Failed(failure()),
+            22..24 => return Outcome::Failed(failure().of_result(version)),
             24 | 25 => {
                 let halves = self.halves(dir, stem);
                 halves.claimed.0 = halves.result.take();
                 self.emit(dir, stem, Half::Result, &[FROM]);
-                return Outcome::RestoreFailed(failure());
+                return Outcome::RestoreFailed(failure().of_result(version));
             }
             26 | 27 => {
                 // Another cleaner was faster.

@@ -172,8 +172,8 @@ impl Kernel {
     }
 
     /// Forgets the directories without a watch that counts.
-    pub fn forget_unwatched(&mut self) {
-        self.watched.clone().forget_unwatched(|kept| self.unwatch_all(&kept));
+    pub fn forget_unwatched(&mut self, tree: &Path) {
+        self.watched.clone().forget_unwatched(tree, |kept| self.unwatch_all(&kept));
     }
 
     fn unwatch_all(&mut self, rels: &[Arc<Path>]) {

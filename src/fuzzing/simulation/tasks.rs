@@ -150,8 +150,8 @@ pub(super) struct Scan {
     pub is_cancelled: bool,
     /// The watcher that the scan began with.
     watcher: Option<u64>,
+    trees: Vec<Arc<Path>>,
     alone: Vec<Arc<Path>>,
-    is_full: bool,
     start: Instant,
     has_begun: bool,
     has_recovered: bool,
@@ -189,7 +189,7 @@ impl Scan {
             generation,
             is_cancelled: false,
             watcher,
-            is_full: trees.trees().any(|tree| tree.as_os_str().is_empty()),
+            trees: trees.trees().cloned().collect(),
             start,
             has_begun: false,
             has_recovered: false,
@@ -238,9 +238,7 @@ impl Scan {
         }
         if self.has_watcher(around) {
             around.disk.kernel.drop_stale();
-            if self.is_full {
-                around.disk.kernel.forget_unwatched();
-            }
+            self.trees.iter().for_each(|tree| around.disk.kernel.forget_unwatched(tree));
         }
         for rel in self.alone.iter().filter(|rel| around.inbox.floods.contains(rel)) {
             if around.is_calm || around.chance.one_in(3) {
