@@ -15,6 +15,8 @@
 mod common;
 
 mod arrival;
+// Named so that its tests begin early: they take long, one after the other.
+mod browser;
 mod budget;
 mod bulk;
 mod cache_dir;
@@ -30,7 +32,6 @@ mod lost_events;
 mod metadata_changes;
 mod metrics_service;
 mod orphans;
-mod page;
 mod reports;
 mod rogue;
 mod samples;
