@@ -243,7 +243,7 @@ impl Schedule {
             }
             _ => now.mono + wait,
         };
-        let is_new = attempts.failed != Some(result.version);
+        let is_new = attempts.failed.is_some_and(|failed| failed != result.version);
         let failures = if is_new { 0 } else { attempts.failures };
         self.pause(key, until, Attempts { failures, settled: Some(result), ..attempts });
     }
@@ -367,6 +367,7 @@ impl Schedule {
         };
         let is_first = in_flight_pair.attempts.failures == 0;
         in_flight_pair.attempts.failures = in_flight_pair.attempts.failures.saturating_add(1);
+        in_flight_pair.attempts.failed = failure.result();
         let error = CountedError::Failed { failure: *failure, is_first, retry_in: None };
         self.count_error(key, Half::Result, error);
     }
