@@ -1,4 +1,6 @@
 //! Sweeps and listings that run once, without a service.
+//!
+//! Longer than other files: the public functions have examples.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;

@@ -3,6 +3,8 @@
 //! Some file systems free space late, and never while a deleted file is open. So what was evicted and does not show as
 //! free counts as free for [`CREDIT_HOLDS`]. If most of it does not show after that, further evictions would only
 //! lose results.
+//!
+//! Longer than other files: the accounting and what the core decides by it are one state.
 
 #[cfg(test)]
 mod tests;

@@ -141,9 +141,8 @@ impl Watched {
     /// `unwatch` with those that notify may have a watch of all the same.
     pub(crate) fn forget_unwatched(&self, tree: &Path, unwatch: impl FnOnce(Vec<Arc<Path>>)) {
         let (mut directories, mut kept) = (self.lock(), Vec::new());
-        let state = |rel: &Arc<Path>| directories.known.get(rel.as_os_str()).copied();
-        let is_unwatched = |rel: &&Arc<Path>| state(rel) != Some(State::Watched);
-        let unwatched: Vec<_> = directories.below(tree).filter(is_unwatched).cloned().collect();
+        let unwatched = directories.below(tree).filter(|(_, state)| *state != State::Watched);
+        let unwatched: Vec<_> = unwatched.map(|(rel, _)| Arc::clone(rel)).collect();
         for rel in unwatched.into_iter().filter(|rel| **rel != *tree || tree.as_os_str().is_empty())
         {
             if directories.known.remove(rel.as_os_str()) == Some(State::Kept) {
@@ -181,7 +180,7 @@ impl Directories {
     /// Forgets `dir` and all below it. Adds those that had a watch to `watched`. Returns whether one of them was
     /// known.
     fn forget(&mut self, dir: &Path, watched: &mut Vec<Arc<Path>>) -> bool {
-        let below: Vec<_> = self.below(dir).cloned().collect();
+        let below: Vec<_> = self.below(dir).map(|(rel, _)| Arc::clone(rel)).collect();
         for dir in &below {
             let before = self.known.remove(dir.as_os_str());
             self.watched -= usize::from(before == Some(State::Watched));
@@ -192,8 +191,8 @@ impl Directories {
         !below.is_empty()
     }
 
-    /// The known directories among `dir` and all below it.
-    fn below(&self, dir: &Path) -> impl Iterator<Item = &Arc<Path>> {
+    /// The known directories among `dir` and all below it, and their states.
+    fn below(&self, dir: &Path) -> impl Iterator<Item = (&Arc<Path>, State)> {
         let dir = dir.as_os_str();
         let mut prefix = OsString::with_capacity(dir.len() + 1);
         prefix.push(dir);
@@ -207,7 +206,7 @@ impl Directories {
         let below = self.known.range::<OsStr, _>(from_there);
         let is_below = move |path: &ByBytes| path.bytes().as_bytes().starts_with(prefix.as_bytes());
         let below = below.take_while(move |(path, _)| is_below(path));
-        itself.into_iter().chain(below).map(|(path, _)| &path.0)
+        itself.into_iter().chain(below).map(|(path, state)| (&path.0, *state))
     }
 }
 
@@ -261,7 +260,7 @@ mod tests {
         }
         let below = |rel: &str| -> Vec<String> {
             let directories = watched.lock();
-            directories.below(Path::new(rel)).map(|dir| dir.display().to_string()).collect()
+            directories.below(Path::new(rel)).map(|(dir, _)| dir.display().to_string()).collect()
         };
         assert_eq!(below("a"), ["a", "a/b", "a/b/c"]);
         assert_eq!(below("a-b"), ["a-b", "a-b/c"]);
