@@ -151,16 +151,13 @@ impl Attempt<'_> {
     /// Finishes the deletion of a claimed result whose metadata can't be claimed: the last checks and the `unlink`
     /// follow each other at once.
     fn without_metadata_claim(mut self, result: &Claim<'_>) -> Removal {
-        let is_unchanged = result
-            .holds(&self.pair.result)
-            .and_then(|holds| Ok(holds && self.is_still_due()? == Some(true)));
-        match is_unchanged {
-            Ok(true) => {}
-            Ok(false) => return restore_then(result, None, Removal::Changed),
+        match self.is_still_due() {
+            Ok(Some(true)) => {}
+            Ok(_) => return restore_then(result, None, Removal::Changed),
             Err(error) => return restore_then(result, None, Removal::Failed(error)),
         }
-        if let Err(error) = result.unlink() {
-            return restore_then(result, None, Removal::Failed(error.into()));
+        if let Some(refusal) = unlink_unless_changed(result, &self.pair) {
+            return refusal;
         }
         let unlinked = self.unlink_metadata_if_due();
         removed(&self.pair, unlinked)
@@ -291,16 +288,19 @@ impl ClaimedPair {
 
     /// Unlinks the result only, if it is unchanged.
     fn result_alone(&self, result: &Claim<'_>) -> Removal {
-        match result.holds(&self.pair.result) {
-            Ok(true) => {}
-            Ok(false) => return restore_then(result, None, Removal::Changed),
-            Err(error) => return restore_then(result, None, Removal::Failed(error)),
-        }
-        match result.unlink() {
-            Ok(()) => removed(&self.pair, Err(Errno::NOENT)),
-            Err(error) => restore_then(result, None, Removal::Failed(error.into())),
-        }
+        unlink_unless_changed(result, &self.pair)
+            .unwrap_or_else(|| removed(&self.pair, Err(Errno::NOENT)))
     }
+}
+
+/// Unlinks a claimed result if it is unchanged, and returns `None`. Otherwise restores it, and returns why.
+fn unlink_unless_changed(result: &Claim<'_>, pair: &Pair) -> Option<Removal> {
+    let refusal = match result.holds(&pair.result) {
+        Ok(true) => Removal::Failed(result.unlink().err()?.into()),
+        Ok(false) => Removal::Changed,
+        Err(error) => Removal::Failed(error),
+    };
+    Some(restore_then(result, None, refusal))
 }
 
 fn removed(pair: &Pair, metadata: rustix::io::Result<()>) -> Removal {

@@ -92,20 +92,9 @@ fn an_eviction_killed_at_any_call_leaves_whole_pairs_or_nothing() {
             command.arg("sweep").arg(cache.path());
             command.args(["--max-size", "1", "--evict-min-age", "1ms"]);
             let status = command.status().unwrap();
-            let left = cache.files();
-            // A cleaner without a budget, too, makes it whole again.
-            sweep(cache.path());
-            let now_left = cache.files();
-            let context =
-                || format!("killed at {call} {nth}, which left {left:?}; now {now_left:?}");
-            assert!(pairs.iter().all(|pair| pair.is_whole() || pair.is_gone()), "{}", context());
-            assert!(
-                !now_left.iter().any(|name| name.contains(".result-cleaner-")),
-                "{}",
-                context()
-            );
+            let context = check_after_eviction(&cache, &pairs, &format!("{call} {nth}"));
             if status.success() {
-                assert!(pairs.iter().all(Pair::is_gone), "{}", context());
+                assert!(pairs.iter().all(Pair::is_gone), "{context}");
                 break;
             }
         }
@@ -140,12 +129,7 @@ fn a_service_killed_at_any_call_of_an_eviction_leaves_whole_pairs_or_nothing() {
             let pairs = settled_until(&cache, &["a", "s/b"], now() + 3600.0);
             let budget = ["--max-size", "1", "--evict-min-age", "1ms"];
             let killed = service_killed_at(&cache, &budget, call, nth, &pairs);
-            let left = cache.files();
-            sweep(cache.path());
-            let now_left = cache.files();
-            let is_sound = pairs.iter().all(|pair| pair.is_whole() || pair.is_gone())
-                && !now_left.iter().any(|name| name.contains(".result-cleaner-"));
-            assert!(is_sound, "killed at {call} {nth}, which left {left:?}; now {now_left:?}");
+            check_after_eviction(&cache, &pairs, &format!("{call} {nth}"));
             if !killed {
                 break;
             }
@@ -343,6 +327,18 @@ fn sweep_killed_at(dir: &Path, call: &str, nth: u32) -> bool {
     let status = command.arg("sweep").arg(dir).status().unwrap();
     assert!(status.success() || status.signal() == Some(9), "{status}");
     !status.success()
+}
+
+/// Asserts that a cleaner without a budget, too, makes whole what one that was killed in an eviction has left. Returns
+/// what there was before and after that.
+fn check_after_eviction(cache: &CacheDir, pairs: &[Pair], killed_at: &str) -> String {
+    let left = cache.files();
+    sweep(cache.path());
+    let now_left = cache.files();
+    let context = format!("killed at {killed_at}, which left {left:?}; now {now_left:?}");
+    assert!(pairs.iter().all(|pair| pair.is_whole() || pair.is_gone()), "{context}");
+    assert!(!now_left.iter().any(|name| name.contains(".result-cleaner-")), "{context}");
+    context
 }
 
 /// Whether a service was killed at its `nth` call of `call`. Else all `pairs` were gone before, and it is killed then.
