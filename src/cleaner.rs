@@ -18,9 +18,9 @@ use crate::telemetry::stats::{Recent, Stats, SweepReport};
 use crate::worker::Worker;
 use crate::worker::requests::Request;
 
-/// The time limit for stopping. It leaves enough of the one second that is promised for the process to
+/// How long after the request to stop the last report may take. The rest of the promised second is for the process to
 /// end.
-const STOP_TIME: Duration = Duration::from_millis(650);
+const LAST_REPORT_TIME: Duration = Duration::from_millis(650);
 
 /// A running cleaner: it deletes each result of its cache directory within milliseconds of its
 /// expiry, until it is stopped or dropped.
@@ -75,13 +75,9 @@ impl Cleaner {
         let (worker, events, readers) = Worker::new(&config, path, absolute, reporter);
         let (requests, asked) = mpsc::unbounded_channel();
         let task = runtime.spawn(async move {
-            let run = worker.run(events, asked).await;
-            let (reporter, asked_to_stop) = run.map_err(|message| {
-                tracing::error!("the cleaner failed and deletes nothing any more: {message}");
-                message
-            })?;
+            let (reporter, asked_to_stop) = worker.run(events, asked).await?;
             if let Some(reporter) = reporter {
-                reporter.finish(STOP_TIME.saturating_sub(asked_to_stop.elapsed())).await;
+                reporter.finish(LAST_REPORT_TIME.saturating_sub(asked_to_stop.elapsed())).await;
             }
             Ok(())
         });
@@ -173,6 +169,9 @@ fn end_of(
                 Err(_) => Ok(()),
             },
         };
+        if let Err(message) = &how {
+            tracing::error!(reason = message, "the cleaner failed and deletes nothing any more");
+        }
         // Nobody may wait for it.
         let _ = ended.send(Some(how));
     });
@@ -277,7 +276,7 @@ impl crate::server::StatsSource for Handle {
     }
 
     fn metrics(&self) -> Result<String, String> {
-        self.readers.telemetry.render(&Self::stats(self), &self.recent())
+        self.readers.prometheus.render(&Self::stats(self), &self.recent())
     }
 
     fn alive(&self) -> bool {

@@ -14,8 +14,8 @@ use serde::Deserialize;
 
 pub use self::read::parse_duration;
 use crate::error::Error;
-use crate::pair::budget::Budget;
-pub use crate::pair::budget::{MinFree, parse_size};
+use crate::pair::disk_budget::Budget;
+pub use crate::pair::disk_budget::{MinFree, parse_size};
 
 /// The cache directory unless another one is given.
 pub const DEFAULT_CACHE_DIR: &str = "~/.omnimemory/cached_results";
@@ -28,9 +28,9 @@ pub const MIN_ORPHAN_AGE: Duration = Duration::from_secs(3600);
 /// How long a result has to be unchanged before it may be evicted, unless another time is given.
 const DEFAULT_EVICT_MIN_AGE: Duration = Duration::from_secs(60);
 
-/// Receives a call for each removed result, so that an application can drop its references to it.
+/// Receives a call for each deleted result, so that an application can drop its references to it.
 ///
-/// The cleaner calls it from a thread that may block, right after the removal, once per result. A panic
+/// The cleaner calls it from a thread that may block, right after the deletion, once per result. A panic
 /// in it is caught and logged.
 ///
 /// ```
@@ -63,10 +63,10 @@ const DEFAULT_EVICT_MIN_AGE: Duration = Duration::from_secs(60);
 /// # let shared: Arc<dyn ResultStore> = removed.clone();
 /// # let config = config.with_result_store(shared);
 /// # config.result_store.unwrap().removed(Path::new("x"));
-/// println!("{} were removed", removed.0.lock().unwrap());
+/// println!("{} were deleted", removed.0.lock().unwrap());
 /// ```
 pub trait ResultStore: Send + Sync + 'static {
-    /// Reports that the result at `result` was removed. The path is below the resolved cache directory.
+    /// Reports that the result at `result` was deleted. The path is below the resolved cache directory.
     /// It may differ from the path that the writer used if a symbolic link leads to the cache.
     fn removed(&self, result: &Path);
 }
@@ -88,7 +88,7 @@ impl<S: ResultStore + ?Sized> ResultStore for Arc<S> {
 /// config.metrics_url = None;
 /// ```
 ///
-/// It can be read from a file by any format of serde that says what kind each value has, such as JSON, TOML and YAML.
+/// It can be read from a file in any self-describing serde format, such as JSON, TOML or YAML.
 /// Keys that are left out have their defaults; unknown keys are refused. Durations are text such as `6h` or a number of
 /// seconds, sizes are text such as `20GiB` or a number of bytes, as on the command line
 /// ([`parse_duration`], [`parse_size`]).
@@ -119,7 +119,7 @@ pub struct Config {
     /// The default is [`DEFAULT_METRICS_URL`]. Without the feature `report` the default is `None`, and a
     /// URL is refused.
     pub metrics_url: Option<String>,
-    /// Receives a call for each removed result; `None` by default. It can't be read from a file.
+    /// Receives a call for each deleted result; `None` by default. It can't be read from a file.
     #[serde(skip)]
     pub result_store: Option<Arc<dyn ResultStore>>,
     /// The minimum interval between reports of what the timer deleted; 10 s by default.
@@ -153,8 +153,9 @@ pub struct Config {
     /// How long a result has to be unchanged before it may be evicted; 60 s by default.
     #[serde(deserialize_with = "read::duration")]
     pub evict_min_age: Duration,
-    /// Whether a cleaner only logs what it would delete or evict, each pair once, and deletes nothing. Such pairs count
-    /// as gone from then on. A running cleaner does not look for orphans then. Off by default.
+    /// Whether the cleaner only logs what it would delete or evict. It logs each pair once, and then treats it as
+    /// deleted. A running cleaner ignores [`remove_orphans`](Self::remove_orphans) and
+    /// [`prune_empty_dirs`](Self::prune_empty_dirs) meanwhile. Off by default.
     pub dry_run: bool,
     /// Whether Landlock confines the threads that delete to the cache directory, if the kernel supports
     /// it. They then can't create, write, rename or remove anything elsewhere. The command line sets it.
@@ -190,6 +191,11 @@ impl Config {
         (max_size.is_some() || min_free.is_some()).then_some(Budget { max_size, min_free, min_age })
     }
 
+    /// Returns how old orphans and empty directories have to be to be removed.
+    pub(crate) fn orphan_ages(&self) -> OrphanAges {
+        OrphanAges { orphans: self.remove_orphans, empty_dirs: self.prune_empty_dirs }
+    }
+
     /// Returns [`cache_dir`](Self::cache_dir) with a leading `~` replaced by the home directory.
     ///
     /// # Errors
@@ -198,8 +204,9 @@ impl Config {
         expand_home(&self.cache_dir)
     }
 
-    /// Checks that each duration has at least its minimum, and that the limits are within their bounds. Whatever
-    /// takes a configuration does so first; neither the file system nor [`metrics_url`](Self::metrics_url) is checked.
+    /// Checks that each duration has at least its minimum, and that the limits are within their bounds. Every
+    /// function that takes a `Config` calls this before it starts any work. It checks neither the file system nor
+    /// [`metrics_url`](Self::metrics_url).
     ///
     /// ```
     /// # use std::time::Duration;
@@ -212,7 +219,7 @@ impl Config {
     /// [`Error::TooShort`] and [`Error::Limit`], with the name of the setting.
     pub fn validate(&self) -> Result<(), Error> {
         let millisecond = Duration::from_millis(1);
-        let least = [
+        let minimums = [
             ("check_interval", self.check_interval, Duration::from_secs(1)),
             ("report_interval", self.report_interval, millisecond),
             ("fallback_interval", self.fallback_interval, millisecond),
@@ -221,7 +228,7 @@ impl Config {
             ("prune_empty_dirs", self.prune_empty_dirs.unwrap_or(MIN_ORPHAN_AGE), MIN_ORPHAN_AGE),
             ("evict_min_age", self.evict_min_age, millisecond),
         ];
-        for (setting, value, minimum) in least {
+        for (setting, value, minimum) in minimums {
             if value < minimum {
                 return Err(Error::TooShort { setting, value, minimum });
             }
@@ -240,16 +247,12 @@ impl Config {
 /// How old [orphans](crate::jobs::orphans) and empty directories have to be to be removed; `None` if
 /// they are kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Ages {
+pub(crate) struct OrphanAges {
     pub orphans: Option<Duration>,
     pub empty_dirs: Option<Duration>,
 }
 
-impl Ages {
-    pub(crate) fn of(config: &Config) -> Self {
-        Self { orphans: config.remove_orphans, empty_dirs: config.prune_empty_dirs }
-    }
-
+impl OrphanAges {
     /// Whether orphans or empty directories are to be removed.
     pub(crate) fn any(&self) -> bool {
         self.orphans.is_some() || self.empty_dirs.is_some()

@@ -25,8 +25,7 @@ use crate::display::display_path;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// [`Cleaner::spawn`](crate::Cleaner::spawn) or [`sweep_once`](crate::sweep_once) was polled outside
-    /// of a tokio runtime.
+    /// A function of this crate was polled outside of a tokio runtime.
     #[error(
         "no tokio runtime is running here: call this from within one (`#[tokio::main]`, or `Runtime::block_on`)"
     )]
@@ -112,7 +111,7 @@ pub enum Error {
     /// The cleaner has ended, so that it can't accept a request any more.
     #[error("the cleaner has stopped")]
     Stopped,
-    /// A task of the cleaner panicked. This is a bug in the cleaner; nothing is deleted any more.
+    /// A task of the cleaner panicked, which is a bug in it, or the runtime was shut down. Nothing is deleted any more.
     #[error("the cleaner failed: {message}")]
     Died {
         /// The panic's message.

@@ -52,7 +52,7 @@
 //!   ([`Config::max_size`], [`Config::min_free`]), with the same checks.
 //! - The source is divided into rooms: folders of `src` that use each other in one direction.
 //!   `tests/tidy.rs` holds the table. Only `remove` renames and unlinks, only `watch` names notify, and
-//!   only `sys::clock` reads clocks.
+//!   only `sys::clock` reads the wall clock to decide what is due.
 //!
 //! # Known limitations
 //! - A writer has to publish the metadata within a second of its result. A longer pause, or a clock step

@@ -75,19 +75,19 @@ where
         context.format_fields(Writer::new(&mut message), event)?;
         writeln!(entry, "PRIORITY={priority}\nSYSLOG_IDENTIFIER=result-cleaner")?;
         writeln!(entry, "MESSAGE={}", one_line(&message))?;
-        let mut fields = Fields { entry, outcome: Ok(()) };
+        let mut fields = JournalFields { entry, outcome: Ok(()) };
         event.record(&mut fields);
         fields.outcome
     }
 }
 
 /// Writes each field of an event as a field of the entry.
-struct Fields<'a> {
+struct JournalFields<'a> {
     entry: Writer<'a>,
     outcome: fmt::Result,
 }
 
-impl Fields<'_> {
+impl JournalFields<'_> {
     fn field(&mut self, field: &Field, value: &str) {
         if field.name() == "message" || self.outcome.is_err() {
             return;
@@ -97,7 +97,7 @@ impl Fields<'_> {
     }
 }
 
-impl Visit for Fields<'_> {
+impl Visit for JournalFields<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.field(field, value);
     }

@@ -44,7 +44,7 @@ pub(crate) struct LogArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logging")]
 struct LogFlags {
-    /// How log lines are written; without it, lines for the journal keep their level and fields
+    /// Format of log lines; without this flag, lines for the systemd journal keep their level and fields
     #[arg(long, value_name = "FORMAT", default_value = "text", env = "RESULT_CLEANER_LOG_FORMAT")]
     log_format: LogFormat,
     /// Log more: each deletion, each repeated failure
@@ -129,14 +129,14 @@ impl ServiceLog {
 
     /// Writes the pending lines. Gives up at the deadline if nothing reads them.
     pub(super) fn finish(self) {
-        let least = Instant::now() + MIN_LAST_LINES;
-        let deadline = self.deadline.map_or(least, |deadline| deadline.max(least));
+        let minimum = Instant::now() + MIN_LAST_LINES;
+        let deadline = self.deadline.map_or(minimum, |deadline| deadline.max(minimum));
         let (written, is_written) = mpsc::channel();
         let write = move || {
             drop(self.guard);
             let _ = written.send(());
         };
-        // If the thread can't start, this ends at once.
+        // If the thread can't start, the guard is dropped here, which waits for about a second at most.
         let _ = thread::Builder::new().spawn(write);
         let _ = is_written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
@@ -148,7 +148,7 @@ pub(crate) fn start_quietly() {
 }
 
 /// Does the same, and keeps the progress line intact. If it is `verbose`, also logs each deletion.
-pub(crate) fn start_around(line: ProgressLine, verbose: bool) {
+pub(crate) fn start_with_progress(line: ProgressLine, verbose: bool) {
     let level = if verbose { Level::DEBUG } else { Level::WARN };
     start(level, LogFormat::Text, line);
 }

@@ -7,7 +7,7 @@ use super::{exclusive, switch};
 
 /// The URL for reports, if there is one.
 #[derive(Debug)]
-pub(crate) struct Metrics {
+pub(crate) struct MetricsArgs {
     pub url: Option<String>,
 }
 
@@ -22,7 +22,7 @@ struct MetricsFlags {
     no_metrics: bool,
 }
 
-impl Args for Metrics {
+impl Args for MetricsArgs {
     fn augment_args(command: Command) -> Command {
         MetricsFlags::augment_args(command)
     }
@@ -32,7 +32,7 @@ impl Args for Metrics {
     }
 }
 
-impl FromArgMatches for Metrics {
+impl FromArgMatches for MetricsArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let MetricsFlags { metrics_url, no_metrics } = MetricsFlags::from_arg_matches(matches)?;
         let [_, none_counts] = exclusive(matches, ["metrics_url", "no_metrics"])?;

@@ -1,18 +1,12 @@
-//! Arguments, and one module for each subcommand.
+//! The command line: the arguments that several subcommands share, and what runs the subcommands.
 
-mod doctor;
+mod commands;
 mod environment;
-mod explain;
-mod generate;
 mod journal;
-mod list;
 mod log;
 mod metrics;
 mod output;
 mod progress;
-mod run;
-mod status;
-mod sweep;
 mod systemd;
 
 use std::io::stdout;
@@ -26,8 +20,10 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand,
 use result_cleaner::text::{parse_duration, parse_size};
 use result_cleaner::{Config, DEFAULT_CACHE_DIR, Error, MIN_ORPHAN_AGE, MinFree};
 
+use self::commands::{doctor, explain, generate, list, run, status, sweep};
+
 /// Why a command failed: one line for the person who called it.
-pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type CommandError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Deletes expired cached results the moment they expire.
 ///
@@ -37,7 +33,7 @@ pub(crate) type Failure = Box<dyn std::error::Error + Send + Sync>;
 #[command(name = "result-cleaner", version, max_term_width = 100, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
-    command: Command,
+    subcommand: Subcommands,
 }
 
 // No line is longer than 80 columns, so that none is wrapped.
@@ -56,7 +52,7 @@ them.
 Exit status: 0 on success, 1 on failure, 2 on wrong usage.";
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum Subcommands {
     /// Watch a directory and delete each result as it expires, until a signal
     Run(run::RunArgs),
     /// Delete expired results once and exit
@@ -99,36 +95,26 @@ impl OptIns {
 }
 
 fn age(text: &str) -> Result<Duration, String> {
-    let age = parse_duration(text)?;
-    if age < MIN_ORPHAN_AGE {
-        return Err(
-            "it must be at least 1h: what is younger may still be about to be completed".to_owned()
-        );
-    }
-    Ok(age)
+    at_least(text, MIN_ORPHAN_AGE, ": what is younger may still be about to be completed")
 }
 
 /// What the work on files may cost.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Deleting")]
-struct Bounds {
+struct ThrottleArgs {
     /// Limit file I/O to this much time per second, such as 100ms; results may then be deleted late
     #[arg(long, value_name = "TIME", value_parser = disk_time, env = "RESULT_CLEANER_MAX_DISK_TIME")]
     max_disk_time: Option<Duration>,
 }
 
 fn disk_time(text: &str) -> Result<Duration, String> {
-    let time = parse_duration(text)?;
-    if time < Duration::from_millis(1) {
-        return Err("it must be at least 1ms".to_owned());
-    }
-    Ok(time)
+    at_least(text, Duration::from_millis(1), "")
 }
 
 /// What the results may take on disk.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Disk budget")]
-struct DiskBudget {
+struct DiskBudgetArgs {
     /// Evict results before they expire, the soonest first, once all take more than this on disk, such as 500M or
     /// 20GiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size, env = "RESULT_CLEANER_MAX_SIZE")]
@@ -141,7 +127,7 @@ struct DiskBudget {
     evict_min_age: Duration,
 }
 
-impl DiskBudget {
+impl DiskBudgetArgs {
     fn apply(&self, config: &mut Config) {
         config.max_size = self.max_size;
         config.min_free = self.min_free;
@@ -151,13 +137,13 @@ impl DiskBudget {
 
 /// Where the results are.
 #[derive(Debug, Args)]
-struct Directory {
+struct DirectoryArg {
     /// The cache directory
     #[arg(value_name = "DIR", default_value = DEFAULT_CACHE_DIR, value_hint = ValueHint::DirPath, env = "RESULT_CLEANER_CACHE_DIR")]
     dir: PathBuf,
 }
 
-impl Directory {
+impl DirectoryArg {
     fn config(self) -> Config {
         let mut config = Config::new(self.dir);
         config.sandbox = true;
@@ -196,38 +182,48 @@ fn only_shown(arg: clap::Arg) -> clap::Arg {
 ///
 /// # Errors
 /// Ends the process with status 2 on wrong usage, and with status 0 after `--help` and `--version`.
-pub(crate) fn execute() -> Result<(), Failure> {
+pub(crate) fn execute() -> Result<(), CommandError> {
     let defined = command();
     let mut command =
         defined.clone().mut_subcommands(|command| command.mut_args(environment::without_empty));
-    let parsed = command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| {
-        let name = matches.subcommand_name().unwrap_or_default().to_owned();
-        let cli = Cli::from_arg_matches(&matches);
-        cli.map(|cli| (cli, name.clone())).map_err(|error| with_usage(error, &mut command, &name))
-    });
+    let parsed = parse(&mut command);
     let parsed = parsed.map_err(|error| environment::with_variable(error, &defined));
     let (cli, name) = parsed.unwrap_or_else(|error| error.exit());
     environment::warn_of_unknown(&defined);
     console::set_colors_enabled(output::has_colour(&stdout()));
-    let done = match cli.command {
-        Command::Run(args) => run::execute(args),
-        Command::Sweep(args) => sweep::execute(args),
-        Command::List(args) => list::execute(args),
-        Command::Explain(args) => explain::execute(args),
-        Command::Status(args) => status::execute(args),
-        Command::Doctor(args) => doctor::execute(args),
-        Command::Completions(args) => generate::completions(&args),
-        Command::Man(args) => generate::man(&args),
-        Command::Environment => {
-            output::print(|out| writeln!(out, "{}", environment::table(&defined))).map(drop)
-        }
-    };
-    done.inspect_err(|error| {
+    dispatch(cli.subcommand, &defined).inspect_err(|error| {
         if is_wrong_usage(error) {
             let error = clap::Error::raw(ErrorKind::ValueValidation, error);
             with_usage(error, &mut command, &name).exit();
         }
     })
+}
+
+/// Parses the command line of this process. Also returns the name of the subcommand.
+fn parse(command: &mut clap::Command) -> Result<(Cli, String), clap::Error> {
+    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    let name = matches.subcommand_name().unwrap_or_default().to_owned();
+    match Cli::from_arg_matches(&matches) {
+        Ok(cli) => Ok((cli, name)),
+        Err(error) => Err(with_usage(error, command, &name)),
+    }
+}
+
+/// Executes a subcommand of the command line `defined`.
+fn dispatch(subcommand: Subcommands, defined: &clap::Command) -> Result<(), CommandError> {
+    match subcommand {
+        Subcommands::Run(args) => run::execute(args),
+        Subcommands::Sweep(args) => sweep::execute(args),
+        Subcommands::List(args) => list::execute(args),
+        Subcommands::Explain(args) => explain::execute(args),
+        Subcommands::Status(args) => status::execute(args),
+        Subcommands::Doctor(args) => doctor::execute(args),
+        Subcommands::Completions(args) => generate::completions(&args),
+        Subcommands::Man(args) => generate::man(&args),
+        Subcommands::Environment => {
+            output::print(|out| writeln!(out, "{}", environment::table(defined))).map(drop)
+        }
+    }
 }
 
 /// Adds the usage of the subcommand `name` to an error.
@@ -239,7 +235,7 @@ fn with_usage(error: clap::Error, command: &mut clap::Command, name: &str) -> cl
 }
 
 /// Whether only the library has detected that the usage is wrong.
-fn is_wrong_usage(error: &Failure) -> bool {
+fn is_wrong_usage(error: &CommandError) -> bool {
     matches!(
         error.downcast_ref::<Error>(),
         Some(
@@ -252,8 +248,17 @@ fn is_wrong_usage(error: &Failure) -> bool {
 }
 
 /// Runs `work` on a runtime, for the commands that do one thing and exit.
-fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+fn block_on<T>(work: impl Future<Output = Result<T, CommandError>>) -> Result<T, CommandError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+/// Parses a duration of at least `minimum`; `why` is appended to the error about a shorter one.
+fn at_least(text: &str, minimum: Duration, why: &str) -> Result<Duration, String> {
+    let duration = parse_duration(text)?;
+    if duration >= minimum {
+        return Ok(duration);
+    }
+    Err(format!("it must be at least {}{why}", humantime::format_duration(minimum)))
 }
 
 /// Parses the variable of a switch: on with `1`, `true` or `yes`, off with `0`, `false` or `no`.
@@ -264,8 +269,8 @@ fn switch() -> BoolishValueParser {
 /// Parses how often `--verbose` is given, or its variable: a number, or a switch.
 fn verbosity(text: &str) -> Result<u8, String> {
     match text.to_ascii_lowercase().as_str() {
-        "true" | "yes" | "on" => Ok(1),
-        "false" | "no" | "off" => Ok(0),
+        "true" | "t" | "yes" | "y" | "on" => Ok(1),
+        "false" | "f" | "no" | "n" | "off" => Ok(0),
         number => number.parse().map_err(|_| "it must be 0, 1 or 2".to_owned()),
     }
 }

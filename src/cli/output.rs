@@ -7,11 +7,13 @@ use std::time::Duration;
 use chrono::{DateTime, Local, SecondsFormat, Timelike, Utc};
 use serde::Serialize;
 
-use super::Failure;
+use super::CommandError;
 
 /// Writes to standard output. Returns whether the output still has a reader. A reader that closes the
 /// pipe may have seen enough (`| head`), so that is not a failure.
-pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<bool, Failure> {
+pub(crate) fn print(
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<bool, CommandError> {
     let mut out = io::BufWriter::new(stdout().lock());
     match write(&mut out).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),

@@ -58,17 +58,17 @@ impl<T> Visitor<'_> for Written<T> {
     }
 }
 
-struct Time(Duration);
+struct ConfiguredDuration(Duration);
 
-impl<'de> Deserialize<'de> for Time {
+impl<'de> Deserialize<'de> for ConfiguredDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(Written(parse_duration)).map(Self)
     }
 }
 
-struct Size(u64);
+struct ConfiguredSize(u64);
 
-impl<'de> Deserialize<'de> for Size {
+impl<'de> Deserialize<'de> for ConfiguredSize {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(Written(parse_size)).map(Self)
     }
@@ -82,15 +82,15 @@ impl<'de> Deserialize<'de> for MinFree {
 }
 
 pub(super) fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-    Time::deserialize(from).map(|time| time.0)
+    ConfiguredDuration::deserialize(from).map(|time| time.0)
 }
 
 pub(super) fn optional_duration<'de, D: Deserializer<'de>>(
     from: D,
 ) -> Result<Option<Duration>, D::Error> {
-    Option::<Time>::deserialize(from).map(|time| time.map(|time| time.0))
+    Option::<ConfiguredDuration>::deserialize(from).map(|time| time.map(|time| time.0))
 }
 
 pub(super) fn optional_size<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
-    Option::<Size>::deserialize(from).map(|size| size.map(|size| size.0))
+    Option::<ConfiguredSize>::deserialize(from).map(|size| size.map(|size| size.0))
 }

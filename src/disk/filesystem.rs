@@ -6,22 +6,22 @@ use rustix::fs::{fstatfs, fstatvfs};
 use rustix::io::retry_on_intr;
 
 use super::root::{Dir, Root};
-use crate::pair::budget::FreeSpace;
+use crate::pair::disk_budget::FreeSpace;
 
 /// Whether the file system reports all changes to the kernel. Network file systems and those in user space
 /// do not report changes that are made elsewhere.
 ///
 /// # Errors
 /// If the kernel does not report which file system it is.
-pub(crate) fn gives_events(dir: &Dir) -> io::Result<bool> {
-    Ok(silent_file_system(dir)?.is_none())
+pub(crate) fn reports_all_changes(dir: &Dir) -> io::Result<bool> {
+    Ok(partly_silent_file_system(dir)?.is_none())
 }
 
 /// The name of the file system if it does not report all changes; otherwise `None`.
 ///
 /// # Errors
 /// If the kernel does not report which file system it is.
-pub(crate) fn silent_file_system(dir: &Dir) -> io::Result<Option<&'static str>> {
+pub(crate) fn partly_silent_file_system(dir: &Dir) -> io::Result<Option<&'static str>> {
     const SILENT: [(u32, &str); 9] = [
         (0x6969, "NFS"),
         (0x6573_5546, "FUSE"),

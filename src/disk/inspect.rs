@@ -17,7 +17,7 @@ use crate::pair::version::{Broken, FileState, Pair, allocated};
 /// The state of a pair on disk.
 #[derive(Debug)]
 pub(crate) enum Inspection {
-    /// At most one half exists, which is no error.
+    /// At least one half is missing or is no regular file, which is no error.
     Incomplete,
     /// The result is under its reserved name.
     Claimed,
@@ -35,8 +35,8 @@ pub(crate) enum Inspection {
 /// Those that say nothing about the pair, such as too many open files. The caller has to inspect it again.
 pub(crate) fn inspect(dir: &Dir, stem: &Stem, buffer: &mut Vec<u8>) -> io::Result<Inspection> {
     let Some(result) = stat_file(dir, &stem.name(Half::Result))? else {
-        let is_taken = stat_file(dir, &stem.claim(Half::Result))?.is_some();
-        return Ok(if is_taken { Inspection::Claimed } else { Inspection::Incomplete });
+        let is_claimed = stat_file(dir, &stem.claim(Half::Result))?.is_some();
+        return Ok(if is_claimed { Inspection::Claimed } else { Inspection::Incomplete });
     };
     let metadata = read_metadata(dir, &stem.name(Half::Metadata), buffer)?;
     Ok(metadata.map_or(Inspection::Incomplete, |metadata| metadata.with(result)))
@@ -82,14 +82,14 @@ pub(crate) fn stat(dir: &Dir, name: &[u8]) -> rustix::io::Result<Stat> {
 
 /// Metadata that was read, and the state of its file.
 #[derive(Debug)]
-pub(crate) struct Metadata {
+pub(crate) struct ReadMetadata {
     pub seen: FileState,
     pub expires_at: Result<DateTime<Utc>, Broken>,
     /// `None` where it can't be opened, or is too large.
     file: Option<OwnedFd>,
 }
 
-impl Metadata {
+impl ReadMetadata {
     /// The inspection of the pair that this metadata and `result` form.
     fn with(self, result: FileState) -> Inspection {
         let metadata = self.seen;
@@ -122,12 +122,12 @@ pub(crate) fn read_listed<'a>(
     (count < buffer.len()).then(|| &buffer[..count])
 }
 
-/// Reads the metadata with this name; `None` if it is not a regular file.
+/// Reads the metadata with this name; `None` if it does not exist or is no regular file.
 pub(crate) fn read_metadata(
     dir: &Dir,
     name: &[u8],
     buffer: &mut Vec<u8>,
-) -> io::Result<Option<Metadata>> {
+) -> io::Result<Option<ReadMetadata>> {
     // Opening a device or a FIFO can have effects, so the type is checked first.
     match stat_file(dir, name)? {
         Some(named) => open_metadata(dir, name, Some(named), buffer),
@@ -141,7 +141,7 @@ fn open_metadata(
     name: &[u8],
     named: Option<FileState>,
     buffer: &mut Vec<u8>,
-) -> io::Result<Option<Metadata>> {
+) -> io::Result<Option<ReadMetadata>> {
     let file = match open_quietly(dir, name) {
         Ok(file) => file,
         Err(error @ (Errno::ACCESS | Errno::PERM)) => {
@@ -150,7 +150,7 @@ fn open_metadata(
                 None => stat_file(dir, name)?,
             };
             let expires_at = Err(Broken::Unreadable(error.raw_os_error()));
-            return Ok(seen.map(|seen| Metadata { seen, expires_at, file: None }));
+            return Ok(seen.map(|seen| ReadMetadata { seen, expires_at, file: None }));
         }
         // A socket got the name meanwhile.
         Err(Errno::NXIO) => return Ok(None),
@@ -161,7 +161,7 @@ fn open_metadata(
     };
     if seen.version.size > MAX_METADATA_BYTES {
         let expires_at = Err(InvalidMetadata::TooLarge.into());
-        return Ok(Some(Metadata { seen, expires_at, file: None }));
+        return Ok(Some(ReadMetadata { seen, expires_at, file: None }));
     }
     read_all(&file, seen.version.size, buffer)?;
     let expires_at = metadata::expires_at(buffer).map_err(Broken::from);
@@ -170,7 +170,7 @@ fn open_metadata(
         Err(_) => FileState::of(&fstat(&file)?).unwrap_or(seen),
         Ok(_) => seen,
     };
-    Ok(Some(Metadata { seen, expires_at, file: Some(file) }))
+    Ok(Some(ReadMetadata { seen, expires_at, file: Some(file) }))
 }
 
 /// Reads open metadata once more. Returns whether its file is still the one in `seen`, still has the name,

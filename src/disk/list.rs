@@ -1,4 +1,4 @@
-//! Lists directories. The only module that does.
+//! Lists directories by descriptor. (`watch::limits` and `occupancy` walk the tree by path, for the log and `doctor`.)
 
 use std::ffi::CStr;
 use std::io;

@@ -10,7 +10,7 @@ use walkdir::WalkDir;
 
 use super::inspect::{Inspection, inspect, stat_file};
 use super::root::{Dir, Root};
-use crate::pair::budget::{BLOCK, Shortfall};
+use crate::pair::disk_budget::{BLOCK, Shortfall};
 use crate::pair::name::{Half, Name};
 
 /// Files of one kind.

@@ -27,7 +27,7 @@ const DIR_FLAGS: OFlags =
 const MAX_PATH: usize = 4096;
 
 /// The most attempts at a lookup that the kernel reports as disturbed (`EAGAIN`) or interrupted.
-const LOOKUPS: u32 = 100;
+const MAX_LOOKUPS: u32 = 100;
 
 /// What is at the configured path of the cache directory.
 #[derive(Debug)]
@@ -138,7 +138,7 @@ impl Root {
             rel: Arc::clone(rel),
             fd,
             identity: (seen.st_dev, seen.st_ino),
-            lock: AtomicU8::new(Lock::None as u8),
+            lock: AtomicU8::new(LockState::None as u8),
         })
     }
 
@@ -177,7 +177,7 @@ impl Root {
     pub(crate) fn path_leads_to(&self, dir: &Dir) -> io::Result<bool> {
         let path = self.id.path.join(&dir.rel);
         match retry_on_intr(|| lstat(&path)).map_err(io::Error::from) {
-            Ok(there) => Ok(dir.is(&there)),
+            Ok(there) => Ok(dir.is_described_by(&there)),
             Err(error) if is_not_ours(&error) => Ok(false),
             Err(error) => Err(error),
         }
@@ -260,10 +260,10 @@ fn is_mount_root(dir: &OwnedFd) -> io::Result<bool> {
 /// Opens the directory `path` below `dir`. Follows no symbolic link and enters no mount point.
 ///
 /// # Errors
-/// Those of the system; `EAGAIN` where renames or signals disturbed [`LOOKUPS`] attempts.
+/// Those of the system; `EAGAIN` where renames or signals disturbed [`MAX_LOOKUPS`] attempts.
 fn open_beneath(dir: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    for _ in 0..LOOKUPS {
+    for _ in 0..MAX_LOOKUPS {
         match openat2(dir, path, DIR_FLAGS, Mode::empty(), resolve) {
             // A rename elsewhere in the system, or a signal, came between.
             Err(Errno::INTR | Errno::AGAIN) => {}
@@ -287,7 +287,7 @@ pub(crate) struct Dir {
 /// What is known about the lock on a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Lock {
+pub(crate) enum LockState {
     /// No lock was requested yet.
     None,
     /// This descriptor has a shared lock, until it is closed.
@@ -298,19 +298,19 @@ pub(crate) enum Lock {
 
 impl Dir {
     /// Whether `stat` describes this directory.
-    pub(crate) fn is(&self, stat: &Stat) -> bool {
+    pub(crate) fn is_described_by(&self, stat: &Stat) -> bool {
         (stat.st_dev, stat.st_ino) == self.identity
     }
 
-    pub(crate) fn lock(&self) -> Lock {
+    pub(crate) fn lock_state(&self) -> LockState {
         match self.lock.load(Ordering::Relaxed) {
-            lock if lock == Lock::Shared as u8 => Lock::Shared,
-            lock if lock == Lock::HeldByOthers as u8 => Lock::HeldByOthers,
-            _ => Lock::None,
+            lock if lock == LockState::Shared as u8 => LockState::Shared,
+            lock if lock == LockState::HeldByOthers as u8 => LockState::HeldByOthers,
+            _ => LockState::None,
         }
     }
 
-    pub(crate) fn note_lock(&self, lock: Lock) {
+    pub(crate) fn set_lock_state(&self, lock: LockState) {
         self.lock.store(lock as u8, Ordering::Relaxed);
     }
 }

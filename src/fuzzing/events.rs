@@ -18,14 +18,14 @@ use notify::{Event, EventKind};
 use super::Input;
 use crate::pair::change::Change;
 use crate::pair::name::Half;
-use crate::watch::{Translator, Watched};
+use crate::watch::{KnownDirectories, Translator};
 
 /// Does not exist, so that the disk does not show what an event is about.
 const ROOT: &str = "/nonexistent/cache";
 
 /// Interprets `bytes` as events, and as directories that are watched.
 pub fn events(bytes: &[u8]) {
-    let watched = Watched::default();
+    let watched = KnownDirectories::default();
     let translator = Translator::new(Path::new(ROOT), watched.clone());
     let mut world = World { input: Input(bytes), watched, translator };
     while !world.input.is_empty() {
@@ -40,7 +40,7 @@ pub fn events(bytes: &[u8]) {
 
 struct World<'a> {
     input: Input<'a>,
-    watched: Watched,
+    watched: KnownDirectories,
     translator: Translator,
 }
 
@@ -211,7 +211,7 @@ fn assert_justified(change: &Change, paths: &[PathBuf], shown: &str) {
             assert!(paths.iter().any(|path| **path == **tree), "{shown}: {tree:?}");
             assert_within(tree, shown);
         }
-        Change::Directory(dir) => panic!("{shown}: {dir:?}"),
+        Change::DirectoryAlone(dir) => panic!("{shown}: {dir:?}"),
         Change::Orphans(_) => panic!("nobody asked for it: {shown}"),
         Change::EventsLost => panic!("nothing was missed: {shown}"),
     }

@@ -23,7 +23,7 @@ use chrono::{DateTime, Utc};
 
 use self::reference::{Wrong, Zone};
 use crate::pair::expires_at::InvalidExpiry;
-use crate::pair::metadata::{InvalidMetadata, of_any_form, plain};
+use crate::pair::metadata::{InvalidMetadata, plain, with_serde_json};
 
 pub use self::events::events;
 pub use self::simulation::simulation;
@@ -67,7 +67,7 @@ pub fn plain(json: &[u8]) -> bool {
     let json = String::from_utf8_lossy(json);
     let found = plain::expires_at(&json);
     if let Some(found) = found {
-        assert_eq!(Ok(found), of_any_form(&json), "{json:?}");
+        assert_eq!(Ok(found), with_serde_json(&json), "{json:?}");
     }
     found.is_some()
 }

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use rustix::process::{getpriority_process, setpriority_process};
 
-use crate::config::{Ages, Config, ResultStore};
+use crate::config::{Config, OrphanAges, ResultStore};
 use crate::disk::root::{Dir, Root};
 use crate::display::path_field;
 use crate::jobs::throttle::Throttle;
-use crate::pair::budget::Budget;
+use crate::pair::disk_budget::Budget;
 use crate::pair::name::{Half, Stem};
 use crate::remove::restore;
 use crate::remove::sandbox;
@@ -37,7 +37,7 @@ pub(crate) struct JobContext {
     reports_sizes: bool,
     throttle: Arc<Throttle>,
     backpressure: Arc<Backpressure>,
-    orphan_ages: Ages,
+    orphan_ages: OrphanAges,
     budget: Option<Budget>,
     /// Whether it works on threads that are confined to the cache directory.
     confined: bool,
@@ -56,7 +56,7 @@ impl JobContext {
             reports_sizes: false,
             throttle: Arc::new(Throttle::new(config.max_disk_time)),
             backpressure: Arc::default(),
-            orphan_ages: Ages::of(config),
+            orphan_ages: config.orphan_ages(),
             budget: config.budget(),
             confined: config.sandbox,
             moved_away: Arc::default(),
@@ -67,7 +67,7 @@ impl JobContext {
     pub(crate) fn of_service(clock: Arc<Clock>, config: &Config) -> Self {
         let context = Self::deleting(clock, config);
         if config.dry_run {
-            Self { orphan_ages: Ages::default(), ..context.inspect_only() }
+            Self { orphan_ages: OrphanAges::default(), ..context.inspect_only() }
         } else {
             context
         }
@@ -85,13 +85,13 @@ impl JobContext {
 
     /// A context that only inspects, but inspects each file.
     pub(crate) fn listing(clock: Arc<Clock>, config: &Config) -> Self {
-        let orphan_ages = Ages::default();
+        let orphan_ages = OrphanAges::default();
         Self { reports_sizes: true, orphan_ages, ..Self::inspecting(clock, config) }
     }
 
     /// The same, and scans note the directories that may have orphans of any age.
     pub(crate) fn listing_orphans(clock: Arc<Clock>, config: &Config) -> Self {
-        let orphan_ages = Ages { orphans: Some(Duration::ZERO), empty_dirs: None };
+        let orphan_ages = OrphanAges { orphans: Some(Duration::ZERO), empty_dirs: None };
         Self { orphan_ages, ..Self::listing(clock, config) }
     }
 
@@ -171,7 +171,7 @@ impl JobContext {
     }
 
     /// How old orphans and empty directories have to be before they are removed; `None` where they are kept.
-    pub(crate) fn orphan_ages(&self) -> Ages {
+    pub(crate) fn orphan_ages(&self) -> OrphanAges {
         self.orphan_ages
     }
 

@@ -34,7 +34,7 @@ use crate::pair::version::{FileState, FileTime};
 use crate::remove::{Orphan, prune, remove_orphans};
 
 impl OrphanPass {
-    fn look_again_at(&mut self, at: DateTime<Utc>) {
+    fn search_again_at(&mut self, at: DateTime<Utc>) {
         self.next = Some(self.next.map_or(at, |next| next.min(at)));
     }
 
@@ -96,10 +96,10 @@ pub(crate) fn list_orphans(root: &Root, rel: &Arc<Path>) -> io::Result<Vec<Found
         contents.orphans().map(|(half, stem)| (stem.name(half).to_vec(), false, half, stem));
     let unclaimed = tmp.chain(halves).filter(|(.., stem)| !contents.claimed.contains(*stem));
     let found = unclaimed.filter_map(|(name, is_tmp, half, _)| {
-        let seen = stat_file(&dir, &name).ok()??;
-        Some(FoundOrphan { name, is_tmp, half, seen })
+        let seen = stat_file(&dir, &name).transpose()?;
+        Some(seen.map(|seen| FoundOrphan { name, is_tmp, half, seen }))
     });
-    Ok(found.collect())
+    found.collect()
 }
 
 /// The names in a directory, as far as they show what is an orphan.
@@ -170,7 +170,7 @@ impl Search<'_> {
                 continue;
             }
             if let Some(seen) = stat_file(&self.dir, &stem.tmp_name(*half))?
-                && self.is_ripe(seen.unchanged_until(age), pass)
+                && self.is_old_enough(seen.unchanged_until(age), pass)
             {
                 judged.push(Orphan::Tmp(*half, stem.clone(), seen));
             }
@@ -180,13 +180,13 @@ impl Search<'_> {
                 continue;
             }
             if let Some((seen, expires_at)) = self.orphan(half, stem)?
-                && self.is_ripe(seen.unchanged_until(age).max(expires_at), pass)
+                && self.is_old_enough(seen.unchanged_until(age).max(expires_at), pass)
             {
                 judged.push(Orphan::Half(half, stem.clone(), seen));
             }
         }
         for orphan in &judged {
-            if pass.candidates.files.len() < self.limit && !self.was_suspected(orphan) {
+            if pass.candidates.files.len() < self.limit && !self.was_candidate(orphan) {
                 pass.candidates.files.insert(orphan.name(), *orphan.seen());
             }
         }
@@ -208,7 +208,7 @@ impl Search<'_> {
         }
         let clock = self.context.clock();
         let found = judged.len();
-        judged.retain(|orphan| self.was_suspected(orphan));
+        judged.retain(|orphan| self.was_candidate(orphan));
         let count = judged.len();
         let done = if count == 0 || !self.root.still_contains(&self.dir)? {
             Vec::new()
@@ -217,7 +217,7 @@ impl Search<'_> {
         };
         if done.len() < found {
             // Some are new candidates, have changed, or are claimed by another cleaner.
-            pass.look_again_at(clock.wall());
+            pass.search_again_at(clock.wall());
         }
         for (orphan, removed) in done {
             let path = self.path(&orphan.name());
@@ -266,20 +266,20 @@ impl Search<'_> {
         let until = unchanged_until(&stat);
         if !contents.is_empty {
             // It may be empty by now. Then the removal of its last file has changed it.
-            pass.look_again_at(until);
+            pass.search_again_at(until);
             return Ok(());
         }
-        if !self.is_ripe(until, pass) {
+        if !self.is_old_enough(until, pass) {
             return Ok(());
         }
-        let suspect = Some((stat.st_ino, times(&stat)));
+        let candidate = Some((stat.st_ino, times(&stat)));
         if !self.context.deletes() {
-            pass.candidates.directory = suspect;
+            pass.candidates.directory = candidate;
             pass.removed.pruned += 1;
             return Ok(());
         }
-        if self.before.directory != suspect {
-            pass.candidates.directory = suspect;
+        if self.before.directory != candidate {
+            pass.candidates.directory = candidate;
             return Ok(());
         }
         match prune(self.root, &self.dir, |stat| unchanged_until(stat) <= now) {
@@ -294,15 +294,15 @@ impl Search<'_> {
         Ok(())
     }
 
-    fn was_suspected(&self, orphan: &Orphan) -> bool {
+    fn was_candidate(&self, orphan: &Orphan) -> bool {
         self.before.files.get(&orphan.name()) == Some(orphan.seen())
     }
 
     /// Whether the time `at` has come. If not, requests another pass at that time.
-    fn is_ripe(&self, at: DateTime<Utc>, pass: &mut OrphanPass) -> bool {
+    fn is_old_enough(&self, at: DateTime<Utc>, pass: &mut OrphanPass) -> bool {
         let ripe = at <= self.context.clock().wall();
         if !ripe {
-            pass.look_again_at(at);
+            pass.search_again_at(at);
         }
         ripe
     }

@@ -18,7 +18,7 @@ use crate::disk::inspect::{Inspection, inspect, inspect_listed};
 use crate::disk::root::{Dir, Root, is_mounted_over, is_not_ours};
 use crate::display::path_field;
 use crate::jobs::context::{JobContext, result_path};
-use crate::pair::budget::Chosen;
+use crate::pair::disk_budget::Chosen;
 use crate::pair::name::{PairKey, Stem};
 use crate::pair::outcome::{Failure, Job, JobResult, Outcome};
 use crate::pair::tally::ErrorKind;
@@ -211,7 +211,7 @@ impl<'a> PairProcessor<'a> {
         if evicts {
             late = clock.wall() - expires_at;
         }
-        let when = When { expires_at, late, evicts, version };
+        let when = DeletedPair { expires_at, late, evicts, version };
         if let Some(outcome) = self.outcome_of(removal, &dir, &stem, when) {
             let key = PairKey { dir: Arc::clone(&dir.rel), stem };
             self.found.push(JobResult { key, outcome });
@@ -247,7 +247,7 @@ impl<'a> PairProcessor<'a> {
         let (expires_at, bytes) = (pair.expires_at, pair.bytes());
         let size = self.context.budget().map(|_| pair.disk_size());
         if now < expires_at {
-            if chosen.is_some_and(|chosen| chosen.can_go(&pair, now)) {
+            if chosen.is_some_and(|chosen| chosen.is_evictable(&pair, now)) {
                 if !self.context.deletes() {
                     return Decision::Keep(Outcome::Evictable { expires_at });
                 }
@@ -288,7 +288,7 @@ impl<'a> PairProcessor<'a> {
         match self.place_of(dir) {
             Ok(DirPlace::Same) => {}
             // The pairs of a directory that was moved out of the cache directory were moved with it.
-            Ok(DirPlace::Another) => return Some(Outcome::Incomplete),
+            Ok(DirPlace::Moved) => return Some(Outcome::Incomplete),
             // The worker will notice it, unless the cache directory is moved back before.
             Ok(DirPlace::RootMoved) => return Some(Outcome::Changed),
             Err(error) => {
@@ -305,7 +305,7 @@ impl<'a> PairProcessor<'a> {
         let (buffers, patience) = (&mut self.buffers, &mut self.lock_patience);
         let removal = remove(dir, stem, judged, &wall, buffers, patience);
         let late = clock.wall() - expires_at;
-        self.outcome_of(removal, dir, stem, When { expires_at, late, evicts, version })
+        self.outcome_of(removal, dir, stem, DeletedPair { expires_at, late, evicts, version })
     }
 
     /// Whether the kernel reports what happens in the directory. If it does not, no deletion may wait for its
@@ -334,58 +334,73 @@ impl<'a> PairProcessor<'a> {
             return Ok(DirPlace::RootMoved);
         }
         if !self.root.still_contains(dir)? {
-            return Ok(DirPlace::Another);
+            return Ok(DirPlace::Moved);
         }
         self.in_place = Some((Arc::clone(dir), Instant::now()));
         Ok(DirPlace::Same)
     }
 
-    /// The outcome of a removal, if it has one already.
+    /// Holds a claimed pair until its hold time is over.
+    fn hold(&mut self, claimed: ClaimedPair, late: TimeDelta) {
+        let dir = &claimed.dir;
+        if self.held.back().is_none_or(|(last, _)| !Arc::ptr_eq(&last.dir, dir)) {
+            self.held_dirs += 1;
+        }
+        let dir = Arc::clone(dir);
+        if self.is_reported(&dir) {
+            self.context.backpressure().caused();
+        }
+        self.held.push_back((claimed, late));
+    }
+
+    /// Logs a deletion, and reports it to the result store.
+    fn report_deleted(&self, dir: &Dir, stem: &Stem, pair: DeletedPair) {
+        let path = || path_field(&result_path(self.root, &dir.rel, stem));
+        if pair.is_evicted() {
+            let left_s = -pair.late.num_seconds();
+            tracing::debug!(path = path(), left_s, "evicted a result");
+        } else {
+            let late_ms = pair.late.num_milliseconds();
+            tracing::debug!(path = path(), late_ms, "deleted an expired result");
+        }
+        self.context.report_removed(self.root, &dir.rel, stem);
+    }
+
+    /// Returns the outcome of a removal; `None` if the pair is held.
     fn outcome_of(
         &mut self,
         removal: Removal,
         dir: &Arc<Dir>,
         stem: &Stem,
-        when: When,
+        pair: DeletedPair,
     ) -> Option<Outcome> {
         Some(match self.unless_moved_away(removal, dir, stem) {
-            Removal::Claimed(held) => {
-                if self.is_reported(dir) {
-                    self.context.backpressure().caused();
-                }
-                if self.held.back().is_none_or(|(last, _)| !Arc::ptr_eq(&last.dir, dir)) {
-                    self.held_dirs += 1;
-                }
-                self.held.push_back((held, when.late));
+            Removal::Claimed(claimed) => {
+                self.hold(claimed, pair.late);
                 return None;
             }
             Removal::Deleted { freed, disk_freed, leftover } => {
-                let When { expires_at, late, evicts, .. } = when;
-                let path = || path_field(&result_path(self.root, &dir.rel, stem));
-                let leftover = leftover
-                    .map(|error| Failure::new(ErrorKind::Deletion, "delete the metadata", &error));
-                let outcome = if evicts && late < TimeDelta::zero() {
-                    let left_s = -late.num_seconds();
-                    tracing::debug!(path = path(), left_s, "evicted a result");
+                self.report_deleted(dir, stem, pair);
+                let failed =
+                    |error| Failure::new(ErrorKind::Deletion, "delete the metadata", &error);
+                let leftover = leftover.map(failed);
+                let DeletedPair { expires_at, late, .. } = pair;
+                if pair.is_evicted() {
                     Outcome::Evicted { freed: disk_freed, leftover, expires_at }
                 } else {
-                    let late_ms = late.num_milliseconds();
-                    tracing::debug!(path = path(), late_ms, "deleted an expired result");
                     Outcome::Deleted { freed, leftover, late }
-                };
-                self.context.report_removed(self.root, &dir.rel, stem);
-                outcome
+                }
             }
             Removal::Changed => Outcome::Changed,
             Removal::DeletedElsewhere => Outcome::Incomplete,
             Removal::ClaimedElsewhere => Outcome::ClaimedElsewhere,
             Removal::Failed(error) => {
                 let failure = Failure::new(ErrorKind::Deletion, "delete the result", &error);
-                Outcome::Failed(failure.of_result(when.version))
+                Outcome::Failed(failure.of_result(pair.version))
             }
             Removal::RestoreFailed(error) => {
                 let failure = Failure::new(ErrorKind::Recovery, "restore the result", &error);
-                Outcome::RestoreFailed(failure.of_result(when.version))
+                Outcome::RestoreFailed(failure.of_result(pair.version))
             }
         })
     }
@@ -428,14 +443,14 @@ enum DirPlace {
     /// Where it was opened.
     Same,
     /// Not there any more.
-    Another,
+    Moved,
     /// The cache directory itself was moved.
     RootMoved,
 }
 
-/// When a pair was deleted.
+/// What is known of a pair when its deletion ends.
 #[derive(Debug, Clone, Copy)]
-struct When {
+struct DeletedPair {
     expires_at: DateTime<Utc>,
     /// How long after its expiry; negative before it.
     late: TimeDelta,
@@ -443,6 +458,12 @@ struct When {
     evicts: bool,
     /// The version of its result.
     version: Version,
+}
+
+impl DeletedPair {
+    fn is_evicted(&self) -> bool {
+        self.evicts && self.late < TimeDelta::zero()
+    }
 }
 
 /// Whether a pair is kept or deleted.

@@ -59,7 +59,7 @@ impl Scan<'_> {
             return;
         }
         summary.scan_again(&rel, &error);
-        summary.stranded.push((rel.to_path_buf(), error));
+        summary.not_recovered.push((rel.to_path_buf(), error));
     }
 
     fn recover_in(
@@ -99,11 +99,11 @@ impl Scan<'_> {
         }
         for (path, error) in recovery.failed {
             summary.scan_again(&rel, &error);
-            summary.stranded.push((path, error));
+            summary.not_recovered.push((path, error));
         }
         match self.root.open_dir(&rel) {
             Ok(dir) => {
-                let pairs = recovery.touched.into_iter().map(|stem| (stem, Hint::Nothing));
+                let pairs = recovery.had_claims.into_iter().map(|stem| (stem, Hint::Nothing));
                 let batch = Batch { dir: Arc::new(dir), pairs: pairs.collect() };
                 self.process_here(batch);
             }

@@ -54,23 +54,23 @@ pub(crate) struct Scan<'a> {
 }
 
 /// The threads that read, and the work that they share.
-struct Readers {
+struct ReaderPool {
     queue: WorkQueue,
     count: AtomicUsize,
     /// How many there are while no thread waits for the disk.
-    enough: usize,
+    count_if_fast: usize,
     /// How many there are at most.
-    most: usize,
+    max: usize,
     /// Whether the last work took so long that its thread must have waited for the disk.
     is_slow: AtomicBool,
 }
 
-impl Readers {
+impl ReaderPool {
     /// Whether one more thread is to help. Counts it.
     fn grow(&self) -> bool {
         let is_slow = self.is_slow.load(Ordering::Relaxed);
-        let enough = if is_slow { self.most } else { self.enough.min(self.most) };
-        let grow = |count: usize| (count < enough).then_some(count + 1);
+        let max = if is_slow { self.max } else { self.count_if_fast.min(self.max) };
+        let grow = |count: usize| (count < max).then_some(count + 1);
         self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow).is_ok()
     }
 
@@ -96,12 +96,12 @@ impl Scan<'_> {
         // The last ones come first: a directory in one that is listed alone is then known.
         let below = trees.iter().map(|tree| (Arc::clone(tree), true));
         let alone = dirs.iter().map(|dir| (Arc::clone(dir), false));
-        let readers = Readers {
+        let readers = ReaderPool {
             queue: WorkQueue::new(alone.chain(below).collect()),
             count: AtomicUsize::new(0),
-            enough: cores(),
+            count_if_fast: cores(),
             // Asked of the system once: each turn of a thread looks at it.
-            most: share_of_open_files(16, MAX_READERS),
+            max: share_of_open_files(16, MAX_READERS),
             is_slow: AtomicBool::new(false),
         };
         let read = || self.read(&readers);
@@ -120,11 +120,12 @@ impl Scan<'_> {
     }
 
     /// Reads everything, on this thread and on others.
-    fn read(&self, readers: &Readers) -> (Summary, Claims) {
+    fn read(&self, readers: &ReaderPool) -> (Summary, Claims) {
         let all = Mutex::default();
         thread::scope(|scope| {
             let pair_threads = PairThreads::new(self, scope);
-            let team = Team { scan: self, readers, pair_threads: &pair_threads, all: &all };
+            let team =
+                ReaderThreads { scan: self, readers, pair_threads: &pair_threads, all: &all };
             thread::scope(|scope| {
                 if readers.grow() {
                     team.work(scope);
@@ -140,15 +141,15 @@ impl Scan<'_> {
 }
 
 /// What the threads that read share.
-struct Team<'a, 'scope, 'scan> {
+struct ReaderThreads<'a, 'scope, 'scan> {
     scan: &'scan Scan<'scan>,
-    readers: &'a Readers,
+    readers: &'a ReaderPool,
     pair_threads: &'a PairThreads<'scope, 'scan>,
     /// The findings of the threads that have ended.
     all: &'a Mutex<(Summary, Claims)>,
 }
 
-impl<'scan> Team<'_, '_, 'scan> {
+impl<'scan> ReaderThreads<'_, '_, 'scan> {
     /// Works on this thread until there is no more work.
     fn work<'team>(&'team self, scope: &'team Scope<'team, '_>) {
         let reader = Reader::new(self.scan, self.readers, self.pair_threads);

@@ -35,13 +35,13 @@ struct Left {
 }
 
 impl Throttle {
-    /// Allows at most `a_second` per second; `None` for no limit.
-    pub(crate) fn new(a_second: Option<Duration>) -> Self {
+    /// Allows at most `per_second` per second; `None` for no limit.
+    pub(crate) fn new(per_second: Option<Duration>) -> Self {
         let bound = |share: f64| {
             let left = Left { seconds: share * AT_ONCE, at: Instant::now() };
             Bound { share, left: Mutex::new(left) }
         };
-        Self { bound: a_second.map(|time| bound(time.as_secs_f64())) }
+        Self { bound: per_second.map(|time| bound(time.as_secs_f64())) }
     }
 
     pub(crate) fn is_bounded(&self) -> bool {

@@ -13,17 +13,18 @@ use std::time::Duration;
 
 use chrono::{DateTime, Datelike, Local, Utc};
 use rustix::io::Errno;
-use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::disk::filesystem::silent_file_system;
+use crate::disk::filesystem::partly_silent_file_system;
 use crate::disk::root::{Dir, Located, Root, locate};
 use crate::display::display_path;
 use crate::error::Error;
 use crate::pair::change::WatchError;
 use crate::remove::{ProbeFile, probe_file_name};
 use crate::sys::clock::now_utc;
+use crate::sys::descriptors::open_file_limit;
+use crate::sys::runtime;
 use crate::watch::delivers_event;
 use crate::watch::limits::{Survey, inotify_limit, survey};
 
@@ -31,12 +32,12 @@ use crate::watch::limits::{Survey, inotify_limit, survey};
 const EVENT_PATIENCE: Duration = Duration::from_secs(5);
 /// How many seconds the file system's clock may differ from that of this machine.
 const CLOCK_TOLERANCE: i64 = 2;
-/// The most files that a service has open, besides the directories that it scans.
-const ENOUGH_FILES: u64 = 256;
+/// A service has at most this many files open, besides the directories that it scans.
+const MIN_OPEN_FILES: u64 = 256;
 
 const MORE_FILES: &str = "`ulimit -n 1024`, or LimitNOFILE=1024 in the unit";
 const READABLE: &str =
-    "grant this user to read and enter it (chmod u+rwx), or run the service as its owner";
+    "give this user permission to read and enter it (chmod u+rwx), or run the service as its owner";
 
 /// The outcome of one check; [`diagnose`] returns them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -112,13 +113,18 @@ impl Check {
 /// ```
 ///
 /// # Errors
-/// [`Error::NoRuntime`], and the errors of an invalid configuration.
+/// [`Error::NoRuntime`], [`Error::NoDriver`] if the runtime can't reach the metrics service, and the errors of an
+/// invalid configuration.
 pub async fn diagnose(config: &Config) -> Result<Vec<Check>, Error> {
-    let runtime = crate::sys::runtime::current()?;
+    let runtime = runtime::current()?;
+    #[cfg(feature = "report")]
+    if config.metrics_url.is_some() {
+        runtime::require_sockets()?;
+    }
     config.validate()?;
     let cache_dir = config.expanded_cache_dir()?;
     let task = runtime.spawn_blocking(move || Ok(check_machine(&cache_dir)));
-    let mut checks = crate::sys::runtime::joined(task.await)?;
+    let mut checks = runtime::joined(task.await)?;
     checks.push(check_metrics(config).await);
     Ok(checks)
 }
@@ -179,7 +185,7 @@ fn check_contents(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
         (Some(example), _) => Check::wrong(
             "permissions",
             format!("this user may not delete in {forbidden} of {}, such as {}", count_of(directories), display_path(example)),
-            "grant this user to read, write and enter them (chmod u+rwx), mount the file system read-write, or run the service as their owner",
+            "give this user permission to read, write and enter them (chmod u+rwx), mount the file system read-write, or run the service as their owner",
         ),
         (None, Some((example, error))) => Check::wrong(
             "permissions",
@@ -188,7 +194,7 @@ fn check_contents(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
         ),
         (None, None) => Check::ok("permissions", format!("this user may delete in {}", all_of(directories))),
     });
-    checks.push(match silent_file_system(dir) {
+    checks.push(match partly_silent_file_system(dir) {
         Ok(None) => Check::ok("file system", "reports changes"),
         Err(error) => Check::wrong(
             "file system",
@@ -318,8 +324,8 @@ fn check_clock(made: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Check {
 
 fn check_files() -> Check {
     const CHECK: &str = "open files";
-    match getrlimit(Resource::Nofile).current {
-        Some(limit) if limit < ENOUGH_FILES => {
+    match open_file_limit() {
+        Some(limit) if limit < MIN_OPEN_FILES => {
             Check::warning(CHECK, format!("at most {limit} may be open"), MORE_FILES)
         }
         limit => {

@@ -13,7 +13,7 @@ use crate::disk::root::Root;
 use crate::display::path_field;
 use crate::jobs::context::{JobContext, result_path};
 use crate::jobs::pairs::PairProcessor;
-use crate::pair::budget::{
+use crate::pair::disk_budget::{
     Budget, Chosen, DiskSize, EVICTION_BATCH, Evicting, FreeSpace, Shortfall, Young, eviction_order,
 };
 use crate::pair::name::{Half, PairKey};
@@ -32,7 +32,7 @@ pub(super) struct Candidate {
 
 impl Candidate {
     /// Returns whether the pair can be evicted: its result is old enough, and its removal frees space.
-    fn can_go(&self, budget: &Budget, now: DateTime<Utc>) -> bool {
+    fn is_evictable(&self, budget: &Budget, now: DateTime<Utc>) -> bool {
         self.size.blocks > 0
             && age_of(self.size.ctime, now).is_some_and(|age| age >= budget.min_age)
     }
@@ -62,6 +62,15 @@ impl Candidates {
         self.pairs.extend(size.map(|size| Candidate { key, expires_at, size }));
     }
 
+    /// Adds the pair of an outcome if that says that the pair has not expired, or has and was not deleted.
+    pub(super) fn add_outcome(&mut self, key: &PairKey, outcome: &Outcome) {
+        match *outcome {
+            Outcome::NotDue { expires_at, size, .. } => self.add(key.clone(), expires_at, size),
+            Outcome::Due { size, .. } => self.add_due(size),
+            _ => {}
+        }
+    }
+
     /// Adds an expired pair, which goes before any other.
     pub(super) fn add_due(&mut self, size: Option<DiskSize>) {
         self.due += size.map_or(0, DiskSize::bytes);
@@ -81,16 +90,16 @@ impl Candidates {
         self.stuck += size().unwrap_or(0);
     }
 
-    /// Returns what all pairs take on disk that do not go in any case, in bytes.
+    /// Returns what the pairs take that are not due or could not be deleted, in bytes.
     fn size(&self) -> u64 {
         self.stuck + self.pairs.iter().map(|candidate| candidate.size.bytes()).sum::<u64>()
     }
 
     /// Returns the pairs that can be evicted, in the order in which they go; and what is too young.
     pub(super) fn in_order(&self, budget: &Budget, now: DateTime<Utc>) -> (Vec<&Candidate>, Young) {
-        let (mut can_go, others): (Vec<_>, Vec<_>) =
-            self.pairs.iter().partition(|candidate| candidate.can_go(budget, now));
-        can_go.sort_by(|a, b| {
+        let (mut evictable, others): (Vec<_>, Vec<_>) =
+            self.pairs.iter().partition(|candidate| candidate.is_evictable(budget, now));
+        evictable.sort_by(|a, b| {
             let (a_key, b_key) = (&a.key, &b.key);
             eviction_order(
                 (a.expires_at, &a_key.dir, &a_key.stem),
@@ -102,7 +111,7 @@ impl Candidates {
             pairs: young.pairs + 1,
             bytes: young.bytes + candidate.size.bytes(),
         });
-        (can_go, young)
+        (evictable, young)
     }
 
     /// Returns how many pairs in [this order](Self::in_order) would go, after the expired ones, and what would be
@@ -164,8 +173,8 @@ pub(super) fn evict(
         dry_run(root, context, budget, candidates, state)
     };
     if let Err(error) = done {
-        let reason = format_args!("can't read the free space: {error}");
-        state.error(ErrorKind::Directory, std::path::Path::new(""), &reason);
+        let message = "can't read the free space of the file system, nothing more is evicted";
+        state.error(ErrorKind::Directory, std::path::Path::new(""), message, &error);
     }
 }
 

@@ -6,23 +6,23 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 
 use super::evict::Candidates;
-use super::obstacles::{Kind, is_missing, kind, obstacle, says_missing, taken};
-use super::reasons;
-use super::sweep::scan;
+use super::obstacles::{Kind, is_claimed, is_missing, kind, obstacle, says_missing};
+use super::sweep::scan_into;
+use super::verdicts;
 use crate::config::Config;
-use crate::disk::inspect::{Metadata, read_metadata};
+use crate::disk::inspect::{ReadMetadata, read_metadata};
 use crate::disk::root::{Dir, Root, is_mounted_over};
 use crate::display::display_path;
 use crate::error::Error;
 use crate::jobs::context::JobContext;
 use crate::jobs::pairs::PairProcessor;
-use crate::pair::budget::Budget;
+use crate::pair::disk_budget::Budget;
 use crate::pair::name::{Half, Name, PairKey, Stem};
 use crate::pair::outcome::{Job, JobResult, Outcome};
 use crate::pair::version::Broken;
@@ -47,7 +47,7 @@ pub struct Explanation {
     pub fate: Fate,
     /// How many pairs would be evicted before this one; `None` without a disk budget, or if it can't be evicted now.
     pub evicted_after: Option<u64>,
-    /// The same in words, with any obstacle and what to do about it.
+    /// The fate and the eviction in words, with any obstacle and what to do about it.
     pub verdict: String,
 }
 
@@ -93,10 +93,10 @@ pub enum Fate {
 
 const WHAT: [&str; 5] = [
     "the name is that of a result",
-    "it lies in the cache directory",
-    "its companion is there",
+    "it is in the cache directory",
+    "its other half exists",
     "the metadata is valid",
-    "its time has come",
+    "it has expired",
 ];
 
 /// Reports which conditions of a deletion are met for `file`, a result or metadata, and what will happen
@@ -117,8 +117,8 @@ const WHAT: [&str; 5] = [
 /// ```
 ///
 /// # Errors
-/// [`Error::TooShort`] for the configuration, [`Error::Unreadable`] and [`Error::NotADirectory`] for the cache
-/// directory, [`Error::NoRuntime`].
+/// The errors of an invalid configuration; [`Error::Unreadable`] and [`Error::NotADirectory`] for the cache
+/// directory; [`Error::NoRuntime`].
 pub async fn explain(config: &Config, file: &Path) -> Result<Explanation, Error> {
     config.validate()?;
     let runtime = crate::sys::runtime::current()?;
@@ -166,14 +166,14 @@ impl Draft {
 
     fn finish(self, fate: Fate, verdict: impl Into<String>) -> Explanation {
         let mut conditions = self.conditions.into_iter();
-        let or_not_looked_at = |what| {
-            let why = "not looked at, since an earlier condition is not met".to_owned();
+        let or_not_checked = |what| {
+            let why = "not checked, because an earlier condition is not met".to_owned();
             conditions.next().unwrap_or(Condition { what, met: None, why })
         };
         Explanation {
             file: self.file,
             result: self.result,
-            conditions: WHAT.map(or_not_looked_at),
+            conditions: WHAT.map(or_not_checked),
             expires_at: self.expires_at,
             fate,
             evicted_after: None,
@@ -202,7 +202,7 @@ impl Explaining {
                 draft.add(true, format!("that is {}", display_path(root.path())));
                 self.explain_pair(draft, root, &dir, &stem)
             }
-            Err((why, _)) if is_missing(&file) => draft.stop(why, Fate::Gone, reasons::NO_FILE),
+            Err((why, _)) if is_missing(&file) => draft.stop(why, Fate::Gone, verdicts::NO_FILE),
             Err((why, verdict)) => draft.stop(why, Fate::Stays, verdict),
         }
     }
@@ -210,9 +210,9 @@ impl Explaining {
     /// Opens the directory of `file` in the cache directory. The error says why that fails, and what it
     /// means for the file.
     fn open(&self, file: &Path) -> Result<(&Root, Dir), (String, &'static str)> {
-        let stays = |why: String| (why, reasons::OUTSIDE_STAYS);
+        let kept = |why: String| (why, verdicts::OUTSIDE_KEPT);
         let Some(root) = &self.root else {
-            return Err(stays(format!("{} does not exist", display_path(&self.cache_dir))));
+            return Err(kept(format!("{} does not exist", display_path(&self.cache_dir))));
         };
         let parent = match file.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -221,15 +221,15 @@ impl Explaining {
         let resolved = match std::fs::canonicalize(parent) {
             Ok(resolved) => resolved,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(stays(format!("{} does not exist", display_path(parent))));
+                return Err(kept(format!("{} does not exist", display_path(parent))));
             }
             Err(error) => {
-                return Err(stays(format!("{} can't be reached: {error}", display_path(parent))));
+                return Err(kept(format!("{} can't be reached: {error}", display_path(parent))));
             }
         };
         let Ok(rel) = resolved.strip_prefix(root.path()) else {
-            return Err(stays(format!(
-                "it lies in {}, not in {}",
+            return Err(kept(format!(
+                "it is in {}, not in {}",
                 display_path(&resolved),
                 display_path(root.path())
             )));
@@ -238,14 +238,14 @@ impl Explaining {
             Ok(dir) => Ok((root, dir)),
             Err(error) if is_mounted_over(&error) => Err((
                 format!(
-                    "{} lies on another file system, which is mounted there",
+                    "{} is on another file system, which is mounted there",
                     display_path(&resolved)
                 ),
-                reasons::MOUNT_STAYS,
+                verdicts::MOUNT_KEPT,
             )),
             Err(error) => Err((
                 format!("{} can't be opened: {error}", display_path(&resolved)),
-                reasons::UNREAD_STAYS,
+                verdicts::UNREAD_KEPT,
             )),
         }
     }
@@ -253,49 +253,49 @@ impl Explaining {
     fn explain_pair(&self, mut draft: Draft, root: &Root, dir: &Dir, stem: &Stem) -> Explanation {
         let names = [Half::Result, Half::Metadata].map(|half| stem.name(half));
         let [result, metadata] = names.each_ref().map(|name| shown(name));
-        let odd = |name: &str, what: &str| format!("{name} is {what}, no regular file");
-        let unseen = |error: &io::Error| format!("it can't be looked at: {error}");
+        let odd = |name: &str, what: &str| format!("{name} is {what}, not a regular file");
+        let unseen = |error: &io::Error| format!("it can't be inspected: {error}");
         let kinds = names.each_ref().map(|name| kind(dir, name));
         // After `kinds`: a file that a cleaner claims in between is found at its reserved name.
-        let taken = match taken(dir, stem) {
-            Ok(taken) => taken,
-            Err(error) => return draft.stop(unseen(&error), Fate::Stays, reasons::UNSEEN_STAYS),
+        let is_claimed = match is_claimed(dir, stem) {
+            Ok(is_claimed) => is_claimed,
+            Err(error) => return draft.stop(unseen(&error), Fate::Stays, verdicts::UNSEEN_KEPT),
         };
         match kinds {
             [Kind::Nothing, Kind::Nothing] => {
-                let verdict = if taken { reasons::CLAIMED } else { reasons::GONE };
+                let verdict = if is_claimed { verdicts::CLAIMED } else { verdicts::NOT_THERE };
                 let why = "neither the result nor its metadata is there";
                 return draft.stop(why, Fate::Gone, verdict);
             }
             [Kind::Other(what), _] => {
-                return draft.stop(odd(&result, what), Fate::Stays, reasons::ODD_RESULT_STAYS);
+                return draft.stop(odd(&result, what), Fate::Stays, verdicts::ODD_RESULT_KEPT);
             }
             [_, Kind::Other(what)] => {
-                return draft.stop(odd(&metadata, what), Fate::Stays, reasons::ODD_METADATA_STAYS);
+                return draft.stop(odd(&metadata, what), Fate::Stays, verdicts::ODD_METADATA_KEPT);
             }
             [Kind::Unknown(error), _] | [_, Kind::Unknown(error)] => {
-                return draft.stop(unseen(&error), Fate::Stays, reasons::UNSEEN_STAYS);
+                return draft.stop(unseen(&error), Fate::Stays, verdicts::UNSEEN_KEPT);
             }
             [Kind::File, Kind::Nothing] => {
                 let why = format!("there is no {metadata} beside it");
                 let verdict =
-                    reasons::unless_orphans(reasons::RESULT_ALONE_STAYS, reasons::UNCHANGED_FOR);
+                    verdicts::unless_orphans(verdicts::RESULT_ALONE_KEPT, verdicts::UNCHANGED_FOR);
                 return draft.stop(why, Fate::Stays, verdict);
             }
-            [Kind::Nothing, Kind::File] if taken => {
+            [Kind::Nothing, Kind::File] if is_claimed => {
                 let why = format!("its result {result} is at its reserved name");
-                return draft.stop(why, Fate::Due, reasons::CLAIMED);
+                return draft.stop(why, Fate::Due, verdicts::CLAIMED);
             }
             [Kind::Nothing, Kind::File] => {
-                let (stays, removed) =
-                    (reasons::METADATA_ALONE_STAYS, reasons::EXPIRED_AND_UNCHANGED_FOR);
+                let (kept, removed) =
+                    (verdicts::METADATA_ALONE_KEPT, verdicts::EXPIRED_AND_UNCHANGED_FOR);
                 let why = format!("its result {result} is not there");
                 let read = read_metadata(dir, &stem.name(Half::Metadata), &mut Vec::new());
                 let verdict = match read {
-                    Ok(Some(Metadata { expires_at: Err(reason), .. })) => {
-                        format!("{stays} (It is broken besides: {reason}.)")
+                    Ok(Some(ReadMetadata { expires_at: Err(reason), .. })) => {
+                        format!("{kept} (Its metadata is invalid, too: {reason}.)")
                     }
-                    _ => reasons::unless_orphans(stays, removed),
+                    _ => verdicts::unless_orphans(kept, removed),
                 };
                 return draft.stop(why, Fate::Stays, verdict);
             }
@@ -308,33 +308,34 @@ impl Explaining {
     fn explain_expiry(&self, mut draft: Draft, root: &Root, dir: &Dir, stem: &Stem) -> Explanation {
         let (expires_at, is_due, verdict) = match self.inspect(root, dir, stem) {
             Some(Outcome::NotDue { expires_at, .. } | Outcome::Evictable { expires_at }) => {
-                (expires_at, false, reasons::WAITS.to_owned())
+                (expires_at, false, verdicts::NOT_DUE.to_owned())
             }
             Some(Outcome::Due { expires_at, .. }) => (expires_at, true, deletion(dir, stem)),
             Some(Outcome::Unsettled { expires_at, .. }) => {
-                (expires_at, true, reasons::UNSETTLED.to_owned())
+                (expires_at, true, verdicts::UNSETTLED.to_owned())
             }
             Some(Outcome::Broken { reason, .. }) => {
                 let verdict = match reason {
-                    Broken::Unreadable(_) => reasons::METADATA_UNREADABLE_STAYS,
-                    _ => reasons::BROKEN_STAYS,
+                    Broken::Unreadable(_) => verdicts::METADATA_UNREADABLE_KEPT,
+                    _ => verdicts::BROKEN_KEPT,
                 };
                 return draft.stop(reason.to_string(), Fate::Stays, verdict);
             }
             Some(Outcome::Failed(failure) | Outcome::RestoreFailed(failure)) => {
-                return draft.stop(failure.to_string(), Fate::Stays, reasons::UNREADABLE_STAYS);
+                return draft.stop(failure.to_string(), Fate::Stays, verdicts::UNREADABLE_KEPT);
             }
             Some(Outcome::Changed | Outcome::ClaimedElsewhere) => {
-                return draft.stop("it has just changed", Fate::Due, reasons::CHANGING);
+                return draft.stop("it has just changed", Fate::Due, verdicts::CHANGING);
             }
             Some(Outcome::Incomplete | Outcome::Deleted { .. } | Outcome::Evicted { .. })
             | None => {
-                return draft.stop("it has just vanished", Fate::Gone, reasons::VANISHED);
+                return draft.stop("it has just vanished", Fate::Gone, verdicts::VANISHED);
             }
         };
         draft.expires_at = Some(expires_at);
         draft.add(true, "a JSON object with a valid expires_at");
-        draft.add(is_due, if is_due { "expires_at has passed" } else { "expires_at lies ahead" });
+        let why = if is_due { "expires_at has passed" } else { "expires_at is in the future" };
+        draft.add(is_due, why);
         let fate = if is_due { Fate::Due } else { Fate::Waits };
         let mut explanation = draft.finish(fate, verdict);
         if let (Fate::Waits, Some(budget)) = (fate, self.context.budget()) {
@@ -348,29 +349,20 @@ impl Explaining {
 
     /// Returns how many pairs would be evicted before this one, and the same in words.
     fn eviction(&self, root: &Root, budget: &Budget, key: &PairKey) -> (Option<u64>, String) {
-        let candidates = Mutex::new(Candidates::default());
-        let scanned = scan(root, &self.context, &|batch| {
-            let mut candidates = candidates.lock().unwrap_or_else(PoisonError::into_inner);
-            for JobResult { key, outcome } in batch.others {
-                match outcome {
-                    Outcome::NotDue { expires_at, size, .. } => {
-                        candidates.add(key, expires_at, size)
-                    }
-                    Outcome::Due { size, .. } => candidates.add_due(size),
-                    _ => {}
-                }
+        let unknown = || (None, verdicts::EVICTION_UNKNOWN.to_owned());
+        let scanned = scan_into(root, &self.context, Candidates::default(), |candidates, batch| {
+            for JobResult { key, outcome } in &batch.others {
+                candidates.add_outcome(key, outcome);
             }
         });
-        let candidates = candidates.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Ok((_, candidates)) = scanned else { return unknown() };
         let (in_order, _) = candidates.in_order(budget, self.context.clock().wall());
-        let beyond = candidates.beyond(budget, root, &in_order);
-        let (Ok(_), Ok(beyond)) = (scanned, beyond) else {
-            return (None, reasons::EVICTION_UNKNOWN.to_owned());
-        };
+        let Ok(beyond) = candidates.beyond(budget, root, &in_order) else { return unknown() };
         let Some(before) = in_order.iter().position(|candidate| candidate.key == *key) else {
-            return (None, reasons::NOT_EVICTABLE.to_owned());
+            return (None, verdicts::NOT_EVICTABLE.to_owned());
         };
-        let now = if before < beyond.count { reasons::EVICTED_NOW } else { reasons::WITHIN_BUDGET };
+        let now =
+            if before < beyond.count { verdicts::EVICTED_NOW } else { verdicts::WITHIN_BUDGET };
         let pairs = if before == 1 { "1 pair goes" } else { &format!("{before} pairs go") };
         (Some(before as u64), format!("If the disk budget is exceeded, {pairs} before it. {now}"))
     }
@@ -388,10 +380,10 @@ impl Explaining {
 fn deletion(dir: &Dir, stem: &Stem) -> String {
     match obstacle(dir, stem) {
         None if stem.claim(Half::Result).len() > MAX_NAME => {
-            format!("{} {}", reasons::GOES, reasons::LONG_NAME)
+            format!("{} {}", verdicts::DELETED_AT_ONCE, verdicts::LONG_NAME)
         }
-        None => reasons::GOES.to_owned(),
-        Some(obstacle) => format!("It may go, but {obstacle}. {}", reasons::TRIED_AGAIN),
+        None => verdicts::DELETED_AT_ONCE.to_owned(),
+        Some(obstacle) => format!("It is due, but {obstacle}. {}", verdicts::RETRIED),
     }
 }
 
@@ -404,29 +396,29 @@ fn explain_other(draft: Draft, file: &Path, name: &Name) -> Explanation {
         Name::Tmp(half, stem) => {
             let half = shown(&stem.name(*half));
             let verdict = if is_file {
-                reasons::unless_orphans(reasons::TMP_STAYS, reasons::UNCHANGED_FOR)
+                verdicts::unless_orphans(verdicts::TMP_KEPT, verdicts::UNCHANGED_FOR)
             } else {
-                reasons::ODD_RESULT_STAYS.to_owned()
+                verdicts::ODD_RESULT_KEPT.to_owned()
             };
             (format!("it ends in .tmp: a writer has not completed {half} yet"), verdict)
         }
         Name::Claim(half, stem) | Name::OrphanClaim(half, stem) => {
             let half = shown(&stem.name(*half));
-            (claimed(&half), reasons::CLAIM_STAYS.to_owned())
+            (claimed(&half), verdicts::CLAIM_KEPT.to_owned())
         }
         Name::TmpClaim(half, stem) => {
             let half = shown(&stem.tmp_name(*half));
-            (claimed(&half), reasons::CLAIM_STAYS.to_owned())
+            (claimed(&half), verdicts::CLAIM_KEPT.to_owned())
         }
         _ => {
             let why = "it ends neither in .result.json.lz4 nor in .metadata.json".to_owned();
-            (why, if is_dir { reasons::DIRECTORY_STAYS } else { reasons::OTHER_STAYS }.to_owned())
+            (why, if is_dir { verdicts::DIRECTORY_KEPT } else { verdicts::OTHER_KEPT }.to_owned())
         }
     };
     match found {
         Ok(_) => draft.stop(why, Fate::Stays, verdict),
-        Err(error) if says_missing(&error) => draft.stop(why, Fate::Gone, reasons::NO_FILE),
-        Err(error) => draft.stop(why, Fate::Stays, format!("{} ({error})", reasons::UNSEEN_STAYS)),
+        Err(error) if says_missing(&error) => draft.stop(why, Fate::Gone, verdicts::NO_FILE),
+        Err(error) => draft.stop(why, Fate::Stays, format!("{} ({error})", verdicts::UNSEEN_KEPT)),
     }
 }
 

@@ -3,20 +3,20 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
 use super::evict::Candidates;
-use super::sweep::{on_thread, scan};
+use super::sweep::{on_thread, scan, scan_into};
 use crate::config::Config;
-use crate::disk::root::Root;
+use crate::disk::root::{Root, is_not_ours};
 use crate::display::path_field;
 use crate::error::Error;
 use crate::jobs::context::JobContext;
 use crate::jobs::orphans;
-use crate::pair::budget::{Budget, DiskSize};
+use crate::pair::disk_budget::{Budget, DiskSize};
 use crate::pair::name::{Half, PairKey};
 use crate::pair::outcome::{JobResult, Outcome};
 use crate::pair::reason::DIRECTORY_UNREADABLE;
@@ -106,10 +106,17 @@ pub async fn list_orphans(config: &Config) -> Result<Vec<ListedOrphan>, Error> {
     let context = JobContext::listing_orphans(Arc::new(Clock::default()), config);
     on_thread(config, move |root| {
         let summary = scan(root, &context, &|_| {})?;
+        warn_unreadable(root, summary.unreadable);
         let mut orphans = Vec::new();
         for dir in summary.orphans {
-            // A directory that was removed meanwhile has none.
-            for found in orphans::list_orphans(root, &dir).unwrap_or_default() {
+            let listed = orphans::list_orphans(root, &dir).unwrap_or_else(|error| {
+                // A directory that was removed meanwhile has none.
+                if !is_not_ours(&error) {
+                    warn_unreadable(root, [((*dir).into(), error)]);
+                }
+                Vec::new()
+            });
+            for found in listed {
                 let path = root.path().join(&*dir).join(OsStr::from_bytes(&found.name));
                 let kind = match found.half {
                     _ if found.is_tmp => OrphanKind::Tmp,
@@ -126,29 +133,15 @@ pub async fn list_orphans(config: &Config) -> Result<Vec<ListedOrphan>, Error> {
 }
 
 fn list_blocking(root: &Root, context: &JobContext) -> Result<Vec<ListedPair>, Error> {
-    let found = Mutex::new((Vec::new(), Candidates::default()));
-    let summary = scan(root, context, &|batch| {
-        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-        for JobResult { key, outcome } in batch.others {
-            match outcome {
-                Outcome::NotDue { expires_at, size, .. } => {
-                    found.1.add(key.clone(), expires_at, size)
-                }
-                Outcome::Due { size, .. } => found.1.add_due(size),
-                _ => {}
+    let into = (Vec::new(), Candidates::default());
+    let (summary, (mut pairs, candidates)) =
+        scan_into(root, context, into, |(pairs, candidates), batch| {
+            for found in batch.others {
+                candidates.add_outcome(&found.key, &found.outcome);
+                pairs.extend(listed(root, found));
             }
-            let listed = listed(root, JobResult { key, outcome });
-            found.0.extend(listed);
-        }
-    })?;
-    for (path, error) in summary.unreadable {
-        tracing::warn!(
-            path = path_field(&root.path().join(path)),
-            reason = error.to_string(),
-            "{DIRECTORY_UNREADABLE}"
-        );
-    }
-    let (mut pairs, candidates) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+        })?;
+    warn_unreadable(root, summary.unreadable);
     if let Some(budget) = context.budget() {
         mark_beyond_budget(&mut pairs, root, context, budget, &candidates)?;
     }
@@ -160,6 +153,17 @@ fn list_blocking(root: &Root, context: &JobContext) -> Result<Vec<ListedPair>, E
         .then_with(|| a.result.cmp(&b.result))
     });
     Ok(pairs)
+}
+
+/// Logs the directories that could not be read.
+fn warn_unreadable(root: &Root, dirs: impl IntoIterator<Item = (Arc<Path>, std::io::Error)>) {
+    for (dir, error) in dirs {
+        tracing::warn!(
+            path = path_field(&root.path().join(dir)),
+            reason = error.to_string(),
+            "{DIRECTORY_UNREADABLE}"
+        );
+    }
 }
 
 /// Marks the pairs that a sweep would evict.

@@ -6,5 +6,5 @@ pub(crate) mod explain;
 pub(crate) mod list;
 mod obstacles;
 pub(crate) mod options;
-mod reasons;
 pub(crate) mod sweep;
+mod verdicts;

@@ -35,8 +35,8 @@ pub(super) fn kind(dir: &Dir, name: &[u8]) -> Kind {
     }
 }
 
-/// Whether a half of a pair is at its reserved name.
-pub(super) fn taken(dir: &Dir, stem: &Stem) -> io::Result<bool> {
+/// Returns whether a half of a pair is at its reserved name.
+pub(super) fn is_claimed(dir: &Dir, stem: &Stem) -> io::Result<bool> {
     for half in [Half::Result, Half::Metadata] {
         match kind(dir, &stem.claim(half)) {
             Kind::Nothing => {}
@@ -56,16 +56,16 @@ pub(super) fn obstacle(dir: &Dir, stem: &Stem) -> Option<String> {
         }
         Err(error) => {
             return Some(format!(
-                "this user may not write to the directory ({}): grant that, or run the cleaner as its owner",
+                "this user may not write to the directory ({}): allow that, or run the cleaner as its owner",
                 io::Error::from(error)
             ));
         }
     }
-    if let Kind::Other(_) = kind(dir, &stem.claim(Half::Result)) {
-        return Some(format!(
-            "another file has the reserved name {}: remove it",
-            shown(&stem.claim(Half::Result))
-        ));
+    for half in [Half::Result, Half::Metadata] {
+        let name = stem.claim(half);
+        if let Kind::Other(_) = kind(dir, &name) {
+            return Some(format!("another file has the reserved name {}: remove it", shown(&name)));
+        }
     }
     if flock(dir, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK) {
         return Some(

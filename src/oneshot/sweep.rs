@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -147,13 +148,28 @@ pub(super) fn scan(
     }
 }
 
+/// Scans the cache directory, and calls `add` to add what it finds to `into`.
+///
+/// # Errors
+/// As for [`scan`].
+pub(super) fn scan_into<T: Send>(
+    root: &Root,
+    context: &JobContext,
+    into: T,
+    add: impl Fn(&mut T, ScanFound) + Sync,
+) -> Result<(Summary, T), Error> {
+    let into = Mutex::new(into);
+    let summary = scan(root, context, &|found| {
+        add(&mut into.lock().unwrap_or_else(PoisonError::into_inner), found);
+    })?;
+    Ok((summary, into.into_inner().unwrap_or_else(PoisonError::into_inner)))
+}
+
 fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<SweepReport, Error> {
     let start = Instant::now();
     let has_budget = context.budget().is_some();
     let state = SweepState { root: root.path().to_owned(), has_budget, ..SweepState::default() };
-    let state = Mutex::new(state);
-    let summary = scan(root, context, &|found| {
-        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+    let (summary, mut state) = scan_into(root, context, state, |state, found| {
         let checked = found.len();
         if state.has_budget {
             found.waiting.into_iter().for_each(|found| state.candidates.add_waiting(found));
@@ -161,16 +177,16 @@ fn sweep(root: &Root, context: &JobContext, progress: &Progress) -> Result<Sweep
         found.others.into_iter().for_each(|found| state.add(found, None));
         progress.set(&state.tally, checked);
     })?;
-    let mut state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
     state.tally.checked = summary.results;
     for (path, error) in summary.unreadable {
-        state.error(ErrorKind::Directory, &path, &format_args!("{DIRECTORY_UNREADABLE}: {error}"));
+        state.error(ErrorKind::Directory, &path, DIRECTORY_UNREADABLE, &error);
     }
-    for (path, error) in summary.stranded {
-        state.error(ErrorKind::Recovery, &path, &format_args!("{NOT_RECOVERED}: {error}"));
+    for (path, error) in summary.not_recovered {
+        state.error(ErrorKind::Recovery, &path, NOT_RECOVERED, &error);
     }
     let orphans = Orphans::find(root, context, summary.orphans);
     let removed = context.run(root, false, || finish_sweep(root, context, &orphans, &mut state));
+    progress.set(&state.tally, 0);
     state.tally.duration = start.elapsed();
     let evictions = has_budget.then(|| EvictionReport::from(state.tally));
     Ok(SweepReport { orphans: removed, evictions, ..SweepReport::from(state.tally) })
@@ -194,13 +210,13 @@ fn finish_sweep(
     }
     let job = |recheck: &Recheck| {
         let settled = match recheck.seen {
-            Seen::Result(then) => Some(then),
-            Seen::Metadata(..) => None,
+            Settling::Result(then) => Some(then),
+            Settling::Metadata(..) => None,
         };
         Job { key: recheck.key.clone(), settled, evict: None }
     };
     let jobs: Vec<Job> = rechecks.iter().map(job).collect();
-    let seen: HashMap<PairKey, Seen> =
+    let seen: HashMap<PairKey, Settling> =
         rechecks.into_iter().map(|recheck| (recheck.key, recheck.seen)).collect();
     let mut processor = PairProcessor::new(context, root);
     processor.process_jobs(&jobs, &AtomicBool::new(false));
@@ -265,7 +281,7 @@ impl Orphans {
     ) -> Option<OrphanReport> {
         let mut removed = tally::OrphanTally::default();
         for (path, failure) in &self.failures {
-            state.error(failure.kind(), path, failure);
+            state.fail(path, failure);
         }
         for (dir, candidates) in &self.candidates {
             if !context.deletes() {
@@ -274,7 +290,7 @@ impl Orphans {
             let pass = orphans::search(root, context, dir, candidates, 0);
             removed += pass.removed;
             for (path, failure) in pass.failures {
-                state.error(failure.kind(), &path, &failure);
+                state.fail(&path, &failure);
             }
         }
         self.is_wanted.then(|| OrphanReport::from(removed))
@@ -311,19 +327,19 @@ pub(super) struct SweepState {
 struct Recheck {
     key: PairKey,
     wait: Duration,
-    seen: Seen,
+    seen: Settling,
 }
 
 /// The file that was given time to settle, in the state in which it was first seen.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum Settling {
     Result(FileState),
     Metadata(Version, FileTime),
 }
 
 impl SweepState {
     /// Adds an outcome. `again` is the file that was seen before, if the pair is inspected again.
-    pub(super) fn add(&mut self, found: JobResult, again: Option<Seen>) {
+    pub(super) fn add(&mut self, found: JobResult, again: Option<Settling>) {
         let JobResult { key, outcome } = found;
         self.tally += Tally { checked: 0, ..outcome.tally() };
         match outcome {
@@ -337,29 +353,25 @@ impl SweepState {
             }
             Outcome::Deleted { leftover: Some(failure), .. }
             | Outcome::Evicted { leftover: Some(failure), .. } => {
-                self.log(&key.path(Half::Metadata), &failure);
+                self.log_failure(&key.path(Half::Metadata), &failure);
             }
             Outcome::Unsettled { result, wait, .. } => {
                 // A result that keeps changing is not waited for again: it is being written.
                 if again.is_none() {
-                    self.rechecks.push(Recheck { key, wait, seen: Seen::Result(result) });
+                    self.rechecks.push(Recheck { key, wait, seen: Settling::Result(result) });
                 }
             }
             Outcome::Broken { metadata, reason, wait, .. } => {
                 let seen = seen_metadata(&metadata);
                 if wait.is_zero() || again == Some(seen) {
                     let path = key.path(Half::Metadata);
-                    self.error(
-                        ErrorKind::InvalidMetadata,
-                        &path,
-                        &format_args!("{INVALID_METADATA}: {reason}"),
-                    );
+                    self.error(ErrorKind::InvalidMetadata, &path, INVALID_METADATA, &reason);
                 } else if again.is_none() {
                     self.rechecks.push(Recheck { key, wait, seen });
                 }
             }
             Outcome::Failed(failure) | Outcome::RestoreFailed(failure) => {
-                self.log(&key.path(Half::Result), &failure);
+                self.log_failure(&key.path(Half::Result), &failure);
                 self.failed.push(key);
             }
             Outcome::Incomplete
@@ -371,18 +383,33 @@ impl SweepState {
         }
     }
 
-    pub(super) fn error(&mut self, kind: ErrorKind, path: &Path, reason: &dyn std::fmt::Display) {
+    /// Counts and logs an error, with the fields that a running cleaner uses.
+    pub(super) fn error(
+        &mut self,
+        kind: ErrorKind,
+        path: &Path,
+        message: &str,
+        reason: &dyn Display,
+    ) {
         self.tally.errors += kind;
-        self.log(path, reason);
+        let path = path_field(&self.root.join(path));
+        tracing::warn!(path, reason = reason.to_string(), "{message}");
     }
 
-    fn log(&self, path: &Path, reason: &dyn std::fmt::Display) {
-        tracing::warn!(path = path_field(&self.root.join(path)), "{reason}");
+    /// Counts and logs a failure.
+    fn fail(&mut self, path: &Path, failure: &Failure) {
+        self.tally.errors += failure.kind();
+        self.log_failure(path, failure);
+    }
+
+    /// Logs a failure as a running cleaner logs its first occurrence.
+    fn log_failure(&self, path: &Path, failure: &Failure) {
+        tracing::warn!(path = path_field(&self.root.join(path)), "{failure}");
     }
 }
 
-fn seen_metadata(metadata: &FileState) -> Seen {
-    Seen::Metadata(metadata.version, metadata.ctime)
+fn seen_metadata(metadata: &FileState) -> Settling {
+    Settling::Metadata(metadata.version, metadata.ctime)
 }
 
 #[cfg(test)]

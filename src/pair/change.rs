@@ -63,7 +63,7 @@ pub(crate) enum Change {
     /// Scan this directory, relative to the cache directory, and all below it again.
     Subtree(Arc<Path>),
     /// List this directory again, but not the known directories below it.
-    Directory(Arc<Path>),
+    DirectoryAlone(Arc<Path>),
     /// This directory may contain orphans.
     Orphans(Arc<Path>),
     /// Events were lost: scan everything again.
@@ -74,8 +74,11 @@ pub(crate) enum Change {
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     pub pairs: HashMap<PairKey, Trigger>,
-    pub trees: HashSet<Arc<Path>>,
-    pub dirs: HashSet<Arc<Path>>,
+    /// The directories to scan with all below them.
+    pub subtrees: HashSet<Arc<Path>>,
+    /// The directories to list alone.
+    pub alone: HashSet<Arc<Path>>,
+    /// The directories that may contain orphans.
     pub orphans: HashSet<Arc<Path>>,
     pub events_lost: bool,
 }
@@ -89,19 +92,24 @@ impl Changes {
                 } else if self.pairs.len() < MAX_PENDING {
                     self.pairs.insert(key, trigger);
                 } else {
-                    self.add(Change::Directory(key.dir));
+                    self.add(Change::DirectoryAlone(key.dir));
                 }
             }
-            Change::Directory(dir) if self.dirs.len() < MAX_PENDING || self.dirs.contains(&dir) => {
-                self.dirs.insert(dir);
+            Change::DirectoryAlone(dir)
+                if self.alone.len() < MAX_PENDING || self.alone.contains(&dir) =>
+            {
+                self.alone.insert(dir);
             }
-            Change::Subtree(dir) if self.trees.len() < MAX_PENDING => {
-                self.trees.insert(dir);
+            Change::Subtree(dir) if self.subtrees.len() < MAX_PENDING => {
+                self.subtrees.insert(dir);
             }
             Change::Orphans(dir) if self.orphans.len() < MAX_PENDING => {
                 self.orphans.insert(dir);
             }
-            Change::Directory(_) | Change::Subtree(_) | Change::Orphans(_) | Change::EventsLost => {
+            Change::DirectoryAlone(_)
+            | Change::Subtree(_)
+            | Change::Orphans(_)
+            | Change::EventsLost => {
                 self.events_lost = true;
             }
         }
@@ -109,8 +117,8 @@ impl Changes {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.pairs.is_empty()
-            && self.trees.is_empty()
-            && self.dirs.is_empty()
+            && self.subtrees.is_empty()
+            && self.alone.is_empty()
             && self.orphans.is_empty()
             && !self.events_lost
     }

@@ -128,7 +128,7 @@ pub(crate) fn from_text(s: &str) -> Result<DateTime<Utc>, InvalidExpiry> {
 
 /// As [`from_text`], but text without an offset is in the local time of `zone`.
 pub(crate) fn parse<Tz: TimeZone>(s: &str, zone: &Tz) -> Result<DateTime<Utc>, InvalidExpiry> {
-    let fields = Scan(s.as_bytes()).fields().ok_or_else(|| diagnose(s))?;
+    let fields = Scanner(s.as_bytes()).fields().ok_or_else(|| diagnose(s))?;
     let local = fields.date_time()?;
     let utc = match fields.offset {
         None => resolve(local, zone),
@@ -157,7 +157,7 @@ fn resolve<Tz: TimeZone>(local: NaiveDateTime, zone: &Tz) -> NaiveDateTime {
 }
 
 /// The fields of the text. Each value has the right number of digits, but may be out of range.
-struct Fields {
+struct DateTimeFields {
     date: [u32; 3],
     time: [u32; 3],
     nanos: u32,
@@ -169,7 +169,7 @@ struct WrittenOffset {
     time: [u32; 3],
 }
 
-impl Fields {
+impl DateTimeFields {
     fn date_time(&self) -> Result<NaiveDateTime, InvalidExpiry> {
         let [year, month, day] = self.date;
         if year == 0 {
@@ -197,17 +197,17 @@ impl WrittenOffset {
 
 /// The rest of a text that is parsed from left to right. A method that returns `None` may have consumed
 /// a part of it.
-struct Scan<'a>(&'a [u8]);
+struct Scanner<'a>(&'a [u8]);
 
-impl Scan<'_> {
-    fn fields(mut self) -> Option<Fields> {
+impl Scanner<'_> {
+    fn fields(mut self) -> Option<DateTimeFields> {
         let date = self.date()?;
         let (mut time, mut nanos, mut offset) = ([0; 3], 0, None);
         if self.one_of(b"Tt ").is_some() {
             (time, nanos) = self.time()?;
             offset = self.offset()?;
         }
-        self.0.is_empty().then_some(Fields { date, time, nanos, offset })
+        self.0.is_empty().then_some(DateTimeFields { date, time, nanos, offset })
     }
 
     fn date(&mut self) -> Option<[u32; 3]> {
@@ -303,7 +303,7 @@ fn diagnose(s: &str) -> InvalidExpiry {
         return InvalidExpiry::OuterSpace;
     }
     let bytes = s.as_bytes();
-    if Scan(bytes).ordinal() {
+    if Scanner(bytes).ordinal() {
         return InvalidExpiry::OrdinalDate;
     }
     let numeric = bytes.iter().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(byte));
@@ -317,10 +317,10 @@ fn diagnose(s: &str) -> InvalidExpiry {
     if dated && (year_digits > 4 || unsigned.len() < bytes.len()) {
         return InvalidExpiry::Year;
     }
-    if Scan(bytes).week() {
+    if Scanner(bytes).week() {
         return InvalidExpiry::WeekDate;
     }
-    let mut scan = Scan(bytes);
+    let mut scan = Scanner(bytes);
     if scan.date().is_some() {
         if scan.one_of(b"Zz+-").is_some() {
             return InvalidExpiry::OffsetWithoutTime;

@@ -71,11 +71,11 @@ pub(crate) fn expires_at(json: &[u8]) -> Result<DateTime<Utc>, InvalidMetadata> 
     // Neither parser validates the strings that it skips.
     let json = str::from_utf8(json).map_err(|e| InvalidMetadata::NotUtf8(e.valid_up_to()))?;
 
-    plain::expires_at(json).map_or_else(|| of_any_form(json), Ok)
+    plain::expires_at(json).map_or_else(|| with_serde_json(json), Ok)
 }
 
 /// Reads `json`, plain or not, with serde_json.
-pub(crate) fn of_any_form(json: &str) -> Result<DateTime<Utc>, InvalidMetadata> {
+pub(crate) fn with_serde_json(json: &str) -> Result<DateTime<Utc>, InvalidMetadata> {
     parse(json).unwrap_or_else(|error| Err(from_json_error(&error, json)))
 }
 

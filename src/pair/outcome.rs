@@ -10,8 +10,8 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use rustix::io::Errno;
 
-use super::budget::{Chosen, DiskSize};
 use super::change::WatchError;
+use super::disk_budget::{Chosen, DiskSize};
 use super::name::{PairKey, Stem};
 use super::reason::{Reason, SystemError};
 use super::tally::{ErrorKind, Errors, OrphanTally, Tally};
@@ -50,21 +50,20 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    /// Returns the work that it stands for, if it does not update the state of the pair.
+    /// Returns what this outcome adds to the tally by itself. The schedule adds what depends on earlier outcomes, such as
+    /// whether invalid metadata was counted before.
     pub(crate) fn tally(&self) -> Tally {
         let mut tally = Tally { checked: 1, ..Tally::default() };
         match self {
             Self::Deleted { freed, leftover, .. } => {
                 tally.deleted = 1;
                 tally.freed_bytes = *freed;
-                tally.errors =
-                    leftover.map(Failure::kind).map_or_else(Errors::default, Errors::from);
+                tally.errors = errors_of(*leftover);
             }
             Self::Evicted { freed, leftover, .. } => {
                 tally.evicted = 1;
                 tally.evicted_bytes = *freed;
-                tally.errors =
-                    leftover.map(Failure::kind).map_or_else(Errors::default, Errors::from);
+                tally.errors = errors_of(*leftover);
             }
             Self::Failed(failure) | Self::RestoreFailed(failure) => tally.errors += failure.kind,
             _ => {}
@@ -81,6 +80,10 @@ impl Outcome {
             _ => return None,
         })
     }
+}
+
+fn errors_of(leftover: Option<Failure>) -> Errors {
+    leftover.map_or_else(Errors::default, |failure| failure.kind.into())
 }
 
 /// Why an operation on a pair failed.
@@ -200,12 +203,12 @@ pub(crate) struct Summary {
     pub refused: Option<(u64, WatchError)>,
     /// True if a path did not lead to the directory to watch, although that directory still exists: the
     /// cache directory, or a directory above it, was moved away for an instant.
-    pub watched_elsewhere: bool,
+    pub watched_wrong_path: bool,
     /// Directories to scan again after a pause: they contain claims that could not be recovered yet, or
     /// an error unrelated to them prevented reading them.
     pub recoveries: Vec<Arc<Path>>,
     /// Files with reserved names that could not be recovered, and why.
-    pub stranded: Vec<(PathBuf, io::Error)>,
+    pub not_recovered: Vec<(PathBuf, io::Error)>,
     /// Directories that may contain orphans, if orphans are to be removed.
     pub orphans: Vec<Arc<Path>>,
     /// Directories to scan next: unknown directories whose parent alone was listed, directories that were
@@ -223,9 +226,9 @@ impl Summary {
         if let Some((count, reason)) = other.refused {
             self.refuse(count, reason);
         }
-        self.watched_elsewhere |= other.watched_elsewhere;
+        self.watched_wrong_path |= other.watched_wrong_path;
         self.recoveries.extend(other.recoveries);
-        self.stranded.extend(other.stranded);
+        self.not_recovered.extend(other.not_recovered);
         self.orphans.extend(other.orphans);
         self.scan_next.extend(other.scan_next);
         // They waited at the same time.
@@ -261,9 +264,12 @@ pub(crate) struct OrphanCandidates {
 }
 
 impl OrphanCandidates {
-    pub(crate) fn extend(&mut self, more: Self) {
-        self.files.extend(more.files);
-        self.directory = self.directory.or(more.directory);
+    /// Adds the candidates of an earlier search. Of a file that both have, this search's state counts.
+    pub(crate) fn add_older(&mut self, older: Self) {
+        for (name, seen) in older.files {
+            self.files.entry(name).or_insert(seen);
+        }
+        self.directory = self.directory.or(older.directory);
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -24,7 +24,7 @@ pub(crate) const NAME_IN_USE: &str = "can't delete the result: the reserved name
 /// let advise = |reason: &Reason| match reason {
 ///     Reason::InvalidMetadata(_) => "repair the program that writes it",
 ///     Reason::CouldNotDelete { error, .. } if error.kind() == ErrorKind::PermissionDenied => {
-///         "grant this user to write to the directory"
+///         "give this user permission to write to the directory"
 ///     }
 ///     Reason::HalfPublished | Reason::Changed | Reason::ClaimedElsewhere => "wait a second",
 ///     _ => "read the line",
@@ -48,22 +48,21 @@ pub enum Reason {
     /// The cache directory can't be read; retried every second.
     #[error(transparent)]
     CacheDirUnreadable(SystemError),
-    /// A step of a deletion has failed. It is retried with growing pauses.
+    /// An operation on a pair, a directory or an orphan has failed. The cleaner retries it with growing pauses.
     #[error("can't {action}: {error}")]
     CouldNotDelete {
-        /// The step, such as `delete the result`.
+        /// The operation, such as `delete the result` or `inspect the pair`.
         action: &'static str,
         /// Why it has failed.
         error: SystemError,
     },
-    /// Another cleaner has had its claim of the result for half a minute, or it has died and the claim can't be
-    /// recovered.
+    /// Another cleaner has kept its claim of the result for half a minute, or it died and its claim can't be recovered.
     #[error("{NAME_IN_USE}")]
     ReservedNameInUse,
     /// A deletion that was interrupted can be neither finished nor undone for now.
     #[error("{NOT_RECOVERED}: {0}")]
     NotRecovered(SystemError),
-    /// The result is newer than its metadata, which so may be about to be replaced, too.
+    /// The result is newer than its metadata, so new metadata may follow.
     #[error(
         "the result is newer than its metadata and may be half published: retried once it has been unchanged for a second"
     )]

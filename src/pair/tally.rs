@@ -105,9 +105,10 @@ pub(crate) struct OrphanTally {
 
 impl std::ops::AddAssign for OrphanTally {
     fn add_assign(&mut self, more: Self) {
-        self.orphans += more.orphans;
-        self.orphan_bytes += more.orphan_bytes;
-        self.pruned += more.pruned;
+        let Self { orphans, orphan_bytes, pruned } = more;
+        self.orphans += orphans;
+        self.orphan_bytes += orphan_bytes;
+        self.pruned += pruned;
     }
 }
 
@@ -121,15 +122,28 @@ impl Tally {
 
 impl std::ops::AddAssign for Tally {
     fn add_assign(&mut self, more: Self) {
-        self.deleted += more.deleted;
-        self.freed_bytes += more.freed_bytes;
-        self.checked += more.checked;
-        self.errors += more.errors;
-        self.duration += more.duration;
-        self.orphans += more.orphans;
-        self.evicted += more.evicted;
-        self.evicted_bytes += more.evicted_bytes;
-        self.would_delete += more.would_delete;
-        self.would_evict += more.would_evict;
+        // This names each field, so that a new counter can't be forgotten.
+        let Self {
+            deleted,
+            freed_bytes,
+            checked,
+            errors,
+            duration,
+            orphans,
+            evicted,
+            evicted_bytes,
+            would_delete,
+            would_evict,
+        } = more;
+        self.deleted += deleted;
+        self.freed_bytes += freed_bytes;
+        self.checked += checked;
+        self.errors += errors;
+        self.duration += duration;
+        self.orphans += orphans;
+        self.evicted += evicted;
+        self.evicted_bytes += evicted_bytes;
+        self.would_delete += would_delete;
+        self.would_evict += would_evict;
     }
 }

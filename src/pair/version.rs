@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use rustix::fs::{FileType, Stat};
 
-use super::budget::DiskSize;
+use super::disk_budget::DiskSize;
 use super::metadata::InvalidMetadata;
 
 /// How long a result that may be half published, or metadata that may be half written, has to be

@@ -80,18 +80,14 @@ impl<'a> Claim<'a> {
         Ok(stat_file(self.dir, name)?.is_some_and(|seen| seen.version == judged.version))
     }
 
-    /// Whether another file has the half's own name by now, so that a restore would fail.
+    /// Whether another regular file has the half's own name by now, so that a restore would fail.
     pub(super) fn name_reused(&self) -> io::Result<bool> {
         Ok(stat_file(self.dir, &self.own)?.is_some())
     }
 
     /// Whether nothing at all has the half's own name.
     pub(super) fn name_free(&self) -> io::Result<bool> {
-        match stat(self.dir, &self.own) {
-            Ok(_) => Ok(false),
-            Err(Errno::NOENT) => Ok(true),
-            Err(error) => Err(error.into()),
-        }
+        is_free(self.dir, &self.own)
     }
 
     pub(super) fn unlink(&self) -> rustix::io::Result<()> {
@@ -184,4 +180,14 @@ pub(super) fn cannot_claim(error: Errno) -> bool {
             | Errno::NOSPC
             | Errno::DQUOT
     )
+}
+
+/// Whether nothing at all has this name.
+pub(super) fn is_free(dir: &Dir, name: &[u8]) -> io::Result<bool> {
+    match stat(dir, name) {
+        Ok(_) => Ok(false),
+        // A name that is too long belongs to no file.
+        Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use crate::disk::root::{Dir, Lock};
+use crate::disk::root::{Dir, LockState};
 
 /// How long to wait for a lock that a recovery has for an instant, and the pause between two attempts. On a busy
 /// machine, the instant may be a tenth of a second and more.
@@ -28,19 +28,23 @@ impl Default for LockPatience {
 /// Locks the directory against recoveries until its descriptor is closed. Returns false if the file system
 /// does not support such locks: claims then can't be distinguished from those of a dead owner.
 pub(super) fn lock_shared(dir: &Dir, patience: &mut LockPatience) -> io::Result<bool> {
-    if dir.lock() == Lock::Shared {
+    if dir.lock_state() == LockState::Shared {
         return Ok(true);
     }
+    let left = patience.0;
     loop {
         match flock(dir, FlockOperation::NonBlockingLockShared) {
             Ok(()) => {
-                dir.note_lock(Lock::Shared);
-                *patience = LockPatience::default();
+                dir.set_lock_state(LockState::Shared);
+                // Only locks that are never released use it up.
+                patience.0 = left;
                 return Ok(true);
             }
             Err(Errno::INTR) => {}
             // A program that keeps its lock for so long is no recovery, and the other pairs need not wait as long.
-            Err(Errno::WOULDBLOCK) if dir.lock() == Lock::HeldByOthers || patience.0.is_zero() => {
+            Err(Errno::WOULDBLOCK)
+                if dir.lock_state() == LockState::HeldByOthers || patience.0.is_zero() =>
+            {
                 break;
             }
             Err(Errno::WOULDBLOCK) => {
@@ -53,6 +57,6 @@ pub(super) fn lock_shared(dir: &Dir, patience: &mut LockPatience) -> io::Result<
             Err(error) => return Err(error.into()),
         }
     }
-    dir.note_lock(Lock::HeldByOthers);
+    dir.set_lock_state(LockState::HeldByOthers);
     Err(io::Error::new(io::ErrorKind::WouldBlock, "another program has locked the directory"))
 }

@@ -13,8 +13,7 @@ use std::thread;
 use chrono::{DateTime, Utc};
 use rustix::io::Errno;
 
-use super::claim::{self, Claim};
-use super::claim::{CLAIM_HOLD_TIME, cannot_claim};
+use super::claim::{self, CLAIM_HOLD_TIME, Claim, cannot_claim, is_free};
 use super::lock::{LockPatience, lock_shared};
 use crate::disk::inspect::{read_metadata, stat};
 use crate::disk::root::{Dir, Root, is_not_ours};
@@ -22,7 +21,7 @@ use crate::pair::name::{Half, Stem};
 use crate::pair::version::FileState;
 
 /// How many claimed files are held at once.
-const AT_ONCE: usize = 64;
+const MAX_HELD: usize = 64;
 
 /// A file that was judged to be an orphan.
 #[derive(Debug)]
@@ -67,12 +66,7 @@ impl Orphan {
     ///
     /// Metadata must also be unchanged and due. A temporary file always qualifies.
     fn stands_alone(&self, dir: &Dir, name: &[u8], now: DateTime<Utc>) -> io::Result<bool> {
-        let is_free = |name: &[u8]| match stat(dir, name) {
-            Ok(_) => Ok(false),
-            // A name that is too long belongs to no file.
-            Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(true),
-            Err(error) => Err(io::Error::from(error)),
-        };
+        let is_free = |name: &[u8]| is_free(dir, name);
         let free = |half, stem: &Stem| {
             // In this order: a half that is claimed between the two checks is found under its reserved name.
             Ok::<_, io::Error>(is_free(&stem.name(half))? && is_free(&stem.claim(half))?)
@@ -106,7 +100,7 @@ pub(crate) fn remove_orphans(
     let mut done = Vec::new();
     let mut judged = judged.into_iter();
     loop {
-        let some: Vec<Orphan> = judged.by_ref().take(AT_ONCE).collect();
+        let some: Vec<Orphan> = judged.by_ref().take(MAX_HELD).collect();
         if some.is_empty() {
             return done;
         }
@@ -172,12 +166,12 @@ fn begin(dir: &Dir, orphan: &Orphan, has_claims: bool, now: DateTime<Utc>) -> io
 /// Unlinks a claimed orphan and returns the freed bytes, or restores it and returns `None`.
 fn finish(dir: &Dir, orphan: &Orphan, now: DateTime<Utc>) -> io::Result<Option<u64>> {
     let (claim, seen) = (orphan.claim(dir), orphan.seen());
-    let may_go = || -> io::Result<bool> {
+    let may_delete = || -> io::Result<bool> {
         Ok(claim.holds(seen)?
             && !claim.name_reused()?
             && orphan.stands_alone(dir, &claim.reserved, now)?)
     };
-    let freed = match may_go() {
+    let freed = match may_delete() {
         Ok(true) => claim.unlink().map(|()| Some(seen.version.size)).map_err(io::Error::from),
         Ok(false) => Ok(None),
         Err(error) => Err(error),
@@ -212,7 +206,7 @@ pub(crate) fn prune(
         Err(Errno::NOENT) => return Ok(false),
         Err(error) => return Err(error.into()),
     };
-    if !dir.is(&named) || !is_old(&named) {
+    if !dir.is_described_by(&named) || !is_old(&named) {
         return Ok(false);
     }
     match claim::remove_dir(&parent, name.as_bytes()) {

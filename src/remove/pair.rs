@@ -10,9 +10,9 @@ use rustix::io::Errno;
 
 use super::claim::{CLAIM_HOLD_TIME, Claim, cannot_claim, restore_or_discard_both, unlink};
 use super::lock::{LockPatience, lock_shared};
-use crate::disk::inspect::{Metadata, read_metadata, reread_unchanged, stat_file};
+use crate::disk::inspect::{ReadMetadata, read_metadata, reread_unchanged, stat_file};
 use crate::disk::root::Dir;
-use crate::pair::budget::DiskSize;
+use crate::pair::disk_budget::DiskSize;
 use crate::pair::name::{Half, Stem};
 use crate::pair::version::{Pair, Version};
 
@@ -102,7 +102,7 @@ impl Attempt<'_> {
             Err(error) if cannot_claim(error) => return self.without_claims(),
             Err(error) => return Removal::Failed(error.into()),
         }
-        match self.may_go(&result, metadata_file) {
+        match self.may_delete(&result, metadata_file) {
             Ok(true) => {}
             Ok(false) => return restore_then(&result, None, Removal::Changed),
             Err(error) => return restore_then(&result, None, Removal::Failed(error)),
@@ -112,12 +112,13 @@ impl Attempt<'_> {
         Removal::Claimed(ClaimedPair { dir, stem, pair, evicts, since: Instant::now() })
     }
 
-    /// Whether the claimed result is the one that was judged, and its metadata is still due, or gone.
-    fn may_go(&mut self, result: &Claim<'_>, metadata_file: &OwnedFd) -> io::Result<bool> {
+    /// Whether the claimed result is the one that was judged, and its metadata allows its deletion. Missing metadata keeps
+    /// a result that is to be evicted.
+    fn may_delete(&mut self, result: &Claim<'_>, metadata_file: &OwnedFd) -> io::Result<bool> {
         if !result.holds(&self.pair.result)? {
             return Ok(false);
         }
-        match self.is_due_as_judged(metadata_file)? {
+        match self.allows_deletion_as_judged(metadata_file)? {
             Some(is_due) => Ok(is_due),
             // A result that is not due is kept without its metadata, too.
             None if self.evicts => Ok(false),
@@ -127,7 +128,7 @@ impl Attempt<'_> {
 
     /// Deletes without claims: the last check and the `unlink` follow each other at once.
     fn without_claims(mut self) -> Removal {
-        match self.is_still_due() {
+        match self.still_allows_deletion() {
             Ok(Some(true)) => {}
             Ok(_) => return Removal::Changed,
             Err(error) => return Removal::Failed(error),
@@ -144,14 +145,14 @@ impl Attempt<'_> {
             Err(Errno::NOENT) => return Removal::DeletedElsewhere,
             Err(error) => return Removal::Failed(error.into()),
         }
-        let unlinked = self.unlink_metadata_if_due();
+        let unlinked = self.unlink_metadata_if_allowed();
         removed(&self.pair, unlinked)
     }
 
     /// Finishes the deletion of a claimed result whose metadata can't be claimed: the last checks and the `unlink`
     /// follow each other at once.
     fn without_metadata_claim(mut self, result: &Claim<'_>) -> Removal {
-        match self.is_still_due() {
+        match self.still_allows_deletion() {
             Ok(Some(true)) => {}
             Ok(_) => return restore_then(result, None, Removal::Changed),
             Err(error) => return restore_then(result, None, Removal::Failed(error)),
@@ -159,12 +160,12 @@ impl Attempt<'_> {
         if let Some(refusal) = unlink_unless_changed(result, &self.pair) {
             return refusal;
         }
-        let unlinked = self.unlink_metadata_if_due();
+        let unlinked = self.unlink_metadata_if_allowed();
         removed(&self.pair, unlinked)
     }
 
-    fn unlink_metadata_if_due(&mut self) -> rustix::io::Result<()> {
-        match self.is_still_due() {
+    fn unlink_metadata_if_allowed(&mut self) -> rustix::io::Result<()> {
+        match self.still_allows_deletion() {
             Ok(Some(true)) => unlink(self.dir, &self.stem.name(Half::Metadata)),
             // Published anew: the metadata belongs to a result that exists, or is about to.
             Ok(_) => Err(Errno::NOENT),
@@ -172,33 +173,33 @@ impl Attempt<'_> {
         }
     }
 
-    /// Like [`is_still_due`](Self::is_still_due), but rereads the open file that was judged if that still has
+    /// Like [`still_allows_deletion`](Self::still_allows_deletion), but rereads the open file that was judged if that still has
     /// the name.
-    fn is_due_as_judged(&mut self, file: &OwnedFd) -> io::Result<Option<bool>> {
+    fn allows_deletion_as_judged(&mut self, file: &OwnedFd) -> io::Result<Option<bool>> {
         let name = self.stem.name(Half::Metadata);
         let (seen, Buffers { judged, again }) = (&self.pair.metadata, &mut *self.buffers);
         if reread_unchanged(self.dir, &name, file, seen, judged, again)? {
-            return Ok(Some(self.may_expire(self.pair.expires_at)));
+            return Ok(Some(self.allows_deletion(self.pair.expires_at)));
         }
         if self.evicts {
             return Ok(Some(false));
         }
-        self.is_still_due()
+        self.still_allows_deletion()
     }
 
-    /// Whether the metadata under its own name is the file that was judged, and still due; `None` if it does
+    /// Whether the metadata under its own name is the file that was judged, and allows the deletion; `None` if it does
     /// not exist.
-    fn is_still_due(&mut self) -> io::Result<Option<bool>> {
+    fn still_allows_deletion(&mut self) -> io::Result<Option<bool>> {
         let again =
             read_metadata(self.dir, &self.stem.name(Half::Metadata), &mut self.buffers.again)?;
-        Ok(again.map(|Metadata { seen, expires_at, .. }| {
+        Ok(again.map(|ReadMetadata { seen, expires_at, .. }| {
             seen.version == self.pair.metadata.version
-                && expires_at.is_ok_and(|at| self.may_expire(at))
+                && expires_at.is_ok_and(|at| self.allows_deletion(at))
         }))
     }
 
-    /// Whether a pair with this `expires_at` may go: it is due, or it is to be evicted and has not changed.
-    fn may_expire(&self, expires_at: DateTime<Utc>) -> bool {
+    /// Whether a pair with this `expires_at` may be deleted: it is due, or it is to be evicted and has not changed.
+    fn allows_deletion(&self, expires_at: DateTime<Utc>) -> bool {
         self.evicts && expires_at == self.pair.expires_at || expires_at <= (self.wall)()
     }
 }
@@ -237,7 +238,7 @@ impl ClaimedPair {
         let metadata = Claim::new(dir, stem, Half::Metadata);
         match result.name_reused() {
             Ok(false) => {}
-            // The new result needs the current metadata, old or new. The old result had expired.
+            // The new result needs the current metadata, old or new. The old result is due or to be evicted.
             Ok(true) => return self.result_alone(&result),
             Err(error) => return restore_then(&result, None, Removal::Failed(error)),
         }

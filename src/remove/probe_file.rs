@@ -1,6 +1,8 @@
 //! A temporary file that shows which operations work in a directory.
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use chrono::{DateTime, Utc};
@@ -9,6 +11,7 @@ use rustix::fs::{Mode, OFlags, fstat, openat};
 use super::claim::{rename, unlink};
 use super::lock::{LockPatience, lock_shared};
 use crate::disk::root::Dir;
+use crate::display::path_field;
 use crate::pair::version::{FileState, FileTime};
 
 /// An empty file under a reserved name. It is removed when this value is dropped.
@@ -56,10 +59,11 @@ pub(crate) fn probe_file_name(now: DateTime<Utc>) -> String {
 impl Drop for ProbeFile<'_> {
     fn drop(&mut self) {
         if let Err(error) = unlink(self.dir, &self.name) {
+            let name = OsStr::from_bytes(&self.name);
             tracing::warn!(
+                path = path_field(&self.dir.rel.join(name)),
                 reason = error.to_string(),
-                "can't remove the file {}",
-                self.name.escape_ascii()
+                "can't remove the probe file"
             );
         }
     }

@@ -24,7 +24,7 @@ pub(crate) struct Recovery {
     /// How many results had a reserved name, so that no listing counts them.
     pub results: u64,
     /// Pairs that had claims. They have to be judged again.
-    pub touched: Vec<Stem>,
+    pub had_claims: Vec<Stem>,
     /// Whether the claims have, or may have, a living owner.
     pub owned: bool,
     /// Reserved names that could not be recovered, and why.
@@ -106,7 +106,7 @@ pub(crate) fn recover(
         }
         let done = recover_pair(dir, &stem, now, &mut recovery);
         recovery.note(dir, &stem.claim(Half::Result), done);
-        recovery.touched.push(stem);
+        recovery.had_claims.push(stem);
     }
     Ok(recovery)
 }
@@ -120,27 +120,27 @@ fn recover_pair(
 ) -> io::Result<()> {
     let result = Claim::new(dir, stem, Half::Result);
     let metadata = Claim::new(dir, stem, Half::Metadata);
-    let taken = stat_file(dir, &result.reserved)?;
-    recovery.results += u64::from(taken.is_some());
+    let claimed_result = stat_file(dir, &result.reserved)?;
+    recovery.results += u64::from(claimed_result.is_some());
     // An owner claims metadata only after it has checked the result that it claimed before. It may claim
     // that of a newer result by mistake, if there is one. A recovery may have claimed a newer result for an
     // instant, which then has not settled.
     let untouched = !result.name_reused()? && !metadata.name_reused()?;
-    let settled = taken.is_none_or(|taken| taken.settles_in(now).is_zero());
+    let settled = claimed_result.is_none_or(|seen| seen.settles_in(now).is_zero());
     match claimed_metadata(&metadata)? {
         // The result first: a crash in between then does not leave metadata without any trace of its result.
         Some((size, Some(expires_at))) if untouched && settled && expires_at <= now => {
-            if let Some(taken) = taken {
+            if let Some(claimed_result) = claimed_result {
                 result.unlink()?;
-                let freed = taken.version.size + size;
+                let freed = claimed_result.version.size + size;
                 recovery.finished.push(Finished { stem: stem.clone(), expires_at, freed });
             }
             Ok(metadata.unlink()?)
         }
         // An eviction deletes the result of metadata that is not due. Only the metadata is left of that pair.
-        Some(_) if untouched && taken.is_none() => Ok(metadata.unlink()?),
+        Some(_) if untouched && claimed_result.is_none() => Ok(metadata.unlink()?),
         Some(_) => restore_or_discard_both(&result, &metadata),
-        None if taken.is_some() => Ok(result.restore_or_discard()?),
+        None if claimed_result.is_some() => Ok(result.restore_or_discard()?),
         None => Ok(()),
     }
 }

@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 use crate::pair::outcome::Job;
 
 /// How many pairs of one kind one batch has at most. A batch up to the small size is not divided.
-pub(super) const BATCH: usize = 1024;
+pub(super) const MAX_BATCH: usize = 1024;
 pub(crate) const SMALL_BATCH: usize = 64;
 /// How many batches of jobs run at once.
-const BATCHES: usize = 2;
+const MAX_RUNNING: usize = 2;
 /// How many batches may still have claims to finish.
-const HOLDING: usize = 16;
+const MAX_HOLDING: usize = 16;
 
 /// The batches that run.
 #[derive(Debug, Default)]
@@ -22,7 +22,7 @@ pub(super) struct Slots {
 impl Slots {
     /// Returns how many more batches can start.
     pub(super) fn free(&self) -> usize {
-        (BATCHES - self.batches).min(HOLDING.saturating_sub(self.holding))
+        (MAX_RUNNING - self.batches).min(MAX_HOLDING.saturating_sub(self.holding))
     }
 
     pub(super) fn are_taken(&self) -> bool {
@@ -49,7 +49,7 @@ impl Slots {
 /// Cuts jobs that are sorted by directory into batches for `threads` threads. The jobs of one directory
 /// stay together if they fit, because threads that delete in the same directory wait for each other.
 pub(super) fn batches(mut jobs: Vec<Job>, threads: usize) -> VecDeque<Vec<Job>> {
-    let size = jobs.len().div_ceil(threads.max(1)).clamp(SMALL_BATCH, BATCH);
+    let size = jobs.len().div_ceil(threads.max(1)).clamp(SMALL_BATCH, MAX_BATCH);
     let mut batches = VecDeque::new();
     while jobs.len() > size {
         let dir = jobs[size].key.dir.as_os_str();

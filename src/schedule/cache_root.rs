@@ -27,13 +27,13 @@ pub(super) enum Rewatch {
     No,
     Needed,
     /// The core has asked for it. No sweep begins before the answer.
-    Asked,
+    Requested,
 }
 
 impl Core {
     /// Takes in what a probe has found at the path of the cache directory.
     pub(super) fn root_probed(&mut self, seen: RootSeen, now: Now) {
-        if self.rewatch == Rewatch::Asked {
+        if self.rewatch == Rewatch::Requested {
             self.rewatch = Rewatch::Needed;
         }
         let root = match seen {

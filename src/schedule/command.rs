@@ -10,8 +10,8 @@ use super::ScanId;
 use super::input::{Generation, RequestId};
 use super::orphans::Due;
 use super::scans::SubtreeSet;
-use crate::pair::budget::{FreeSpace, Shortfall};
 use crate::pair::change::WatchError;
+use crate::pair::disk_budget::{FreeSpace, Shortfall};
 use crate::pair::outcome::{Failure, Job};
 use crate::pair::reason::{self, Reason, SystemError};
 use crate::pair::tally::Tally;
@@ -25,16 +25,19 @@ pub(crate) enum Command {
     /// Open the cache directory again, with a new watcher. If a probe is running, it sends its message even if
     /// nothing has changed; the core then asks again.
     Rewatch,
-    /// Another cache directory is in place: cancel all work. Completions carry this generation from now on.
+    /// The cache directory was replaced or removed, or can't be read: cancel all work. Completions carry this
+    /// generation from now on.
     StartOver(Generation),
     /// Inspect these pairs, and delete those that are due.
     Process(Vec<Job>),
+    /// Inspect these pairs, and evict those that still can be evicted. The batch's last completion returns the start.
+    Evict(Vec<Job>, EvictionStart),
     /// Scan these directories.
     Scan(ScanId, SubtreeSet),
     /// Remove the orphans in these directories. Each search may return so many new candidates.
     RemoveOrphans(Vec<Due>, usize),
     /// Read the free space of the cache directory's file system.
-    AskFreeSpace,
+    ReadFreeSpace,
     /// A limit of the disk budget is exceeded, and nothing can be evicted: find out what else takes the space, and
     /// write it to the log.
     MeasureOccupancy(Shortfall),
@@ -50,6 +53,13 @@ pub(crate) enum Command {
     Report(Notice),
 }
 
+/// The state in which a batch of evictions starts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EvictionStart {
+    /// What all pairs take on disk, if nothing is about to be freed, and all that was evicted shows as free.
+    pub size: Option<u64>,
+}
+
 /// Something to report.
 #[derive(Debug)]
 pub(crate) enum Notice {
@@ -62,7 +72,7 @@ pub(crate) enum Notice {
     /// All directories are watched again.
     WatchedAgain,
     /// A dry run would delete or evict this result, whose path is relative to the cache directory.
-    WouldGo { result: PathBuf, expires_at: DateTime<Utc>, evicts: bool },
+    WouldDelete { result: PathBuf, expires_at: DateTime<Utc>, evicts: bool },
     /// The free space can't be read, and why.
     SpaceUnknown(String),
     /// The file system reports no size, so that nothing is evicted for its free space.
@@ -79,13 +89,13 @@ pub(crate) enum Notice {
 #[derive(Debug)]
 pub(crate) enum CountedError {
     /// A directory can't be read.
-    Unreadable(io::Error),
+    DirectoryUnreadable(io::Error),
     /// An interrupted deletion can't be recovered.
-    Stranded(io::Error),
+    NotRecovered(io::Error),
     /// The reserved name of a result stays in use.
-    NameInUse,
+    ReservedNameInUse,
     /// Metadata is invalid.
-    Broken(Broken),
+    InvalidMetadata(Broken),
     /// An operation has failed, for the first time or again. It is retried after a pause, if that is known.
     Failed { failure: Failure, is_first: bool, retry_in: Option<Duration> },
 }
@@ -98,10 +108,10 @@ impl CountedError {
     /// What happened, without the reason of the system.
     pub(crate) fn message(&self) -> &'static str {
         match self {
-            Self::Unreadable(_) => reason::DIRECTORY_UNREADABLE,
-            Self::Stranded(_) => reason::NOT_RECOVERED,
-            Self::NameInUse => reason::NAME_IN_USE,
-            Self::Broken(_) => reason::INVALID_METADATA,
+            Self::DirectoryUnreadable(_) => reason::DIRECTORY_UNREADABLE,
+            Self::NotRecovered(_) => reason::NOT_RECOVERED,
+            Self::ReservedNameInUse => reason::NAME_IN_USE,
+            Self::InvalidMetadata(_) => reason::INVALID_METADATA,
             Self::Failed { .. } => "still failing",
         }
     }
@@ -109,11 +119,11 @@ impl CountedError {
     /// What happened, and why, for whoever inspects the cleaner.
     pub(crate) fn reason(&self) -> Reason {
         match self {
-            Self::Unreadable(error) => Reason::DirectoryUnreadable(error.into()),
-            Self::Stranded(error) => Reason::NotRecovered(error.into()),
-            Self::NameInUse => Reason::ReservedNameInUse,
-            Self::Broken(Broken::Invalid(why)) => Reason::InvalidMetadata(why.to_string()),
-            Self::Broken(Broken::Unreadable(errno)) => {
+            Self::DirectoryUnreadable(error) => Reason::DirectoryUnreadable(error.into()),
+            Self::NotRecovered(error) => Reason::NotRecovered(error.into()),
+            Self::ReservedNameInUse => Reason::ReservedNameInUse,
+            Self::InvalidMetadata(Broken::Invalid(why)) => Reason::InvalidMetadata(why.to_string()),
+            Self::InvalidMetadata(Broken::Unreadable(errno)) => {
                 Reason::MetadataUnreadable(io::Error::from_raw_os_error(*errno).into())
             }
             Self::Failed { failure, .. } => (*failure).into(),

@@ -19,11 +19,11 @@ impl Core {
             return self.count_outside_sweeps(completion.tally());
         }
         self.release(&completion, now);
-        self.note_freed(completion.outcomes());
+        self.count_freed(completion.outcomes());
         match completion {
             Completion::Jobs { found, took, evicted, .. }
             | Completion::Claims { found, took, evicted } => {
-                let tally = self.settle(found, Source::Job, now);
+                let tally = self.apply_outcomes(found, Source::Job, now);
                 self.count_outside_sweeps(Tally { duration: took, ..tally });
                 if let Some(batch) = evicted {
                     self.batch_evicted(batch, now);
@@ -33,10 +33,12 @@ impl Core {
                 for waiting in found.waiting {
                     self.schedule.scan_found_waiting(id, waiting, now);
                 }
-                let tally =
-                    Tally { checked: 0, ..self.settle(found.others, Source::Scan(id), now) };
+                let tally = Tally {
+                    checked: 0,
+                    ..self.apply_outcomes(found.others, Source::Scan(id), now)
+                };
                 self.command(Command::Count(tally));
-                match &mut self.full {
+                match &mut self.full_scan {
                     Some(full) if full.id == id && !self.is_stopping => full.tally += tally,
                     _ => self.command(Command::CountOutsideSweeps(tally)),
                 }
@@ -49,20 +51,20 @@ impl Core {
         }
     }
 
-    /// Records that a thread is free again.
+    /// Frees the slot of the work that has ended.
     fn release(&mut self, completion: &Completion, now: Now) {
         match completion {
             Completion::Jobs { holds, .. } => self.slots.jobs_done(*holds),
             Completion::Claims { .. } => self.slots.claims_done(),
             Completion::Orphans { took, .. } => {
-                self.removes_orphans = false;
+                self.is_searching_orphans = false;
                 self.orphans.ended(*took, now);
             }
             Completion::ScanBatch { .. } | Completion::ScanEnded { .. } => {}
         }
     }
 
-    fn settle(&mut self, found: Vec<JobResult>, source: Source, now: Now) -> Tally {
+    fn apply_outcomes(&mut self, found: Vec<JobResult>, source: Source, now: Now) -> Tally {
         let mut tally = Tally::default();
         for found in found {
             tally += self.schedule.complete(found, source, now);
@@ -72,7 +74,7 @@ impl Core {
 
     fn scan_ended(&mut self, id: ScanId, mut summary: Summary, took: Duration, now: Now) {
         let refused = summary.refused.take();
-        let (watched_elsewhere, results) = (summary.watched_elsewhere, summary.results);
+        let (watched_wrong_path, results) = (summary.watched_wrong_path, summary.results);
         let worked = took.saturating_sub(summary.waited);
         self.orphans.note(std::mem::take(&mut summary.orphans), now);
         // A scan that was cancelled did not see everything.
@@ -83,24 +85,28 @@ impl Core {
         };
         self.command(Command::Count(end));
         let end = Tally { checked: results, duration: took, ..end };
-        if watched_elsewhere {
+        if watched_wrong_path {
             self.events_lost();
         }
-        match self.full.take_if(|full| full.id == id) {
+        match self.full_scan.take_if(|full| full.id == id) {
             Some(full) if !self.is_stopping => self.sweep_ended(full, end, refused, worked, now),
             Some(_) => self.command(Command::CountOutsideSweeps(end)),
             None => {
-                self.subtree_scan = None;
-                self.pause_trees(took, now);
                 self.flooded.rest_until(now.mono + worked);
-                self.command(Command::CountOutsideSweeps(end));
-                if refused.is_some() {
-                    if let Some(full) = &mut self.full {
-                        full.refused_meanwhile = true;
-                    }
-                    self.refused_by(refused, now);
-                }
+                self.subtree_scan_ended(end, refused, now);
             }
+        }
+    }
+
+    fn subtree_scan_ended(&mut self, end: Tally, refused: Option<(u64, WatchError)>, now: Now) {
+        self.subtree_scan = None;
+        self.pause_rescans(end.duration, now);
+        self.command(Command::CountOutsideSweeps(end));
+        if refused.is_some() {
+            if let Some(full) = &mut self.full_scan {
+                full.refused_meanwhile = true;
+            }
+            self.refused_by(refused, now);
         }
     }
 
@@ -140,7 +146,7 @@ impl Core {
 
     fn orphans_removed(&mut self, pass: Vec<(Due, OrphanPass)>, now: Now) {
         for (due, mut pass) in pass {
-            let is_first = self.orphans.settle(due, &mut pass, now);
+            let is_first = self.orphans.complete(due, &mut pass, now);
             for (path, failure) in pass.failures {
                 let error = CountedError::Failed { failure, is_first, retry_in: None };
                 self.report(Notice::Error(path, error));

@@ -10,18 +10,18 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
-use super::batches::{BATCH, Slots, batches};
-use super::budget::BudgetState;
+use super::batches::{MAX_BATCH, Slots, batches};
 use super::cache_root::{Rewatch, RootState};
 use super::command::{Command, Notice};
+use super::disk_budget::DiskBudget;
 use super::free_space::SpaceReadings;
 use super::input::{Generation, Input, RequestId};
 use super::lost_events::Flooded;
 use super::orphans::OrphanSchedule;
 use super::sweeps::Sweeps;
 use super::{Bucket, ScanId, Schedule, Scope, SubtreeSet};
-use crate::pair::budget::Budget;
 use crate::pair::change::{Changes, WatchError, WatchState};
+use crate::pair::disk_budget::Budget;
 #[cfg(any(fuzzing, test))]
 use crate::pair::name::PairKey;
 use crate::pair::outcome::Job;
@@ -30,9 +30,10 @@ use crate::sys::clock::{Now, TICK};
 
 /// How many due pairs are taken at once, to be sorted by directory.
 const MAX_DUE: usize = 16_384;
-/// How long changes gather. Directories to scan gather for as long as the previous scan took, at least as long as
-/// changes.
+/// How long changes gather before the core takes them in.
 const CHANGES_PAUSE: Duration = Duration::from_millis(1);
+/// The longest pause between two scans of some directories. The pause is as long as the last such scan, but no
+/// shorter than [`CHANGES_PAUSE`].
 const MAX_SCAN_PAUSE: Duration = Duration::from_millis(20);
 /// How many pairs and directories with changes may wait. Beyond that, further changes stay in the inbox,
 /// which merges them.
@@ -55,18 +56,17 @@ pub(crate) struct Core {
     pub(super) root: RootState,
     pub(super) generation: Generation,
     pub(super) schedule: Schedule,
-    /// The disk budget, if there is one.
-    pub(super) budget: Option<BudgetState>,
-    pub(super) space: SpaceReadings,
+    pub(super) disk_budget: Option<DiskBudget>,
+    pub(super) space_readings: SpaceReadings,
     pub(super) slots: Slots,
     /// Batches that the schedule handed out as due and for which no thread was free.
     due: VecDeque<Vec<Job>>,
-    pub(super) full: Option<FullScan>,
+    pub(super) full_scan: Option<FullScan>,
     /// The running scan of some directories.
     pub(super) subtree_scan: Option<ScanId>,
     pub(super) orphans: OrphanSchedule,
     /// Whether a search for orphans is running.
-    pub(super) removes_orphans: bool,
+    pub(super) is_searching_orphans: bool,
     pub(super) sweeps: Sweeps,
     /// Why some directories are not watched, as it was last reported.
     pub(super) refused: Option<WatchError>,
@@ -75,7 +75,7 @@ pub(crate) struct Core {
     next_tick: Instant,
     /// When to take in changes again, and when to scan directories again.
     next_changes: Instant,
-    pub(super) next_trees: Instant,
+    pub(super) rescan_after: Instant,
     pub(super) is_stopping: bool,
     commands: Vec<Command>,
 }
@@ -104,21 +104,21 @@ impl Core {
             root: RootState::Unknown,
             generation: 0,
             schedule: Schedule::new(budget.as_ref(), is_dry_run, now),
-            budget: budget.map(BudgetState::new),
-            space: SpaceReadings::new(now),
+            disk_budget: budget.map(DiskBudget::new),
+            space_readings: SpaceReadings::new(now),
             slots: Slots::default(),
             due: VecDeque::new(),
-            full: None,
+            full_scan: None,
             subtree_scan: None,
             orphans: OrphanSchedule::default(),
-            removes_orphans: false,
+            is_searching_orphans: false,
             sweeps: Sweeps::new(now),
             refused: None,
             rewatch: Rewatch::No,
             flooded: Flooded::new(now),
             next_tick: now,
             next_changes: now,
-            next_trees: now,
+            rescan_after: now,
             is_stopping: false,
             commands: Vec::new(),
         }
@@ -138,7 +138,7 @@ impl Core {
                 Input::Changes(changes) => self.apply_changes(changes, now),
                 Input::EventsLost => self.events_lost(),
                 Input::Floods { flooded, calm } => self.floods_changed(flooded, calm, now),
-                Input::Sweep(request) => self.sweeps.ask([request]),
+                Input::Sweep(request) => self.sweeps.request([request]),
                 Input::Completed(generation, completion) => {
                     self.completed(generation, completion, now)
                 }
@@ -191,7 +191,7 @@ impl Core {
         if !self.can_work() {
             return self.answer_without_sweep();
         }
-        self.ask_free_space(now);
+        self.read_free_space(now);
         // Changes and expiries may take all threads for long.
         self.evict(1, now);
         while self.slots.free() > 0 {
@@ -203,19 +203,19 @@ impl Core {
             self.command(Command::Process(jobs));
         }
         self.evict(usize::MAX, now);
-        if self.full.is_none() && self.sweeps.is_due(now.mono) {
+        if self.full_scan.is_none() && self.sweeps.is_due(now.mono) {
             self.start_sweep();
         }
-        if !self.removes_orphans {
+        if !self.is_searching_orphans {
             let (due, limit) = self.orphans.take_due(now);
             if !due.is_empty() {
-                self.removes_orphans = true;
+                self.is_searching_orphans = true;
                 self.command(Command::RemoveOrphans(due, limit));
             }
         }
         self.list_flooded(now);
-        if self.subtree_scan.is_none() && now.mono >= self.next_trees {
-            let trees = self.schedule.take_trees(now);
+        if self.subtree_scan.is_none() && now.mono >= self.rescan_after {
+            let trees = self.schedule.take_rescans(now);
             if !trees.is_empty() {
                 self.subtree_scan = Some(self.start_scan(Scope::Subtrees(trees)));
             }
@@ -226,22 +226,22 @@ impl Core {
     fn start_sweep(&mut self) {
         match self.rewatch {
             Rewatch::No => {}
-            Rewatch::Asked => return,
+            Rewatch::Requested => return,
             Rewatch::Needed => {
-                self.rewatch = Rewatch::Asked;
+                self.rewatch = Rewatch::Requested;
                 return self.command(Command::Rewatch);
             }
         }
         let requests = self.sweeps.begin();
         let id = self.start_scan(Scope::Everything);
         let tally = Tally::default();
-        self.full = Some(FullScan { id, tally, requests, refused_meanwhile: false });
+        self.full_scan = Some(FullScan { id, tally, requests, refused_meanwhile: false });
     }
 
     /// Returns pairs with changes, and some of the due pairs. A flood of one kind does not delay the
     /// other.
     fn next_batch(&mut self, now: Now) -> Vec<Job> {
-        let mut batch = self.schedule.take_inspections(BATCH);
+        let mut batch = self.schedule.take_inspections(MAX_BATCH);
         if self.due.is_empty() {
             self.due = batches(self.schedule.take_due(now, MAX_DUE), self.slots.free());
         }
@@ -267,7 +267,7 @@ impl Core {
     /// Answers pending sweep requests if there is no directory to sweep.
     fn answer_without_sweep(&mut self) {
         // Before the first probe, the state of the cache directory is about to be known.
-        if self.root != RootState::Unknown && self.sweeps.is_asked() {
+        if self.root != RootState::Unknown && self.sweeps.is_requested() {
             let requests = self.sweeps.take_requests();
             self.command(Command::NothingToSweep(requests));
         }
@@ -275,32 +275,32 @@ impl Core {
 
     fn stop(&mut self) {
         self.is_stopping = true;
-        if let Some(full) = &mut self.full {
+        if let Some(full) = &mut self.full_scan {
             let tally = std::mem::take(&mut full.tally);
             self.command(Command::CountOutsideSweeps(tally));
         }
     }
 
-    /// Discards all state of the cache directory, because another one is in place from now on.
+    /// Discards all state of the cache directory, because it was replaced or removed, or can't be read.
     pub(super) fn start_over(&mut self, now: Instant) {
         self.generation += 1;
-        let budget = self.budget.as_ref().map(|state| state.budget);
+        let budget = self.disk_budget.as_ref().map(|state| state.limits);
         self.schedule = Schedule::new(budget.as_ref(), self.schedule.is_dry_run(), now);
-        self.budget = budget.map(BudgetState::new);
-        self.space = SpaceReadings::new(now);
+        self.disk_budget = budget.map(DiskBudget::new);
+        self.space_readings = SpaceReadings::new(now);
         // Threads may be blocked in the old directory for as long as its file system does not answer.
         self.slots = Slots::default();
         self.due.clear();
         self.subtree_scan = None;
         self.orphans = OrphanSchedule::default();
-        self.removes_orphans = false;
+        self.is_searching_orphans = false;
         self.refused = None;
         self.rewatch = Rewatch::No;
         self.flooded.clear();
-        if let Some(full) = self.full.take() {
+        if let Some(full) = self.full_scan.take() {
             self.command(Command::CountOutsideSweeps(full.tally));
             // A requested sweep now covers the new directory.
-            self.sweeps.ask(full.requests);
+            self.sweeps.request(full.requests);
         }
         self.command(Command::StartOver(self.generation));
     }
@@ -313,9 +313,9 @@ impl Core {
     /// Whether a thread works, and will report its completion.
     pub(crate) fn is_working(&self) -> bool {
         self.slots.are_taken()
-            || self.full.is_some()
+            || self.full_scan.is_some()
             || self.subtree_scan.is_some()
-            || self.removes_orphans
+            || self.is_searching_orphans
     }
 
     /// Returns when the core takes in changes; `None` while it can't.
@@ -335,12 +335,12 @@ impl Core {
         }
         // Work that waits for other work starts once that has ended, and not at a time.
         let pair = self.schedule.next_pair(now).filter(|_| self.slots.free() > 0);
-        let tree = self.schedule.next_tree(now).filter(|_| self.subtree_scan.is_none());
-        let tree = tree.map(|at| at.max(self.next_trees));
-        let can_sweep = self.full.is_none() && self.rewatch != Rewatch::Asked;
+        let tree = self.schedule.next_rescan(now).filter(|_| self.subtree_scan.is_none());
+        let tree = tree.map(|at| at.max(self.rescan_after));
+        let can_sweep = self.full_scan.is_none() && self.rewatch != Rewatch::Requested;
         let sweep = can_sweep.then(|| self.sweeps.next());
-        let orphans = self.orphans.next(now).filter(|_| !self.removes_orphans);
-        let (ask, eviction) = (self.space.next(), self.next_eviction(now));
+        let orphans = self.orphans.next(now).filter(|_| !self.is_searching_orphans);
+        let (ask, eviction) = (self.space_readings.next(), self.next_eviction(now));
         let wakes = [pair, tree, self.flooded.next_list(), orphans, sweep, ask, eviction];
         wakes.into_iter().flatten().min()
     }
@@ -361,7 +361,7 @@ impl Core {
         match &self.root {
             RootState::Unknown | RootState::Absent => WatchState::Absent,
             RootState::Unreadable => WatchState::Degraded,
-            RootState::Open(watching) if !watching.gives_events => WatchState::Polling,
+            RootState::Open(watching) if !watching.reports_all_changes => WatchState::Polling,
             RootState::Open(watching)
                 if watching.refusal.is_some() || self.refused.is_some() || self.flooded.any() =>
             {
@@ -397,7 +397,7 @@ impl Core {
             is_soon && !self.evictable_before(DateTime::<Utc>::MAX_UTC, now).is_empty();
         self.can_work()
             && !self.is_working()
-            && !self.sweeps.is_asked()
+            && !self.sweeps.is_requested()
             && !self.sweeps.is_due(now.mono)
             && !self.sweeps.are_events_lost()
             && self.schedule.is_at_rest()
@@ -418,8 +418,8 @@ impl Core {
         self.schedule.waiting()
     }
 
-    /// When to scan directories again after a scan that took this long.
-    pub(super) fn pause_trees(&mut self, took: Duration, now: Now) {
-        self.next_trees = now.mono + took.clamp(CHANGES_PAUSE, MAX_SCAN_PAUSE);
+    /// Delays the next scan of some directories for as long as the last one took, within bounds.
+    pub(super) fn pause_rescans(&mut self, took: Duration, now: Now) {
+        self.rescan_after = now.mono + took.clamp(CHANGES_PAUSE, MAX_SCAN_PAUSE);
     }
 }

@@ -12,23 +12,23 @@ use chrono::{DateTime, Utc};
 use super::backoff::backoff;
 use super::command::CountedError;
 use super::expiries::Expiries;
-use super::soonest::{EvictablePair, Soonest};
-use super::waiting::{Size, SizedEntry, WaitingPairs};
+use super::soonest::{EvictablePair, FirstToEvict};
+use super::waiting::{SizedEntry, WaitingPairs, WaitingSize};
 use super::{Attempts, InFlight, Schedule};
-use crate::pair::budget::{BLOCK, Chosen, DiskSize, EVICTION_BATCH, Young, evictable_from};
 use crate::pair::change::Trigger;
+use crate::pair::disk_budget::{BLOCK, Chosen, DiskSize, EVICTION_BATCH, Young, evictable_from};
 use crate::pair::name::{Half, PairKey, Stem};
 use crate::pair::outcome::{Failure, Job, sort_by_directory};
 use crate::pair::version::FileTime;
 use crate::sys::clock::Now;
 
 /// How long a choice of pairs holds. A pair that appears meanwhile, or gets old enough, has to wait for the next choice.
-const CHOICE_HOLDS: Duration = Duration::from_secs(1);
+const CHOICE_LIFETIME: Duration = Duration::from_secs(1);
 /// How many results with a ctime in the future are tracked. Others are young whenever they are seen.
 const MAX_FIRST_SEEN: usize = 65_536;
-/// How long a pair that could not be evicted is held back: a pair that turned out to be too young, and after a failure
-/// at most this much longer than the pause before the next attempt.
+/// How long a pair is held back after its eviction found that it can't be evicted yet.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+/// How long after a pair's last pause its earlier failures still lengthen the next pause.
 const FAILURE_MEMORY: Duration = Duration::from_secs(1200);
 
 /// What the schedule tracks for evictions.
@@ -36,9 +36,10 @@ const FAILURE_MEMORY: Duration = Duration::from_secs(1200);
 pub(super) struct Evictions {
     min_age: Duration,
     /// Complete pairs that do not wait for their expiry: they are being deleted or evicted, or could not be deleted.
-    elsewhere: HashMap<PairKey, Elsewhere>,
-    /// What these take on disk, and how much of it is about to be freed, in blocks.
-    elsewhere_blocks: u64,
+    unqueued: HashMap<PairKey, Unqueued>,
+    /// What these take on disk, in blocks.
+    unqueued_blocks: u64,
+    /// How much of that is about to be freed.
     leaving_blocks: u64,
     /// Results whose ctime lies in the future: their ctime, and when they were first seen with it.
     first_seen: HashMap<PairKey, (FileTime, u32)>,
@@ -50,8 +51,8 @@ pub(super) struct Evictions {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Elsewhere {
-    size: Size,
+struct Unqueued {
+    size: WaitingSize,
     /// Whether it is about to be deleted or evicted, by this cleaner or another one.
     is_leaving: bool,
 }
@@ -66,12 +67,12 @@ struct HeldBack {
 #[derive(Debug)]
 struct Choice {
     pairs: VecDeque<(PairKey, DateTime<Utc>)>,
-    holds_until: Instant,
+    valid_until: Instant,
     /// Whether all pairs that could be evicted were chosen.
     is_complete: bool,
-    /// When more pairs can be evicted after a complete choice: another one gets old enough, or is no longer
-    /// held back.
+    /// When another pair gets old enough after a complete choice.
     more_from: Option<DateTime<Utc>>,
+    /// When another pair is no longer held back after a complete choice.
     retry_from: Option<Instant>,
 }
 
@@ -79,14 +80,14 @@ impl Evictions {
     pub(super) fn new(min_age: Duration, now: Instant) -> Self {
         Self {
             min_age,
-            elsewhere: HashMap::new(),
-            elsewhere_blocks: 0,
+            unqueued: HashMap::new(),
+            unqueued_blocks: 0,
             leaving_blocks: 0,
             first_seen: HashMap::new(),
             held_back: HashMap::new(),
             choice: Choice {
                 pairs: VecDeque::new(),
-                holds_until: now,
+                valid_until: now,
                 is_complete: false,
                 more_from: None,
                 retry_from: None,
@@ -96,7 +97,7 @@ impl Evictions {
     }
 
     /// Returns what is kept of the size of a pair that waits from now on.
-    pub(super) fn waits(&mut self, key: &PairKey, size: DiskSize, now: Now) -> Size {
+    pub(super) fn waits(&mut self, key: &PairKey, size: DiskSize, now: Now) -> WaitingSize {
         let wall = seconds(now.wall.timestamp());
         let in_future = size.ctime > (now.wall.timestamp(), now.wall.timestamp_subsec_nanos());
         let since = if in_future {
@@ -105,7 +106,7 @@ impl Evictions {
             self.forget(key);
             seconds(size.ctime.0)
         };
-        let size = Size { blocks: size.blocks, since };
+        let size = WaitingSize { blocks: size.blocks, since };
         if size.blocks > 0
             && let Some(from) = evictable_from(since, self.min_age)
         {
@@ -136,19 +137,19 @@ impl Evictions {
     }
 
     /// Records a complete pair that does not wait.
-    pub(super) fn put_elsewhere(&mut self, key: PairKey, size: Size, is_leaving: bool) {
-        self.take_elsewhere(&key);
+    pub(super) fn track_unqueued(&mut self, key: PairKey, size: WaitingSize, is_leaving: bool) {
+        self.forget_unqueued(&key);
         let blocks = u64::from(size.blocks);
-        self.elsewhere_blocks += blocks;
+        self.unqueued_blocks += blocks;
         self.leaving_blocks += if is_leaving { blocks } else { 0 };
-        self.elsewhere.insert(key, Elsewhere { size, is_leaving });
+        self.unqueued.insert(key, Unqueued { size, is_leaving });
     }
 
     /// Forgets a pair that does not wait; returns its size.
-    pub(super) fn take_elsewhere(&mut self, key: &PairKey) -> Option<Size> {
-        let Elsewhere { size, is_leaving } = self.elsewhere.remove(key)?;
+    pub(super) fn forget_unqueued(&mut self, key: &PairKey) -> Option<WaitingSize> {
+        let Unqueued { size, is_leaving } = self.unqueued.remove(key)?;
         let blocks = u64::from(size.blocks);
-        self.elsewhere_blocks -= blocks;
+        self.unqueued_blocks -= blocks;
         self.leaving_blocks -= if is_leaving { blocks } else { 0 };
         Some(size)
     }
@@ -178,14 +179,14 @@ impl Evictions {
         held.is_some_and(|held| held.until > now.mono)
     }
 
-    fn is_old_enough(&self, size: Size, now: Now) -> bool {
+    fn is_old_enough(&self, size: WaitingSize, now: Now) -> bool {
         evictable_from(size.since, self.min_age).is_some_and(|from| from <= now.wall)
     }
 
     /// Returns the last second in which a result may have been changed that is old enough now; `None` if all are too young.
     fn last_old_enough(&self, now: Now) -> Option<u32> {
         let is_old_enough =
-            |since: &u32| self.is_old_enough(Size { blocks: 0, since: *since }, now);
+            |since: &u32| self.is_old_enough(WaitingSize { blocks: 0, since: *since }, now);
         let age = i64::try_from(self.min_age.as_secs()).unwrap_or(i64::MAX);
         let about = seconds(now.wall.timestamp().saturating_sub(age));
         (0..=3).map(|back| about.saturating_sub(back)).find(is_old_enough)
@@ -202,7 +203,7 @@ impl Evictions {
             now.mono.checked_add(left)
         });
         let at = [more, choice.retry_from].into_iter().flatten().min()?;
-        Some(at.max(choice.holds_until))
+        Some(at.max(choice.valid_until))
     }
 
     /// Chooses the pairs that expire first among those that can be evicted, until they take `blocks`. Pairs `in_flight`
@@ -226,7 +227,7 @@ impl Evictions {
             self.first_seen.retain(|key, _| waiting.contains(key));
         }
         let (mut young, mut oldest, mut retry_from) = (Young::default(), None, None);
-        let mut chosen = Soonest::new(blocks);
+        let mut chosen = FirstToEvict::new(blocks);
         let last = self.last_old_enough(now);
         for (dir, pairs) in waiting.entries() {
             let (held_back, busy) = (self.held_back.get(dir), busy.get(&**dir));
@@ -250,10 +251,10 @@ impl Evictions {
             }
         }
         let more_from = oldest.and_then(|since| evictable_from(since, self.min_age));
-        let (is_complete, holds_until) = (!chosen.has_more, now.mono + CHOICE_HOLDS);
+        let (is_complete, valid_until) = (!chosen.has_more, now.mono + CHOICE_LIFETIME);
         let pairs = chosen.into_pairs();
         self.young = young;
-        self.choice = Choice { pairs, holds_until, is_complete, more_from, retry_from };
+        self.choice = Choice { pairs, valid_until, is_complete, more_from, retry_from };
     }
 
     /// Returns whether another choice may find pairs.
@@ -263,7 +264,7 @@ impl Evictions {
 
     /// Drops a choice that no longer holds.
     fn drop_stale(&mut self, now: Now) {
-        if !self.choice.pairs.is_empty() && self.choice.holds_until <= now.mono {
+        if !self.choice.pairs.is_empty() && self.choice.valid_until <= now.mono {
             self.choice.pairs.clear();
             self.choice.is_complete = false;
         }
@@ -278,15 +279,15 @@ impl Schedule {
     /// Returns what all complete, valid pairs take on disk, and how much of it is about to be freed, in bytes.
     pub(crate) fn disk_size(&self) -> (u64, u64) {
         let Some(evictions) = &self.evictions else { return (0, 0) };
-        let blocks = self.expiries.blocks() + evictions.elsewhere_blocks;
+        let blocks = self.expiries.blocks() + evictions.unqueued_blocks;
         (blocks * BLOCK, evictions.leaving_blocks * BLOCK)
     }
 
     /// Returns what a complete pair takes on disk, in bytes, if that is known.
     pub(super) fn known_size(&self, key: &PairKey) -> Option<u64> {
-        let elsewhere = self.evictions.as_ref()?.elsewhere.get(key).map(|known| known.size);
+        let unqueued = self.evictions.as_ref()?.unqueued.get(key).map(|known| known.size);
         let WaitingPairs::Sized(waiting) = &self.expiries else { return None };
-        let size = elsewhere.or_else(|| waiting.get(key).map(|(_, entry)| entry.size))?;
+        let size = unqueued.or_else(|| waiting.get(key).map(|(_, entry)| entry.size))?;
         Some(u64::from(size.blocks) * BLOCK)
     }
 
@@ -299,8 +300,8 @@ impl Schedule {
     pub(super) fn too_young(&self, now: Now) -> Option<Young> {
         let Evictions { choice, young, .. } = self.evictions.as_ref()?;
         let has_more = !choice.pairs.is_empty() || !choice.is_complete;
-        let has_ripe = choice.more_from.is_some_and(|from| from <= now.wall);
-        (!has_more && !has_ripe).then_some(*young)
+        let has_old_enough = choice.more_from.is_some_and(|from| from <= now.wall);
+        (!has_more && !has_old_enough).then_some(*young)
     }
 
     /// Returns jobs that evict the pairs that expire first, until these take `bytes`, but at most a batch. Each job
@@ -347,13 +348,13 @@ impl Schedule {
         &mut self,
         key: PairKey,
         expires_at: DateTime<Utc>,
-        size: Size,
+        size: WaitingSize,
     ) -> Option<Job> {
         self.expiries.remove(&key);
         let evictions = self.evictions.as_mut()?;
         let future = evictions.first_seen.get(&key).map(|(ctime, _)| *ctime);
         let chosen = Chosen { expires_at, min_age: evictions.min_age, future };
-        evictions.put_elsewhere(key.clone(), size, true);
+        evictions.track_unqueued(key.clone(), size, true);
         let mut job = self.begin(key, Attempts::default(), Trigger::default())?;
         if let Some(in_flight_pair) = self.in_flight.get_mut(&job.key) {
             in_flight_pair.evicted = Some(chosen);
@@ -368,7 +369,7 @@ impl Schedule {
         key: PairKey,
         failure: Failure,
         chosen: Chosen,
-        size: Size,
+        size: WaitingSize,
         now: Now,
     ) {
         let Some(evictions) = &mut self.evictions else { return };
@@ -395,7 +396,7 @@ impl Schedule {
         else {
             return Vec::new();
         };
-        let can_go = |key: &PairKey, size: Size| {
+        let is_evictable = |key: &PairKey, size: WaitingSize| {
             size.blocks > 0
                 && evictions.is_old_enough(size, now)
                 && !evictions.is_held_back(key, now)
@@ -403,7 +404,9 @@ impl Schedule {
         };
         let pairs = waiting.iter().filter(|(_, expires_at)| *expires_at < at);
         pairs
-            .filter(|(key, _)| waiting.get(key).is_some_and(|(_, entry)| can_go(key, entry.size)))
+            .filter(|(key, _)| {
+                waiting.get(key).is_some_and(|(_, entry)| is_evictable(key, entry.size))
+            })
             .map(|(key, _)| key)
             .collect()
     }
@@ -443,8 +446,9 @@ mod tests {
             for ms in [0, 1, 499, 500, 501, 999] {
                 let wall = DateTime::from_timestamp_millis(1_800_000_000_000 + ms).unwrap();
                 let now = Now { wall, mono };
-                let expected = (1_799_999_900..1_800_000_010)
-                    .rfind(|since| evictions.is_old_enough(Size { blocks: 1, since: *since }, now));
+                let expected = (1_799_999_900..1_800_000_010).rfind(|since| {
+                    evictions.is_old_enough(WaitingSize { blocks: 1, since: *since }, now)
+                });
                 assert_eq!(evictions.last_old_enough(now), expected, "{min_age} ms, {ms}");
             }
         }

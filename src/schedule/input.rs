@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ScanId;
+use super::command::EvictionStart;
 use super::orphans::Due;
-use crate::pair::budget::FreeSpace;
 use crate::pair::change::{Changes, WatchError};
+use crate::pair::disk_budget::FreeSpace;
 use crate::pair::outcome::{JobResult, OrphanPass, ScanFound, Summary};
 use crate::pair::reason::SystemError;
 use crate::pair::tally::Tally;
 
-/// Incremented whenever the cache directory is replaced; completions of an older generation are stale.
+/// Incremented whenever the cache directory is replaced or removed, or can't be read; completions of an older generation are stale.
 pub(crate) type Generation = u64;
 
 /// Identifies a request for a full sweep.
@@ -66,7 +67,7 @@ pub(crate) struct Watching {
     /// Why the directory has no watcher, if it has none.
     pub refusal: Option<WatchError>,
     /// Whether the file system reports all changes, even those of other hosts.
-    pub gives_events: bool,
+    pub reports_all_changes: bool,
 }
 
 /// A message from a thread.
@@ -87,6 +88,7 @@ pub(crate) enum Completion {
 /// What a batch of evictions has freed. The last completion of the batch carries it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EvictedBatch {
+    pub start: EvictionStart,
     /// The space before and after it, if there is a limit for it that could be read.
     pub space: Option<[FreeSpace; 2]>,
     /// What the evicted pairs took on disk.
@@ -94,7 +96,7 @@ pub(crate) struct EvictedBatch {
 }
 
 impl Completion {
-    /// The outcomes of pairs in it, without those of pairs that simply wait.
+    /// Returns its outcomes; for a scan, without the pairs that wait.
     pub(crate) fn outcomes(&self) -> &[JobResult] {
         match self {
             Self::Jobs { found, .. } | Self::Claims { found, .. } => found,
@@ -103,7 +105,7 @@ impl Completion {
         }
     }
 
-    /// Returns what it adds to the tally, if it updates the state of no pair.
+    /// Returns what it adds to the tally if it is stale, so that its outcomes are not applied.
     pub(super) fn tally(&self) -> Tally {
         let mut tally = Tally::default();
         self.outcomes().iter().for_each(|found| tally += found.outcome.tally());

@@ -65,7 +65,7 @@ impl Core {
         }
         self.flooded.dirs = flooded;
         for dir in calm {
-            self.schedule.list(dir);
+            self.schedule.rescan_alone(dir);
         }
     }
 
@@ -74,7 +74,7 @@ impl Core {
         if self.flooded.next_list().is_some_and(|at| at <= now.mono) {
             self.flooded.next_list = now.mono + FLOOD_LIST_INTERVAL;
             for dir in &self.flooded.dirs {
-                self.schedule.list(Arc::clone(dir));
+                self.schedule.rescan_alone(Arc::clone(dir));
             }
         }
     }

@@ -9,11 +9,12 @@
 
 mod backoff;
 pub(crate) mod batches;
-mod budget;
 mod cache_root;
 pub(crate) mod command;
 mod completions;
 mod core;
+mod counted_space;
+mod disk_budget;
 mod dry_run;
 mod evictions;
 mod expiries;
@@ -37,6 +38,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use indexmap::IndexMap;
 
 use self::command::Notice;
 pub(crate) use self::core::{Core, Intervals};
@@ -45,9 +47,9 @@ use self::evictions::Evictions;
 use self::half_written::HalfWritten;
 use self::scans::ActiveScan;
 pub(crate) use self::scans::{ScanId, Scope, SubtreeSet};
-use self::waiting::{Size, WaitingPairs};
-use crate::pair::budget::{BLOCK, Budget, Chosen, DiskSize};
+use self::waiting::{WaitingPairs, WaitingSize};
 use crate::pair::change::{Changes, Trigger};
+use crate::pair::disk_budget::{BLOCK, Budget, Chosen, DiskSize};
 use crate::pair::name::PairKey;
 use crate::pair::outcome::{Job, sort_by_directory};
 use crate::pair::version::{FileState, FileTime, Version};
@@ -88,7 +90,7 @@ pub(crate) struct Schedule {
     /// Pairs to inspect again after a pause.
     retries: Queue<PairKey, Instant, Attempts>,
     /// Pairs with changes, to inspect now.
-    inspections: HashMap<PairKey, Trigger>,
+    inspections: IndexMap<PairKey, Trigger>,
     /// Pairs whose jobs are in flight.
     in_flight: HashMap<PairKey, InFlight>,
     /// Metadata that is broken or still being written.
@@ -98,7 +100,7 @@ pub(crate) struct Schedule {
     /// Directories to scan now.
     rescans: HashSet<Arc<Path>>,
     /// Directories to list without those below them.
-    lists: HashSet<Arc<Path>>,
+    rescans_alone: HashSet<Arc<Path>>,
     /// Directories to scan after a pause.
     rescans_later: Queue<Arc<Path>, Instant, ()>,
     /// How often a directory was scanned in vain: it could not be read, or its claims could not be
@@ -145,12 +147,12 @@ impl Schedule {
             evictions: budget.map(|budget| Evictions::new(budget.min_age, now)),
             dry_run: is_dry_run.then(DryRun::default),
             retries: Queue::default(),
-            inspections: HashMap::new(),
+            inspections: IndexMap::new(),
             in_flight: HashMap::new(),
             half_written: HalfWritten::default(),
             unreadable: HashSet::new(),
             rescans: HashSet::new(),
-            lists: HashSet::new(),
+            rescans_alone: HashSet::new(),
             rescans_later: Queue::default(),
             retried: HashMap::new(),
             scans: Vec::new(),
@@ -165,7 +167,7 @@ impl Schedule {
         key: PairKey,
         at: DateTime<Utc>,
         size: Option<DiskSize>,
-        known: Size,
+        known: WaitingSize,
         now: Now,
     ) {
         let size = match (&mut self.evictions, size) {
@@ -177,21 +179,21 @@ impl Schedule {
 
     /// Applies changes.
     pub(crate) fn apply_changes(&mut self, changes: Changes) {
-        self.rescans.extend(changes.trees);
-        self.lists.extend(changes.dirs);
+        self.rescans.extend(changes.subtrees);
+        self.rescans_alone.extend(changes.alone);
         for (key, trigger) in changes.pairs {
             self.apply_change(key, trigger);
         }
     }
 
     /// Lists the directory `dir` again, but not the known directories below it.
-    pub(crate) fn list(&mut self, dir: Arc<Path>) {
-        self.lists.insert(dir);
+    pub(crate) fn rescan_alone(&mut self, dir: Arc<Path>) {
+        self.rescans_alone.insert(dir);
     }
 
     /// Returns how many pairs and directories have to be inspected because of changes.
     pub(crate) fn backlog(&self) -> usize {
-        self.inspections.len() + self.rescans.len() + self.lists.len()
+        self.inspections.len() + self.rescans.len() + self.rescans_alone.len()
     }
 
     /// Returns what to report since the last call.
@@ -217,7 +219,7 @@ impl Schedule {
     }
 
     fn knows(&self, key: &PairKey) -> bool {
-        self.expiries.contains(key) || self.retries.contains(key) || self.counts_as_gone(key)
+        self.expiries.contains(key) || self.retries.contains(key) || self.counts_as_deleted(key)
     }
 
     pub(super) fn is_dry_run(&self) -> bool {
@@ -225,7 +227,7 @@ impl Schedule {
     }
 
     /// Whether a dry run has reported that this pair would go.
-    fn counts_as_gone(&self, key: &PairKey) -> bool {
+    fn counts_as_deleted(&self, key: &PairKey) -> bool {
         self.dry_run.as_ref().is_some_and(|dry_run| dry_run.contains(key))
     }
 
@@ -238,10 +240,10 @@ impl Schedule {
     /// [`Schedule::complete`].
     pub(crate) fn take_inspections(&mut self, limit: usize) -> Vec<Job> {
         let mut jobs = Vec::new();
-        let looks: Vec<PairKey> = self.inspections.keys().take(limit).cloned().collect();
-        for key in looks {
-            let trigger = self.inspections.remove(&key).unwrap_or_default();
-            let attempts = self.unripe_attempts(&key);
+        // The oldest first, so that no pair waits for ever behind others that keep changing.
+        let count = limit.min(self.inspections.len());
+        for (key, trigger) in self.inspections.drain(..count).collect::<Vec<_>>() {
+            let attempts = self.pending_attempts(&key);
             jobs.extend(self.begin(key, attempts, trigger));
         }
         sort_by_directory(&mut jobs);
@@ -256,7 +258,7 @@ impl Schedule {
             && let Some((key, size)) = self.expiries.pop_due(now.wall)
         {
             if let Some(evictions) = &mut self.evictions {
-                evictions.put_elsewhere(key.clone(), size, true);
+                evictions.track_unqueued(key.clone(), size, true);
             }
             jobs.extend(self.begin(key, Attempts::default(), Trigger::default()));
         }
@@ -271,7 +273,7 @@ impl Schedule {
 
     /// Returns the earlier attempts at a pair whose pause has not ended. A state that was given time to
     /// settle is dropped.
-    fn unripe_attempts(&self, key: &PairKey) -> Attempts {
+    fn pending_attempts(&self, key: &PairKey) -> Attempts {
         let attempts = self.retries.get(key).copied().unwrap_or_default();
         Attempts { settled: None, suspect: None, ..attempts }
     }
@@ -314,8 +316,8 @@ impl Schedule {
     }
 
     /// Returns when to scan the next directory, if no change arrives before.
-    pub(crate) fn next_tree(&self, now: Now) -> Option<Instant> {
-        if !self.rescans.is_empty() || !self.lists.is_empty() {
+    pub(crate) fn next_rescan(&self, now: Now) -> Option<Instant> {
+        if !self.rescans.is_empty() || !self.rescans_alone.is_empty() {
             return Some(now.mono);
         }
         self.rescans_later.next()
@@ -328,7 +330,7 @@ impl Schedule {
             && self.inspections.is_empty()
             && self.in_flight.is_empty()
             && self.rescans.is_empty()
-            && self.lists.is_empty()
+            && self.rescans_alone.is_empty()
             && self.rescans_later.len() == 0
             && self.retried.is_empty()
     }

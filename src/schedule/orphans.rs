@@ -11,18 +11,19 @@ use crate::pair::outcome::{OrphanCandidates, OrphanPass};
 use crate::schedule::queue::Queue;
 use crate::sys::clock::Now;
 
-/// How long a directory is left alone after a change in it. This is long enough for the other half to
-/// arrive, or for a file to be written again.
+/// How long after its first change a directory is searched. Further changes do not delay the search. This is long
+/// enough for the other half to arrive, or for a file to be written again.
 const PAUSE: TimeDelta = TimeDelta::seconds(2);
 /// How many directories are searched in one batch.
-const BATCH: usize = 64;
+const MAX_BATCH: usize = 64;
 /// How long searches rest after a batch, as a multiple of the duration of the batch. Searches therefore
 /// take at most a twentieth of the time.
 const REST: u32 = 19;
 /// How many candidates are kept, of all directories. Beyond that, only directories with candidates are searched.
 const MAX_CANDIDATES: usize = 65_536;
-/// How many candidates one search may add: as many as there is room for in a batch, but some.
+/// The highest number of candidates that one search may add. The searches of a batch share the room that is left.
 const MAX_NEW: usize = 4096;
+/// The lowest number of candidates that one search may add, even if there is no room.
 const MIN_NEW: usize = 64;
 
 /// A directory to search, and the results of earlier searches.
@@ -39,10 +40,11 @@ pub(crate) struct OrphanAttempts {
 /// The directories that wait for a search.
 #[derive(Debug, Default)]
 pub(crate) struct OrphanSchedule {
-    /// Those without candidates, and those with candidates.
-    first: Queue<Arc<Path>, DateTime<Utc>, OrphanAttempts>,
-    again: Queue<Arc<Path>, DateTime<Utc>, OrphanAttempts>,
-    /// How many candidates these have.
+    /// Those without candidates.
+    without_candidates: Queue<Arc<Path>, DateTime<Utc>, OrphanAttempts>,
+    /// Those with candidates, which are searched again.
+    with_candidates: Queue<Arc<Path>, DateTime<Utc>, OrphanAttempts>,
+    /// How many candidates all directories have.
     candidates: usize,
     rest_until: Option<Instant>,
 }
@@ -70,12 +72,14 @@ impl OrphanSchedule {
         self.remove(&dir);
         let count = past.candidates.len();
         self.candidates += count;
-        let queue = if count == 0 { &mut self.first } else { &mut self.again };
+        let queue =
+            if count == 0 { &mut self.without_candidates } else { &mut self.with_candidates };
         queue.insert(dir, at, past);
     }
 
     fn remove(&mut self, dir: &Arc<Path>) -> Option<(DateTime<Utc>, OrphanAttempts)> {
-        let removed = self.first.remove(dir).or_else(|| self.again.remove(dir))?;
+        let removed =
+            self.without_candidates.remove(dir).or_else(|| self.with_candidates.remove(dir))?;
         self.candidates -= removed.1.candidates.len();
         Some(removed)
     }
@@ -90,11 +94,11 @@ impl OrphanSchedule {
         if self.rest_until.is_some_and(|until| now.mono < until) {
             return (due, 0);
         }
-        due.extend(std::iter::from_fn(|| self.again.pop_due(now.wall)).take(BATCH));
+        due.extend(std::iter::from_fn(|| self.with_candidates.pop_due(now.wall)).take(MAX_BATCH));
         self.candidates -= due.iter().map(|(_, past)| past.candidates.len()).sum::<usize>();
         if self.has_room() {
-            let more = BATCH - due.len();
-            due.extend(std::iter::from_fn(|| self.first.pop_due(now.wall)).take(more));
+            let more = MAX_BATCH - due.len();
+            due.extend(std::iter::from_fn(|| self.without_candidates.pop_due(now.wall)).take(more));
         }
         let room = MAX_CANDIDATES.saturating_sub(self.candidates) / due.len().max(1);
         (due, room.clamp(MIN_NEW, MAX_NEW))
@@ -102,8 +106,8 @@ impl OrphanSchedule {
 
     /// Returns when to call [`OrphanSchedule::take_due`] again, if no change arrives before.
     pub(crate) fn next(&self, now: Now) -> Option<Instant> {
-        let first = self.first.next().filter(|_| self.has_room());
-        let next = [first, self.again.next()].into_iter().flatten().min()?;
+        let first = self.without_candidates.next().filter(|_| self.has_room());
+        let next = [first, self.with_candidates.next()].into_iter().flatten().min()?;
         let left = (next - now.wall).to_std().unwrap_or(Duration::ZERO);
         let next = now.mono.checked_add(left)?;
         Some(self.rest_until.map_or(next, |until| next.max(until)))
@@ -115,7 +119,7 @@ impl OrphanSchedule {
     }
 
     /// Records the outcome of one directory; returns whether it has failed for the first time.
-    pub(crate) fn settle(&mut self, (dir, past): Due, pass: &mut OrphanPass, now: Now) -> bool {
+    pub(crate) fn complete(&mut self, (dir, past): Due, pass: &mut OrphanPass, now: Now) -> bool {
         let OrphanAttempts { candidates: known, failures } = past;
         let mut candidates = std::mem::take(&mut pass.candidates);
         if pass.removed.pruned > 0 {
@@ -126,7 +130,7 @@ impl OrphanSchedule {
             let pause = TimeDelta::from_std(backoff(failures)).unwrap_or(PAUSE);
             // The files that could not be removed were candidates before. If there are too many, they are found anew:
             // they must not take the room of those that can be removed.
-            candidates.extend(known);
+            candidates.add_older(known);
             let total = self.candidates + candidates.len();
             if candidates.len() > MAX_NEW || total > MAX_CANDIDATES / 2 {
                 candidates = OrphanCandidates::default();
@@ -170,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_looked_at_once_for_all_that_happens_in_it() {
+    fn a_directory_is_searched_once_for_all_that_happens_in_it() {
         let (start, mut schedule) = (Instant::now(), OrphanSchedule::default());
         for seconds in 0..2 {
             schedule.note([dir("a")], at(seconds, start));
@@ -181,34 +185,55 @@ mod tests {
 
         let later = DateTime::UNIX_EPOCH + Duration::from_secs(3600);
         let mut pass = OrphanPass { next: Some(later), ..OrphanPass::default() };
-        schedule.settle(due("a", 0), &mut pass, at(2, start));
+        schedule.complete(due("a", 0), &mut pass, at(2, start));
         assert_eq!(schedule.next(at(2, start)), Some(at(3600, start).mono));
     }
 
     #[test]
-    fn what_fails_waits_longer_each_time_whatever_news_comes() {
+    fn what_fails_waits_longer_each_time_whatever_changes_arrive() {
         let (start, mut schedule) = (Instant::now(), OrphanSchedule::default());
         let failure = Failure::new(ErrorKind::Orphan, "x", &std::io::ErrorKind::NotFound.into());
         let mut pass =
             OrphanPass { failures: vec![("a/x".into(), failure)], ..OrphanPass::default() };
-        assert!(schedule.settle(due("a", 0), &mut pass, at(0, start)));
+        assert!(schedule.complete(due("a", 0), &mut pass, at(0, start)));
         schedule.note([dir("a")], at(0, start));
         assert_eq!(schedule.take_due(at(1, start)).0, [due("a", 1)]);
         schedule.note([dir("a")], at(1, start));
-        assert!(!schedule.settle(due("a", 1), &mut pass, at(1, start)));
+        assert!(!schedule.complete(due("a", 1), &mut pass, at(1, start)));
         assert_eq!(schedule.take_due(at(2, start)).0, []);
         assert_eq!(schedule.take_due(at(3, start)).0, [due("a", 2)]);
     }
 
     #[test]
-    fn looking_takes_a_twentieth_of_the_time_at_the_most() {
+    fn beside_what_fails_the_state_that_the_last_search_saw_counts() {
+        let (start, mut schedule) = (Instant::now(), OrphanSchedule::default());
+        let candidates = |states: &[(&[u8], u64)]| {
+            let one = |(name, state): &(&[u8], u64)| (name.to_vec(), FileState::pretended(*state));
+            OrphanCandidates { files: states.iter().map(one).collect(), directory: None }
+        };
+        // The first file was removed and left there again; the second one can't be removed.
+        let before =
+            OrphanAttempts { candidates: candidates(&[(b"x", 1), (b"y", 2)]), failures: 1 };
+        let failure = Failure::new(ErrorKind::Orphan, "x", &std::io::ErrorKind::NotFound.into());
+        let mut pass = OrphanPass {
+            failures: vec![("a/y".into(), failure)],
+            candidates: candidates(&[(b"x", 3)]),
+            ..OrphanPass::default()
+        };
+        schedule.complete((dir("a"), before), &mut pass, at(0, start));
+        let (due, _) = schedule.take_due(at(3600, start));
+        assert_eq!(due[0].1.candidates, candidates(&[(b"x", 3), (b"y", 2)]));
+    }
+
+    #[test]
+    fn searches_take_a_twentieth_of_the_time_at_most() {
         let (start, mut schedule) = (Instant::now(), OrphanSchedule::default());
         schedule.note((0..100).map(|number| dir(&number.to_string())), at(0, start));
-        assert_eq!(schedule.take_due(at(10, start)).0.len(), BATCH);
+        assert_eq!(schedule.take_due(at(10, start)).0.len(), MAX_BATCH);
         schedule.ended(Duration::from_secs(1), at(11, start));
         assert_eq!(schedule.take_due(at(29, start)).0, []);
         assert_eq!(schedule.next(at(29, start)), Some(at(30, start).mono));
-        assert_eq!(schedule.take_due(at(30, start)).0.len(), 100 - BATCH);
+        assert_eq!(schedule.take_due(at(30, start)).0.len(), 100 - MAX_BATCH);
     }
 
     #[test]
@@ -218,8 +243,8 @@ mod tests {
             removed: OrphanTally { pruned: 1, ..OrphanTally::default() },
             ..OrphanPass::default()
         };
-        schedule.settle(due("a/b", 0), &mut pass, at(0, start));
-        schedule.settle(due("c", 0), &mut pass, at(0, start));
+        schedule.complete(due("a/b", 0), &mut pass, at(0, start));
+        schedule.complete(due("c", 0), &mut pass, at(0, start));
         assert_eq!(schedule.take_due(at(5, start)).0, [due("a", 0)]);
     }
 
@@ -236,14 +261,14 @@ mod tests {
             OrphanPass { candidates, ..OrphanPass::default() }
         };
         for number in 0..count {
-            schedule.settle(due(&number.to_string(), 0), &mut pass(), at(0, start));
+            schedule.complete(due(&number.to_string(), 0), &mut pass(), at(0, start));
         }
         schedule.note([dir("new")], at(0, start));
         let (known, limit) = schedule.take_due(at(2, start));
         assert_eq!((known.len(), limit), (count + 1, MAX_CANDIDATES / (count + 1)));
         schedule.note([dir("new")], at(2, start));
         for due in known {
-            schedule.settle(due, &mut pass(), at(2, start));
+            schedule.complete(due, &mut pass(), at(2, start));
         }
         assert!(!schedule.has_room());
         let (known, limit) = schedule.take_due(at(4, start));
@@ -253,7 +278,7 @@ mod tests {
         let failure = Failure::new(ErrorKind::Orphan, "x", &std::io::ErrorKind::NotFound.into());
         for due in known {
             let failures = vec![("x".into(), failure)];
-            schedule.settle(due, &mut OrphanPass { failures, ..pass() }, at(4, start));
+            schedule.complete(due, &mut OrphanPass { failures, ..pass() }, at(4, start));
         }
         assert!(schedule.has_room());
     }

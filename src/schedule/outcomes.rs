@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use super::backoff::{backoff, changed_pause};
 use super::command::{CountedError, Notice};
 use super::half_written::confirm_at;
-use super::waiting::Size;
+use super::waiting::WaitingSize;
 use super::{Attempts, InFlight, ScanId, Schedule, Source};
 use crate::pair::change::Trigger;
 use crate::pair::name::{Half, PairKey};
@@ -36,7 +36,7 @@ impl Schedule {
                     self.apply_contested(&key, &outcome, now);
                     return outcome.tally();
                 }
-                InFlight { attempts: self.unripe_attempts(&key), ..InFlight::default() }
+                InFlight { attempts: self.pending_attempts(&key), ..InFlight::default() }
             }
         };
         for scan in &mut self.scans {
@@ -63,11 +63,11 @@ impl Schedule {
             return Some(in_flight_pair.changes.get_or_insert_default());
         }
         let scan = self.scans.iter_mut().find(|scan| scan.id == id)?;
-        let stays = !matches!(
+        let still_exists = !matches!(
             outcome,
             Outcome::Deleted { .. } | Outcome::Evicted { .. } | Outcome::Incomplete
         );
-        let has_vanished = scan.vanished.remove(key) && stays;
+        let has_vanished = scan.vanished.remove(key) && still_exists;
         (has_vanished || scan.may_be_outdated_on(key))
             .then(|| self.inspections.entry(key.clone()).or_default())
     }
@@ -75,21 +75,21 @@ impl Schedule {
     /// Reports what failed when a scan processed a pair that is inspected again in any case.
     fn apply_contested(&mut self, key: &PairKey, outcome: &Outcome, now: Now) {
         match outcome {
-            Outcome::Failed(failure) => self.failed_besides(key, failure, now),
+            Outcome::Failed(failure) => self.record_contested_failure(key, failure, now),
             Outcome::RestoreFailed(failure) => {
-                self.failed_besides(key, failure, now);
+                self.record_contested_failure(key, failure, now);
                 self.scan_later(&key.dir, now);
             }
             Outcome::Deleted { leftover: Some(failure), .. }
             | Outcome::Evicted { leftover: Some(failure), .. } => {
-                self.left_over(key, *failure, now)
+                self.record_leftover(key, *failure, now)
             }
             _ => {}
         }
     }
 
     /// Records that the result of a pair was deleted, but its metadata was not.
-    fn left_over(&mut self, key: &PairKey, failure: Failure, now: Now) {
+    fn record_leftover(&mut self, key: &PairKey, failure: Failure, now: Now) {
         self.count_error(key, Half::Metadata, CountedError::first(failure));
         // The metadata may still have its reserved name.
         self.scan_later(&key.dir, now);
@@ -114,7 +114,7 @@ impl Schedule {
             (attempts.failures, attempts.failed) = (known.failures, known.failed);
         }
         let chosen = in_flight_pair.evicted;
-        let Some(size) = self.stop_waiting(&key, &outcome, chosen.is_some(), now) else {
+        let Some(size) = self.update_wait(&key, &outcome, chosen.is_some(), now) else {
             return tally;
         };
         if let (Outcome::Failed(failure), Some(chosen)) = (&outcome, chosen) {
@@ -122,15 +122,15 @@ impl Schedule {
             return tally;
         }
         if let (Some(evictions), Some(is_leaving)) = (&mut self.evictions, is_leaving(&outcome)) {
-            evictions.put_elsewhere(key.clone(), size, is_leaving);
+            evictions.track_unqueued(key.clone(), size, is_leaving);
         }
         match outcome {
             Outcome::NotDue { .. } | Outcome::Incomplete => {}
             Outcome::Due { expires_at, .. } => {
-                tally.would_delete = self.would_go(&key, expires_at, size, false).into();
+                tally.would_delete = self.report_would_delete(&key, expires_at, size, false).into();
             }
             Outcome::Evictable { expires_at } => {
-                tally.would_evict = self.would_go(&key, expires_at, size, true).into();
+                tally.would_evict = self.report_would_delete(&key, expires_at, size, true).into();
             }
             Outcome::Unsettled { result, wait, .. } => {
                 self.unsettled(key, result, wait, attempts, pause, now);
@@ -144,7 +144,7 @@ impl Schedule {
                 }
             }
             Outcome::Deleted { leftover, .. } | Outcome::Evicted { leftover, .. } => {
-                leftover.into_iter().for_each(|failure| self.left_over(&key, failure, now));
+                leftover.into_iter().for_each(|failure| self.record_leftover(&key, failure, now));
             }
             Outcome::Changed => self.changed(key, attempts, now),
             Outcome::ClaimedElsewhere => {
@@ -154,28 +154,28 @@ impl Schedule {
             }
             Outcome::Failed(failure) => {
                 let early = pause.filter(|_| source == Source::Job);
-                if !self.failed_again(key, &failure, attempts, early, now) {
+                if !self.record_failure_unless_repeated(key, &failure, attempts, early, now) {
                     tally.errors = Errors::default();
                 }
             }
             Outcome::RestoreFailed(failure) => {
                 self.scan_later(&key.dir, now);
-                self.failed(key, &failure, attempts, now);
+                self.record_failure(key, &failure, attempts, now);
             }
         }
         tally
     }
 
-    /// Ends the wait for the expiry of a pair, and returns its size. Returns `None` if the pair is not due, and so waits
-    /// again, unless a dry run has reported it.
-    fn stop_waiting(
+    /// Returns the size of a pair that waits no longer. A pair that is not due waits again, or counts as deleted in a dry
+    /// run, and the result is `None`.
+    fn update_wait(
         &mut self,
         key: &PairKey,
         outcome: &Outcome,
         was_chosen: bool,
         now: Now,
-    ) -> Option<Size> {
-        let elsewhere = self.evictions.as_mut().and_then(|known| known.take_elsewhere(key));
+    ) -> Option<WaitingSize> {
+        let unqueued = self.evictions.as_mut().and_then(|known| known.forget_unqueued(key));
         if let Some(dry_run) = &mut self.dry_run {
             match outcome {
                 Outcome::NotDue { expires_at, .. }
@@ -189,27 +189,27 @@ impl Schedule {
             }
         }
         let Outcome::NotDue { expires_at, size, .. } = outcome else {
-            return Some(self.expiries.remove(key).or(elsewhere).unwrap_or_default());
+            return Some(self.expiries.remove(key).or(unqueued).unwrap_or_default());
         };
         if was_chosen {
             self.eviction_refused(key, now);
         }
-        self.wait(key.clone(), *expires_at, *size, elsewhere.unwrap_or_default(), now);
+        self.wait(key.clone(), *expires_at, *size, unqueued.unwrap_or_default(), now);
         None
     }
 
-    /// Reports that a pair would go, if this is not known. Returns whether it was reported.
-    fn would_go(
+    /// Reports that a pair would be deleted, unless it was reported before. Returns whether it reported it now.
+    fn report_would_delete(
         &mut self,
         key: &PairKey,
         expires_at: DateTime<Utc>,
-        size: Size,
+        size: WaitingSize,
         evicts: bool,
     ) -> bool {
         let Some(dry_run) = &mut self.dry_run else { return false };
         let is_new = dry_run.report(key, expires_at, size, self.last_scan);
         if is_new {
-            self.notices.push(Notice::WouldGo {
+            self.notices.push(Notice::WouldDelete {
                 result: key.path(Half::Result),
                 expires_at,
                 evicts,
@@ -279,7 +279,7 @@ impl Schedule {
         };
         let is_error = attempts.claims == CLAIMS_BEFORE_ERROR;
         if is_error {
-            self.count_error(&key, Half::Result, CountedError::NameInUse);
+            self.count_error(&key, Half::Result, CountedError::ReservedNameInUse);
         }
         let claims = attempts.claims.saturating_add(1);
         self.pause(key, until, Attempts { claims, ..attempts });
@@ -309,7 +309,7 @@ impl Schedule {
             self.pause(key, confirm_at, attempts);
             return false;
         }
-        self.count_error(&key, Half::Metadata, CountedError::Broken(reason.clone()));
+        self.count_error(&key, Half::Metadata, CountedError::InvalidMetadata(reason.clone()));
         self.half_written.count(version, reason, self.last_scan);
         true
     }
@@ -320,9 +320,9 @@ impl Schedule {
         self.pause(key, until, Attempts { changes, claims: 0, ..attempts });
     }
 
-    /// Records a failure. Returns false if it does not count: an event, and not the end of the `pause`, has caused
-    /// another attempt that failed as the one before.
-    fn failed_again(
+    /// Records a failure, unless an event caused this attempt before the end of the `pause`, and it failed as the one
+    /// before. Returns whether it was recorded.
+    fn record_failure_unless_repeated(
         &mut self,
         key: PairKey,
         failure: &Failure,
@@ -338,13 +338,20 @@ impl Schedule {
                 false
             }
             _ => {
-                self.failed(key, failure, attempts, now);
+                self.record_failure(key, failure, attempts, now);
                 true
             }
         }
     }
 
-    pub(super) fn failed(&mut self, key: PairKey, failure: &Failure, attempts: Attempts, now: Now) {
+    /// Records a failure to process a pair, and retries it after a pause that grows with the failures.
+    pub(super) fn record_failure(
+        &mut self,
+        key: PairKey,
+        failure: &Failure,
+        attempts: Attempts,
+        now: Now,
+    ) {
         let pause = backoff(attempts.failures);
         let (failure, is_first) = (*failure, attempts.failures == 0);
         let error = CountedError::Failed { failure, is_first, retry_in: Some(pause) };
@@ -360,10 +367,10 @@ impl Schedule {
     }
 
     /// Records that a scan failed to process a pair that is inspected again in any case.
-    fn failed_besides(&mut self, key: &PairKey, failure: &Failure, now: Now) {
+    fn record_contested_failure(&mut self, key: &PairKey, failure: &Failure, now: Now) {
         let Some(in_flight_pair) = self.in_flight.get_mut(key) else {
-            let attempts = self.unripe_attempts(key);
-            return self.failed(key.clone(), failure, attempts, now);
+            let attempts = self.pending_attempts(key);
+            return self.record_failure(key.clone(), failure, attempts, now);
         };
         let is_first = in_flight_pair.attempts.failures == 0;
         in_flight_pair.attempts.failures = in_flight_pair.attempts.failures.saturating_add(1);
@@ -381,8 +388,7 @@ impl Schedule {
     }
 }
 
-/// Returns whether a complete pair that does not wait for its expiry is about to be deleted or evicted; `None` if it is
-/// no complete pair any more.
+/// Returns whether a complete pair that does not wait is about to be freed; `None` if it is not tracked as such.
 fn is_leaving(outcome: &Outcome) -> Option<bool> {
     match outcome {
         Outcome::Unsettled { .. } | Outcome::ClaimedElsewhere => Some(true),

@@ -7,34 +7,34 @@ use priority_queue::PriorityQueue;
 
 /// Keys that wait, each for a time and with a value. The earliest time comes first.
 #[derive(Debug)]
-pub(crate) struct Queue<K: Hash + Eq, T: Ord, V>(PriorityQueue<K, Entry<T, V>>);
+pub(crate) struct Queue<K: Hash + Eq, T: Ord, V>(PriorityQueue<K, Priority<T, V>>);
 
 /// An entry of the heap. The earliest entry compares as the greatest, as the heap requires.
 #[derive(Debug)]
-struct Entry<T, V> {
+struct Priority<T, V> {
     at: T,
     value: V,
 }
 
-impl<T: Ord, V> Ord for Entry<T, V> {
+impl<T: Ord, V> Ord for Priority<T, V> {
     fn cmp(&self, other: &Self) -> Ordering {
         other.at.cmp(&self.at)
     }
 }
 
-impl<T: Ord, V> PartialOrd for Entry<T, V> {
+impl<T: Ord, V> PartialOrd for Priority<T, V> {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl<T: Ord, V> PartialEq for Entry<T, V> {
+impl<T: Ord, V> PartialEq for Priority<T, V> {
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other).is_eq()
     }
 }
 
-impl<T: Ord, V> Eq for Entry<T, V> {}
+impl<T: Ord, V> Eq for Priority<T, V> {}
 
 impl<K: Hash + Eq, T: Ord, V> Default for Queue<K, T, V> {
     fn default() -> Self {
@@ -45,7 +45,7 @@ impl<K: Hash + Eq, T: Ord, V> Default for Queue<K, T, V> {
 impl<K: Hash + Eq, T: Ord + Copy, V> Queue<K, T, V> {
     /// Adds `key`, which waits until `at`. Replaces its earlier entry, if there is one, and returns its value.
     pub(crate) fn insert(&mut self, key: K, at: T, value: V) -> Option<V> {
-        self.0.push(key, Entry { at, value }).map(|before| before.value)
+        self.0.push(key, Priority { at, value }).map(|before| before.value)
     }
 
     /// Creates a queue that holds as many entries without growing.

@@ -204,13 +204,13 @@ impl Schedule {
     }
 
     /// Returns the directories to scan now, and removes them from the schedule.
-    pub(crate) fn take_trees(&mut self, now: Now) -> SubtreeSet {
+    pub(crate) fn take_rescans(&mut self, now: Now) -> SubtreeSet {
         while let Some((tree, _)) = self.rescans_later.pop_due(now.mono) {
             self.rescans.insert(tree);
         }
         // A scan of a directory covers all below it.
         let mut trees: SubtreeSet = std::mem::take(&mut self.rescans).into_iter().collect();
-        std::mem::take(&mut self.lists).into_iter().for_each(|dir| trees.insert_alone(dir));
+        std::mem::take(&mut self.rescans_alone).into_iter().for_each(|dir| trees.insert_alone(dir));
         trees
     }
 
@@ -253,13 +253,13 @@ impl Schedule {
         }
     }
 
-    /// Whether nothing else is known of a pair that a scan has found: no job, no retry, no event of a writer,
-    /// and no other scan.
+    /// Whether only this scan knows something about the pair: no job, no retry, no writer, no other scan, and no report
+    /// of a dry run.
     fn is_undisputed(&self, key: &PairKey, id: ScanId) -> bool {
         let [scan] = &self.scans[..] else { return false };
         scan.id == id
             && !self.in_flight.contains_key(key)
-            && !self.counts_as_gone(key)
+            && !self.counts_as_deleted(key)
             && !self.retries.contains(key)
             && self.half_written.writer(key).is_none()
             && !scan.vanished.contains(key)
@@ -282,28 +282,29 @@ impl Schedule {
         let unread: HashSet<Arc<Path>> =
             summary.unreadable.iter().map(|(dir, _)| Arc::clone(dir)).collect();
         let below_unread: SubtreeSet = unread.iter().cloned().collect();
-        let gone = |dir: &Path, seen: ScanId| seen < id && !below_unread.cover(dir);
+        let was_missed = |dir: &Path, seen: ScanId| seen < id && !below_unread.cover(dir);
         if covers_known {
-            self.expiries.retain_in(&scope, |dir, seen| !gone(dir, seen));
+            self.expiries.retain_in(&scope, |dir, seen| !was_missed(dir, seen));
         }
         if let Some(dry_run) = &mut self.dry_run {
-            dry_run.forget_gone(|dir, seen| scope.covers(dir) && gone(dir, seen));
+            dry_run.retain(|dir, seen| !scope.covers(dir) || !was_missed(dir, seen));
         }
         // A scan that started later reports the newer state.
-        let is_judged = |dir: &Path| scope.covers(dir) && !superseded.covers(dir);
-        self.unreadable.retain(|dir| !is_judged(dir) || unread.contains(dir));
+        let is_newest = |dir: &Path| scope.covers(dir) && !superseded.covers(dir);
+        self.unreadable.retain(|dir| !is_newest(dir) || unread.contains(dir));
         for (dir, error) in summary.unreadable {
-            if is_judged(&dir) && self.unreadable.insert(Arc::clone(&dir)) {
+            if is_newest(&dir) && self.unreadable.insert(Arc::clone(&dir)) {
                 tally.errors += ErrorKind::Directory;
-                self.notices
-                    .push(Notice::Error(dir.to_path_buf(), CountedError::Unreadable(error)));
+                let error = CountedError::DirectoryUnreadable(error);
+                self.notices.push(Notice::Error(dir.to_path_buf(), error));
             }
         }
-        // The events of a directory that was listed alone may be lost, and with them the one that a directory in it
+        // A directory that was listed alone may have lost events. One of them may have reported that a directory in it
         // can be read again.
         let parent_listed = |dir: &Path| dir.parent().is_some_and(|parent| scope.covers(parent));
-        let retried = self.unreadable.iter().filter(|dir| !scope.covers(dir) && parent_listed(dir));
-        self.rescans.extend(retried.cloned());
+        let readable_again =
+            self.unreadable.iter().filter(|dir| !scope.covers(dir) && parent_listed(dir));
+        self.rescans.extend(readable_again.cloned());
         // No event reports when the cache directory itself can be read again.
         summary.recoveries.extend(unread.get(Path::new("")).cloned());
         self.retried.retain(|dir, _| !scope.covers(dir) || summary.recoveries.contains(dir));
@@ -311,9 +312,9 @@ impl Schedule {
         for dir in summary.recoveries {
             self.scan_later(&dir, now);
         }
-        for (path, error) in summary.stranded {
+        for (path, error) in summary.not_recovered {
             tally.errors += ErrorKind::Recovery;
-            self.notices.push(Notice::Error(path, CountedError::Stranded(error)));
+            self.notices.push(Notice::Error(path, CountedError::NotRecovered(error)));
         }
         tally
     }
@@ -342,14 +343,13 @@ impl Schedule {
         }
     }
 
-    /// Inspects a pair again. Does nothing for a pair in flight, whose outcome decides.
+    /// Inspects a pair again. If its job is still in flight by then, [`Schedule::begin`] drops this.
     pub(super) fn inspect_again(&mut self, key: PairKey) {
         self.inspections.entry(key).or_default().merge(Trigger::UNREPORTED);
     }
 
     /// Inspects again what jobs have read in `scope` while a scan ran, and what was being written. The scan may
-    /// have passed after the pair was gone, or before the writer was done, and the directory may have had no
-    /// watch that reports it.
+    /// have come too late or too early for them. No watch may have reported the difference.
     fn inspect_unconfirmed(&mut self, scope: &Scope, changed_since: HashSet<PairKey>) {
         for key in self.forget_writers(scope) {
             self.inspect_again(key);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use crate::pair::budget::{EVICTION_BATCH, eviction_order};
+use crate::pair::disk_budget::{EVICTION_BATCH, eviction_order};
 use crate::pair::name::{PairKey, Stem};
 
 /// How many pairs are chosen at once.
@@ -43,7 +43,7 @@ impl PartialEq for EvictablePair<'_> {
 impl Eq for EvictablePair<'_> {}
 
 /// Those of many candidates that go first: a batch at least, and as many as take the wanted blocks.
-pub(super) struct Soonest<'a> {
+pub(super) struct FirstToEvict<'a> {
     candidates: BinaryHeap<EvictablePair<'a>>,
     blocks: u64,
     wanted: u64,
@@ -51,7 +51,7 @@ pub(super) struct Soonest<'a> {
     pub has_more: bool,
 }
 
-impl<'a> Soonest<'a> {
+impl<'a> FirstToEvict<'a> {
     pub(super) fn new(wanted: u64) -> Self {
         Self { candidates: BinaryHeap::new(), blocks: 0, wanted, has_more: false }
     }
@@ -102,7 +102,7 @@ mod tests {
             let dir: Arc<Path> = Path::new("a").into();
             let stems: Vec<Stem> =
                 (0..pairs.len()).map(|number| Stem::new(format!("{number:03}").as_bytes())).collect();
-            let mut soonest = Soonest::new(wanted);
+            let mut soonest = FirstToEvict::new(wanted);
             let mut model = Vec::new();
             for ((at, blocks), stem) in pairs.iter().zip(&stems) {
                 let at = DateTime::from_timestamp(*at, 0).unwrap();

@@ -12,7 +12,7 @@ const MIN_PAUSE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) struct Sweeps {
     /// When the next regular sweep starts.
-    next: Instant,
+    next_regular: Instant,
     /// The earliest start of a sweep for lost events, however many were lost.
     not_before: Instant,
     are_events_lost: bool,
@@ -22,16 +22,20 @@ pub(super) struct Sweeps {
 impl Sweeps {
     /// Returns a schedule whose first sweep is due at `now`.
     pub(super) fn new(now: Instant) -> Self {
-        Self { next: now, not_before: now, are_events_lost: false, requests: Vec::new() }
+        Self { next_regular: now, not_before: now, are_events_lost: false, requests: Vec::new() }
     }
 
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        self.is_asked() || self.next() <= now
+        self.is_requested() || self.next() <= now
     }
 
     /// Returns when the next sweep is due, if nobody requests one before.
     pub(super) fn next(&self) -> Instant {
-        if self.are_events_lost { self.next.min(self.not_before) } else { self.next }
+        if self.are_events_lost {
+            self.next_regular.min(self.not_before)
+        } else {
+            self.next_regular
+        }
     }
 
     #[cfg(any(fuzzing, test))]
@@ -45,12 +49,12 @@ impl Sweeps {
     }
 
     /// Requests a sweep that starts after this call.
-    pub(super) fn ask(&mut self, requests: impl IntoIterator<Item = RequestId>) {
+    pub(super) fn request(&mut self, requests: impl IntoIterator<Item = RequestId>) {
         self.requests.extend(requests);
     }
 
     /// Whether a sweep was requested.
-    pub(super) fn is_asked(&self) -> bool {
+    pub(super) fn is_requested(&self) -> bool {
         !self.requests.is_empty()
     }
 
@@ -69,12 +73,12 @@ impl Sweeps {
     /// sweep starts after `interval`.
     pub(super) fn ended(&mut self, now: Instant, worked: Duration, interval: Duration) {
         self.not_before = after(now, worked.max(MIN_PAUSE));
-        self.next = after(now, interval);
+        self.next_regular = after(now, interval);
     }
 
     /// Starts the next regular sweep after `interval`, or earlier if that was planned.
     pub(super) fn at_the_latest(&mut self, now: Instant, interval: Duration) {
-        self.next = self.next.min(after(now, interval));
+        self.next_regular = self.next_regular.min(after(now, interval));
     }
 }
 

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use chrono::TimeDelta;
 
-use super::command::Command;
+use super::command::{Command, EvictionStart};
 use super::input::{Completion, EvictedBatch, Input, RootSeen, Watching};
 use super::*;
-use crate::pair::budget::{DiskSize, FreeSpace, MinFree};
 use crate::pair::change::{WatchError, WatchState};
+use crate::pair::disk_budget::{DiskSize, FreeSpace, MinFree};
 use crate::pair::name::Stem;
 use crate::pair::outcome::{JobResult, Outcome, ScanFound, Summary, Waiting};
 
@@ -35,7 +35,7 @@ impl Trial {
         let now = Now { wall, mono: Instant::now() };
         let intervals = Intervals { check: Duration::from_secs(6 * 3600), fallback: FALLBACK };
         let mut trial = Self { core: Core::new(intervals, budget, false, now.mono), now };
-        let watching = Watching { refusal, gives_events: true };
+        let watching = Watching { refusal, reports_all_changes: true };
         trial.poll([Input::RootProbed(RootSeen::Replaced(watching))]);
         trial
     }
@@ -54,7 +54,7 @@ impl Trial {
     fn evicted(&mut self, inputs: impl IntoIterator<Item = Input>) -> Vec<PairKey> {
         let commands = self.core.poll(self.now, inputs);
         let jobs = commands.into_iter().filter_map(|command| match command {
-            Command::Process(jobs) => Some(jobs),
+            Command::Evict(jobs, _) => Some(jobs),
             _ => None,
         });
         jobs.flatten().map(|job| job.key).collect()
@@ -73,8 +73,8 @@ impl Trial {
 }
 
 fn tree(name: &str) -> Input {
-    let trees = [Path::new(name).into()].into();
-    Input::Changes(Changes { trees, ..Changes::default() })
+    let subtrees = [Path::new(name).into()].into();
+    Input::Changes(Changes { subtrees, ..Changes::default() })
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn a_directory_that_is_refused_amid_a_sweep_which_has_passed_it_is_not_forgotten
 fn a_watcher_that_can_be_had_again_amid_a_sweep_without_it_is_used_by_another() {
     let mut trial = Trial::new(Some(WatchError::TooManyInstances));
     assert_eq!(trial.core.watch_state(), WatchState::Degraded);
-    let watching = Watching { refusal: None, gives_events: true };
+    let watching = Watching { refusal: None, reports_all_changes: true };
     assert_eq!(trial.poll([Input::RootProbed(RootSeen::Rewatched(watching))]), []);
     assert_eq!(trial.core.watch_state(), WatchState::Active);
     trial.end_scan(1, Summary::default());
@@ -233,7 +233,7 @@ fn nothing_is_evicted_for_a_free_space_that_can_not_be_read_any_more() {
         found: evicted.into_iter().map(outcome).collect(),
         took: Duration::ZERO,
         holds: false,
-        evicted: Some(EvictedBatch { space: None, bytes }),
+        evicted: Some(EvictedBatch { start: EvictionStart { size: None }, space: None, bytes }),
     };
     assert_eq!(trial.evicted([Input::Completed(1, done)]), []);
     for _ in 0..100 {
@@ -241,4 +241,30 @@ fn nothing_is_evicted_for_a_free_space_that_can_not_be_read_any_more() {
         assert_eq!(trial.evicted([Input::FreeSpace(1, unknown())]), []);
     }
     assert!(!trial.evicted([Input::FreeSpace(1, Ok(little))]).is_empty());
+}
+
+#[test]
+fn pairs_that_keep_changing_do_not_hold_up_the_others() {
+    let mut schedule = Schedule::new(None, false, Instant::now());
+    let key = |number: u32| PairKey {
+        dir: Path::new("a").into(),
+        stem: Stem::new(number.to_string().as_bytes()),
+    };
+    let appeared = Trigger { appeared: true, ..Trigger::default() };
+    let change = |schedule: &mut Schedule, keys: &mut dyn Iterator<Item = PairKey>| {
+        let pairs = keys.map(|key| (key, appeared)).collect();
+        schedule.apply_changes(Changes { pairs, ..Changes::default() });
+    };
+    change(&mut schedule, &mut (0..100).map(key));
+    let mut inspected = HashSet::new();
+    for _ in 0..10 {
+        let jobs = schedule.take_inspections(10);
+        let again: Vec<_> = jobs.iter().map(|job| job.key.clone()).collect();
+        inspected.extend(again.iter().cloned());
+        for key in &again {
+            schedule.in_flight.remove(key);
+        }
+        change(&mut schedule, &mut again.into_iter());
+    }
+    assert_eq!(inspected.len(), 100);
 }

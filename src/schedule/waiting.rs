@@ -22,12 +22,12 @@ pub(super) struct Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SizedEntry {
     scan: ScanId,
-    pub size: Size,
+    pub size: WaitingSize,
 }
 
 /// What a pair takes on disk, and since when its result is unchanged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Size {
+pub(super) struct WaitingSize {
     pub blocks: u32,
     /// The ctime of the result, or when it was first seen if its ctime lay in the future: in seconds since the epoch.
     pub since: u32,
@@ -72,7 +72,13 @@ impl WaitingPairs {
     }
 
     /// Adds a pair that waits until `at`, and was seen when `scan` was the latest scan. Replaces its earlier entry.
-    pub(super) fn insert(&mut self, key: PairKey, at: DateTime<Utc>, scan: ScanId, size: Size) {
+    pub(super) fn insert(
+        &mut self,
+        key: PairKey,
+        at: DateTime<Utc>,
+        scan: ScanId,
+        size: WaitingSize,
+    ) {
         match self {
             Self::Plain(pairs) => pairs.insert(key, at, Entry { scan }),
             Self::Sized(pairs) => pairs.insert(key, at, SizedEntry { scan, size }),
@@ -83,7 +89,7 @@ impl WaitingPairs {
     pub(super) fn insert_all(
         &mut self,
         dir: &Arc<Path>,
-        found: Vec<(Stem, DateTime<Utc>, Size)>,
+        found: Vec<(Stem, DateTime<Utc>, WaitingSize)>,
         scan: ScanId,
     ) {
         match self {
@@ -99,17 +105,17 @@ impl WaitingPairs {
     }
 
     /// Removes a pair. Returns its size if it waited; without a disk budget, that is zero.
-    pub(super) fn remove(&mut self, key: &PairKey) -> Option<Size> {
+    pub(super) fn remove(&mut self, key: &PairKey) -> Option<WaitingSize> {
         match self {
-            Self::Plain(pairs) => pairs.remove(key).map(|_| Size::default()),
+            Self::Plain(pairs) => pairs.remove(key).map(|_| WaitingSize::default()),
             Self::Sized(pairs) => pairs.remove(key).map(|entry| entry.size),
         }
     }
 
     /// Removes and returns the pair that expires first, if it is due.
-    pub(super) fn pop_due(&mut self, now: DateTime<Utc>) -> Option<(PairKey, Size)> {
+    pub(super) fn pop_due(&mut self, now: DateTime<Utc>) -> Option<(PairKey, WaitingSize)> {
         match self {
-            Self::Plain(pairs) => pairs.pop_due(now).map(|(key, _)| (key, Size::default())),
+            Self::Plain(pairs) => pairs.pop_due(now).map(|(key, _)| (key, WaitingSize::default())),
             Self::Sized(pairs) => pairs.pop_due(now).map(|(key, entry)| (key, entry.size)),
         }
     }

@@ -29,13 +29,14 @@ use tokio::time::{Instant, sleep, timeout};
 use self::routes::Routes;
 use crate::error::Error;
 use crate::sys::descriptors::share_of_open_files;
+use crate::sys::runtime::require_sockets;
 use crate::telemetry::stats::Stats;
 
 /// The maximum number of connections at a time; one more closes the oldest.
 const MAX_CONNECTIONS: usize = 128;
 /// The divisor for the connections' share of the descriptors that the process may have open. The others
 /// are for the cleaner's own work, which many clients must not stop.
-const SHARE_OF_CONNECTIONS: u64 = 8;
+const CONNECTION_SHARE_DIVISOR: u64 = 8;
 /// How long a client may take for the head of a request, and how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection may last, whatever happens on it, even if the client does not read the answers.
@@ -77,15 +78,18 @@ pub trait StatsSource: Send + Sync + 'static {
     /// # Errors
     /// The reason why they can't be rendered.
     fn metrics(&self) -> Result<String, String>;
-    /// Whether the worker is alive. It is during the first scan and while the directory is absent.
+    /// Returns whether the cleaner has neither stopped nor failed. True during the first scan and while the directory is
+    /// absent. Does not detect a worker that hangs.
     fn alive(&self) -> bool;
 }
 
 /// Listens at `address`; port 0 chooses a free port.
 ///
 /// # Errors
-/// [`Error::Listen`], with what to do about the usual causes.
+/// [`Error::Listen`], with what to do about the usual causes; [`Error::NoRuntime`] and [`Error::NoDriver`] if there is no
+/// suitable runtime.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
+    require_sockets()?;
     TcpListener::bind(address).await.map_err(|error| {
         let advice = match error.kind() {
             io::ErrorKind::AddrInUse => {
@@ -116,13 +120,13 @@ pub async fn serve(
     allow_hosts: Vec<String>,
     shutdown: impl Future<Output = ()>,
 ) {
-    let most = share_of_open_files(SHARE_OF_CONNECTIONS, MAX_CONNECTIONS);
-    serve_at_most(most, listener, source, allow_hosts, shutdown).await;
+    let max_connections = share_of_open_files(CONNECTION_SHARE_DIVISOR, MAX_CONNECTIONS);
+    serve_with(max_connections, listener, source, allow_hosts, shutdown).await;
 }
 
-/// Does the same with at most `most` connections at a time.
-async fn serve_at_most(
-    most: usize,
+/// Does the same with at most `max_connections` at a time.
+async fn serve_with(
+    max_connections: usize,
     listener: TcpListener,
     source: Arc<dyn StatsSource>,
     allow_hosts: Vec<String>,
@@ -145,7 +149,7 @@ async fn serve_at_most(
             Ok((stream, _)) => {
                 while connections.try_join_next().is_some() {}
                 by_age.retain(|connection| !connection.is_finished());
-                while connections.len() >= most {
+                while connections.len() >= max_connections {
                     if let Some(oldest) = by_age.pop_front() {
                         oldest.abort();
                     }

@@ -25,7 +25,7 @@ const PAGE: &str = include_str!("page.html");
 /// those of its style and its script. If they have changed, a test reports the new ones.
 const PAGE_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
     style-src 'sha256-lWj5v+8k6HIdF6GzFm/JPKBFK5P92rV2l7PdEsn5V6Q='; \
-    script-src 'sha256-D7rRerwUtuBwWzb57YXjcTq8SQg0Cp5wfJO0VyIsflU='; \
+    script-src 'sha256-2av7sVmRVH2joyY2C+nFVrb0Fr1TK17fZC2c6ntgMe8='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The data that is served, and the host names under which it is served.
@@ -81,11 +81,11 @@ impl Routes {
 /// the answer on its way.
 async fn discard(body: Incoming) {
     let mut body = pin!(body);
-    let mut taken = 0;
-    while taken < MAX_BODY
+    let mut bytes_read = 0;
+    while bytes_read < MAX_BODY
         && let Some(Ok(frame)) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await
     {
-        taken += frame.data_ref().map_or(0, |data| data.len());
+        bytes_read += frame.data_ref().map_or(0, |data| data.len());
     }
 }
 

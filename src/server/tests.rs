@@ -75,14 +75,14 @@ impl Server {
         Self::with_at_most(MAX_CONNECTIONS).await
     }
 
-    async fn with_at_most(most: usize) -> Self {
+    async fn with_at_most(max_connections: usize) -> Self {
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let cleaner = Arc::new(Cleaner(AtomicBool::new(true)));
         let (stop, stopped) = oneshot::channel();
         let names = vec!["Box.lan".to_owned(), "other:8004".to_owned()];
         let source = cleaner.clone();
-        let serve = serve_at_most(most, listener, source, names, async {
+        let serve = serve_with(max_connections, listener, source, names, async {
             let _ = stopped.await;
         });
         let task = tokio::spawn(serve);

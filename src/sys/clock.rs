@@ -1,4 +1,4 @@
-//! The clocks. The only module that reads the clocks of the system.
+//! The clocks. Only this module reads the wall clock to decide what is due.
 //!
 //! `expires_at` is wall-clock time, which can jump; pauses are monotonic time, which can't. A wall clock
 //! that jumps far ahead may be wrong, and a deletion that this makes due can't be undone. Such a jump

@@ -24,9 +24,11 @@ pub(crate) fn require_timer() -> Result<(), Error> {
     if missing { Err(Error::NoDriver { driver: "time" }) } else { Ok(()) }
 }
 
-/// Checks that the current runtime has sockets.
-#[cfg(feature = "report")]
+/// Checks that there is a runtime with timers and sockets.
+#[cfg(any(feature = "report", feature = "server"))]
 pub(crate) fn require_sockets() -> Result<(), Error> {
+    current()?;
+    require_timer()?;
     if has_io() { Ok(()) } else { Err(Error::NoDriver { driver: "io" }) }
 }
 

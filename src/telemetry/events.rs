@@ -1,7 +1,7 @@
 //! Sends the events of a cleaner to its subscribers.
 
 use std::path::PathBuf;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,16 +21,16 @@ const MAX_WAITING: usize = 4096;
 ///
 /// ```
 /// use result_cleaner::{Event, Reason};
-/// let tell = |event: Event| match event {
-///     Event::Deleted { result, late, .. } => println!("{} went {late:?} late", result.display()),
+/// let print = |event: Event| match event {
+///     Event::Deleted { result, late, .. } => println!("{} was deleted {late:?} late", result.display()),
 ///     Event::Skipped { path, reason: Reason::InvalidMetadata(why) } => {
 ///         println!("the writer of {} has a bug: {why}", path.display());
 ///     }
-///     Event::Skipped { path, reason } => println!("{} stays: {reason}", path.display()),
-///     Event::Lagged(count) => println!("{count} events were missed: ask get_stats()"),
+///     Event::Skipped { path, reason } => println!("{} is kept: {reason}", path.display()),
+///     Event::Lagged(count) => println!("{count} events were dropped: ask get_stats()"),
 ///     _ => {}
 /// };
-/// # tell(Event::Lagged(1));
+/// # print(Event::Lagged(1));
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -39,7 +39,7 @@ pub enum Event {
     Deleted {
         /// Its path, below the resolved cache directory.
         result: PathBuf,
-        /// `st_size` of its files that this cleaner removed, in bytes.
+        /// `st_size` of its files that this cleaner deleted, in bytes.
         freed_bytes: u64,
         /// How long after its `expires_at` the result was deleted.
         late: Duration,
@@ -48,13 +48,13 @@ pub enum Event {
     Evicted {
         /// Its path, below the resolved cache directory.
         result: PathBuf,
-        /// What its files that this cleaner removed took on disk, in bytes.
+        /// What its files that this cleaner deleted took on disk, in bytes.
         freed_bytes: u64,
         /// When it would have expired.
         expires_at: DateTime<Utc>,
     },
-    /// Something was not deleted for now: it is expired, its metadata is invalid, or it could not be
-    /// read.
+    /// Something was not deleted for now: a pair that has expired and has to wait, a pair with invalid metadata, or
+    /// something that could not be read or deleted.
     Skipped {
         /// The path concerned: a result, its metadata, or a directory.
         path: PathBuf,
@@ -87,7 +87,7 @@ impl Stream for Events {
     type Item = Event;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
-        pin!(&mut self.0).poll_next(cx).map(|next| {
+        Pin::new(&mut self.0).poll_next(cx).map(|next| {
             next.map(|event| {
                 event.unwrap_or_else(|BroadcastStreamRecvError::Lagged(count)| Event::Lagged(count))
             })
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_reader_learns_how_much_it_has_missed() {
+    async fn a_slow_reader_learns_how_many_events_were_dropped() {
         let sender = EventSender::new();
         let mut events = sender.subscriptions().subscribe();
         let total = MAX_WAITING as u64 + 10;

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::config::redacted;
 use crate::error::Error;
+use crate::sys::runtime;
 use crate::telemetry::stats::Stats;
 
 /// How long a running cleaner may take to return its stats.
@@ -23,8 +24,10 @@ const MAX_STATS: usize = 4 << 20;
 /// Fetches the stats of a cleaner that serves them at the base address `url` (`run --listen`).
 ///
 /// # Errors
-/// [`Error::NoAnswer`] if no cleaner answers there, [`Error::Address`] if `url` is not a valid address.
+/// [`Error::NoAnswer`] if no cleaner answers there, [`Error::Address`] if `url` is not a valid address,
+/// [`Error::NoRuntime`] and [`Error::NoDriver`] if there is no suitable runtime.
 pub async fn fetch_stats(url: &str) -> Result<Stats, Error> {
+    runtime::require_sockets()?;
     let no_answer = |url: String, reason| Error::NoAnswer { url, reason };
     let service = Service::new(url, STATS_TIMEOUT)
         .map_err(|reason| Error::Address { url: redacted(url), reason })?;

@@ -26,6 +26,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::config::redacted;
 use crate::error::Error;
 use crate::pair::tally::Tally;
+use crate::sys::clock::now_utc;
 use crate::sys::runtime;
 use crate::telemetry::durations::in_milliseconds;
 use crate::telemetry::http_client::{RequestFailure, Service};
@@ -67,7 +68,6 @@ impl Reporter {
 
     fn start_with(url: &str, interval: Duration, timeout: Duration) -> Result<Self, Error> {
         let runtime = runtime::current()?;
-        runtime::require_timer()?;
         runtime::require_sockets()?;
         let service = Service::new(url, timeout)
             .map_err(|reason| Error::MetricsUrl { url: redacted(url), reason })?;
@@ -383,7 +383,7 @@ async fn last_attempt(
 
 /// Sends one report. The error is the reason why the report has to count as undelivered.
 async fn deliver(service: &Service, tally: Tally) -> Result<(), RequestFailure> {
-    let timestamp = chrono::Local::now().format("%Y-%m-%dT%H:%M:%S").to_string();
+    let timestamp = now_utc().with_timezone(&chrono::Local).format("%Y-%m-%dT%H:%M:%S").to_string();
     let body = Body { figures: SweepReport::from(tally), timestamp };
     let endpoint = service.endpoint(ENDPOINT);
     service.deliver(|client| client.post(endpoint).json(&body)).await

@@ -4,9 +4,9 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use procfs::process::Process;
-use rustix::process::{Resource, getrlimit};
 
 use crate::sys::clock::boot_time;
+use crate::sys::descriptors::open_file_limit;
 
 /// The usage of one moment.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +32,7 @@ impl ProcessUsage {
             virtual_bytes: stat.vsize,
             threads: stat.num_threads,
             open_files: process.fd_count().ok()?,
-            max_open_files: getrlimit(Resource::Nofile).current,
+            max_open_files: open_file_limit(),
         })
     }
 }

@@ -26,14 +26,14 @@ const DURATIONS: [f64; 12] =
 
 /// The distributions that are recorded for one cleaner.
 #[derive(Debug, Clone)]
-pub(crate) struct Telemetry {
+pub(crate) struct PrometheusMetrics {
     lateness: Option<Histogram>,
     sweep_duration: Option<Histogram>,
     /// When this process was started. Read once, so that it does not change with the clock.
     process_started_at: Option<DateTime<Utc>>,
 }
 
-impl Telemetry {
+impl PrometheusMetrics {
     pub(crate) fn new() -> Self {
         let histogram = |name, help, buckets: &[f64]| {
             Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())).ok()
@@ -96,7 +96,7 @@ impl Telemetry {
             cpu.inc_by(process.cpu_seconds);
             register(Box::new(cpu))?;
         }
-        let build = Opts::new("result_cleaner_build_info", "Of which build this is.");
+        let build = Opts::new("result_cleaner_build_info", "The version of the cleaner.");
         let build = IntGauge::with_opts(build.const_label("version", env!("CARGO_PKG_VERSION")))?;
         build.set(1);
         register(Box::new(build))?;
@@ -239,7 +239,7 @@ fn gauges(stats: &Stats, recent: &Recent) -> Vec<Sample<f64>> {
     let mut gauges = vec![
         (
             "result_cleaner_running",
-            "Whether the cleaner works.",
+            "1 until the cleaner stops or fails.",
             f64::from(u8::from(stats.running)),
         ),
         (

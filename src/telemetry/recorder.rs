@@ -14,7 +14,7 @@ use crate::telemetry::Reporter;
 use crate::telemetry::events::{Event, EventSender, Subscriptions};
 use crate::telemetry::history::History;
 #[cfg(feature = "server")]
-use crate::telemetry::prometheus::Telemetry;
+use crate::telemetry::prometheus::PrometheusMetrics;
 use crate::telemetry::stats::{SharedStats, Stats, SweepReport};
 
 /// Handles that read the recorded state.
@@ -23,7 +23,7 @@ pub(crate) struct Readers {
     pub stats: SharedStats,
     pub history: History,
     #[cfg(feature = "server")]
-    pub telemetry: Telemetry,
+    pub prometheus: PrometheusMetrics,
     pub subscriptions: Subscriptions,
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct Recorder {
     reporter: Option<Reporter>,
     history: History,
     #[cfg(feature = "server")]
-    telemetry: Telemetry,
+    prometheus: PrometheusMetrics,
     sender: EventSender,
 }
 
@@ -50,7 +50,7 @@ impl Recorder {
             reporter,
             history: History::default(),
             #[cfg(feature = "server")]
-            telemetry: Telemetry::new(),
+            prometheus: PrometheusMetrics::new(),
             sender: EventSender::new(),
         }
     }
@@ -60,7 +60,7 @@ impl Recorder {
             stats: self.stats.clone(),
             history: self.history.clone(),
             #[cfg(feature = "server")]
-            telemetry: self.telemetry.clone(),
+            prometheus: self.prometheus.clone(),
             subscriptions: self.sender.subscriptions(),
         }
     }
@@ -98,7 +98,7 @@ impl Recorder {
         if let Outcome::Deleted { freed, late, .. } = outcome {
             let late = (*late).max(TimeDelta::zero());
             #[cfg(feature = "server")]
-            self.telemetry.deleted(late);
+            self.prometheus.deleted(late);
             self.sender.send(|| Event::Deleted {
                 result: result(),
                 freed_bytes: *freed,
@@ -127,7 +127,7 @@ impl Recorder {
         let report = SweepReport::from(tally);
         self.history.sweep(report, now.wall);
         #[cfg(feature = "server")]
-        self.telemetry.swept(report.duration);
+        self.prometheus.swept(report.duration);
         self.sender.send(|| Event::SweepDone(report));
         if let Some(reporter) = &self.reporter {
             reporter.sweep(tally);

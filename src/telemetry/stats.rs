@@ -47,9 +47,9 @@ pub struct Stats {
     pub check_interval: Duration,
     /// Full sweeps that were completed, the first scan included.
     pub total_cleanups: u64,
-    /// Pairs whose result this cleaner removed.
+    /// Pairs whose result this cleaner deleted.
     pub total_deleted: u64,
-    /// `st_size` of the files that this cleaner removed, in bytes.
+    /// `st_size` of the files that this cleaner deleted, in bytes.
     pub total_freed_bytes: u64,
     /// The same in MiB, rounded to two places.
     pub total_freed_mb: f64,
@@ -154,7 +154,7 @@ pub struct Recent {
     /// The last errors, at most 20, the newest first.
     pub errors: Vec<RecentError>,
     /// The pairs and bytes freed in the last 24 hours, in spans of ten minutes, the oldest first. Empty
-    /// spans are left out.
+    /// spans are left out. Without evictions.
     pub freed: Vec<FreedSpan>,
 }
 
@@ -188,9 +188,9 @@ pub struct RecentError {
 pub struct FreedSpan {
     /// When the span began.
     pub since: DateTime<Utc>,
-    /// Pairs that were deleted in it.
+    /// Pairs that were deleted in it. Without evictions.
     pub deleted: u64,
-    /// The bytes that were freed in it, including those of orphans.
+    /// The bytes that were freed in it, including those of orphans. Without evictions.
     pub freed_bytes: u64,
 }
 
@@ -204,9 +204,9 @@ pub struct FreedSpan {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct SweepReport {
-    /// Pairs whose result was removed; in a dry run, those that would be removed.
+    /// Pairs whose result was deleted; in a dry run, those that would be deleted.
     pub deleted_count: u64,
-    /// `st_size` of the removed files, in bytes.
+    /// `st_size` of the deleted files, in bytes.
     pub freed_bytes: u64,
     /// Results seen.
     pub checked_count: u64,

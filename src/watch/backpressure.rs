@@ -93,14 +93,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_waits_for_what_was_never_heard() {
+    fn nothing_waits_where_no_event_was_ever_delivered() {
         let backpressure = Backpressure::default();
         take(&backpressure, 10 * MAX_OUTSTANDING);
         assert!(!backpressure.is_exceeded());
     }
 
     #[test]
-    fn deletions_wait_until_they_are_heard_of() {
+    fn deletions_wait_until_their_events_are_delivered() {
         let backpressure = Backpressure::default();
         backpressure.delivered();
         take(&backpressure, MAX_OUTSTANDING);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_is_heard_any_more_one_wait_is_enough() {
+    fn where_no_events_arrive_any_more_one_wait_is_enough() {
         let backpressure = Backpressure::default();
         backpressure.delivered();
         take(&backpressure, MAX_OUTSTANDING);

@@ -15,22 +15,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// was renamed or removed. So whenever a directory with a watch is forgotten, `unwatch` is called with it. It is
 /// called under the lock: a request to watch the same path again then comes after it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Watched(Arc<Mutex<Directories>>);
+pub(crate) struct KnownDirectories(Arc<Mutex<Directories>>);
 
 /// Whether a known directory has a watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum WatchStatus {
     /// The kernel reports its events, or is about to.
     Watched,
     /// It has no watch: it can't be read, the kernel refused, or it is flooded.
     Unwatched,
     /// It had a watch before it could not be read. notify may still have that watch, which does not count.
-    Kept,
+    StaleWatch,
 }
 
 #[derive(Debug, Default)]
 struct Directories {
-    known: BTreeMap<ByBytes, State>,
+    known: BTreeMap<ByBytes, WatchStatus>,
     /// How many of them are watched.
     watched: usize,
     /// Directories that were removed or replaced since stale watches were last ended, by themselves or with
@@ -38,13 +38,13 @@ struct Directories {
     moved: BTreeSet<Arc<Path>>,
 }
 
-impl Watched {
+impl KnownDirectories {
     /// Records that the directory `rel` is about to have a watch. Calls `unwatch` with it if notify may still have one
     /// that does not count.
     pub(crate) fn insert(&self, rel: &Arc<Path>, unwatch: impl FnOnce(Vec<Arc<Path>>)) {
         let mut directories = self.lock();
-        let before = directories.set(rel, State::Watched);
-        if before == Some(State::Kept) {
+        let before = directories.set(rel, WatchStatus::Watched);
+        if before == Some(WatchStatus::StaleWatch) {
             unwatch(vec![Arc::clone(rel)]);
         }
     }
@@ -52,17 +52,18 @@ impl Watched {
     /// Records that notify has set no watch of the directory `rel`, but that the event of a change of its
     /// permissions has to be reported.
     pub(crate) fn refuse(&self, rel: &Arc<Path>) {
-        self.lock().set(rel, State::Unwatched);
+        self.lock().set(rel, WatchStatus::Unwatched);
     }
 
     /// Records the same of a directory that notify may have set a watch of. It goes on reporting events.
     pub(crate) fn expect(&self, rel: &Arc<Path>) {
         let mut directories = self.lock();
-        match directories.known.get(rel.as_os_str()) {
-            None => drop(directories.set(rel, State::Unwatched)),
-            Some(State::Watched) => drop(directories.set(rel, State::Kept)),
-            Some(State::Unwatched | State::Kept) => {}
-        }
+        let status = match directories.known.get(rel.as_os_str()) {
+            None => WatchStatus::Unwatched,
+            Some(WatchStatus::Watched) => WatchStatus::StaleWatch,
+            Some(WatchStatus::Unwatched | WatchStatus::StaleWatch) => return,
+        };
+        directories.set(rel, status);
     }
 
     /// Records that notify has set the watch of `rel`, which was requested before.
@@ -73,7 +74,7 @@ impl Watched {
         let mut directories = self.lock();
         let is_forgotten = !directories.known.contains_key(rel.as_os_str());
         if is_forgotten {
-            directories.set(rel, State::Watched);
+            directories.set(rel, WatchStatus::Watched);
             directories.moved.insert(Arc::clone(rel));
         }
         is_forgotten
@@ -92,7 +93,7 @@ impl Watched {
 
     /// Whether the kernel reports the events of the directory `rel`.
     pub(super) fn is_watched(&self, rel: &Path) -> bool {
-        self.lock().known.get(rel.as_os_str()) == Some(&State::Watched)
+        self.lock().known.get(rel.as_os_str()) == Some(&WatchStatus::Watched)
     }
 
     /// Whether `rel` was seen to be a directory, and is still in place.
@@ -102,9 +103,9 @@ impl Watched {
     }
 
     /// Whether `rel` has a watch that need not be set again.
-    pub(crate) fn is_settled(&self, rel: &Path) -> bool {
+    pub(crate) fn has_current_watch(&self, rel: &Path) -> bool {
         let directories = self.lock();
-        directories.known.get(rel.as_os_str()) == Some(&State::Watched)
+        directories.known.get(rel.as_os_str()) == Some(&WatchStatus::Watched)
             && !rel.ancestors().any(|above| directories.moved.contains(above))
     }
 
@@ -141,11 +142,11 @@ impl Watched {
     /// `unwatch` with those that notify may have a watch of all the same.
     pub(crate) fn forget_unwatched(&self, tree: &Path, unwatch: impl FnOnce(Vec<Arc<Path>>)) {
         let (mut directories, mut kept) = (self.lock(), Vec::new());
-        let unwatched = directories.below(tree).filter(|(_, state)| *state != State::Watched);
+        let unwatched = directories.below(tree).filter(|(_, state)| *state != WatchStatus::Watched);
         let unwatched: Vec<_> = unwatched.map(|(rel, _)| Arc::clone(rel)).collect();
         for rel in unwatched.into_iter().filter(|rel| **rel != *tree || tree.as_os_str().is_empty())
         {
-            if directories.known.remove(rel.as_os_str()) == Some(State::Kept) {
+            if directories.known.remove(rel.as_os_str()) == Some(WatchStatus::StaleWatch) {
                 kept.push(rel);
             }
         }
@@ -170,10 +171,10 @@ impl Watched {
 
 impl Directories {
     /// Sets the state of a directory, and returns the state before.
-    fn set(&mut self, rel: &Arc<Path>, state: State) -> Option<State> {
+    fn set(&mut self, rel: &Arc<Path>, state: WatchStatus) -> Option<WatchStatus> {
         let before = self.known.insert(ByBytes(Arc::clone(rel)), state);
-        self.watched += usize::from(state == State::Watched);
-        self.watched -= usize::from(before == Some(State::Watched));
+        self.watched += usize::from(state == WatchStatus::Watched);
+        self.watched -= usize::from(before == Some(WatchStatus::Watched));
         before
     }
 
@@ -183,8 +184,8 @@ impl Directories {
         let below: Vec<_> = self.below(dir).map(|(rel, _)| Arc::clone(rel)).collect();
         for dir in &below {
             let before = self.known.remove(dir.as_os_str());
-            self.watched -= usize::from(before == Some(State::Watched));
-            if before != Some(State::Unwatched) {
+            self.watched -= usize::from(before == Some(WatchStatus::Watched));
+            if before != Some(WatchStatus::Unwatched) {
                 watched.push(Arc::clone(dir));
             }
         }
@@ -192,7 +193,7 @@ impl Directories {
     }
 
     /// The known directories among `dir` and all below it, and their states.
-    fn below(&self, dir: &Path) -> impl Iterator<Item = (&Arc<Path>, State)> {
+    fn below(&self, dir: &Path) -> impl Iterator<Item = (&Arc<Path>, WatchStatus)> {
         let dir = dir.as_os_str();
         let mut prefix = OsString::with_capacity(dir.len() + 1);
         prefix.push(dir);
@@ -253,7 +254,7 @@ mod tests {
 
     #[test]
     fn what_is_below_a_directory_is_distinguished_from_names_that_begin_alike() {
-        let watched = Watched::default();
+        let watched = KnownDirectories::default();
         let known = ["", "a", "a-b", "a-b/c", "a.d", "a/b", "a/b/c", "a0", "x/y"];
         for rel in known {
             watched.insert(&Path::new(rel).into(), |_| {});
@@ -271,7 +272,7 @@ mod tests {
 
     #[test]
     fn the_watched_and_the_others_are_counted_whatever_becomes_of_them() {
-        let watched = Watched::default();
+        let watched = KnownDirectories::default();
         let rel = |rel: &str| -> Arc<Path> { Path::new(rel).into() };
         for dir in ["", "a", "a/b", "c", "c"] {
             watched.insert(&rel(dir), |_| {});

@@ -27,10 +27,10 @@ const MEASURE_TIME: Duration = Duration::from_millis(20);
 
 /// The flooded directories of one cache directory, relative to it.
 #[derive(Debug, Default)]
-pub(crate) struct Floods(Mutex<State>);
+pub(crate) struct Floods(Mutex<FloodState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct FloodState {
     episodes: BTreeMap<Arc<Path>, Episode>,
     /// The directories whose floods have ended since the last report.
     calm: BTreeSet<Arc<Path>>,
@@ -67,7 +67,7 @@ impl Floods {
 
     /// Records that the directory `rel` is flooded.
     pub(crate) fn begin(&self, rel: &Arc<Path>) {
-        let State { episodes, is_changed, .. } = &mut *self.lock();
+        let FloodState { episodes, is_changed, .. } = &mut *self.lock();
         let has_room = episodes.len() < MAX_FLOODED;
         match episodes.get_mut(rel) {
             // Its end was not reported yet: the episode goes on.
@@ -80,7 +80,7 @@ impl Floods {
 
     /// Records that the directory `rel` has calmed down, or is gone.
     pub(crate) fn end(&self, rel: &Path) {
-        let State { episodes, calm, is_changed } = &mut *self.lock();
+        let FloodState { episodes, calm, is_changed } = &mut *self.lock();
         match episodes.get_mut(rel) {
             Some(episode @ Episode::Reported) => *episode = Episode::Ended,
             // Its beginning was not reported yet.
@@ -114,15 +114,15 @@ impl Floods {
         Some(report)
     }
 
-    /// Forgets all floods, because another cache directory is in place.
+    /// Forgets all floods, because the cache directory was replaced or removed.
     pub(crate) fn clear(&self) {
-        *self.lock() = State::default();
+        *self.lock() = FloodState::default();
     }
 
     /// Ends the floods among `rels` that are over. Takes [`MEASURE_TIME`].
     ///
     /// A separate instance of inotify counts the events: unlike the reader's, it can be closed at any moment.
-    pub(crate) fn end_those_that_are_over(&self, root: &Path, rels: &[Arc<Path>]) {
+    pub(crate) fn end_if_over(&self, root: &Path, rels: &[Arc<Path>]) {
         match measure(root, rels) {
             Ok(counts) => {
                 let limit = u64::from(FLOOD_RATE) * MEASURE_TIME.as_millis() as u64 / 1000;
@@ -139,7 +139,7 @@ impl Floods {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FloodState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -157,12 +157,12 @@ fn measure(root: &Path, rels: &[Arc<Path>]) -> io::Result<Vec<u64>> {
         | WatchFlags::ONLYDIR
         | WatchFlags::DONT_FOLLOW;
     let mut counts = vec![0; rels.len()];
-    let mut places = HashMap::new();
+    let mut indexes = HashMap::new();
     let start = Instant::now();
-    for (place, rel) in rels.iter().enumerate() {
+    for (index, rel) in rels.iter().enumerate() {
         // A directory that can't be watched has no flood of events either.
         if let Ok(watch) = add_watch(&inotify, root.join(rel), events) {
-            places.insert(watch, place);
+            indexes.insert(watch, index);
         }
     }
     thread::sleep(MEASURE_TIME.saturating_sub(start.elapsed()));
@@ -171,8 +171,8 @@ fn measure(root: &Path, rels: &[Arc<Path>]) -> io::Result<Vec<u64>> {
     // The events that are queued now are enough: while a flood lasts, another one always follows.
     for _ in 0..QUEUE_LENGTH {
         match reader.next() {
-            Ok(event) => match places.get(&event.wd()) {
-                Some(place) => counts[*place] += 1,
+            Ok(event) => match indexes.get(&event.wd()) {
+                Some(index) => counts[*index] += 1,
                 None if event.wd() < 0 => return Ok(vec![u64::MAX; rels.len()]),
                 None => {}
             },
@@ -201,7 +201,7 @@ impl Rates {
     }
 
     /// Whether the next event is one of those that are counted.
-    pub(crate) fn samples(&mut self) -> bool {
+    pub(crate) fn is_sampled(&mut self) -> bool {
         self.skipped = (self.skipped + 1) % SAMPLE;
         self.skipped == 0
     }
@@ -269,11 +269,11 @@ mod tests {
         // 80,000 events per second in one directory, 200 in another one, for a second.
         for millisecond in 0..1000 {
             for _ in 0..80 {
-                if rates.samples() {
+                if rates.is_sampled() {
                     rates.count(rel("flooded"), start + Duration::from_millis(millisecond));
                 }
             }
-            if millisecond % 5 == 0 && rates.samples() {
+            if millisecond % 5 == 0 && rates.is_sampled() {
                 rates.count(rel("calm"), start + Duration::from_millis(millisecond));
             }
         }
@@ -305,13 +305,13 @@ mod tests {
             });
             let give_up = Instant::now() + Duration::from_secs(60);
             while are_flooded() != [rel("flooded")] && Instant::now() < give_up {
-                floods.end_those_that_are_over(temp.path(), &dirs);
+                floods.end_if_over(temp.path(), &dirs);
                 floods.begin(&dirs[1]);
             }
             stop.store(true, Ordering::Relaxed);
         });
         assert_eq!(are_flooded(), [rel("flooded")]);
-        floods.end_those_that_are_over(temp.path(), &dirs);
+        floods.end_if_over(temp.path(), &dirs);
         assert!(are_flooded().is_empty());
     }
 }

@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn news_of_one_pair_is_merged_and_the_last_word_of_its_writer_counts() {
+    fn changes_of_one_pair_are_merged_and_the_last_state_of_its_writer_counts() {
         let inbox = Inbox::default();
         for (appeared, writer) in [
             (true, WriteState::Writing),
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_remembered_by_directory_and_at_last_as_missed() {
+    fn what_does_not_fit_is_kept_by_directory_and_at_last_as_lost_events() {
         let inbox = Inbox::default();
         for number in 0..=MAX_PENDING {
             inbox.push(Change::Pair(key(number), Trigger::default()));
@@ -114,13 +114,13 @@ mod tests {
         let dir = Arc::clone(&key(0).dir);
         let changes = inbox.drain();
         assert_eq!(
-            (changes.pairs.len(), changes.dirs, changes.events_lost),
+            (changes.pairs.len(), changes.alone, changes.events_lost),
             (MAX_PENDING, [dir].into(), false)
         );
         for number in 0..=MAX_PENDING {
             inbox.push(Change::Subtree(Path::new(&number.to_string()).into()));
         }
         let changes = inbox.drain();
-        assert_eq!((changes.trees.len(), changes.events_lost), (MAX_PENDING, true));
+        assert_eq!((changes.subtrees.len(), changes.events_lost), (MAX_PENDING, true));
     }
 }

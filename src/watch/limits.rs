@@ -9,19 +9,20 @@ use walkdir::WalkDir;
 
 use crate::pair::change::WatchError;
 
-/// Logs that `refused` directories are not watched, but swept `every` so often. Where more watches would
-/// help, `of` is the number of all directories, so that the limit can be chosen.
+/// Logs that `refused` directories are not watched, but swept `every` so often. `all_directories` helps to choose a
+/// higher limit; `None` if no limit is reached.
 pub(crate) fn log_unwatched(
     refused: u64,
-    of: Option<usize>,
+    all_directories: Option<usize>,
     every: Duration,
     refusal: &WatchError,
 ) {
     tracing::warn!(
         directories = refused,
-        of,
+        all_directories,
         ?every,
-        "can't watch some directories, sweeping them instead: {refusal}"
+        reason = refusal.to_string(),
+        "can't watch some directories, sweeping them instead"
     );
 }
 

@@ -35,7 +35,7 @@ mod translate;
 mod watcher;
 
 #[cfg(any(fuzzing, test))]
-pub(crate) use self::directories::Watched;
+pub(crate) use self::directories::KnownDirectories;
 #[cfg(any(fuzzing, test))]
 pub(crate) use self::translate::Translator;
 pub(crate) use self::watcher::{Watcher, delivers_event};

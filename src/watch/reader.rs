@@ -35,7 +35,7 @@ const LINGER_PAUSE: Duration = Duration::from_millis(950);
 
 /// The state that the reader shares with those who wait for its answers.
 #[derive(Debug, Default)]
-pub(super) struct Load {
+pub(super) struct ReaderState {
     /// Whether events were lost, so that the reader may never finish reading the remaining ones.
     pub overrun: AtomicBool,
     /// Whether the reader was retired.
@@ -44,18 +44,25 @@ pub(super) struct Load {
     pub is_asked: AtomicBool,
 }
 
-/// Reserves a place for one more reader; `None` if the cleaner has [`MAX_READERS`] already.
-pub(super) fn admit(readers: &Arc<AtomicUsize>) -> Option<ReaderPlace> {
-    let add = |count| (count < MAX_READERS).then_some(count + 1);
-    let added = readers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
-    added.ok().map(|_| ReaderPlace(Arc::clone(readers)))
+impl ReaderState {
+    /// Returns whether the reader was replaced, or is about to be.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.retired.load(Ordering::Relaxed) || self.overrun.load(Ordering::Relaxed)
+    }
 }
 
-/// The place of one reader. Dropping it frees the place for another one.
-#[derive(Debug)]
-pub(super) struct ReaderPlace(Arc<AtomicUsize>);
+/// Reserves a slot for one more reader; `None` if the cleaner has [`MAX_READERS`] already.
+pub(super) fn reserve_slot(readers: &Arc<AtomicUsize>) -> Option<ReaderSlot> {
+    let add = |count| (count < MAX_READERS).then_some(count + 1);
+    let added = readers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    added.ok().map(|_| ReaderSlot(Arc::clone(readers)))
+}
 
-impl Drop for ReaderPlace {
+/// The slot of one reader. Dropping it frees the slot for another one.
+#[derive(Debug)]
+pub(super) struct ReaderSlot(Arc<AtomicUsize>);
+
+impl Drop for ReaderSlot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -66,44 +73,44 @@ pub(super) struct Handler {
     inbox: Arc<Inbox>,
     translator: Translator,
     rates: Rates,
-    gathering: ReadBatching,
-    load: Arc<Load>,
+    batching: ReadBatching,
+    state: Arc<ReaderState>,
     lingers_until: Instant,
     /// Whether the flooded directories were reported since the reader was overrun.
-    has_named_floods: bool,
+    has_reported_floods: bool,
     /// Dropped with this handler, when notify's thread ends.
-    _place: ReaderPlace,
+    _slot: ReaderSlot,
 }
 
 impl Handler {
     pub(super) fn new(
         translator: Translator,
         inbox: Arc<Inbox>,
-        load: Arc<Load>,
-        place: ReaderPlace,
+        state: Arc<ReaderState>,
+        slot: ReaderSlot,
     ) -> Self {
         let now = Instant::now();
         Self {
             inbox,
             translator,
             rates: Rates::new(now),
-            gathering: ReadBatching::new(now),
-            load,
+            batching: ReadBatching::new(now),
+            state,
             lingers_until: now,
-            has_named_floods: false,
-            _place: place,
+            has_reported_floods: false,
+            _slot: slot,
         }
     }
 
     fn handle(&mut self, event: notify::Result<Event>) {
-        if self.load.retired.load(Ordering::Relaxed) {
+        if self.state.retired.load(Ordering::Relaxed) {
             return self.linger();
         }
-        let (now, was_idle) = self.gathering.event(&self.load);
+        let (now, was_idle) = self.batching.pace(&self.state);
         if was_idle {
             self.translator.caught_up();
         }
-        if self.rates.samples()
+        if self.rates.is_sampled()
             && let Ok(event) = &event
             && let Some(dir) = self.translator.origin(event)
         {
@@ -118,23 +125,23 @@ impl Handler {
             lost |= change == Change::EventsLost;
             inbox.push(change);
         });
-        if self.translator.is_about_to_be_deaf() && !self.load.overrun.load(Ordering::Relaxed) {
+        if self.translator.is_about_to_stall() && !self.state.overrun.load(Ordering::Relaxed) {
             // Events that notify does not read in time count as lost.
             inbox.push(Change::EventsLost);
             lost = true;
         }
         if lost {
-            self.load.overrun.store(true, Ordering::Relaxed);
-            self.name_floods();
-        } else if !self.has_named_floods && self.load.overrun.load(Ordering::Relaxed) {
+            self.state.overrun.store(true, Ordering::Relaxed);
+            self.report_floods();
+        } else if !self.has_reported_floods && self.state.overrun.load(Ordering::Relaxed) {
             // The caller that waited for this reader has given up.
-            self.name_floods();
+            self.report_floods();
         }
     }
 
     /// Reports the directories that have more events than can be read.
-    fn name_floods(&mut self) {
-        self.has_named_floods = true;
+    fn report_floods(&mut self) {
+        self.has_reported_floods = true;
         for dir in self.rates.flooded() {
             self.inbox.floods.begin(dir);
         }
@@ -169,14 +176,15 @@ impl ReadBatching {
         Self { last: now, woken: now }
     }
 
-    /// Records an event. Returns the current time, and whether the reader had finished all events before it.
-    fn event(&mut self, load: &Load) -> (Instant, bool) {
+    /// Records an event, and sleeps first if the reader wakes up too often. Returns the time, and whether the reader was
+    /// idle before the event.
+    fn pace(&mut self, state: &ReaderState) -> (Instant, bool) {
         let mut now = Instant::now();
         // While another event always follows at once, the reader is behind and must not sleep.
         let was_idle = now - self.last >= AT_ONCE;
         if was_idle {
             // It must not sleep while the registrar waits for it either.
-            if now - self.woken < OFTEN && !load.is_asked.load(Ordering::Relaxed) {
+            if now - self.woken < OFTEN && !state.is_asked.load(Ordering::Relaxed) {
                 thread::sleep(GATHER);
                 now = Instant::now();
             }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use notify::event::{AccessKind, AccessMode, CreateKind, ModifyKind, RemoveKind, RenameMode};
 use notify::{Event, EventKind};
 
-use super::directories::Watched;
+use super::directories::KnownDirectories;
 use crate::pair::change::{Change, Trigger, WriteState};
 use crate::pair::name::{Half, Name, PairKey, Stem};
 use crate::watch::backpressure::Backpressure;
@@ -23,7 +23,7 @@ const MAX_COMPARISONS: usize = 5_000_000;
 /// Turns events into changes.
 pub(crate) struct Translator {
     root: PathBuf,
-    watched: Watched,
+    watched: KnownDirectories,
     /// The directory of the last event. The next event mostly has the same.
     dir: Option<Arc<Path>>,
     /// How many directories were removed since the reader last finished all events.
@@ -34,35 +34,35 @@ pub(crate) struct Translator {
 }
 
 impl Translator {
-    pub(crate) fn new(root: &Path, watched: Watched) -> Self {
+    pub(crate) fn new(root: &Path, watched: KnownDirectories) -> Self {
         let (root, backpressure) = (root.to_owned(), Arc::default());
         Self { root, watched, dir: None, removed: 0, reports_orphans: false, backpressure }
     }
 
-    /// Calls `put` with each change that `event` stands for.
-    pub(crate) fn translate(&mut self, event: notify::Result<Event>, put: &mut dyn FnMut(Change)) {
+    /// Calls `push` with each change that `event` stands for.
+    pub(crate) fn translate(&mut self, event: notify::Result<Event>, push: &mut dyn FnMut(Change)) {
         let Ok(event) = event else {
-            return put(Change::EventsLost);
+            return push(Change::EventsLost);
         };
         // The event of an overflow has no path.
         if event.need_rescan() {
             self.backpressure.reset();
-            return put(Change::EventsLost);
+            return push(Change::EventsLost);
         }
         // notify also reports each half of a rename as an event of its own.
         if event.kind == EventKind::Modify(ModifyKind::Name(RenameMode::Both)) {
             return;
         }
         for path in &event.paths {
-            if let Some(place) = EventPath::of(path, &self.root) {
-                self.translate_path(event.kind, &place, put);
+            if let Some(path) = EventPath::of(path, &self.root) {
+                self.translate_path(event.kind, &path, push);
             }
         }
     }
 
     /// Whether notify is about to read no events for a while: it compares each removed directory with all that
     /// it watches.
-    pub(super) fn is_about_to_be_deaf(&self) -> bool {
+    pub(super) fn is_about_to_stall(&self) -> bool {
         self.removed > 0 && self.removed * self.watched.len() > MAX_COMPARISONS
     }
 
@@ -73,105 +73,105 @@ impl Translator {
 
     /// The directory whose watch reports `event`, as far as the path of the event shows it.
     pub(super) fn origin(&mut self, event: &Event) -> Option<Arc<Path>> {
-        let place = EventPath::of(event.paths.first()?, &self.root)?;
+        let path = EventPath::of(event.paths.first()?, &self.root)?;
         // A directory also reports its own events. They come from its parent only if that has a watch.
-        let is_own = !self.watched.is_watched(place.dir) && self.watched.is_watched(place.rel);
-        Some(if is_own { place.rel.into() } else { self.shared(place.dir) })
+        let is_own = !self.watched.is_watched(path.dir) && self.watched.is_watched(path.rel);
+        Some(if is_own { path.rel.into() } else { self.shared(path.dir) })
     }
 
-    fn translate_path(&mut self, kind: EventKind, place: &EventPath, put: &mut dyn FnMut(Change)) {
+    fn translate_path(&mut self, kind: EventKind, path: &EventPath, push: &mut dyn FnMut(Change)) {
         use WriteState::{Closed, Created, Unknown, Writing};
-        let rel = place.rel;
-        if self.reports_orphans && !place.name.is_claim() {
-            put(Change::Orphans(self.shared(place.dir)));
+        let rel = path.rel;
+        if self.reports_orphans && !path.name.is_claim() {
+            push(Change::Orphans(self.shared(path.dir)));
         }
         match kind {
-            EventKind::Create(CreateKind::Folder) => put(Change::Subtree(rel.into())),
+            EventKind::Create(CreateKind::Folder) => push(Change::Subtree(rel.into())),
             EventKind::Remove(RemoveKind::Folder) => {
                 if self.watched.note_moved(rel) {
                     self.removed += 1;
                 }
-                put(Change::Subtree(rel.into()));
+                push(Change::Subtree(rel.into()));
             }
             EventKind::Modify(ModifyKind::Metadata(_)) => {
-                self.appeared(place, Unknown, put);
+                self.appeared(path, Unknown, push);
                 // If it is a directory, it may be readable now.
                 if self.watched.is_known(rel) {
-                    put(Change::Subtree(rel.into()));
+                    push(Change::Subtree(rel.into()));
                 }
             }
-            EventKind::Modify(ModifyKind::Name(RenameMode::To)) => self.renamed_to(place, put),
+            EventKind::Modify(ModifyKind::Name(RenameMode::To)) => self.renamed_to(path, push),
             EventKind::Modify(ModifyKind::Name(RenameMode::From))
             | EventKind::Remove(RemoveKind::Other | RemoveKind::Any) => {
                 if self.watched.note_moved(rel) {
-                    put(Change::Subtree(rel.into()));
+                    push(Change::Subtree(rel.into()));
                 } else {
-                    self.vanished(place, put);
+                    self.vanished(path, push);
                 }
             }
-            EventKind::Create(_) => self.appeared(place, Created, put),
+            EventKind::Create(_) => self.appeared(path, Created, push),
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => {
-                self.appeared(place, Closed, put);
+                self.appeared(path, Closed, push);
             }
             EventKind::Modify(ModifyKind::Data(_)) => {
                 // The content of a result is irrelevant.
-                if let Some((Half::Metadata, key)) = self.half(place) {
-                    put(Change::Pair(key, Trigger { appeared: true, writer: Writing }));
+                if let Some((Half::Metadata, key)) = self.half(path) {
+                    push(Change::Pair(key, Trigger { appeared: true, writer: Writing }));
                 }
             }
-            EventKind::Remove(RemoveKind::File) => self.vanished(place, put),
+            EventKind::Remove(RemoveKind::File) => self.vanished(path, push),
             _ => {}
         }
     }
 
-    /// Translates a rename to the name of `place`, from within the cache directory or from elsewhere.
-    fn renamed_to(&mut self, place: &EventPath, put: &mut dyn FnMut(Change)) {
-        if place.name.is_claim() {
-            if let Name::Claim(Half::Result, _) = place.name {
+    /// Translates a rename to the name of `path`, from within the cache directory or from elsewhere.
+    fn renamed_to(&mut self, path: &EventPath, push: &mut dyn FnMut(Change)) {
+        if path.name.is_claim() {
+            if let Name::Claim(Half::Result, _) = path.name {
                 self.backpressure.delivered();
             }
             return;
         }
-        self.watched.note_moved(place.rel);
-        let found = place.path.symlink_metadata();
+        self.watched.note_moved(path.rel);
+        let found = path.full.symlink_metadata();
         let is_gone = |error: &io::Error| {
             matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
         };
         let may_be_directory = match &found {
             Ok(found) => found.is_dir(),
             // The file was moved on by now, or a directory above it was.
-            Err(error) if is_gone(error) => !matches!(place.name, Name::Half(..)),
+            Err(error) if is_gone(error) => !matches!(path.name, Name::Half(..)),
             Err(_) => true,
         };
         if may_be_directory {
-            put(Change::Subtree(place.rel.into()));
+            push(Change::Subtree(path.rel.into()));
         }
         if !found.is_ok_and(|found| found.is_dir()) {
-            self.appeared(place, WriteState::Closed, put);
+            self.appeared(path, WriteState::Closed, push);
         }
     }
 
-    fn vanished(&mut self, place: &EventPath, put: &mut dyn FnMut(Change)) {
-        let Some((half, key)) = self.half(place) else { return };
+    fn vanished(&mut self, path: &EventPath, push: &mut dyn FnMut(Change)) {
+        let Some((half, key)) = self.half(path) else { return };
         let writer = if half == Half::Metadata { WriteState::Gone } else { WriteState::Unknown };
-        put(Change::Pair(key, Trigger { appeared: false, writer }));
+        push(Change::Pair(key, Trigger { appeared: false, writer }));
     }
 
-    fn appeared(&mut self, place: &EventPath, writer: WriteState, put: &mut dyn FnMut(Change)) {
-        match self.half(place) {
+    fn appeared(&mut self, path: &EventPath, writer: WriteState, push: &mut dyn FnMut(Change)) {
+        match self.half(path) {
             Some((Half::Metadata, key)) => {
-                put(Change::Pair(key, Trigger { appeared: true, writer }));
+                push(Change::Pair(key, Trigger { appeared: true, writer }));
             }
             Some((Half::Result, key)) => {
-                put(Change::Pair(key, Trigger { appeared: true, writer: WriteState::Unknown }));
+                push(Change::Pair(key, Trigger { appeared: true, writer: WriteState::Unknown }));
             }
             None => {}
         }
     }
 
-    fn half(&mut self, place: &EventPath) -> Option<(Half, PairKey)> {
-        let Name::Half(half, stem) = place.name else { return None };
-        Some((half, PairKey { dir: self.shared(place.dir), stem: Stem::new(stem) }))
+    fn half(&mut self, path: &EventPath) -> Option<(Half, PairKey)> {
+        let Name::Half(half, stem) = path.name else { return None };
+        Some((half, PairKey { dir: self.shared(path.dir), stem: Stem::new(stem) }))
     }
 
     /// A shared copy of a directory's path, if the last event had the same.
@@ -186,7 +186,7 @@ impl Translator {
 /// What the path of an event names. It is split by its bytes: splitting it into components takes several
 /// times as long.
 struct EventPath<'a> {
-    path: &'a Path,
+    full: &'a Path,
     /// The path relative to the cache directory; empty for the cache directory itself.
     rel: &'a Path,
     /// The directory that contains it, relative to the cache directory. For the cache directory, that is itself.
@@ -203,7 +203,12 @@ impl<'a> EventPath<'a> {
             Some(slash) => (&bytes[..slash], &bytes[slash + 1..]),
             None => (&[][..], bytes),
         };
-        Some(Self { path, rel, dir: Path::new(OsStr::from_bytes(dir)), name: Name::parse(name) })
+        Some(Self {
+            full: path,
+            rel,
+            dir: Path::new(OsStr::from_bytes(dir)),
+            name: Name::parse(name),
+        })
     }
 }
 

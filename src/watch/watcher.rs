@@ -15,9 +15,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use notify::{EventKindMask, INotifyWatcher, RecursiveMode, WatchPathConfig, Watcher as _};
 use rustix::io::Errno;
 
-use super::directories::Watched;
+use super::directories::KnownDirectories;
 use super::inbox::Inbox;
-use super::reader::{Handler, Load, admit};
+use super::reader::{Handler, ReaderState, reserve_slot};
 use super::translate::Translator;
 use crate::pair::change::{Change, MAX_WATCHED_PATH, WatchError};
 
@@ -39,10 +39,10 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// The watches of one cache directory. Dropping it ends them.
 #[derive(Debug)]
 pub(crate) struct Watcher {
-    watched: Watched,
+    watched: KnownDirectories,
     requests: Sender<WatchRequest>,
     progress: Arc<AtomicU64>,
-    load: Arc<Load>,
+    reader: Arc<ReaderState>,
     inbox: Arc<Inbox>,
 }
 
@@ -60,13 +60,13 @@ enum WatchRequest {
 
 /// Watches that were requested; [`Watcher::finish_watch`] waits for them.
 #[derive(Debug)]
-pub(crate) struct Answers {
+pub(crate) struct PendingWatches {
     /// The answers that were known without the registrar.
-    answers: Vec<Option<Result<bool, WatchError>>>,
+    known: Vec<Option<Result<bool, WatchError>>>,
     /// The indexes of the directories that the registrar was asked for, and the channel of its answer.
-    asked: Option<(Vec<usize>, Receiver<WatchAnswers>)>,
+    requested: Option<(Vec<usize>, Receiver<WatchAnswers>)>,
     /// For each answer, whether its watch was requested from the registrar.
-    pub new: Vec<bool>,
+    pub is_new: Vec<bool>,
 }
 
 impl Watcher {
@@ -76,66 +76,66 @@ impl Watcher {
     /// [`WatchError::Flooded`] if as many readers as allowed still wait for floods to end, and those of the
     /// system.
     pub(crate) fn start(root: &Path, inbox: Arc<Inbox>) -> Result<Self, WatchError> {
-        let place = admit(&inbox.readers).ok_or(WatchError::Flooded)?;
-        let watched = Watched::default();
-        let load = Arc::new(Load::default());
+        let slot = reserve_slot(&inbox.readers).ok_or(WatchError::Flooded)?;
+        let watched = KnownDirectories::default();
+        let reader = Arc::new(ReaderState::default());
         let mut translator = Translator::new(root, watched.clone());
         translator.reports_orphans = inbox.wants_orphans;
         translator.backpressure = Arc::clone(&inbox.backpressure);
-        let handler = Handler::new(translator, Arc::clone(&inbox), Arc::clone(&load), place);
+        let handler = Handler::new(translator, Arc::clone(&inbox), Arc::clone(&reader), slot);
         let notify = start(handler)?;
         let (requests, received) = crossbeam_channel::unbounded();
         let progress = Arc::new(AtomicU64::new(0));
-        let (root, load_seen) = (root.to_owned(), Arc::clone(&load));
-        let registrar = Registrar { root, notify, progress: progress.clone(), load: load_seen };
+        let (root, seen) = (root.to_owned(), Arc::clone(&reader));
+        let registrar = Registrar { root, notify, progress: progress.clone(), reader: seen };
         thread::Builder::new()
             .name("watch registrar".to_owned())
             .spawn(move || registrar.run(&received))
             .map_err(|error| WatchError::Other(error.to_string()))?;
-        // Events that the reader before this one has not reported by now will never be reported.
+        // Do not wait for the events of the reader before this one: it is about to be retired.
         inbox.backpressure.reset();
-        Ok(Self { watched, requests, progress, load, inbox })
+        Ok(Self { watched, requests, progress, reader, inbox })
     }
 
     /// Requests a watch of each of the directories `rels` that has none yet.
-    pub(crate) fn begin_watch(&self, rels: &[Arc<Path>]) -> Answers {
-        let mut answers = Vec::with_capacity(rels.len());
-        let (mut places, mut wanted) = (Vec::new(), Vec::new());
-        let gave_up = self.load.overrun.load(Ordering::Relaxed);
-        for (place, rel) in rels.iter().enumerate() {
+    pub(crate) fn begin_watch(&self, rels: &[Arc<Path>]) -> PendingWatches {
+        let mut known = Vec::with_capacity(rels.len());
+        let (mut indexes, mut wanted) = (Vec::new(), Vec::new());
+        let is_overrun = self.reader.overrun.load(Ordering::Relaxed);
+        for (index, rel) in rels.iter().enumerate() {
             if rel.as_os_str().len() > MAX_WATCHED_PATH {
                 // It is not recorded either: there may be thousands of them.
-                answers.push(Some(Err(WatchError::PathTooLong)));
+                known.push(Some(Err(WatchError::PathTooLong)));
                 continue;
             }
             let refusal = if self.inbox.floods.contains(rel) {
                 Some(WatchError::Flooded)
-            } else if self.watched.is_settled(rel) {
-                answers.push(Some(Ok(true)));
+            } else if self.watched.has_current_watch(rel) {
+                known.push(Some(Ok(true)));
                 continue;
             } else {
                 // A reader that has lost events is about to be replaced.
-                gave_up.then_some(WatchError::Flooded)
+                is_overrun.then_some(WatchError::Flooded)
             };
             if refusal.is_some() {
                 self.watched.expect(rel);
-                answers.push(refusal.map(Err));
+                known.push(refusal.map(Err));
                 continue;
             }
             // Recorded before its first event can arrive.
             self.watched.insert(rel, self.unwatch());
-            places.push(place);
+            indexes.push(index);
             wanted.push(Arc::clone(rel));
-            answers.push(None);
+            known.push(None);
         }
-        let new = answers.iter().map(Option::is_none).collect();
-        let asked = (!wanted.is_empty()).then(|| {
+        let is_new = known.iter().map(Option::is_none).collect();
+        let requested = (!wanted.is_empty()).then(|| {
             let (answer, answered) = crossbeam_channel::bounded(1);
             // A registrar that has ended does not answer, which `wait` notices.
             let _ = self.requests.send(WatchRequest::Watch(wanted, answer));
-            (places, answered)
+            (indexes, answered)
         });
-        Answers { answers, asked, new }
+        PendingWatches { known, requested, is_new }
     }
 
     /// Waits for the requested watches. Returns for each directory whether it exists and is watched.
@@ -145,30 +145,30 @@ impl Watcher {
     pub(crate) fn finish_watch(
         &self,
         rels: &[Arc<Path>],
-        answers: Answers,
+        pending: PendingWatches,
         cancel: &AtomicBool,
     ) -> WatchAnswers {
-        let Answers { mut answers, asked, .. } = answers;
-        if let Some((places, answered)) = asked {
+        let PendingWatches { mut known, requested, .. } = pending;
+        if let Some((indexes, answered)) = requested {
             let given = self.wait(&answered, cancel);
-            for (at, &place) in places.iter().enumerate() {
+            for (at, &index) in indexes.iter().enumerate() {
                 let answer =
                     given.as_ref().map_or(Err(WatchError::Flooded), |given| given[at].clone());
                 match &answer {
                     Ok(true) => {
-                        if self.watched.confirm(&rels[place]) {
-                            self.inbox.push(Change::Subtree(Arc::clone(&rels[place])));
+                        if self.watched.confirm(&rels[index]) {
+                            self.inbox.push(Change::Subtree(Arc::clone(&rels[index])));
                         }
                     }
                     // Another scan may have taken it for watched meanwhile.
-                    Ok(false) => self.forget_known(&rels[place]),
-                    Err(WatchError::TooManyWatches) => self.watched.refuse(&rels[place]),
-                    Err(_) => self.watched.expect(&rels[place]),
+                    Ok(false) => self.forget_known(&rels[index]),
+                    Err(WatchError::TooManyWatches) => self.watched.refuse(&rels[index]),
+                    Err(_) => self.watched.expect(&rels[index]),
                 }
-                answers[place] = Some(answer);
+                known[index] = Some(answer);
             }
         }
-        answers.into_iter().flatten().collect()
+        known.into_iter().flatten().collect()
     }
 
     /// The registrar's answer; `None` if it does not come.
@@ -184,25 +184,20 @@ impl Watcher {
             if progress != last.0 {
                 last = (progress, Instant::now());
             }
-            if cancel.load(Ordering::Relaxed) || self.is_given_up() {
+            if cancel.load(Ordering::Relaxed) || self.reader.is_given_up() {
                 return None;
             }
             if last.1.elapsed() >= PATIENCE {
                 break;
             }
         }
-        if self.is_given_up() {
+        if self.reader.is_given_up() {
             return None;
         }
         // This reader answers no further requests: it has to be replaced.
-        self.load.overrun.store(true, Ordering::Relaxed);
+        self.reader.overrun.store(true, Ordering::Relaxed);
         self.inbox.push(Change::EventsLost);
         None
-    }
-
-    /// Whether the reader has been replaced, or is about to be.
-    fn is_given_up(&self) -> bool {
-        self.load.retired.load(Ordering::Relaxed) || self.load.overrun.load(Ordering::Relaxed)
     }
 
     /// Tracks the directory `rel`, which can't be read and so not be watched. Its permissions may change, and
@@ -250,7 +245,7 @@ impl Watcher {
         let flooded = rels.iter().filter(|rel| self.inbox.floods.contains(rel));
         let flooded: Vec<_> = flooded.cloned().collect();
         if !flooded.is_empty() {
-            self.inbox.floods.end_those_that_are_over(root, &flooded);
+            self.inbox.floods.end_if_over(root, &flooded);
         }
     }
 
@@ -275,7 +270,7 @@ impl Watcher {
 
     /// Retires the watcher: it reports nothing any more, and sets no watches.
     pub(crate) fn retire(&self) {
-        self.load.retired.store(true, Ordering::Relaxed);
+        self.reader.retired.store(true, Ordering::Relaxed);
     }
 }
 
@@ -291,16 +286,16 @@ struct Registrar {
     notify: INotifyWatcher,
     /// Incremented with each answer of notify.
     progress: Arc<AtomicU64>,
-    load: Arc<Load>,
+    reader: Arc<ReaderState>,
 }
 
 impl Registrar {
     /// Handles requests until the [`Watcher`] is dropped.
     fn run(mut self, requests: &Receiver<WatchRequest>) {
         for request in requests {
-            self.load.is_asked.store(true, Ordering::Relaxed);
+            self.reader.is_asked.store(true, Ordering::Relaxed);
             match request {
-                _ if self.is_given_up() => {}
+                _ if self.reader.is_given_up() => {}
                 WatchRequest::Watch(rels, answer) => {
                     let answers = rels.iter().map(|rel| self.watch(rel)).collect();
                     // The caller may have given up.
@@ -314,17 +309,12 @@ impl Registrar {
                     }
                 }
             }
-            self.load.is_asked.store(false, Ordering::Relaxed);
+            self.reader.is_asked.store(false, Ordering::Relaxed);
         }
     }
 
-    /// Whether no caller waits for an answer of this reader any more.
-    fn is_given_up(&self) -> bool {
-        self.load.retired.load(Ordering::Relaxed) || self.load.overrun.load(Ordering::Relaxed)
-    }
-
     fn watch(&mut self, rel: &Path) -> Result<bool, WatchError> {
-        if self.is_given_up() {
+        if self.reader.is_given_up() {
             return Err(WatchError::Flooded);
         }
         let config =

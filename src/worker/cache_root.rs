@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Worker;
-use crate::disk::filesystem::gives_events;
+use crate::disk::filesystem::reports_all_changes;
 use crate::disk::root::{Located, Root, RootId, locate};
 use crate::display::path_field;
 use crate::pair::change::WatchError;
@@ -74,7 +74,8 @@ impl CacheRoot {
             ),
             (Self::Unreadable(reason), _) => tracing::error!(
                 path = path_field(path),
-                "can't read the cache directory, retrying every second: {reason}"
+                reason = reason.to_string(),
+                "can't read the cache directory, retrying every second"
             ),
             (Self::Open(open), _) => open.announce(every),
         }
@@ -88,13 +89,13 @@ pub(crate) struct Open {
     /// The source of changes, or why there is none.
     pub watcher: Result<Watcher, WatchError>,
     /// Whether the file system reports all changes.
-    pub gives_events: bool,
+    pub reports_all_changes: bool,
 }
 
 impl Open {
     fn watching(&self) -> Watching {
         let refusal = self.watcher.as_ref().err().cloned();
-        Watching { refusal, gives_events: self.gives_events }
+        Watching { refusal, reports_all_changes: self.reports_all_changes }
     }
 
     fn announce(&self, every: Duration) {
@@ -103,9 +104,10 @@ impl Open {
             Err(refusal) => tracing::warn!(
                 path = path_field(path),
                 ?every,
-                "can't watch the cache directory, sweeping instead: {refusal}"
+                reason = refusal.to_string(),
+                "can't watch the cache directory, sweeping instead"
             ),
-            Ok(_) if !self.gives_events => tracing::warn!(
+            Ok(_) if !self.reports_all_changes => tracing::warn!(
                 path = path_field(path),
                 ?every,
                 "the file system does not report changes by other hosts, sweeping instead (--fallback-interval)"
@@ -133,8 +135,8 @@ pub(crate) fn probe(path: &Path, known: Option<&Open>, inbox: &Arc<Inbox>) -> Ca
     }
     let open = || -> io::Result<Open> {
         let root = Root::open(id)?;
-        let gives_events = gives_events(&root.open_dir(&Path::new("").into())?)?;
-        Ok(Open { root, watcher, gives_events })
+        let reports_all_changes = reports_all_changes(&root.open_dir(&Path::new("").into())?)?;
+        Ok(Open { root, watcher, reports_all_changes })
     };
     match open() {
         Ok(open) => CacheRoot::Open(Arc::new(open)),

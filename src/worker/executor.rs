@@ -2,8 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,10 +16,11 @@ use crate::jobs::context::JobContext;
 use crate::jobs::orphans;
 use crate::jobs::pairs::PairProcessor;
 use crate::jobs::scan::Scan;
-use crate::pair::budget::{FreeSpace, Shortfall};
 use crate::pair::change::WatchError;
+use crate::pair::disk_budget::{FreeSpace, Shortfall};
 use crate::pair::outcome::{Job, JobResult, Outcome};
 use crate::schedule::batches::SMALL_BATCH;
+use crate::schedule::command::EvictionStart;
 use crate::schedule::input::{Completion, EvictedBatch, Generation};
 use crate::schedule::orphans::Due;
 use crate::schedule::{ScanId, SubtreeSet};
@@ -44,20 +45,19 @@ pub(crate) enum Message {
     Panicked(String),
 }
 
-/// Measures what a batch of evictions frees. Does nothing for other batches.
+/// Measures what a batch of evictions frees.
 struct EvictionMeter<'a> {
     root: &'a Root,
-    is_eviction: bool,
+    start: EvictionStart,
     before: Option<FreeSpace>,
     bytes: u64,
 }
 
 impl<'a> EvictionMeter<'a> {
-    fn begin(context: &JobContext, root: &'a Root, jobs: &[Job]) -> Self {
-        let is_eviction = jobs.first().is_some_and(|job| job.evict.is_some());
+    fn begin(context: &JobContext, root: &'a Root, start: EvictionStart) -> Self {
         let has_limit = context.budget().is_some_and(|budget| budget.min_free.is_some());
-        let before = (is_eviction && has_limit).then(|| free_space(root).ok()).flatten();
-        Self { root, is_eviction, before, bytes: 0 }
+        let before = has_limit.then(|| free_space(root).ok()).flatten();
+        Self { root, start, before, bytes: 0 }
     }
 
     fn add(&mut self, found: &[JobResult]) {
@@ -68,9 +68,9 @@ impl<'a> EvictionMeter<'a> {
         }
     }
 
-    fn end(&self) -> Option<EvictedBatch> {
+    fn end(self) -> EvictedBatch {
         let space = self.before.and_then(|before| Some([before, free_space(self.root).ok()?]));
-        self.is_eviction.then_some(EvictedBatch { space, bytes: self.bytes })
+        EvictedBatch { start: self.start, space, bytes: self.bytes }
     }
 }
 
@@ -79,20 +79,22 @@ pub(crate) struct Executor {
     context: JobContext,
     messages: mpsc::Sender<Message>,
     generation: Generation,
-    probing: Arc<Probing>,
+    probe: Arc<Mutex<Probe>>,
     /// Whether the occupancy is being measured.
     is_measuring: Arc<AtomicBool>,
     /// Cancels the scans and jobs of this generation.
     cancel: Arc<AtomicBool>,
 }
 
-/// The probe of the cache directory. It sends no message if nothing has changed, because one per
-/// second would wake the worker.
-#[derive(Debug, Default)]
-struct Probing {
-    is_under_way: AtomicBool,
-    /// Whether the worker waits for its message all the same.
-    awaited: AtomicBool,
+/// The probe of the cache directory.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Probe {
+    #[default]
+    Idle,
+    /// Sends no message if nothing has changed, because one per second would wake the worker.
+    Running,
+    /// Sends its message even if nothing has changed.
+    Awaited,
 }
 
 impl Drop for Executor {
@@ -105,8 +107,8 @@ impl Executor {
     /// Creates an executor and the channel on which its threads send messages.
     pub(crate) fn new(context: JobContext) -> (Self, mpsc::Receiver<Message>) {
         let (messages, receiver) = mpsc::channel(MAX_MESSAGES);
-        let (probing, cancel, is_measuring) = Default::default();
-        let executor = Self { context, messages, generation: 0, probing, is_measuring, cancel };
+        let (probe, cancel, is_measuring) = Default::default();
+        let executor = Self { context, messages, generation: 0, probe, is_measuring, cancel };
         (executor, receiver)
     }
 
@@ -115,31 +117,40 @@ impl Executor {
         self.cancel.store(true, Ordering::Relaxed);
     }
 
-    /// Cancels all work, because another cache directory replaces the current one. Completions carry
+    /// Cancels all work, because the cache directory was replaced or removed, or can't be read. Completions carry
     /// `generation` from now on.
     pub(crate) fn start_over(&mut self, generation: Generation) {
         self.cancel();
         self.cancel = Arc::default();
+        // A thread that measures may hang in a mount.
+        self.is_measuring = Arc::default();
         self.generation = generation;
     }
 
-    /// Processes a batch of jobs on a thread.
-    pub(crate) fn process(&mut self, open: &Arc<Open>, jobs: Vec<Job>) {
+    /// Processes a batch of jobs on a thread. If they are evictions, measures what they free.
+    pub(crate) fn process(
+        &mut self,
+        open: &Arc<Open>,
+        jobs: Vec<Job>,
+        eviction: Option<EvictionStart>,
+    ) {
         let (context, open, generation) = (self.context.clone(), Arc::clone(open), self.generation);
         let cancel = Arc::clone(&self.cancel);
         let messages = self.messages.clone();
         self.on_thread(move || {
             context.run(&open.root, jobs.len() > SMALL_BATCH, || {
-                let mut evicting = EvictionMeter::begin(&context, &open.root, &jobs);
+                let begin = |start| EvictionMeter::begin(&context, &open.root, start);
+                let mut meter = eviction.map(begin);
                 let start = Instant::now();
                 let mut processor =
                     PairProcessor::new(&context, &open.root).watched_by(open.watcher.as_ref().ok());
                 processor.process_jobs(&jobs, &cancel);
                 let (found, holds) = (processor.take_found(), processor.holds());
-                evicting.add(&found);
+                meter.iter_mut().for_each(|meter| meter.add(&found));
                 let took = start.elapsed();
                 if !holds {
-                    let done = Completion::Jobs { found, took, holds, evicted: evicting.end() };
+                    let evicted = meter.map(EvictionMeter::end);
+                    let done = Completion::Jobs { found, took, holds, evicted };
                     return Message::Completed(Arc::clone(&open), generation, done);
                 }
                 // Even if the worker has ended, the claims have to be finished.
@@ -150,15 +161,16 @@ impl Executor {
                 let start = Instant::now();
                 processor.finish();
                 let (found, took) = (processor.take_found(), start.elapsed());
-                evicting.add(&found);
-                let done = Completion::Claims { found, took, evicted: evicting.end() };
+                meter.iter_mut().for_each(|meter| meter.add(&found));
+                let evicted = meter.map(EvictionMeter::end);
+                let done = Completion::Claims { found, took, evicted };
                 Message::Completed(Arc::clone(&open), generation, done)
             })
         });
     }
 
     /// Reads the free space of the cache directory's file system.
-    pub(crate) fn ask_free_space(&self, open: &Arc<Open>) {
+    pub(crate) fn read_free_space(&self, open: &Arc<Open>) {
         let (open, generation) = (Arc::clone(open), self.generation);
         self.on_thread(move || {
             let space = free_space(&open.root).map_err(|error| error.to_string());
@@ -240,30 +252,32 @@ impl Executor {
             CacheRoot::Open(open) => Some(Arc::clone(open)),
             _ => None,
         };
-        if !self.is_probing() {
+        if *self.probe_state() == Probe::Idle {
             self.start_probe(path, known, inbox);
         }
     }
 
     /// Opens the directory at `path` again, with a new watcher.
     pub(crate) fn rewatch(&mut self, path: &Path, inbox: &Arc<Inbox>) {
-        if self.is_probing() {
-            // The running probe is not the requested one. Its message lets the core ask again.
-            self.probing.awaited.store(true, Ordering::Relaxed);
-        } else {
+        let mut state = self.probe_state();
+        if *state == Probe::Idle {
+            drop(state);
             self.start_probe(path, None, inbox);
+        } else {
+            // The running probe is not the requested one. Its message lets the core ask again.
+            *state = Probe::Awaited;
         }
     }
 
     fn start_probe(&mut self, path: &Path, known: Option<Arc<Open>>, inbox: &Arc<Inbox>) {
-        self.probing.is_under_way.store(true, Ordering::Relaxed);
+        *self.probe_state() = Probe::Running;
         let (path, inbox): (PathBuf, _) = (path.to_owned(), Arc::clone(inbox));
-        let probing = Arc::clone(&self.probing);
+        let state = Arc::clone(&self.probe);
         self.on_thread(move || {
             let cache_root = probe(&path, known.as_deref(), &inbox);
-            let is_awaited = probing.awaited.swap(false, Ordering::Relaxed);
-            if matches!(cache_root, CacheRoot::Unknown) && !is_awaited {
-                probing.is_under_way.store(false, Ordering::Relaxed);
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            if matches!(cache_root, CacheRoot::Unknown) && *state == Probe::Running {
+                *state = Probe::Idle;
                 return None;
             }
             Some(Message::RootProbed(cache_root))
@@ -295,14 +309,13 @@ impl Executor {
         }
     }
 
-    /// Whether a probe of the cache directory is running.
-    fn is_probing(&self) -> bool {
-        self.probing.is_under_way.load(Ordering::Relaxed)
+    fn probe_state(&self) -> MutexGuard<'_, Probe> {
+        self.probe.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Records [`Message::RootProbed`].
     pub(crate) fn probed(&self) {
-        self.probing.is_under_way.store(false, Ordering::Relaxed);
+        *self.probe_state() = Probe::Idle;
     }
 
     /// Runs blocking work on a thread of its own, and sends its last message, if there is one.

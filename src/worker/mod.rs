@@ -133,6 +133,7 @@ impl Worker {
                 message = messages.recv() => {
                     // The executor holds a sender, so that the channel never closes.
                     let Some(message) = message else { break };
+                    self.take_changes(&mut inputs);
                     self.receive(message, &mut inputs)?;
                 }
                 // Also during a pause: otherwise nothing would wake the worker when the pause ends.
@@ -237,14 +238,21 @@ impl Worker {
                 self.inbox.floods.clear();
                 let _ = self.inbox.drain();
             }
-            Command::Process(jobs) => self.with_open(|executor, open| executor.process(open, jobs)),
+            Command::Process(jobs) => {
+                self.with_open(|executor, open| executor.process(open, jobs, None));
+            }
+            Command::Evict(jobs, start) => {
+                self.with_open(|executor, open| executor.process(open, jobs, Some(start)));
+            }
             Command::Scan(id, trees) => {
                 self.with_open(|executor, open| executor.scan(open, id, &trees));
             }
             Command::RemoveOrphans(due, limit) => {
                 self.with_open(|executor, open| executor.remove_orphans(open, due, limit));
             }
-            Command::AskFreeSpace => self.with_open(|executor, open| executor.ask_free_space(open)),
+            Command::ReadFreeSpace => {
+                self.with_open(|executor, open| executor.read_free_space(open))
+            }
             Command::MeasureOccupancy(shortfall) => {
                 self.with_open(|executor, open| executor.measure_occupancy(open, shortfall));
             }
@@ -267,8 +275,8 @@ impl Worker {
     fn tick(&mut self) {
         if let Some(step) = self.clock.tick() {
             tracing::warn!(
-                "the clock jumped forward by {} h: results that are due only because of this are deleted in 60 s, unless the clock is set back",
-                step.num_hours()
+                hours = step.num_hours(),
+                "the clock jumped forward, results that are due only because of this are deleted in 60 s, unless it is set back"
             );
         }
         self.executor.probe(&self.path, &self.cache_root, &self.inbox);
@@ -309,7 +317,7 @@ impl Worker {
     }
 
     /// Returns the path where the cache directory is, or is expected.
-    fn root(&self) -> &Path {
+    fn root_path(&self) -> &Path {
         self.cache_root.id().map_or(&self.path, |id| &id.path)
     }
 }

@@ -39,7 +39,7 @@ fn assert_figures(report: &Value, deleted: u64, checked: u64, errors: u64) {
 }
 
 #[test]
-fn sweep_deletes_what_has_expired_and_tells_so() {
+fn sweep_deletes_what_has_expired_and_reports_it() {
     let cache = CacheDir::samples();
     cache.store("s/new", now() - 1.0);
     let output = succeed(&["sweep", text(cache.path())]);

@@ -75,7 +75,7 @@ fn each_condition_that_is_not_met_is_reported_with_the_reason() {
     for (file, unmet, fate, words) in [
         (&expired.result, 6, "due", "deletes it at once"),
         (&expired.metadata, 6, "due", "deletes it at once"),
-        (&live.result, 5, "waits", "within milliseconds of that time"),
+        (&live.result, 5, "waits", "within milliseconds of its expiry"),
         (&broken.result, 4, "stays", "metadata"),
         (&millis.metadata, 4, "stays", "milliseconds"),
         (&alone, 3, "stays", "there is no alone.metadata.json"),
@@ -92,7 +92,7 @@ fn each_condition_that_is_not_met_is_reported_with_the_reason() {
         (&path("nothing.metadata.json.tmp"), 1, "gone", "no such file"),
         (&path("live.result.json.lz4/x.metadata.json"), 2, "gone", "no such file"),
         (&path("y.metadata.json.tmp"), 1, "stays", "only regular files"),
-        (&path("odd.metadata.json"), 3, "stays", "broken besides"),
+        (&path("odd.metadata.json"), 3, "stays", "is invalid, too"),
         (&path("x.metadata.json.tmp"), 1, "stays", "--remove-orphans"),
         (&path(".result-cleaner-a.r"), 1, "stays", "reserved name"),
     ] {
@@ -213,14 +213,14 @@ fn the_cache_directory_is_found_if_it_is_not_named() {
     // The variable, where the file lies in that directory; also for a path as `list` shows it.
     for file in [file, "s/a.result.json.lz4"] {
         let explained = explain(file, dir);
-        assert_explained(&explained, 5, "waits", "lies ahead");
+        assert_explained(&explained, 5, "waits", "is in the future");
         assert_eq!(explained["cache_directory"], dir);
     }
     // Else the directory of the file.
     let own = text(pair.result.parent().unwrap());
     for variable in ["", "/nowhere"] {
         let explained = explain(file, variable);
-        assert_explained(&explained, 5, "waits", "lies ahead");
+        assert_explained(&explained, 5, "waits", "is in the future");
         assert_eq!(explained["cache_directory"], own);
     }
     let output = succeed(&["explain", file]);
@@ -253,7 +253,7 @@ fn what_can_not_be_read_is_not_taken_for_absent_and_the_other_files_are_explaine
     let [open, locked] = paths.each_ref().map(|path| text(path));
     let output = explain(&[locked, open]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stdout(&output).contains("expires_at lies ahead"), "{output:?}");
+    assert!(stdout(&output).contains("expires_at is in the future"), "{output:?}");
     assert!(stderr(&output).contains(locked), "{output:?}");
 
     let output = explain(&["--cache-dir", dir, "open/unreadable.result.json.lz4"]);

@@ -43,7 +43,7 @@ fn poll_by_hand<T>(future: impl Future<Output = T>) -> T {
 }
 
 #[tokio::test]
-async fn a_cleaner_deletes_tells_sweeps_and_stops() {
+async fn a_cleaner_deletes_reports_sweeps_and_stops() {
     let cache = CacheDir::samples();
     let cleaner = Cleaner::spawn(config(&cache)).await.unwrap();
     assert!(cleaner.get_stats().running);
@@ -170,8 +170,26 @@ fn a_runtime_without_sockets_can_not_report() {
     let cache = CacheDir::new();
     let runtime = Builder::new_current_thread().enable_time().build().unwrap();
     let reporting = config(&cache).with_metrics_url("http://127.0.0.1:1");
-    let error = runtime.block_on(Cleaner::spawn(reporting)).unwrap_err();
+    let error = runtime.block_on(Cleaner::spawn(reporting.clone())).unwrap_err();
     assert!(matches!(error, Error::NoDriver { driver: "io" }), "{error:?}");
+    let diagnosis = runtime.block_on(result_cleaner::diagnose(&reporting)).unwrap_err();
+    assert!(matches!(diagnosis, Error::NoDriver { driver: "io" }), "{diagnosis:?}");
+    let fetched = runtime.block_on(result_cleaner::fetch_stats("http://127.0.0.1:1")).unwrap_err();
+    assert!(matches!(fetched, Error::NoDriver { driver: "io" }), "{fetched:?}");
+    assert!(matches!(
+        poll_by_hand(result_cleaner::fetch_stats("http://127.0.0.1:1")),
+        Err(Error::NoRuntime)
+    ));
+}
+
+#[cfg(feature = "server")]
+#[test]
+fn a_server_needs_a_runtime_with_sockets() {
+    let address = "127.0.0.1:0".parse().unwrap();
+    let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+    let error = runtime.block_on(result_cleaner::server::bind(address)).unwrap_err();
+    assert!(matches!(error, Error::NoDriver { driver: "io" }), "{error:?}");
+    assert!(matches!(poll_by_hand(result_cleaner::server::bind(address)), Err(Error::NoRuntime)));
 }
 
 #[cfg(not(feature = "report"))]

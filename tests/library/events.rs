@@ -56,7 +56,7 @@ async fn deletions_and_sweeps_are_reported_with_their_figures() {
 }
 
 #[tokio::test]
-async fn evictions_are_events_of_their_own_and_the_store_is_told_of_them() {
+async fn evictions_are_events_of_their_own_and_the_store_is_notified_of_them() {
     struct Store(std::sync::mpsc::Sender<std::path::PathBuf>);
     impl result_cleaner::ResultStore for Store {
         fn removed(&self, result: &std::path::Path) {

@@ -195,7 +195,7 @@ fn a_budget_shows_what_is_used_of_it_and_when_it_is_exceeded() {
         && document.getElementById('free').checkVisibility()";
     browser.wait_until("size and space are shown", shown);
     assert_eq!(text_of(&mut browser, "size-of"), "of 1 B");
-    assert_eq!(text_of(&mut browser, "free-of"), "at least 1 B are to stay free");
+    assert_eq!(text_of(&mut browser, "free-of"), "at least 1 B must stay free");
     assert_eq!(browser.evaluate("document.getElementById('size').className"), "over");
     assert_eq!(browser.evaluate("document.getElementById('free').className"), "");
     let note = text_of(&mut browser, "expiring-note");

@@ -37,7 +37,7 @@ fn every_result_is_counted_although_results_vanish_while_they_are_counted() {
 }
 
 #[test]
-fn what_is_moved_out_of_the_cache_directory_amid_its_deletion_stays() {
+fn what_is_moved_out_of_the_cache_directory_amid_its_deletion_is_kept() {
     for _ in 0..10 {
         let cache = CacheDir::in_memory();
         expired(&cache, "moving", 6000);

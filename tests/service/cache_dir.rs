@@ -163,7 +163,7 @@ fn a_file_in_its_place_at_the_start_is_refused_in_one_line() {
 }
 
 #[test]
-fn a_directory_within_that_can_not_be_read_counts_once_and_is_taken_up_when_it_can() {
+fn a_directory_within_that_can_not_be_read_counts_once_and_is_scanned_when_it_can() {
     let cache = CacheDir::new();
     let hidden = cache.store("closed/deep/hidden", LONG_AGO);
     cache.store("open/known", now() + HOUR);

@@ -57,7 +57,7 @@ fn the_variable_makes_a_dry_run_too() {
 }
 
 #[test]
-fn pairs_that_would_be_evicted_are_logged_once_and_count_as_gone() {
+fn pairs_that_would_be_evicted_are_logged_once_and_count_as_deleted() {
     let cache = CacheDir::new();
     // Each takes at least two blocks of 4 KiB on disk.
     for number in 0..10 {

@@ -24,7 +24,7 @@ fn wait_until_gone(pair: &Pair) {
 }
 
 #[test]
-fn a_half_alone_stays_and_is_no_error() {
+fn a_half_alone_is_kept_and_is_no_error() {
     let cache = CacheDir::new();
     let [old, new] = ["old", "new"].map(|age| {
         (cache.pair(&format!("{age}-result")), cache.pair(&format!("dir/{age}-metadata")))

@@ -307,7 +307,7 @@ fn set_mode(dir: &Path, mode: u32) {
 }
 
 #[test]
-fn a_cache_directory_that_becomes_unreadable_is_taken_up_as_it_is_when_it_can_be_read_again() {
+fn a_cache_directory_that_becomes_unreadable_is_opened_as_it_is_when_it_can_be_read_again() {
     let cache = CacheDir::new();
     let session = cache.path().join("session");
     let names = ["live", "vanishing", "expiring"];

@@ -17,12 +17,12 @@ mod common;
 mod arrival;
 // Named so that its tests begin early: they take long, one after the other.
 mod browser;
-mod budget;
 mod bulk;
 mod cache_dir;
 mod clock;
 mod contrib;
 mod descriptors;
+mod disk_budget;
 mod disk_time;
 mod dry_run;
 mod environment;

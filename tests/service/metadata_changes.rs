@@ -97,7 +97,7 @@ fn a_shortened_pair_goes_although_the_writer_of_its_metadata_keeps_it_open() {
 }
 
 #[test]
-fn a_spoiled_pair_stays_until_it_is_mended() {
+fn a_pair_with_spoiled_metadata_is_kept_until_it_is_mended() {
     WAYS.into_iter().for_each(|way| in_time(|seconds| is_spoiled_in_time(way, seconds)));
 }
 
@@ -258,7 +258,7 @@ fn metadata_that_was_deleted_keeps_its_result_until_it_is_back() {
 }
 
 #[test]
-fn an_extension_that_no_event_tells_of_saves_the_result() {
+fn an_extension_that_no_event_reports_saves_the_result() {
     in_time(|seconds| {
         let cache = CacheDir::new();
         let elsewhere = cache.outside("hard-link");
@@ -310,7 +310,7 @@ fn an_extension_right_before_the_deletion_saves_the_result() {
 }
 
 #[test]
-fn metadata_that_could_not_be_read_is_looked_at_again_when_its_permissions_change() {
+fn metadata_that_could_not_be_read_is_inspected_again_when_its_permissions_change() {
     let cache = CacheDir::new();
     let at_start = cache.store("at-start", 1.5);
     let known = cache.store("known", now() + HOUR);

@@ -232,7 +232,7 @@ fn an_acknowledged_report_is_sent_once_whatever_follows_the_acknowledgement() {
 }
 
 #[test]
-fn sigterm_ends_it_whatever_the_metrics_service_does_and_what_was_not_taken_is_logged() {
+fn sigterm_ends_it_whatever_the_metrics_service_does_and_what_was_not_delivered_is_logged() {
     each(&[FAILING, ACKNOWLEDGING].concat(), |manner| {
         let took = sigterm_while(manner);
         if is_long() {

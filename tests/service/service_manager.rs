@@ -46,7 +46,7 @@ impl Managed {
 }
 
 #[test]
-fn it_tells_that_it_is_ready_how_it_is_doing_and_that_it_ends() {
+fn it_reports_that_it_is_ready_its_status_and_that_it_ends() {
     let cache = CacheDir::new();
     cache.store("gone", now() - 10.0);
     cache.store("stays", 4e9);

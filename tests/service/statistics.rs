@@ -225,7 +225,7 @@ fn the_cache_directory_is_shown_resolved_and_as_given_while_it_is_absent() {
 }
 
 #[test]
-fn the_last_line_of_the_log_tells_what_was_served() {
+fn the_last_line_of_the_log_contains_what_was_served() {
     for format in ["text", "json"] {
         let cache = CacheDir::samples();
         let bad = broken(&cache, "broken", "null");
@@ -252,7 +252,7 @@ fn the_last_line_of_the_log_tells_what_was_served() {
 }
 
 #[tokio::test]
-async fn the_library_tells_the_same_and_that_it_was_stopped() {
+async fn the_library_reports_the_same_and_that_it_was_stopped() {
     let cache = CacheDir::samples();
     let config = Config::new(cache.path()).without_metrics();
     let cleaner = Cleaner::spawn(config).await.unwrap();

@@ -139,7 +139,7 @@ fn a_file_system_that_can_not_rename_without_replacing() {
 }
 
 #[test]
-fn a_reserved_name_of_255_bytes_is_taken_up() {
+fn a_reserved_name_of_255_bytes_is_recovered() {
     let cache = CacheDir::new();
     let stem = vec![b'x'; MAX_NAME - 2];
     let pair = pair_of_bytes(cache.path(), &stem).write(4e9);

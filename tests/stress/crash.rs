@@ -194,7 +194,7 @@ fn restart_with_half_published(cache: &CacheDir, pair: &Pair, halves: u32) -> (S
 }
 
 #[test]
-fn metadata_that_was_taken_by_mistake_is_given_back_though_its_time_has_come_meanwhile() {
+fn metadata_that_was_claimed_by_mistake_is_restored_though_it_has_expired_meanwhile() {
     if !has_strace() {
         return;
     }
@@ -239,7 +239,7 @@ fn of_two_cleaners_that_are_held_up_neither_puts_an_old_result_over_a_fresh_one(
 }
 
 #[test]
-fn what_a_living_cleaner_has_taken_is_left_alone() {
+fn what_a_living_cleaner_has_claimed_is_left_alone() {
     let cache = CacheDir::new();
     let dir = File::open(cache.path()).unwrap();
     flock(&dir, FlockOperation::NonBlockingLockShared).unwrap();

@@ -155,7 +155,7 @@ fn an_interrupted_call_is_made_again_and_is_no_error() {
 }
 
 #[test]
-fn where_files_can_not_be_taken_they_are_deleted_all_the_same() {
+fn where_files_can_not_be_claimed_they_are_deleted_all_the_same() {
     if !has_strace() {
         return;
     }
@@ -243,7 +243,7 @@ fn a_service_that_can_not_be_confined_or_watch_deletes_all_the_same() {
 }
 
 #[test]
-fn a_deletion_that_goes_on_failing_is_tried_again_with_growing_pauses() {
+fn a_deletion_that_goes_on_failing_is_retried_with_growing_pauses() {
     if !has_strace() {
         return;
     }

@@ -175,8 +175,8 @@ fn arrival() {
 }
 
 #[test]
-fn looking_changes_nothing_and_sweeping_only_what_has_expired() {
-    with_own_mounts("looking_changes_nothing_and_sweeping_only_what_has_expired", commands);
+fn listing_changes_nothing_and_sweeping_only_what_has_expired() {
+    with_own_mounts("listing_changes_nothing_and_sweeping_only_what_has_expired", commands);
 }
 
 fn commands() {

@@ -70,7 +70,7 @@ fn of_two_writers_that_fight_for_a_name_in_place_the_last_one_wins() {
 /// A writer that has looked a result up to write to it anew may come to that only when a cleaner
 /// has taken it.
 #[test]
-fn a_result_that_is_written_to_right_after_it_was_taken_is_given_back() {
+fn a_result_that_is_written_to_right_after_it_was_claimed_is_restored() {
     const AFTER: Duration = Duration::from_micros(300);
     const SOON: Duration = Duration::from_millis(1);
     let cache = CacheDir::new();

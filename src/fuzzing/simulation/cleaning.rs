@@ -8,7 +8,7 @@ use chrono::TimeDelta;
 
 use super::Chance;
 use super::disk::{DirId, Disk, FROM, Halves, Metadata, REASON, TO};
-use crate::pair::budget::{BLOCK, Chosen};
+use crate::pair::disk_budget::{BLOCK, Chosen};
 use crate::pair::name::Half;
 use crate::pair::outcome::{Failure, Outcome};
 use crate::pair::tally::ErrorKind;

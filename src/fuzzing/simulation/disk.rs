@@ -15,7 +15,7 @@ use notify::event::{
 
 use super::Chance;
 use super::kernel::Kernel;
-use crate::pair::budget::{BLOCK, DiskSize, FreeSpace};
+use crate::pair::disk_budget::{BLOCK, DiskSize, FreeSpace};
 use crate::pair::name::{Half, PairKey, Stem};
 use crate::pair::version::{Broken, FileTime};
 use crate::sys::clock::Now;

@@ -10,7 +10,7 @@ use notify::{Event, EventKind};
 use super::disk::DirId;
 use crate::pair::change::Change;
 use crate::watch::inbox::Inbox;
-use crate::watch::{Translator, Watched};
+use crate::watch::{KnownDirectories, Translator};
 
 /// Does not exist, so that the disk does not show what an event is about.
 pub(super) const ROOT: &str = "/nonexistent/cache";
@@ -22,7 +22,7 @@ pub(super) struct Kernel {
     /// Incremented for each new watcher.
     pub instance: u64,
     /// What the real watcher knows, and its translation of events.
-    pub watched: Watched,
+    pub watched: KnownDirectories,
     translator: Translator,
     /// The directories that the kernel watches. A watch that is set again gets another number.
     watches: BTreeMap<DirId, Watch>,
@@ -46,7 +46,7 @@ enum Queued {
 
 impl Kernel {
     pub fn new(instance: u64) -> Self {
-        let watched = Watched::default();
+        let watched = KnownDirectories::default();
         Self {
             instance,
             translator: Translator::new(Path::new(ROOT), watched.clone()),

@@ -85,7 +85,7 @@ impl World {
         match notice {
             Notice::Error(_, error) => {
                 self.ledger.reported += 1;
-                self.ledger.broken += u64::from(matches!(error, CountedError::Broken(_)));
+                self.ledger.broken += u64::from(matches!(error, CountedError::InvalidMetadata(_)));
             }
             Notice::RootUnreadable(_) => self.ledger.reported += 1,
             _ => {}

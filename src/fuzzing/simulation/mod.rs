@@ -34,7 +34,7 @@ use self::kernel::Kernel;
 use self::ledger::Ledger;
 use self::tasks::{Message, Surroundings, Task};
 use super::Input as Bytes;
-use crate::pair::budget::{BLOCK, Budget, MinFree};
+use crate::pair::disk_budget::{BLOCK, Budget, MinFree};
 use crate::pair::name::PairKey;
 use crate::schedule::input::{Generation, Input, RequestId};
 use crate::schedule::{Core, Intervals, ScanId};

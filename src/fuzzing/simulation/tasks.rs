@@ -13,9 +13,10 @@ use super::Chance;
 use super::cleaning::error;
 use super::disk::{DirId, Disk, key, stem_of};
 use super::probe::{Probe, Probed};
-use crate::pair::budget::FreeSpace;
 use crate::pair::change::{Change, WatchError};
+use crate::pair::disk_budget::FreeSpace;
 use crate::pair::outcome::{Job, JobResult, Outcome, ScanFound, Summary, Waiting};
+use crate::schedule::command::EvictionStart;
 use crate::schedule::input::{Completion, EvictedBatch, Generation};
 use crate::schedule::{ScanId, SubtreeSet};
 use crate::watch::inbox::Inbox;
@@ -100,7 +101,7 @@ pub(super) struct Jobs {
     pub holds: bool,
     /// The space before a batch of evictions.
     pub before: Option<FreeSpace>,
-    pub is_eviction: bool,
+    pub eviction: Option<EvictionStart>,
     pub evicted: u64,
 }
 
@@ -126,8 +127,7 @@ impl Jobs {
         let found = std::mem::take(&mut self.found);
         let after = around.disk.space();
         let space = self.before.map(|before| [before, after]);
-        let evicted = EvictedBatch { space, bytes: self.evicted };
-        let evicted = self.is_eviction.then_some(evicted);
+        let evicted = self.eviction.map(|start| EvictedBatch { start, space, bytes: self.evicted });
         if self.holds {
             around.send(self.generation, Completion::Claims { found, took, evicted });
             return true;
@@ -288,7 +288,7 @@ impl Scan {
         let kernel = &mut around.disk.kernel;
         if !visit.is_asked {
             visit.is_asked = true;
-            if !has_watcher || kernel.watched.is_settled(&visit.rel) {
+            if !has_watcher || kernel.watched.has_current_watch(&visit.rel) {
                 visit.is_watched = true;
             } else if kernel.is_overrun || around.inbox.floods.contains(&visit.rel) {
                 kernel.watched.expect(&visit.rel);
@@ -368,7 +368,7 @@ impl Scan {
                 continue;
             }
             if disk.has_refusals && around.chance.one_in(10) {
-                self.summary.stranded.push((rel, error()));
+                self.summary.not_recovered.push((rel, error()));
                 *around.needs_sweep = true;
                 continue;
             }

@@ -10,9 +10,9 @@ use super::ledger::shown_key;
 use super::probe::{Probe, Probed};
 use super::tasks::{Jobs, Message, Scan, Task};
 use super::{Chance, Root, World};
-use crate::pair::budget::EVICTION_BATCH;
+use crate::pair::disk_budget::EVICTION_BATCH;
 use crate::pair::outcome::Job;
-use crate::schedule::command::Command;
+use crate::schedule::command::{Command, EvictionStart};
 use crate::schedule::input::{Generation, Input, RequestId, RootSeen, Watching};
 use crate::sys::clock::{Now, TICK};
 
@@ -90,7 +90,7 @@ impl World {
         self.root = Root::Open(epoch, watcher.clone().ok());
         // The reader before this one is retired.
         self.disk.kernel = Kernel::new(watcher.clone().unwrap_or(0));
-        let watching = Watching { refusal: watcher.err(), gives_events: true };
+        let watching = Watching { refusal: watcher.err(), reports_all_changes: true };
         if is_same {
             self.inbox.rewatched();
             RootSeen::Rewatched(watching)
@@ -139,26 +139,10 @@ impl World {
                 self.ledger.rewatches += u64::from(self.probe(None));
             }
             Command::StartOver(generation) => self.start_over(generation),
-            Command::Process(mut jobs) => {
-                // A hash map has put them in an order that no seed repeats.
-                jobs.sort_by_key(|job| shown_key(&job.key));
+            Command::Process(jobs) => self.start_jobs(jobs, None),
+            Command::Evict(jobs, start) => {
                 self.check_evictions(&jobs);
-                for job in &jobs {
-                    assert!(self.in_flight.insert(job.key.clone()), "{:?} twice", job.key);
-                }
-                let is_eviction = jobs.iter().any(|job| job.evict.is_some());
-                self.tasks.push(Task::Jobs(Jobs {
-                    before: None,
-                    is_eviction,
-                    evicted: 0,
-                    generation: self.generation,
-                    is_cancelled: false,
-                    jobs: jobs.into(),
-                    opened: BTreeMap::new(),
-                    found: Vec::new(),
-                    start: now,
-                    holds: false,
-                }));
+                self.start_jobs(jobs, Some(start));
             }
             Command::Scan(id, trees) => {
                 self.scans.push(id);
@@ -168,7 +152,7 @@ impl World {
                 self.tasks.push(Task::Scan(Box::new(scan)));
             }
             Command::RemoveOrphans(..) => panic!("nobody asked for it"),
-            Command::AskFreeSpace => {
+            Command::ReadFreeSpace => {
                 assert!(!std::mem::replace(&mut self.is_asking, true), "it asks twice");
                 self.tasks.push(Task::Space(self.generation));
             }
@@ -192,6 +176,26 @@ impl World {
             }
             Command::Report(notice) => self.report(&notice),
         }
+    }
+
+    fn start_jobs(&mut self, mut jobs: Vec<Job>, eviction: Option<EvictionStart>) {
+        // A hash map has put them in an order that no seed repeats.
+        jobs.sort_by_key(|job| shown_key(&job.key));
+        for job in &jobs {
+            assert!(self.in_flight.insert(job.key.clone()), "{:?} twice", job.key);
+        }
+        self.tasks.push(Task::Jobs(Jobs {
+            before: None,
+            eviction,
+            evicted: 0,
+            generation: self.generation,
+            is_cancelled: false,
+            jobs: jobs.into(),
+            opened: BTreeMap::new(),
+            found: Vec::new(),
+            start: self.disk.now.mono,
+            holds: false,
+        }));
     }
 
     /// Checks that no pair is left waiting that should be evicted before these. A choice holds for a second, and what

@@ -279,7 +279,7 @@ fn names_of_any_length_are_dealt_with() {
 }
 
 #[test]
-fn what_was_taken_in_a_directory_that_was_moved_away_gets_its_name_back() {
+fn what_was_claimed_in_a_directory_that_was_moved_away_is_restored() {
     let claims = [
         (".result-cleaner-a.ro", "a.result.json.lz4"),
         (".result-cleaner-a.mo", "a.metadata.json"),

@@ -13,7 +13,7 @@ use crate::pair::name::Stem;
 use crate::pair::outcome::ScanFound;
 
 /// How many batches may wait to be processed.
-const QUEUE: usize = 4;
+const MAX_QUEUED: usize = 4;
 
 /// Pairs of one directory to process.
 pub(in crate::jobs) struct Batch {
@@ -28,13 +28,13 @@ pub(super) struct PairThreads<'scope, 'scan> {
     batches: Sender<Batch>,
     queue: Receiver<Batch>,
     count: AtomicUsize,
-    most: usize,
+    max_threads: usize,
 }
 
 impl<'scope, 'scan: 'scope> PairThreads<'scope, 'scan> {
     pub(super) fn new(scan: &'scan Scan<'scan>, scope: &'scope Scope<'scope, 'scan>) -> Self {
-        let (batches, queue) = crossbeam_channel::bounded(QUEUE);
-        Self { scan, scope, batches, queue, count: AtomicUsize::new(0), most: cores() }
+        let (batches, queue) = crossbeam_channel::bounded(MAX_QUEUED);
+        Self { scan, scope, batches, queue, count: AtomicUsize::new(0), max_threads: cores() }
     }
 
     /// Hands a batch to the threads, and starts another one if they are busy.
@@ -47,7 +47,7 @@ impl<'scope, 'scan: 'scope> PairThreads<'scope, 'scan> {
             Ok(()) => None,
             Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) => Some(batch),
         };
-        let grow = |count| ((count == 0 || waits) && count < self.most).then_some(count + 1);
+        let grow = |count| ((count == 0 || waits) && count < self.max_threads).then_some(count + 1);
         if self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow).is_ok() {
             let (scan, queue) = (self.scan, DrainedAtPanic(self.queue.clone()));
             let work = move || {
@@ -58,12 +58,16 @@ impl<'scope, 'scan: 'scope> PairThreads<'scope, 'scan> {
                 self.count.fetch_sub(1, Ordering::Relaxed);
             }
         }
-        if self.count.load(Ordering::Relaxed) == 0 {
+        let has_threads = || self.count.load(Ordering::Relaxed) > 0;
+        let refused = match refused {
+            // Blocks until a thread takes a batch, or one that could not start another thread does the work.
+            Some(batch) if has_threads() => self.batches.send(batch).err().map(|error| error.0),
+            refused => refused,
+        };
+        if !has_threads() {
             // The system has no thread to spare: this thread does the work.
             let waiting = self.queue.try_iter().chain(refused);
             waiting.for_each(|batch| self.scan.process_here(batch));
-        } else if let Some(batch) = refused {
-            let _ = self.batches.send(batch);
         }
     }
 }

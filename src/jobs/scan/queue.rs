@@ -28,12 +28,12 @@ pub(super) enum Work {
 /// The work that is left. It ends when none is left and no thread can find more.
 #[derive(Default)]
 pub(super) struct WorkQueue {
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct QueueState {
     dirs: Pending,
     parts: Vec<Part>,
     /// How many threads are working, and may add to the queue.
@@ -52,7 +52,7 @@ pub(super) struct Turn<'a> {
 
 impl WorkQueue {
     pub(super) fn new(dirs: Pending) -> Self {
-        Self { state: Mutex::new(State { dirs, ..State::default() }), ..Self::default() }
+        Self { state: Mutex::new(QueueState { dirs, ..QueueState::default() }), ..Self::default() }
     }
 
     /// Waits for work: a part, or up to `at_once` directories. Returns `None` once there is no more.
@@ -89,12 +89,12 @@ impl WorkQueue {
         state.has_unclaimed_work()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl QueueState {
     /// Whether there is work that no waiting thread can take.
     fn has_unclaimed_work(&self) -> bool {
         self.idle == 0 && (!self.dirs.is_empty() || !self.parts.is_empty())

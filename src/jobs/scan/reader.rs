@@ -1,21 +1,23 @@
 //! A thread of a scan that opens, watches and lists directories, and reads the metadata in them.
 
+use std::ffi::CStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use rustix::io::Errno;
 
 use super::listing::Listing;
 use super::pair_threads::{Batch, PairThreads};
 use super::queue::{Part, Pending, Work};
-use super::{Readers, Scan};
+use super::{ReaderPool, Scan};
 use crate::disk::inspect::{read_listed, stat_file};
 use crate::disk::root::{Dir, is_not_ours};
 use crate::jobs::pairs::Hint;
-use crate::pair::budget::DiskSize;
 use crate::pair::change::WatchError;
+use crate::pair::disk_budget::DiskSize;
 use crate::pair::metadata;
 use crate::pair::name::{Half, Stem};
 use crate::pair::outcome::{ScanFound, Summary, Waiting};
@@ -28,7 +30,7 @@ const GROUP: usize = 16;
 const UNWATCHED_GROUP: usize = 4;
 /// The most pairs of one directory in a part. Two threads that work in one directory wait for each other, so
 /// most directories should be one part.
-const PART: usize = 512;
+const MAX_PART: usize = 512;
 /// After how many pairs a thread reads the clock again, and checks whether it waits for the disk. A clock that is
 /// late keeps a pair for longer, and never deletes one.
 const CHECK: usize = 64;
@@ -48,7 +50,7 @@ pub(super) type Claims = Vec<(Arc<Path>, Vec<Vec<u8>>)>;
 
 pub(super) struct Reader<'a, 'scope, 'scan> {
     scan: &'scan Scan<'scan>,
-    readers: &'a Readers,
+    readers: &'a ReaderPool,
     pair_threads: &'a PairThreads<'scope, 'scan>,
     listing: Listing,
     buffer: Box<[u8]>,
@@ -83,7 +85,7 @@ impl Pace {
 impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
     pub(super) fn new(
         scan: &'scan Scan<'scan>,
-        readers: &'a Readers,
+        readers: &'a ReaderPool,
         pair_threads: &'a PairThreads<'scope, 'scan>,
     ) -> Self {
         Self {
@@ -201,13 +203,13 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
         let rels: Vec<_> = there.map(|(rel, ..)| Arc::clone(rel)).collect();
         let answers = watcher.begin_watch(&rels);
         let start = Instant::now();
-        let new = answers.new.clone();
+        let is_new = answers.is_new.clone();
         let answers = watcher.finish_watch(&rels, answers, self.scan.cancel);
         let waited = start.elapsed();
         self.summary.waited += waited;
         self.pace.rested += waited;
         let there = dirs.iter_mut().filter(|(.., dir)| dir.is_ok());
-        for (((.., opened), answer), is_new) in there.zip(answers).zip(new) {
+        for (((.., opened), answer), is_new) in there.zip(answers).zip(is_new) {
             // A directory that was watched before was checked before.
             if !is_new && answer == Ok(true) {
                 continue;
@@ -238,7 +240,7 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
         let root = self.scan.root;
         match watched {
             Ok(true) => {
-                self.summary.watched_elsewhere |=
+                self.summary.watched_wrong_path |=
                     !root.path_leads_to(dir)? && root.still_contains(dir)?;
             }
             // The directory, or one above it, was away for an instant.
@@ -281,18 +283,18 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
         }
         let below = listing.dirs.drain(..).map(|name| Arc::from(dir.rel.join(&*name)));
         let below: Vec<Arc<Path>> = below.collect();
-        if listing.len() > PART {
+        if listing.len() > MAX_PART {
             let parts = Arc::new(listing);
             let part = |from: usize| Part {
                 dir: Arc::clone(dir),
                 listing: Arc::clone(&parts),
                 from,
-                to: parts.len().min(from + PART),
+                to: parts.len().min(from + MAX_PART),
             };
-            let others = (PART..parts.len()).step_by(PART).map(part).collect();
+            let others = (MAX_PART..parts.len()).step_by(MAX_PART).map(part).collect();
             self.add(below, descends, others, start_reader);
-            self.read_pairs(dir, &parts, 0, PART);
-            return Ok(PART);
+            self.read_pairs(dir, &parts, 0, MAX_PART);
+            return Ok(MAX_PART);
         }
         self.add(below, descends, Vec::new(), start_reader);
         let pairs = listing.len();
@@ -330,7 +332,6 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
         let (mut waiting, mut others) = (Vec::with_capacity(to - from), Vec::new());
         // Without a disk budget, no size is looked at.
         let mut sizes = Vec::new();
-        let mut metadata_blocks = context.budget().map(|_| 0);
         let step = if context.throttle().is_bounded() { 1 } else { CHECK };
         for start in (from..to).step_by(step) {
             self.rest();
@@ -342,24 +343,13 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
                 }
                 let (name, stem) = listing.metadata(at);
                 let is_pair = listing.has_result(stem);
-                let expires_at = (is_pair && !context.reports_sizes())
-                    .then(|| read_listed(dir, name, &mut self.buffer, metadata_blocks.as_mut()))
-                    .flatten()
-                    .and_then(|content| metadata::expires_at(content).ok())
-                    .filter(|expires_at| *expires_at > now);
-                let size = match metadata_blocks {
-                    Some(blocks) if expires_at.is_some() => result_size(dir, stem, blocks),
-                    _ => None,
-                };
-                match expires_at.filter(|_| size.is_some() || metadata_blocks.is_none()) {
-                    Some(expires_at) => {
-                        waiting.push((Stem::new(stem), expires_at));
-                        sizes.extend(size);
-                    }
-                    None => {
-                        let hint = if is_pair { Hint::Listed } else { Hint::Nothing };
-                        others.push((Stem::new(stem), hint));
-                    }
+                let read = || self.read_waiting(dir, name, stem, now);
+                if let Some((expires_at, size)) = is_pair.then(read).flatten() {
+                    waiting.push((Stem::new(stem), expires_at));
+                    sizes.extend(size);
+                } else {
+                    let hint = if is_pair { Hint::Listed } else { Hint::Nothing };
+                    others.push((Stem::new(stem), hint));
                 }
             }
         }
@@ -377,6 +367,28 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
             self.pair_threads.process(Batch { dir: Arc::clone(dir), pairs: others });
             self.pace.rested += start.elapsed();
         }
+    }
+
+    /// Returns when a listed pair expires, and its size if there is a disk budget; `None` if it does not simply wait.
+    fn read_waiting(
+        &mut self,
+        dir: &Dir,
+        name: &CStr,
+        stem: &[u8],
+        now: DateTime<Utc>,
+    ) -> Option<(DateTime<Utc>, Option<DiskSize>)> {
+        let context = self.scan.context;
+        if context.reports_sizes() {
+            return None;
+        }
+        let mut blocks = context.budget().map(|_| 0);
+        let content = read_listed(dir, name, &mut self.buffer, blocks.as_mut())?;
+        let expires_at = metadata::expires_at(content).ok().filter(|at| *at > now)?;
+        let size = match blocks {
+            Some(blocks) => Some(result_size(dir, stem, blocks)?),
+            None => None,
+        };
+        Some((expires_at, size))
     }
 
     fn hand_over(&mut self) {

@@ -4,8 +4,8 @@
 //! same value. It returns `None` for everything else, whether that is invalid or only unusual: then serde_json
 //! decides, and makes the message. So a form belongs here only if it is frequent and simple.
 //!
-//! Most functions here pass something at the start of a text, and return the rest of it. Rests that are passed
-//! and returned stay in registers: a position in memory makes the scanner a third slower.
+//! Most functions here skip something at the start of a text and return the rest. Rests that are arguments
+//! and results stay in registers: a position in memory makes the scanner a third slower.
 //!
 //! The scanner recurses once for each level of nesting, at most [`MAX_DEPTH`] times.
 
@@ -39,7 +39,7 @@ pub(crate) fn expires_at(json: &str) -> Option<DateTime<Utc>> {
     }
 }
 
-/// Passes a value of `expires_at` that is a valid expiry.
+/// Skips a value of `expires_at` that is a valid expiry.
 fn expiry(json: &[u8]) -> Option<(DateTime<Utc>, &[u8])> {
     let json = white_space(json);
     if json.first() == Some(&b'"') {
@@ -56,7 +56,7 @@ fn expiry(json: &[u8]) -> Option<(DateTime<Utc>, &[u8])> {
     Some((from_number(seconds).ok()?, rest))
 }
 
-/// Passes any value. At most `depth` arrays and objects contain each other in it.
+/// Skips any value. At most `depth` arrays and objects contain each other in it.
 fn value(json: &[u8], depth: u32) -> Option<&[u8]> {
     let json = white_space(json);
     match json {
@@ -70,7 +70,7 @@ fn value(json: &[u8], depth: u32) -> Option<&[u8]> {
     }
 }
 
-/// Passes an object after its opening brace.
+/// Skips an object after its opening brace.
 fn object(mut json: &[u8], depth: u32) -> Option<&[u8]> {
     if let [b'}', rest @ ..] = white_space(json) {
         return Some(rest);
@@ -85,7 +85,7 @@ fn object(mut json: &[u8], depth: u32) -> Option<&[u8]> {
     }
 }
 
-/// Passes an array after its opening bracket.
+/// Skips an array after its opening bracket.
 fn array(mut json: &[u8], depth: u32) -> Option<&[u8]> {
     if let [b']', rest @ ..] = white_space(json) {
         return Some(rest);
@@ -99,7 +99,7 @@ fn array(mut json: &[u8], depth: u32) -> Option<&[u8]> {
     }
 }
 
-/// Passes a comma or `end`; true if it is a comma.
+/// Skips a comma or `end`; true if it is a comma.
 #[inline]
 fn comma_or(json: &[u8], end: u8) -> Option<(bool, &[u8])> {
     match white_space(json) {
@@ -109,7 +109,7 @@ fn comma_or(json: &[u8], end: u8) -> Option<(bool, &[u8])> {
     }
 }
 
-/// Passes a key and its colon, and returns the key. A key with an escape is unusual, and may be another way to
+/// Skips a key and its colon, and returns the key. A key with an escape is unusual, and may be another way to
 /// write `expires_at`.
 #[inline]
 fn key(json: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -117,19 +117,19 @@ fn key(json: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((key, byte(white_space(rest), b':')?))
 }
 
-/// Passes a string without escapes, and returns what is between its quotes.
+/// Skips a string without escapes, and returns what is between its quotes.
 #[inline]
 fn bare_string(json: &[u8]) -> Option<(&[u8], &[u8])> {
     let json = byte(json, b'"')?;
-    let (text, rest) = json.split_at(ordinary(json));
+    let (text, rest) = json.split_at(unescaped_len(json));
     Some((text, byte(rest, b'"')?))
 }
 
-/// Passes a string after its opening quote.
+/// Skips a string after its opening quote.
 #[inline]
 fn string(mut json: &[u8]) -> Option<&[u8]> {
     loop {
-        json = match &json[ordinary(json)..] {
+        json = match &json[unescaped_len(json)..] {
             [b'"', rest @ ..] => return Some(rest),
             [b'\\', b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', rest @ ..] => rest,
             // As for serde_json, half of a surrogate pair is valid in a value that nobody needs.
@@ -143,7 +143,7 @@ fn string(mut json: &[u8]) -> Option<&[u8]> {
 
 /// Returns how many bytes precede the first quote, backslash or control character, or the end.
 #[inline]
-fn ordinary(json: &[u8]) -> usize {
+fn unescaped_len(json: &[u8]) -> usize {
     // The lowest and the highest bit of each byte.
     const LOW: u64 = u64::MAX / 0xFF;
     const HIGH: u64 = LOW << 7;
@@ -165,7 +165,7 @@ fn ordinary(json: &[u8]) -> usize {
     json.len() - rest.len() + rest.iter().position(ends).unwrap_or(rest.len())
 }
 
-/// Passes a number.
+/// Skips a number.
 #[inline]
 fn number(json: &[u8]) -> Option<&[u8]> {
     let json = json.strip_prefix(b"-").unwrap_or(json);
@@ -182,7 +182,7 @@ fn number(json: &[u8]) -> Option<&[u8]> {
     Some(rest)
 }
 
-/// Passes at least one digit.
+/// Skips at least one digit.
 #[inline]
 fn digits(json: &[u8]) -> Option<&[u8]> {
     let count = json.iter().take_while(|byte| byte.is_ascii_digit()).count();

@@ -226,7 +226,7 @@ async fn a_service_without_the_endpoint_is_asked_again_at_each_sweep_only() {
 }
 
 #[tokio::test]
-async fn what_nobody_takes_is_logged_at_the_end_without_the_password() {
+async fn what_no_service_accepts_is_logged_at_the_end_without_the_password() {
     let (log, _guard) = Log::start();
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let reporter = Reporter::start(&format!("http://user:secret@{closed}"), LONG).unwrap();

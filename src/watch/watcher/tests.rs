@@ -13,7 +13,7 @@ use crate::pair::name::PairKey;
 
 /// The changes that an event of `kind` about `path` below the cache directory becomes.
 fn changes(kind: EventKind, path: &str) -> Vec<Change> {
-    let watched = Watched::default();
+    let watched = KnownDirectories::default();
     watched.insert(&Path::new("session").into(), |_| {});
     let mut translator = Translator::new(Path::new("/cache"), watched);
     let mut changes = Vec::new();
@@ -40,7 +40,7 @@ fn pair(dir: &str, stem: &str, appeared: bool, writer: WriteState) -> Vec<Change
 }
 
 #[test]
-fn events_become_the_least_news_that_tells_all() {
+fn events_become_the_fewest_changes_that_cover_them() {
     use WriteState::{Closed, Created, Gone, Unknown, Writing};
     let close = EventKind::Access(AccessKind::Close(AccessMode::Write));
     let file = EventKind::Create(CreateKind::File);
@@ -83,7 +83,7 @@ fn events_become_the_least_news_that_tells_all() {
 
 #[test]
 fn an_overflow_is_noticed_though_it_has_no_path() {
-    let mut translator = Translator::new(Path::new("/cache"), Watched::default());
+    let mut translator = Translator::new(Path::new("/cache"), KnownDirectories::default());
     let mut changes = Vec::new();
     let overflow = Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan);
     translator.translate(Ok(overflow), &mut |change| changes.push(change));
@@ -111,7 +111,7 @@ fn a_watch_that_was_set_below_what_is_being_renamed_is_set_anew() {
             expected(inbox.drain())
         })
     };
-    assert!(arrives(&|changes| changes.trees.contains(Path::new("s"))));
+    assert!(arrives(&|changes| changes.subtrees.contains(Path::new("s"))));
     watcher.drop_stale();
     watch(&watcher, "s");
     watch(&watcher, "s/deep");

@@ -1,7 +1,7 @@
 //! What the scanner finds is what serde_json finds, and it leaves all else to serde_json.
 
 use super::*;
-use crate::pair::metadata::{InvalidMetadata, expires_at as read, of_any_form};
+use crate::pair::metadata::{InvalidMetadata, expires_at as read, with_serde_json};
 
 /// What the real result store wrote, and what the integration guide shows.
 const SAMPLES: [&str; 2] = [
@@ -39,7 +39,7 @@ fn plain_metadata_is_read_here() {
     for json in plain {
         let found = expires_at(&json);
         assert!(found.is_some(), "{json}");
-        assert_eq!(found.ok_or(InvalidMetadata::Empty), of_any_form(&json), "{json}");
+        assert_eq!(found.ok_or(InvalidMetadata::Empty), with_serde_json(&json), "{json}");
     }
 }
 

@@ -81,7 +81,7 @@ impl World {
         };
         let start = Instant::now();
         let day = Duration::from_secs(86_400);
-        let watching = Watching { refusal: None, gives_events: true };
+        let watching = Watching { refusal: None, reports_all_changes: true };
         Self {
             wall: EPOCH,
             boot: BOOTED,

@@ -11,9 +11,12 @@ use result_cleaner::{Cleaner, Stats, server};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use super::log::{LogArgs, LogFormat, ServiceLog};
-use super::metrics::Metrics;
-use super::{Bounds, Directory, DiskBudget, Failure, OptIns, output, switch, systemd};
+use crate::cli::log::{LogArgs, LogFormat, ServiceLog};
+use crate::cli::metrics::MetricsArgs;
+use crate::cli::{
+    CommandError, DirectoryArg, DiskBudgetArgs, OptIns, ThrottleArgs, at_least, output, switch,
+    systemd,
+};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -25,12 +28,12 @@ Examples:
 Exit status: 0 after SIGTERM, SIGINT or SIGHUP, 1 if it can't start or fails.")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
-    directory: Directory,
+    directory: DirectoryArg,
     /// Interval between full sweeps (at least 1s)
     #[arg(long, value_name = "TIME", value_parser = check_interval, default_value = "6h", help_heading = "Watching", env = "RESULT_CLEANER_CHECK_INTERVAL")]
     check_interval: Duration,
     #[command(flatten)]
-    metrics: Metrics,
+    metrics: MetricsArgs,
     /// Serve a status page, /stats, /metrics and /healthz on this address, such as 127.0.0.1:8004; `:8004` is
     /// that port on the loopback address
     #[arg(long, value_name = "ADDR:PORT", value_parser = address, help_heading = "Serving", env = "RESULT_CLEANER_LISTEN")]
@@ -38,15 +41,15 @@ pub(crate) struct RunArgs {
     /// Minimum interval between reports of deletions outside of sweeps
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "10s", help_heading = "Reporting", env = "RESULT_CLEANER_REPORT_INTERVAL")]
     report_interval: Duration,
-    /// Interval between sweeps while some changes can't be watched
+    /// Interval between sweeps while the kernel can't report all changes
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "60s", help_heading = "Watching", env = "RESULT_CLEANER_FALLBACK_INTERVAL")]
     fallback_interval: Duration,
     #[command(flatten)]
     opt_ins: OptIns,
     #[command(flatten)]
-    budget: DiskBudget,
+    budget: DiskBudgetArgs,
     #[command(flatten)]
-    bounds: Bounds,
+    throttle: ThrottleArgs,
     /// Accept requests to --listen under this host name, besides addresses and localhost
     #[arg(
         long,
@@ -64,11 +67,7 @@ pub(crate) struct RunArgs {
 }
 
 fn check_interval(text: &str) -> Result<Duration, String> {
-    let interval = parse_duration(text)?;
-    if interval < Duration::from_secs(1) {
-        return Err("it must be at least 1s".to_owned());
-    }
-    Ok(interval)
+    at_least(text, Duration::from_secs(1), "")
 }
 
 /// Reads an address and a port. A port alone, or that of `localhost`, is on the loopback address.
@@ -120,7 +119,7 @@ impl EndSignals {
     }
 }
 
-pub(crate) fn execute(args: RunArgs) -> Result<(), Failure> {
+pub(crate) fn execute(args: RunArgs) -> Result<(), CommandError> {
     let mut log = args.log.start();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -136,12 +135,12 @@ pub(crate) fn execute(args: RunArgs) -> Result<(), Failure> {
     result
 }
 
-async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
+async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), CommandError> {
     let mut config = args.directory.config().with_check_interval(args.check_interval);
     config.metrics_url = args.metrics.url;
     config.report_interval = args.report_interval;
     config.fallback_interval = args.fallback_interval;
-    config.max_disk_time = args.bounds.max_disk_time;
+    config.max_disk_time = args.throttle.max_disk_time;
     args.opt_ins.apply(&mut config);
     config.dry_run = args.dry_run;
     args.budget.apply(&mut config);
@@ -164,19 +163,15 @@ async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), Failure> {
         tokio::spawn(server::serve(listener, source, args.allow_host, stops))
     });
 
-    let died = tokio::select! {
-        () = signals.received() => false,
-        _ = handle.closed() => true,
+    tokio::select! {
+        () = signals.received() => {}
+        _ = handle.closed() => {}
         never = systemd::keep_notified(handle.clone()) => match never {},
-    };
+    }
     log.stopping();
     systemd::stopping();
     drop(stop_server);
-    let stopped = if died {
-        Err("the cleaner failed; see the log".into())
-    } else {
-        cleaner.stop().await.map_err(Failure::from)
-    };
+    let stopped = cleaner.stop().await.map_err(CommandError::from);
     if let Some(served) = served {
         let _ = served.await;
     }

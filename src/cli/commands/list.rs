@@ -11,12 +11,12 @@ use comfy_table::{CellAlignment, Table, presets};
 use console::{Term, measure_text_width, style};
 use indicatif::BinaryBytes;
 use os_display::Quotable;
-use result_cleaner::text::{display_path, expand_home};
+use result_cleaner::text::display_path;
 use result_cleaner::{Config, ListedOrphan, ListedPair, OrphanKind, list, list_orphans};
 use serde::Serialize;
 
-use super::output::counted;
-use super::{Directory, DiskBudget, Failure, block_on, log, output, switch};
+use crate::cli::output::counted;
+use crate::cli::{CommandError, DirectoryArg, DiskBudgetArgs, block_on, log, output, switch};
 
 /// The least of a path that is shown, however narrow the terminal is.
 const MIN_PATH: usize = 20;
@@ -25,12 +25,12 @@ const MIN_PATH: usize = 20;
 #[command(after_help = "\
 Examples:
   result-cleaner list --limit 10
-  result-cleaner list --expired --invalid              what needs a look
+  result-cleaner list --expired --invalid              what needs attention
   result-cleaner list --max-size 20G                   what exceeds that budget
   result-cleaner list --json | jq 'select(.reason)'    what is invalid, and why")]
 pub(crate) struct ListArgs {
     #[command(flatten)]
-    directory: Directory,
+    directory: DirectoryArg,
     /// Show only the first N
     #[arg(long, value_name = "N", env = "RESULT_CLEANER_LIMIT")]
     limit: Option<usize>,
@@ -40,7 +40,7 @@ pub(crate) struct ListArgs {
     #[command(flatten)]
     filters: Filters,
     #[command(flatten)]
-    budget: DiskBudget,
+    budget: DiskBudgetArgs,
 }
 
 /// What is listed; all pairs if nothing is chosen, and the union if several are.
@@ -59,7 +59,7 @@ struct Filters {
 }
 
 impl Filters {
-    fn take(&self, pair: &ListedPair, now: DateTime<Utc>) -> bool {
+    fn selects(&self, pair: &ListedPair, now: DateTime<Utc>) -> bool {
         let all = !(self.expired || self.invalid || self.orphans);
         all || match &pair.expires_at {
             Ok(at) => self.expired && *at <= now,
@@ -68,7 +68,7 @@ impl Filters {
     }
 }
 
-pub(crate) fn execute(args: ListArgs) -> Result<(), Failure> {
+pub(crate) fn execute(args: ListArgs) -> Result<(), CommandError> {
     log::start_quietly();
     let mut config = args.directory.config();
     args.budget.apply(&mut config);
@@ -79,14 +79,14 @@ pub(crate) fn execute(args: ListArgs) -> Result<(), Failure> {
         false => Vec::new(),
     };
     let now = output::now();
-    pairs.retain(|pair| args.filters.take(pair, now));
+    pairs.retain(|pair| args.filters.selects(pair, now));
     let rows = pairs.iter().map(Row::Pair).chain(orphans.iter().map(Row::Orphan));
     let rows: Vec<Row<'_>> = rows.collect();
     let shown = &rows[..rows.len().min(args.limit.unwrap_or(usize::MAX))];
     output::print(|out| {
         if args.json {
             for row in shown {
-                writeln!(out, "{}", output::json(&Line::new(row, has_budget, now))?)?;
+                writeln!(out, "{}", output::json(&ListLine::new(row, has_budget, now))?)?;
             }
             return Ok(());
         }
@@ -149,7 +149,7 @@ impl Row<'_> {
 
 /// The resolved cache directory, which the listed paths begin with.
 fn base(config: &Config) -> PathBuf {
-    let expanded = expand_home(&config.cache_dir).unwrap_or_else(|_| config.cache_dir.clone());
+    let expanded = config.expanded_cache_dir().unwrap_or_else(|_| config.cache_dir.clone());
     expanded.canonicalize().unwrap_or(expanded)
 }
 
@@ -260,7 +260,7 @@ fn totals(
 
 /// One pair or orphan as JSON.
 #[derive(Serialize)]
-struct Line {
+struct ListLine {
     expires_at: Option<String>,
     expires_in_seconds: Option<f64>,
     bytes: u64,
@@ -279,7 +279,7 @@ struct Line {
     beyond_budget: Option<bool>,
 }
 
-impl Line {
+impl ListLine {
     fn new(row: &Row<'_>, has_budget: bool, now: DateTime<Utc>) -> Self {
         let path = row.path();
         let line = Self {

@@ -5,8 +5,8 @@ use clap::Args;
 use console::style;
 use result_cleaner::{CheckStatus, diagnose};
 
-use super::metrics::Metrics;
-use super::{Directory, Failure, block_on, log, output, switch};
+use crate::cli::metrics::MetricsArgs;
+use crate::cli::{CommandError, DirectoryArg, block_on, log, output, switch};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -14,18 +14,18 @@ Examples:
   result-cleaner doctor
   result-cleaner doctor /var/cache/results --no-metrics
 
-Exit status: 1 where something is wrong, 0 also where there are warnings.")]
+Exit status: 1 if a check is wrong, 0 also with warnings.")]
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
-    directory: Directory,
+    directory: DirectoryArg,
     #[command(flatten)]
-    metrics: Metrics,
+    metrics: MetricsArgs,
     /// Print one JSON object per line
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
     json: bool,
 }
 
-pub(crate) fn execute(args: DoctorArgs) -> Result<(), Failure> {
+pub(crate) fn execute(args: DoctorArgs) -> Result<(), CommandError> {
     log::start_quietly();
     let mut config = args.directory.config();
     config.metrics_url = args.metrics.url;

@@ -11,7 +11,7 @@ use result_cleaner::text::{display_path, expand_home};
 use result_cleaner::{Config, DEFAULT_CACHE_DIR, Error, Explanation, Fate, explain};
 use serde::Serialize;
 
-use super::{DiskBudget, Failure, block_on, log, output, switch};
+use crate::cli::{CommandError, DiskBudgetArgs, block_on, log, output, switch};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -19,8 +19,8 @@ Examples:
   result-cleaner explain ~/.omnimemory/cached_results/a.result.json.lz4
   result-cleaner explain --cache-dir /cache --json /cache/*.metadata.json
 
-Exit status: 1 where a file is not there, or its cache directory can't be read; else
-0.")]
+Exit status: 1 if a file does not exist or its cache directory can't be read,
+else 0.")]
 pub(crate) struct ExplainArgs {
     /// Results or their metadata
     #[arg(value_name = "FILE", required = true, value_hint = ValueHint::FilePath)]
@@ -28,7 +28,7 @@ pub(crate) struct ExplainArgs {
     #[command(flatten)]
     cache_dir: CacheDir,
     #[command(flatten)]
-    budget: DiskBudget,
+    budget: DiskBudgetArgs,
     /// Print one JSON object per line
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_JSON")]
     json: bool,
@@ -77,32 +77,56 @@ struct Subject {
     origin: Option<&'static str>,
 }
 
+/// A cache directory, and why that one; `None` if the command line names it.
+type KnownDir = (PathBuf, Option<&'static str>);
+
 impl CacheDir {
     /// Finds the cache directory of `file`: the one that was named on the command line, else that of the variable or the
     /// default if the file lies in it, else the directory of the file. A file that does not exist may be relative to the
     /// cache directory, as `list` shows it.
     fn subject(&self, file: &Path) -> Result<Subject, Error> {
         let file = expand_home(file)?;
+        let known = self.known_dirs()?;
+        if let Some(subject) = Self::relative_to(&known, &file) {
+            return Ok(subject);
+        }
+        let (dir, origin) = self.containing(&known, &file);
+        Ok(Subject { file, dir, origin })
+    }
+
+    /// Returns the cache directories that are known without the files: that of the command line alone, or those of the
+    /// variable and the default.
+    fn known_dirs(&self) -> Result<Vec<KnownDir>, Error> {
         let named = |dir: &Path, origin| Ok::<_, Error>((expand_home(dir)?, origin));
         let default = named(Path::new(DEFAULT_CACHE_DIR), Some("the default"));
-        let known = match self.source {
+        Ok(match self.source {
             Some(ValueSource::CommandLine) => vec![named(&self.dir, None)?],
             Some(ValueSource::EnvVariable) => {
-                vec![named(&self.dir, Some("named by RESULT_CLEANER_CACHE_DIR"))?, default?]
+                let named = named(&self.dir, Some("named by RESULT_CLEANER_CACHE_DIR"))?;
+                std::iter::once(named).chain(default.ok()).collect()
             }
-            _ => vec![default?],
-        };
+            // Without a home directory there is no default.
+            _ => default.into_iter().collect(),
+        })
+    }
+
+    /// Returns the subject if there is no such `file`, but there is one relative to a known directory.
+    fn relative_to(known: &[KnownDir], file: &Path) -> Option<Subject> {
         // An error that says nothing of the file does not mean that there is none.
         let is_missing = |error: &io::Error| {
             matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
         };
         let exists = |path: &Path| !path.symlink_metadata().is_err_and(|error| is_missing(&error));
-        if file.is_relative() && !exists(&file) {
-            let found = known.iter().find(|(dir, _)| exists(&dir.join(&file)));
-            if let Some((dir, origin)) = found {
-                return Ok(Subject { file: dir.join(&file), dir: dir.clone(), origin: *origin });
-            }
+        if file.is_absolute() || exists(file) {
+            return None;
         }
+        let (dir, origin) = known.iter().find(|(dir, _)| exists(&dir.join(file)))?;
+        Some(Subject { file: dir.join(file), dir: dir.clone(), origin: *origin })
+    }
+
+    /// Returns the directory that the command line names, else the known one that contains `file`, else the directory of
+    /// the file.
+    fn containing(&self, known: &[KnownDir], file: &Path) -> KnownDir {
         let parent = match file.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.canonicalize().ok(),
             _ => Path::new(".").canonicalize().ok(),
@@ -113,15 +137,14 @@ impl CacheDir {
         };
         let is_fixed = self.source == Some(ValueSource::CommandLine) || parent.is_none();
         let fitting = known.iter().find(|(dir, _)| is_fixed || contains(dir));
-        let (dir, origin) = match (fitting, parent) {
-            (Some((dir, origin)), _) => (dir.clone(), *origin),
-            (None, parent) => (parent.unwrap_or_default(), Some("the directory of the file")),
-        };
-        Ok(Subject { file, dir, origin })
+        match fitting {
+            Some((dir, origin)) => (dir.clone(), *origin),
+            None => (parent.unwrap_or_default(), Some("the directory of the file")),
+        }
     }
 }
 
-pub(crate) fn execute(args: ExplainArgs) -> Result<(), Failure> {
+pub(crate) fn execute(args: ExplainArgs) -> Result<(), CommandError> {
     log::start_quietly();
     let subjects = args.files.iter().map(|file| args.cache_dir.subject(file));
     let subjects = subjects.collect::<Result<Vec<_>, _>>()?;
@@ -145,7 +168,7 @@ pub(crate) fn execute(args: ExplainArgs) -> Result<(), Failure> {
     output::print(|out| {
         for (number, (subject, explanation)) in explained.iter().enumerate() {
             if args.json {
-                writeln!(out, "{}", output::json(&Line::new(subject, explanation, now))?)?;
+                writeln!(out, "{}", output::json(&ExplainLine::new(subject, explanation, now))?)?;
                 continue;
             }
             if number > 0 {
@@ -192,7 +215,7 @@ fn show(
 
 /// One explanation as JSON.
 #[derive(Serialize)]
-struct Line<'a> {
+struct ExplainLine<'a> {
     file: String,
     cache_directory: String,
     result: Option<String>,
@@ -213,7 +236,7 @@ struct ConditionLine<'a> {
     why: &'a str,
 }
 
-impl<'a> Line<'a> {
+impl<'a> ExplainLine<'a> {
     fn new(subject: &Subject, explanation: &'a Explanation, now: DateTime<Utc>) -> Self {
         let conditions = explanation.conditions.iter().enumerate();
         Self {

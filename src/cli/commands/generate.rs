@@ -11,7 +11,7 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 use result_cleaner::text::{display_path, expand_home};
 
-use super::{Failure, command, environment, output};
+use crate::cli::{CommandError, command, environment, output};
 
 #[derive(Debug, Args)]
 pub(crate) struct CompletionsArgs {
@@ -41,7 +41,7 @@ const FILES: [(&str, &str); 5] = [
     ("/etc/default/result-cleaner", "the variables of the systemd units"),
 ];
 
-pub(crate) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
+pub(crate) fn completions(args: &CompletionsArgs) -> Result<(), CommandError> {
     let mut command = command();
     let name = command.get_name().to_owned();
     let mut script = Vec::new();
@@ -61,7 +61,7 @@ fn with_one_spelling(script: Vec<u8>, name: &str) -> Vec<u8> {
 }
 
 /// Prints one manual page for all commands, or writes a page for each of them.
-pub(crate) fn man(args: &ManArgs) -> Result<(), Failure> {
+pub(crate) fn man(args: &ManArgs) -> Result<(), CommandError> {
     let mut command = command().disable_help_subcommand(true);
     command.build();
     let Some(dir) = &args.pages_dir else {

@@ -150,7 +150,8 @@ impl Budget {
 pub(crate) struct Evicting([bool; 2]);
 
 impl Evicting {
-    /// Returns how many bytes have to go now. No eviction ends while something `is_leaving` that may stay.
+    /// Begins and ends evictions, and returns how many bytes to evict now. No eviction ends while deletions are under way
+    /// (`is_leaving`), because they may fail.
     pub(crate) fn needed(&mut self, excesses: [Excess; 2], is_leaving: bool) -> u64 {
         let needed = self.0.iter_mut().zip(excesses).map(|(evicts, excess)| {
             *evicts = excess.is_over || *evicts && (excess.bytes > 0 || is_leaving);
@@ -222,7 +223,7 @@ pub(crate) struct Chosen {
 
 impl Chosen {
     /// Returns whether a pair that is not due can be evicted now. Its result may be half published, as that of a due pair.
-    pub(crate) fn can_go(&self, pair: &Pair, now: DateTime<Utc>) -> bool {
+    pub(crate) fn is_evictable(&self, pair: &Pair, now: DateTime<Utc>) -> bool {
         let is_settled = !pair.may_be_half_published() || pair.result.settles_in(now).is_zero();
         pair.expires_at == self.expires_at
             && pair.disk_size().blocks > 0

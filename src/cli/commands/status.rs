@@ -13,7 +13,7 @@ use indicatif::BinaryBytes;
 use result_cleaner::text::display_path;
 use result_cleaner::{Error, ExpiryBucket, Recent, RecentError, Stats, WatchState, fetch_stats};
 
-use super::{Failure, block_on, output, switch};
+use crate::cli::{CommandError, block_on, output, switch};
 
 /// How often `--watch` redraws.
 const REDRAW: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ Examples:
   result-cleaner status --watch
   result-cleaner status --url http://[::1]:8004 --json
 
-Exit status: 1 where no service answers.")]
+Exit status: 1 if no service answers.")]
 pub(crate) struct StatusArgs {
     /// Address of the service
     #[arg(
@@ -45,28 +45,28 @@ pub(crate) struct StatusArgs {
     watch: bool,
 }
 
-pub(crate) fn execute(args: StatusArgs) -> Result<(), Failure> {
+pub(crate) fn execute(args: StatusArgs) -> Result<(), CommandError> {
     block_on(show(args))
 }
 
-async fn show(args: StatusArgs) -> Result<(), Failure> {
+async fn show(args: StatusArgs) -> Result<(), CommandError> {
     let terminal = Term::stdout();
     let redraws = args.watch && terminal.is_term() && !args.json;
     // The last answer, drawn, and when it came.
-    let mut heard: Option<(String, DateTime<Utc>)> = None;
+    let mut last_answer: Option<(String, DateTime<Utc>)> = None;
     loop {
         let text = match fetch_stats(&args.url).await {
             Ok(stats) => {
                 let now = output::now();
                 let text =
                     if args.json { output::json(&stats)? + "\n" } else { draw(&stats, now)? };
-                heard = Some((text.clone(), now));
-                if redraws { format!("{text}\n{}\n", heard_at(now)) } else { text }
+                last_answer = Some((text.clone(), now));
+                if redraws { format!("{text}\n{}\n", as_of(now)) } else { text }
             }
             // The service may be about to restart.
-            Err(error @ Error::NoAnswer { .. }) if args.watch && heard.is_some() => {
-                if let Some((last, at)) = heard.as_ref().filter(|_| redraws) {
-                    format!("{last}\n{}\n{}\n", style(&error).red(), heard_at(*at))
+            Err(error @ Error::NoAnswer { .. }) if args.watch && last_answer.is_some() => {
+                if let Some((last, at)) = last_answer.as_ref().filter(|_| redraws) {
+                    format!("{last}\n{}\n{}\n", style(&error).red(), as_of(*at))
                 } else {
                     // If standard error can't be written, there is nowhere to report it.
                     let _ = writeln!(io::stderr(), "{error}");
@@ -87,12 +87,12 @@ async fn show(args: StatusArgs) -> Result<(), Failure> {
 }
 
 /// Says when the service last answered, and how to quit.
-fn heard_at(at: DateTime<Utc>) -> String {
+fn as_of(at: DateTime<Utc>) -> String {
     style(format!("as of {}; Ctrl-C quits", output::local(at))).dim().to_string()
 }
 
 /// Adds to an error what to do about it.
-fn advised(error: &Error, url: &str) -> Failure {
+fn advised(error: &Error, url: &str) -> CommandError {
     let message = error.to_string();
     let address = url.split_once("://").map_or(url, |(_, rest)| rest);
     let address = address.split('/').next().unwrap_or_default();
@@ -114,7 +114,7 @@ fn advised(error: &Error, url: &str) -> Failure {
 }
 
 /// Prints `text`; on a terminal, lines that are too long are cut. Returns whether the output still has a reader.
-fn print(text: &str, terminal: &Term, is_json: bool) -> Result<bool, Failure> {
+fn print(text: &str, terminal: &Term, is_json: bool) -> Result<bool, CommandError> {
     let columns = terminal.size_checked().map(|(_, columns)| usize::from(columns));
     output::print(|out| {
         for line in text.lines() {
@@ -171,9 +171,9 @@ fn draw_state(text: &mut String, stats: &Stats, now: DateTime<Utc>) -> fmt::Resu
     if let Some(size) = stats.size_bytes {
         line(text, "on disk", &used(size, stats.max_size_bytes, "of"))?;
     }
-    // Without a disk budget, no free space is asked for.
+    // The free space matters only with a disk budget.
     if let (Some(free), Some(_)) = (stats.free_bytes, stats.size_bytes) {
-        line(text, "disk free", &used(free, stats.min_free_bytes, "to stay free:"))?;
+        line(text, "disk free", &used(free, stats.min_free_bytes, "free, at least"))?;
     }
     Ok(())
 }
@@ -211,8 +211,8 @@ fn draw_totals(text: &mut String, stats: &Stats) -> fmt::Result {
     if stats.total_orphans_removed > 0 || stats.total_directories_pruned > 0 {
         let freed = BinaryBytes(stats.total_orphan_bytes_freed);
         let (orphans, pruned) = (stats.total_orphans_removed, stats.total_directories_pruned);
-        let besides = format!("{orphans} orphans, {freed}, and {pruned} empty directories");
-        line(text, "besides", &besides)?;
+        let removed = format!("{orphans} orphans, {freed}, and {pruned} empty directories");
+        line(text, "removed", &removed)?;
     }
     let errors = style(stats.total_errors);
     line(text, "errors", &if stats.total_errors > 0 { errors.red() } else { errors })?;
@@ -242,11 +242,8 @@ fn draw_recent(
         let ago = output::duration((now - last.ended_at).to_std().unwrap_or_default());
         let (deleted, checked) = (last.report.deleted_count, last.report.checked_count);
         let took = last.report.duration.as_secs_f64();
-        writeln!(
-            text,
-            "{}  {ago} ago, deleted {deleted} of {checked} in {took:.3} s",
-            style("last sweep ").dim()
-        )?;
+        let sweep = format!("{ago} ago, deleted {deleted} of {checked} in {took:.3} s");
+        line(text, "last sweep", &sweep)?;
     }
     // The newest of each reason, and how many have the same.
     let mut reasons: Vec<(&RecentError, usize)> = Vec::new();
