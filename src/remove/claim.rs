@@ -80,7 +80,7 @@ impl<'a> Claim<'a> {
         Ok(stat_file(self.dir, name)?.is_some_and(|seen| seen.version == judged.version))
     }
 
-    /// Whether another regular file has the half's own name by now, so that a restore would fail.
+    /// Whether another regular file has the half's own name by now.
     pub(super) fn name_reused(&self) -> io::Result<bool> {
         Ok(stat_file(self.dir, &self.own)?.is_some())
     }

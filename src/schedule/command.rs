@@ -58,6 +58,8 @@ pub(crate) enum Command {
 pub(crate) struct EvictionStart {
     /// What all pairs take on disk, if nothing is about to be freed, and all that was evicted shows as free.
     pub size: Option<u64>,
+    /// How many batches have ended before.
+    pub batches_ended: u64,
 }
 
 /// Something to report.

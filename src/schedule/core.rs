@@ -406,10 +406,10 @@ impl Core {
             && !is_evicting
     }
 
-    /// Returns how many pairs have metadata that is being written.
+    /// Returns whether the metadata of a pair is being written, as far as events have reported it.
     #[cfg(any(fuzzing, test))]
-    pub(crate) fn writers(&self) -> usize {
-        self.schedule.half_written.len()
+    pub(crate) fn awaits_writer(&self, key: &PairKey) -> bool {
+        self.schedule.half_written.writer(key).is_some()
     }
 
     /// Returns the waiting pairs, in no order.

@@ -32,6 +32,8 @@ pub(super) struct CountedSpace {
     size_at_request: u64,
     /// How many batches of evictions run.
     batches: usize,
+    /// How many batches have ended.
+    batches_ended: u64,
     /// What the running batches have evicted so far.
     evicted_in_batches: u64,
     /// Evictions, the oldest first. What they hide counts as free.
@@ -121,7 +123,7 @@ impl CountedSpace {
     pub(super) fn start_batch(&mut self, (size, leaving): (u64, u64)) -> EvictionStart {
         let is_quiet = self.batches == 0 && self.hidden() == 0 && leaving == 0;
         self.batches += 1;
-        EvictionStart { size: is_quiet.then_some(size) }
+        EvictionStart { size: is_quiet.then_some(size), batches_ended: self.batches_ended }
     }
 
     /// Records that a batch has ended whose outcomes were applied. All pairs take `size` now, of which other batches and
@@ -133,13 +135,18 @@ impl CountedSpace {
         now: Instant,
     ) {
         let EvictedBatch { start, space, bytes } = batch;
+        let ended_before = self.batches_ended;
+        self.batches_ended += 1;
         self.batches = self.batches.saturating_sub(1);
         self.evicted_in_batches = self.evicted_in_batches.saturating_sub(bytes);
         let Some([before, after]) = space else { return };
         let mut certain = size;
         if let Some(at_start) = start.size {
-            // Batches may end in another order than they started: others may have hidden something since then.
-            self.high_water = Some(level(before, at_start) - i128::from(self.hidden()));
+            // Batches may end in another order than they started: the space before this one then shows what another one
+            // has freed.
+            if start.batches_ended == ended_before {
+                self.high_water = Some(level(before, at_start));
+            }
             certain = size.min(at_start.saturating_sub(bytes));
         }
         self.add_credit(bytes, now);

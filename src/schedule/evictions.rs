@@ -355,7 +355,11 @@ impl Schedule {
         let future = evictions.first_seen.get(&key).map(|(ctime, _)| *ctime);
         let chosen = Chosen { expires_at, min_age: evictions.min_age, future };
         evictions.track_unqueued(key.clone(), size, true);
-        let mut job = self.begin(key, Attempts::default(), Trigger::default())?;
+        // The eviction inspects the pair, too.
+        let pending = self.inspections.shift_remove(&key);
+        let trigger = pending.map(|pending| Trigger { appeared: true, ..pending });
+        let trigger = trigger.unwrap_or_default();
+        let mut job = self.begin(key, Attempts::default(), trigger)?;
         if let Some(in_flight_pair) = self.in_flight.get_mut(&job.key) {
             in_flight_pair.evicted = Some(chosen);
         }
@@ -363,12 +367,13 @@ impl Schedule {
         Some(job)
     }
 
-    /// Records that an eviction has failed. The pair waits for its expiry again, and is held back.
+    /// Records that an eviction has failed. The pair waits for its expiry again, and is held back. If the eviction took
+    /// the place of an inspection, that is due again: the eviction may have failed before it read the metadata.
     pub(super) fn eviction_failed(
         &mut self,
         key: PairKey,
         failure: Failure,
-        chosen: Chosen,
+        (chosen, trigger): (Chosen, Trigger),
         size: WaitingSize,
         now: Now,
     ) {
@@ -379,6 +384,9 @@ impl Schedule {
         let error =
             CountedError::Failed { failure, is_first: failures == 0, retry_in: Some(pause) };
         self.count_error(&key, Half::Result, error);
+        if trigger.appeared {
+            self.inspections.entry(key.clone()).or_default().merge(trigger);
+        }
         self.expiries.insert(key, chosen.expires_at, self.last_scan, size);
     }
 

@@ -42,12 +42,6 @@ impl HalfWritten {
         }
     }
 
-    /// Returns how many writers are tracked.
-    #[cfg(any(fuzzing, test))]
-    pub(super) fn len(&self) -> usize {
-        self.writers.len()
-    }
-
     pub(super) fn forget_writer(&mut self, key: &PairKey) {
         self.writers.remove(key);
     }

@@ -118,7 +118,7 @@ impl Schedule {
             return tally;
         };
         if let (Outcome::Failed(failure), Some(chosen)) = (&outcome, chosen) {
-            self.eviction_failed(key, *failure, chosen, size, now);
+            self.eviction_failed(key, *failure, (chosen, in_flight_pair.trigger), size, now);
             return tally;
         }
         if let (Some(evictions), Some(is_leaving)) = (&mut self.evictions, is_leaving(&outcome)) {

@@ -10,7 +10,8 @@ use super::*;
 use crate::pair::change::{WatchError, WatchState};
 use crate::pair::disk_budget::{DiskSize, FreeSpace, MinFree};
 use crate::pair::name::Stem;
-use crate::pair::outcome::{JobResult, Outcome, ScanFound, Summary, Waiting};
+use crate::pair::outcome::{Failure, JobResult, Outcome, ScanFound, Summary, Waiting};
+use crate::pair::tally::ErrorKind;
 
 const FALLBACK: Duration = Duration::from_secs(60);
 
@@ -233,7 +234,11 @@ fn nothing_is_evicted_for_a_free_space_that_can_not_be_read_any_more() {
         found: evicted.into_iter().map(outcome).collect(),
         took: Duration::ZERO,
         holds: false,
-        evicted: Some(EvictedBatch { start: EvictionStart { size: None }, space: None, bytes }),
+        evicted: Some(EvictedBatch {
+            start: EvictionStart { size: None, batches_ended: 0 },
+            space: None,
+            bytes,
+        }),
     };
     assert_eq!(trial.evicted([Input::Completed(1, done)]), []);
     for _ in 0..100 {
@@ -267,4 +272,39 @@ fn pairs_that_keep_changing_do_not_hold_up_the_others() {
         change(&mut schedule, &mut again.into_iter());
     }
     assert_eq!(inspected.len(), 100);
+}
+
+#[test]
+fn a_change_that_an_eviction_overtakes_is_inspected_when_the_eviction_has_failed() {
+    let budget = Budget { max_size: Some(BLOCK), min_free: None, min_age: Duration::ZERO };
+    let mut trial = Trial::with_budget(budget);
+    let key = PairKey { dir: Path::new("").into(), stem: Stem::new(b"a") };
+    let size = DiskSize { blocks: 8, ctime: (0, 0) };
+    let waiting = Waiting {
+        dir: Arc::clone(&key.dir),
+        pairs: vec![(key.stem.clone(), trial.now.wall + TimeDelta::hours(1))],
+        sizes: vec![size],
+    };
+    let found = ScanFound { waiting: vec![waiting], others: Vec::new() };
+    trial.poll([Input::Completed(1, Completion::ScanBatch { id: 1, found })]);
+    let appeared = Trigger { appeared: true, ..Trigger::default() };
+    let pairs: HashMap<_, _> = [(key.clone(), appeared)].into();
+    let ended = Completion::ScanEnded { id: 1, summary: Box::default(), took: Duration::ZERO };
+    let inputs =
+        [Input::Changes(Changes { pairs, ..Changes::default() }), Input::Completed(1, ended)];
+    assert_eq!(trial.evicted(inputs), std::slice::from_ref(&key));
+
+    let failure = Failure::new(ErrorKind::Deletion, "open", &std::io::ErrorKind::NotFound.into());
+    let done = Completion::Jobs {
+        found: vec![JobResult { key: key.clone(), outcome: Outcome::Failed(failure) }],
+        took: Duration::ZERO,
+        holds: false,
+        evicted: None,
+    };
+    let commands = trial.core.poll(trial.now, [Input::Completed(1, done)]);
+    let is_inspected = |command: &Command| match command {
+        Command::Process(jobs) => jobs.iter().any(|job| job.key == key),
+        _ => false,
+    };
+    assert!(commands.iter().any(is_inspected), "{commands:?}");
 }

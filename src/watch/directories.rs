@@ -141,16 +141,17 @@ impl KnownDirectories {
     /// Forgets the directories below `tree` without a watch that counts, because no event reports their removal. Calls
     /// `unwatch` with those that notify may have a watch of all the same.
     pub(crate) fn forget_unwatched(&self, tree: &Path, unwatch: impl FnOnce(Vec<Arc<Path>>)) {
-        let (mut directories, mut kept) = (self.lock(), Vec::new());
-        let unwatched = directories.below(tree).filter(|(_, state)| *state != WatchStatus::Watched);
+        let (mut directories, mut stale) = (self.lock(), Vec::new());
+        let unwatched =
+            directories.below(tree).filter(|(_, status)| *status != WatchStatus::Watched);
         let unwatched: Vec<_> = unwatched.map(|(rel, _)| Arc::clone(rel)).collect();
         for rel in unwatched.into_iter().filter(|rel| **rel != *tree || tree.as_os_str().is_empty())
         {
             if directories.known.remove(rel.as_os_str()) == Some(WatchStatus::StaleWatch) {
-                kept.push(rel);
+                stale.push(rel);
             }
         }
-        unwatch(kept);
+        unwatch(stale);
     }
 
     /// Forgets `rel` and all below it: the directory is gone. Calls `unwatch` with those that had a watch. Returns
@@ -170,10 +171,10 @@ impl KnownDirectories {
 }
 
 impl Directories {
-    /// Sets the state of a directory, and returns the state before.
-    fn set(&mut self, rel: &Arc<Path>, state: WatchStatus) -> Option<WatchStatus> {
-        let before = self.known.insert(ByBytes(Arc::clone(rel)), state);
-        self.watched += usize::from(state == WatchStatus::Watched);
+    /// Sets the status of a directory, and returns the one before.
+    fn set(&mut self, rel: &Arc<Path>, status: WatchStatus) -> Option<WatchStatus> {
+        let before = self.known.insert(ByBytes(Arc::clone(rel)), status);
+        self.watched += usize::from(status == WatchStatus::Watched);
         self.watched -= usize::from(before == Some(WatchStatus::Watched));
         before
     }
@@ -192,7 +193,7 @@ impl Directories {
         !below.is_empty()
     }
 
-    /// The known directories among `dir` and all below it, and their states.
+    /// The known directories among `dir` and all below it, and their statuses.
     fn below(&self, dir: &Path) -> impl Iterator<Item = (&Arc<Path>, WatchStatus)> {
         let dir = dir.as_os_str();
         let mut prefix = OsString::with_capacity(dir.len() + 1);
@@ -207,7 +208,7 @@ impl Directories {
         let below = self.known.range::<OsStr, _>(from_there);
         let is_below = move |path: &ByBytes| path.bytes().as_bytes().starts_with(prefix.as_bytes());
         let below = below.take_while(move |(path, _)| is_below(path));
-        itself.into_iter().chain(below).map(|(path, state)| (&path.0, *state))
+        itself.into_iter().chain(below).map(|(path, status)| (&path.0, *status))
     }
 }
 

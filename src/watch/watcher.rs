@@ -249,7 +249,7 @@ impl Watcher {
         }
     }
 
-    /// Forgets the directories below `tree` without a watch. To be called before a scan of them, which finds those that
+    /// Forgets the directories below `tree` without a watch that counts. To be called before a scan of them, which finds those that
     /// exist.
     pub(crate) fn forget_unwatched(&self, tree: &Path) {
         self.watched.forget_unwatched(tree, self.unwatch());

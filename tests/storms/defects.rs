@@ -125,7 +125,7 @@ fn in_a_large_tree_what_was_lost_is_found_soon_after_the_storm() {
 const FEW_DESCRIPTORS: usize = 64;
 /// How many clients want one of them at most.
 const CLIENTS: usize = 1000;
-/// How long they stay.
+/// How long they stay at least.
 const CROWD: Duration = Duration::from_secs(1);
 
 /// Connects, without a word, until the service has one descriptor left; where it has none, it drops
@@ -161,13 +161,15 @@ fn where_clients_take_all_descriptors_what_expires_meanwhile_is_tried_again() {
         Measured::publish(&dir, "new", now() + 0.3, false)
     };
     let mut pairs: Vec<Measured> = (0..10).map(publish).collect();
-    let crowd_ends = Instant::now() + CROWD;
-    while Instant::now() < crowd_ends {
+    let (start, mut left) = (Instant::now(), pairs.len());
+    // A machine that is busy may take longer to delete a pair, or to fail.
+    let has_failed = || service.log().contains("os error 24");
+    while start.elapsed() < CROWD || left > 0 && !has_failed() && start.elapsed() < FLOOD {
         crowd(&service, &address, &mut clients);
-        pairs.iter_mut().for_each(Measured::look);
         thread::sleep(PAUSE);
+        pairs.iter_mut().for_each(Measured::look);
+        left = pairs.iter().filter(|pair| pair.gone.is_none()).count();
     }
-    let left = pairs.iter().filter(|pair| pair.gone.is_none()).count();
     drop(clients);
     let start = Instant::now();
     let is_gone = |pair: &Measured| pair.pair.is_gone();
@@ -181,8 +183,8 @@ fn where_clients_take_all_descriptors_what_expires_meanwhile_is_tried_again() {
     let (log, errors) = (service.log(), service.stats()["total_errors"].clone());
     assert!(never == 0, "{never} left {took:.1?} after, {errors} errors were counted\n{log}");
     if left > 0 {
+        assert!(has_failed(), "not logged:\n{log}");
         assert!(errors != 0, "no failure was counted\n{log}");
-        assert!(log.contains("os error 24") || log.contains("open files"), "not logged:\n{log}");
     }
 }
 

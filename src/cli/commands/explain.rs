@@ -139,7 +139,11 @@ impl CacheDir {
         let fitting = known.iter().find(|(dir, _)| is_fixed || contains(dir));
         match fitting {
             Some((dir, origin)) => (dir.clone(), *origin),
-            None => (parent.unwrap_or_default(), Some("the directory of the file")),
+            None => {
+                let named = || file.parent().map(Path::to_owned);
+                let dir = parent.or_else(named).unwrap_or_default();
+                (dir, Some("the directory of the file"))
+            }
         }
     }
 }

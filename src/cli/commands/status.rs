@@ -173,7 +173,7 @@ fn draw_state(text: &mut String, stats: &Stats, now: DateTime<Utc>) -> fmt::Resu
     }
     // The free space matters only with a disk budget.
     if let (Some(free), Some(_)) = (stats.free_bytes, stats.size_bytes) {
-        line(text, "disk free", &used(free, stats.min_free_bytes, "free, at least"))?;
+        line(text, "disk free", &used(free, stats.min_free_bytes, "of at least"))?;
     }
     Ok(())
 }

@@ -168,12 +168,12 @@ impl Kernel {
 
     /// Records that the watch of a directory is about to be requested.
     pub fn insert(&mut self, rel: &Arc<Path>) {
-        self.watched.clone().insert(rel, |kept| self.unwatch_all(&kept));
+        self.watched.clone().insert(rel, |stale| self.unwatch_all(&stale));
     }
 
     /// Forgets the directories without a watch that counts.
     pub fn forget_unwatched(&mut self, tree: &Path) {
-        self.watched.clone().forget_unwatched(tree, |kept| self.unwatch_all(&kept));
+        self.watched.clone().forget_unwatched(tree, |stale| self.unwatch_all(&stale));
     }
 
     fn unwatch_all(&mut self, rels: &[Arc<Path>]) {

@@ -112,8 +112,8 @@ pub(super) struct World {
     last_request: RequestId,
     needs_sweep: bool,
     needs_watcher: bool,
-    /// Whether a directory has been flooded since all was at rest.
-    has_flood: bool,
+    /// Whether a directory may have had no watch since all was at rest: it was flooded, or the kernel refused.
+    has_unwatched: bool,
     is_calm: bool,
     /// Whether events are lost, and sweeps requested. In a world without, no sweep conceals a mistake.
     has_floods: bool,
@@ -179,7 +179,7 @@ impl World {
             last_request: 0,
             needs_sweep: false,
             needs_watcher: false,
-            has_flood: false,
+            has_unwatched: false,
             is_calm: false,
             has_floods: false,
             has_sweeps: false,
@@ -235,7 +235,7 @@ impl World {
             22 if self.has_floods && chance.one_in(8) => {
                 let rel = self.some_dir(chance);
                 self.inbox.floods.begin(&rel.as_path().into());
-                self.has_flood = true;
+                self.has_unwatched = true;
                 self.disk.kernel.overflow();
             }
             23 if chance.one_in(32) => self.restart(chance),
@@ -244,8 +244,8 @@ impl World {
         }
     }
 
-    /// Changes the disk in some way. Where directories come and go in a flooded one, which has no watch, only a
-    /// sweep with a new watcher finds out which of them has which name.
+    /// Changes the disk in some way. Where directories come and go in one without a watch, which is flooded or was
+    /// refused, only a sweep with a new watcher finds out which of them has which name.
     fn change_disk<T>(
         &mut self,
         chance: &mut dyn Chance,
@@ -256,7 +256,8 @@ impl World {
         if self.disk.now.wall != wall {
             self.wall_moved = self.disk.now.mono;
         }
-        self.needs_watcher |= before < self.disk.dir_changes && self.has_flood;
+        self.has_unwatched |= self.disk.refuses_watches;
+        self.needs_watcher |= before < self.disk.dir_changes && self.has_unwatched;
         done
     }
 
@@ -385,6 +386,6 @@ impl World {
             self.disk.now.mono = changes.map_or(wake, |at| wake.min(at)).max(now);
         }
         self.assert_equals_polling();
-        (self.is_calm, self.has_flood) = (false, false);
+        (self.is_calm, self.has_unwatched) = (false, false);
     }
 }

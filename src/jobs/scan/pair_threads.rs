@@ -48,26 +48,28 @@ impl<'scope, 'scan: 'scope> PairThreads<'scope, 'scan> {
             Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) => Some(batch),
         };
         let grow = |count| ((count == 0 || waits) && count < self.max_threads).then_some(count + 1);
-        if self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow).is_ok() {
+        if self.count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, grow).is_ok() {
             let (scan, queue) = (self.scan, DrainedAtPanic(self.queue.clone()));
             let work = move || {
                 scan.context.confine(scan.root);
                 scan.process_batches(&queue.0);
             };
             if thread::Builder::new().spawn_scoped(self.scope, work).is_err() {
-                self.count.fetch_sub(1, Ordering::Relaxed);
+                self.count.fetch_sub(1, Ordering::SeqCst);
             }
         }
-        let has_threads = || self.count.load(Ordering::Relaxed) > 0;
-        let refused = match refused {
-            // Blocks until a thread takes a batch, or one that could not start another thread does the work.
-            Some(batch) if has_threads() => self.batches.send(batch).err().map(|error| error.0),
-            refused => refused,
-        };
+        let has_threads = || self.count.load(Ordering::SeqCst) > 0;
+        if let Some(batch) = refused {
+            if has_threads() {
+                // Blocks until a thread takes a batch, or one that could not start another thread does the work.
+                let _ = self.batches.send(batch);
+            } else {
+                self.scan.process_here(batch);
+            }
+        }
         if !has_threads() {
             // The system has no thread to spare: this thread does the work.
-            let waiting = self.queue.try_iter().chain(refused);
-            waiting.for_each(|batch| self.scan.process_here(batch));
+            self.queue.try_iter().for_each(|batch| self.scan.process_here(batch));
         }
     }
 }

@@ -77,6 +77,14 @@ fn what_a_batch_frees_is_counted_once_if_a_later_batch_ends_before_it() {
     state.end_batch(batch(first, [100, 430], 300), (5270, 0), start);
     assert_eq!(counted(&state), 430, "all of it shows");
     assert!(!state.end_credits(start + CREDIT_LIFETIME));
+
+    // The first one begins only when the second one has ended.
+    let mut state = CountedSpace { high_water: Some(5700), ..CountedSpace::default() };
+    let [first, second] = [(5600, 0), (5600, 290)].map(|sizes| state.start_batch(sizes));
+    state.end_batch(batch(second, [100, 410], 310), (5290, 290), start);
+    state.end_batch(batch(first, [410, 700], 290), (5000, 0), start);
+    assert_eq!(counted(&state), 700, "all of it shows");
+    assert!(!state.end_credits(start + CREDIT_LIFETIME));
 }
 
 #[test]

@@ -169,7 +169,7 @@ async fn what_waits_for_the_interval_is_sent_at_the_end() {
 async fn an_outage_loses_nothing_and_is_reported_once() {
     let (log, _guard) = Log::start();
     let metrics = Metrics::start(|n| match n {
-        0 => Some("302 JobResult\r\nLocation: /elsewhere"),
+        0 => Some("302 Found\r\nLocation: /elsewhere"),
         1 => Some("500 Internal Server Error"),
         2 => None,
         _ => Some("201 Created"),
