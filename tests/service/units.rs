@@ -49,7 +49,7 @@ fn the_units_run_under_systemd() {
 
     // A container that hangs has to end too.
     let mut container = Command::new("timeout");
-    container.args(["--kill-after=5", "300", "systemd-nspawn"]);
+    container.args(["--kill-after=5", "900", "systemd-nspawn"]);
     container.args(["--quiet", "--register=no", "--keep-unit", "--private-network"]);
     container.args(["--directory=/", "--volatile=yes", "--console=pipe"]);
     container.arg(format!("--machine=result-cleaner-{}", std::process::id()));
