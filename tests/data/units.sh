@@ -43,6 +43,8 @@ fails() {
 
 deleted() { ! [ -e "$1/$2.result.json.lz4" ] && ! [ -e "$1/$2.metadata.json" ]; }
 stats() { /opt/result-cleaner status --json --url "http://127.0.0.1:$1"; }
+# The figures follow the files, and a busy machine may answer late.
+shows() { stats "$1" | grep "$2"; }
 property() { systemctl show --value --property "$2" "$1"; }
 # Writes the drop-in of a unit, as `systemctl edit` does.
 edit() {
@@ -79,7 +81,7 @@ END
 publish /srv/cache a
 systemctl start result-cleaner
 wait_until deleted /srv/cache a
-stats 8004 | grep '"check_interval_hours":2.0,.*"cache_directory":"/srv/cache"'
+wait_until shows 8004 '"check_interval_hours":2.0,.*"cache_directory":"/srv/cache"'
 systemctl stop result-cleaner
 
 : "wrong settings do not start it again and again"
@@ -106,7 +108,7 @@ publish /srv/other a
 wait_until deleted "$strange" a
 wait_until deleted /srv/other a
 fails stats 8004
-stats 8005 | grep '"check_interval_hours":2.0,.*"total_deleted":1,.*"cache_directory":"/srv/other"'
+wait_until shows 8005 '"check_interval_hours":2.0,.*"total_deleted":1,.*"cache_directory":"/srv/other"'
 may_write "$one" "$strange"
 fails may_write "$one" /srv/other
 fails may_write "$two" "$strange"
@@ -130,7 +132,7 @@ umount /proc/kmsg || true
 publish $cache a
 as_alice systemctl --user start result-cleaner
 wait_until deleted $cache a
-stats 8006 | grep "\"cache_directory\":\"$cache\""
+wait_until shows 8006 "\"cache_directory\":\"$cache\""
 as_alice systemctl --user stop result-cleaner
 [ "$(as_alice systemctl --user show --value --property Result result-cleaner)" = success ]
 
