@@ -52,7 +52,7 @@ class Stats(t.TypedDict):
     total_errors: int
     #: The resolved path; as given while the directory is absent or the daemon has not been started.
     cache_directory: str
-    #: Complete, valid pairs whose ``expires_at`` lies ahead.
+    #: Complete, valid pairs whose ``expires_at`` is in the future.
     heap_size: int
     #: The earliest of these, in RFC 3339 and UTC.
     next_expiry: t.Optional[str]
