@@ -87,13 +87,6 @@ struct OptIns {
     prune_empty_dirs: Option<Duration>,
 }
 
-impl OptIns {
-    fn apply(&self, config: &mut Config) {
-        config.remove_orphans = self.remove_orphans;
-        config.prune_empty_dirs = self.prune_empty_dirs;
-    }
-}
-
 fn age(text: &str) -> Result<Duration, String> {
     at_least(text, MIN_ORPHAN_AGE, ": what is younger may still be about to be completed")
 }
@@ -132,6 +125,26 @@ impl DiskBudgetArgs {
         config.max_size = self.max_size;
         config.min_free = self.min_free;
         config.evict_min_age = self.evict_min_age;
+    }
+}
+
+/// What a command that deletes may delete, and at what cost.
+#[derive(Debug, Args)]
+struct DeletionArgs {
+    #[command(flatten)]
+    opt_ins: OptIns,
+    #[command(flatten)]
+    budget: DiskBudgetArgs,
+    #[command(flatten)]
+    throttle: ThrottleArgs,
+}
+
+impl DeletionArgs {
+    fn apply(&self, config: &mut Config) {
+        config.remove_orphans = self.opt_ins.remove_orphans;
+        config.prune_empty_dirs = self.opt_ins.prune_empty_dirs;
+        config.max_disk_time = self.throttle.max_disk_time;
+        self.budget.apply(config);
     }
 }
 

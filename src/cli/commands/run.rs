@@ -13,10 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::cli::log::{LogArgs, LogFormat, ServiceLog};
 use crate::cli::metrics::MetricsArgs;
-use crate::cli::{
-    CommandError, DirectoryArg, DiskBudgetArgs, OptIns, ThrottleArgs, at_least, output, switch,
-    systemd,
-};
+use crate::cli::{CommandError, DeletionArgs, DirectoryArg, at_least, output, switch, systemd};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -45,11 +42,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "60s", help_heading = "Watching", env = "RESULT_CLEANER_FALLBACK_INTERVAL")]
     fallback_interval: Duration,
     #[command(flatten)]
-    opt_ins: OptIns,
-    #[command(flatten)]
-    budget: DiskBudgetArgs,
-    #[command(flatten)]
-    throttle: ThrottleArgs,
+    deletions: DeletionArgs,
     /// Accept requests to --listen under this host name, besides addresses and localhost
     #[arg(
         long,
@@ -140,10 +133,8 @@ async fn serve(args: RunArgs, log: &mut ServiceLog) -> Result<(), CommandError> 
     config.metrics_url = args.metrics.url;
     config.report_interval = args.report_interval;
     config.fallback_interval = args.fallback_interval;
-    config.max_disk_time = args.throttle.max_disk_time;
-    args.opt_ins.apply(&mut config);
+    args.deletions.apply(&mut config);
     config.dry_run = args.dry_run;
-    args.budget.apply(&mut config);
     // Binding comes before any deletion, so that a second service does not start by mistake.
     let listener = match args.listen {
         Some(address) => Some(server::bind(address).await?),

@@ -11,8 +11,7 @@ use serde::Serialize;
 use crate::cli::output::counted;
 use crate::cli::progress::ProgressLine;
 use crate::cli::{
-    CommandError, DirectoryArg, DiskBudgetArgs, OptIns, ThrottleArgs, block_on, log, output,
-    switch, verbosity,
+    CommandError, DeletionArgs, DirectoryArg, block_on, log, output, switch, verbosity,
 };
 
 #[derive(Debug, Args)]
@@ -31,11 +30,7 @@ pub(crate) struct SweepArgs {
     #[arg(long, value_parser = switch(), env = "RESULT_CLEANER_DRY_RUN")]
     dry_run: bool,
     #[command(flatten)]
-    opt_ins: OptIns,
-    #[command(flatten)]
-    budget: DiskBudgetArgs,
-    #[command(flatten)]
-    throttle: ThrottleArgs,
+    deletions: DeletionArgs,
     /// Log each result that is deleted or evicted, or would be
     #[arg(short, long, action = clap::ArgAction::Count, value_parser = verbosity, env = "RESULT_CLEANER_VERBOSE")]
     verbose: u8,
@@ -57,9 +52,7 @@ pub(crate) fn execute(args: SweepArgs) -> Result<(), CommandError> {
     let line = ProgressLine::new(args.dry_run);
     log::start_with_progress(line.clone(), args.verbose > 0);
     let mut config = args.directory.config();
-    config.max_disk_time = args.throttle.max_disk_time;
-    args.opt_ins.apply(&mut config);
-    args.budget.apply(&mut config);
+    args.deletions.apply(&mut config);
     let progress = Arc::new(Progress::default());
     let options = SweepOptions::default().with_dry_run(args.dry_run);
     let sweep = sweep_with(&config, options.with_progress(Arc::clone(&progress)));
