@@ -340,8 +340,8 @@ impl Core {
         let can_sweep = self.full_scan.is_none() && self.rewatch != Rewatch::Requested;
         let sweep = can_sweep.then(|| self.sweeps.next());
         let orphans = self.orphans.next(now).filter(|_| !self.is_searching_orphans);
-        let (ask, eviction) = (self.space_readings.next(), self.next_eviction(now));
-        let wakes = [pair, tree, self.flooded.next_list(), orphans, sweep, ask, eviction];
+        let (reading, eviction) = (self.space_readings.next(), self.next_eviction(now));
+        let wakes = [pair, tree, self.flooded.next_list(), orphans, sweep, reading, eviction];
         wakes.into_iter().flatten().min()
     }
 

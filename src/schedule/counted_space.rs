@@ -23,7 +23,7 @@ const CREDIT_LIFETIME: Duration = Duration::from_secs(35);
 #[derive(Debug, Default)]
 pub(super) struct CountedSpace {
     /// The free space when it was last read; `None` if it is unknown.
-    pub space: Option<FreeSpace>,
+    reading: Option<FreeSpace>,
     /// What was deleted since the space was last read.
     freed: u64,
     /// What was deleted since the last request for a reading.
@@ -54,9 +54,19 @@ struct Credit {
 }
 
 impl CountedSpace {
+    /// Returns the free space when it was last read; `None` if it is unknown.
+    pub(super) fn reading(&self) -> Option<FreeSpace> {
+        self.reading
+    }
+
+    /// Records that the free space is unknown until the next reading.
+    pub(super) fn forget_reading(&mut self) {
+        self.reading = None;
+    }
+
     /// Returns the free space that counts, `more` bytes included; `None` if it is unknown.
     pub(super) fn counted(&self, more: u64) -> Option<FreeSpace> {
-        let space = self.space?;
+        let space = self.reading?;
         let freed = [self.freed, self.evicted_in_batches, self.hidden(), more];
         let free = freed.into_iter().fold(space.free, u64::saturating_add);
         Some(FreeSpace { free, ..space })
@@ -91,7 +101,7 @@ impl CountedSpace {
             }
             None => level,
         });
-        self.space = Some(space);
+        self.reading = Some(space);
     }
 
     /// Records that evicted bytes show as free: those of the oldest evictions first.
@@ -157,7 +167,7 @@ impl CountedSpace {
     /// Records that the space could not be read after an eviction of so many bytes: nothing of it shows yet.
     pub(super) fn reading_failed(&mut self, evicted: u64, now: Instant) {
         self.add_credit(evicted, now);
-        self.space = None;
+        self.forget_reading();
     }
 
     /// Records that so many bytes were evicted. The next reading shows how many of them are free.

@@ -124,7 +124,7 @@ impl Core {
         let space = match space {
             Ok(space) => space,
             Err(reason) => {
-                state.space.space = None;
+                state.space.forget_reading();
                 if !std::mem::replace(&mut state.reports.unknown_space, true) {
                     self.report(Notice::SpaceUnknown(reason));
                 }
@@ -153,7 +153,7 @@ impl Core {
             && !std::mem::replace(&mut state.is_scanned, true)
         {
             // The scan may have freed space of pairs whose size was not known.
-            state.space.space = None;
+            state.space.forget_reading();
             self.space_readings.request_at(now.mono);
         }
     }
@@ -241,7 +241,7 @@ impl Core {
         let (Some(young), false) = (young, state.reports.nothing_to_evict) else { return };
         if leaving == 0 && state.is_exceeded(size, leaving) {
             state.reports.nothing_to_evict = true;
-            let (space, min_age) = (state.space.space, state.limits.min_age);
+            let (space, min_age) = (state.space.reading(), state.limits.min_age);
             self.command(Command::MeasureOccupancy(Shortfall { size, space, young, min_age }));
         }
     }
@@ -255,7 +255,7 @@ impl Core {
         }
         let since = *state.reports.over_since.get_or_insert(now.mono);
         if since + SLOW <= now.mono && !std::mem::replace(&mut state.reports.too_slow, true) {
-            let space = state.space.space;
+            let space = state.space.reading();
             self.report(Notice::EvictionsTooSlow { size, space });
         }
     }
@@ -270,7 +270,7 @@ impl Core {
     #[cfg(any(fuzzing, test))]
     pub(crate) fn waits_for_space(&self, space: FreeSpace) -> bool {
         self.disk_budget.as_ref().is_none_or(|state| {
-            state.space.space != Some(space) || state.counted_space(0) != Some(space)
+            state.space.reading() != Some(space) || state.counted_space(0) != Some(space)
         })
     }
 

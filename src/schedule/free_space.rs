@@ -65,7 +65,7 @@ impl Core {
     /// Returns the free space on the cache directory's file system and its size, when last read.
     pub(crate) fn space(&self) -> Option<FreeSpace> {
         match &self.disk_budget {
-            Some(state) => state.space.space,
+            Some(state) => state.space.reading(),
             None => self.space_readings.last,
         }
     }
