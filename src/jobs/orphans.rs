@@ -300,11 +300,11 @@ impl Search<'_> {
 
     /// Whether the time `at` has come. If not, requests another pass at that time.
     fn is_old_enough(&self, at: DateTime<Utc>, pass: &mut OrphanPass) -> bool {
-        let ripe = at <= self.context.clock().wall();
-        if !ripe {
+        let is_old_enough = at <= self.context.clock().wall();
+        if !is_old_enough {
             pass.search_again_at(at);
         }
-        ripe
+        is_old_enough
     }
 
     fn path(&self, name: &[u8]) -> PathBuf {

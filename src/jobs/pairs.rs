@@ -211,8 +211,8 @@ impl<'a> PairProcessor<'a> {
         if evicts {
             late = clock.wall() - expires_at;
         }
-        let when = DeletedPair { expires_at, late, evicts, version };
-        if let Some(outcome) = self.outcome_of(removal, &dir, &stem, when) {
+        let pair = DeletedPair { expires_at, late, evicts, version };
+        if let Some(outcome) = self.outcome_of(removal, &dir, &stem, pair) {
             let key = PairKey { dir: Arc::clone(&dir.rel), stem };
             self.found.push(JobResult { key, outcome });
         }
@@ -346,8 +346,7 @@ impl<'a> PairProcessor<'a> {
         if self.held.back().is_none_or(|(last, _)| !Arc::ptr_eq(&last.dir, dir)) {
             self.held_dirs += 1;
         }
-        let dir = Arc::clone(dir);
-        if self.is_reported(&dir) {
+        if self.is_reported(dir) {
             self.context.backpressure().caused();
         }
         self.held.push_back((claimed, late));

@@ -1,7 +1,8 @@
 //! Checks the environment that the service needs.
 //!
 //! Each check does what the service will do, as far as that leaves no trace. For example, it watches the
-//! directory, makes a file there, and waits for the kernel to report it.
+//! directory, makes a file there, and waits for the kernel to report it. Longer than other files: it has a function for
+//! each check.
 
 #[cfg(test)]
 mod tests;

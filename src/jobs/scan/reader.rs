@@ -1,4 +1,6 @@
 //! A thread of a scan that opens, watches and lists directories, and reads the metadata in them.
+//!
+//! Longer than other files: these steps share the buffers and the pace of the thread.
 
 use std::ffi::CStr;
 use std::io;
