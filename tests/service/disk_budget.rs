@@ -88,7 +88,7 @@ fn over_the_limit_the_soonest_to_expire_go_until_the_rest_is_below_it() {
         assert!(metrics.contains(line), "{line}: {metrics}");
     }
     assert!(metrics.contains("result_cleaner_lateness_seconds_count 0"), "{metrics}");
-    assert_eq!(service.lines_with("evicted a result"), 11);
+    service.assert_lines_with("evicted a result", 11);
 
     let status = succeed(&["status", "--url", &service.url]);
     let status = String::from_utf8(status.stdout).unwrap();
@@ -179,8 +179,7 @@ fn a_pair_that_cannot_be_evicted_is_an_error_with_growing_pauses_and_the_next_on
     let service = Service::start(cache.path(), &with(&["--max-size", &limit]));
     service.wait_for_stat("total_evicted", 2);
     assert!(blocked.is_whole() && pairs[4].is_gone() && pairs[3].is_gone());
-    let log = service.log();
-    assert!(log.contains("another file has the reserved name"), "{log}");
+    service.assert_lines_with("another file has the reserved name", 1);
     // All is below the limit now, so it is not tried again.
     service.assert_comes_to_rest();
     service.assert_errors(1);

@@ -156,7 +156,7 @@ fn what_cannot_be_removed_is_an_error_that_is_tried_again() {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o555)).unwrap();
     let service = Service::spawn(command, &url);
     service.wait_for_at_least("total_errors", 2);
-    assert_eq!(service.lines_with("WARN"), 1, "{}", service.log());
+    service.assert_lines_with("WARN", 1);
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
     service.wait_for_stat("total_orphans_removed", 1);
 }
