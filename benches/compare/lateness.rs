@@ -6,6 +6,7 @@ use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -14,6 +15,7 @@ use rustix::fs::inotify::{ReadFlags, Reader};
 
 use crate::measure::{Latencies, Outcome, check};
 use crate::ours::Service;
+use crate::process::Process;
 use crate::tree::{self, Place, RESULT_SUFFIX};
 use crate::{Args, floor, metadata};
 
@@ -44,13 +46,29 @@ struct Fate {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let results = args.pairs(RESULTS);
+    let start = |root: &Path| {
+        let service = Service::start(root)?;
+        service.wait_for_first_scan()?;
+        Ok(service)
+    };
+    lateness("a running service", args.pairs(RESULTS), start, Service::stop)?;
+    let Some(other) = &args.other else { return Ok(()) };
+    let start = |root: &Path| Process::start_serving(other, root);
+    lateness("a service of the other build", args.pairs(RESULTS), start, |_| Ok(()))
+}
+
+/// Publishes so many results under a service that `start` starts, and `stop` stops.
+fn lateness<S>(
+    title: &str,
+    results: usize,
+    start: impl FnOnce(&Path) -> Outcome<S>,
+    stop: impl FnOnce(S) -> Outcome,
+) -> Outcome {
     let root = Place::new()?;
     let sessions: Vec<_> = (0..10).map(|n| root.path().join(format!("session_{n}"))).collect();
     sessions.iter().try_for_each(fs::create_dir)?;
     let (watches, _) = floor::watch(root.path())?;
-    let service = Service::start(root.path())?;
-    service.wait_for_first_scan()?;
+    let service = start(root.path())?;
 
     let begin = SystemTime::now() + LEAD;
     let mut fates: HashMap<String, Fate> = HashMap::new();
@@ -90,11 +108,11 @@ pub fn run(args: &Args) -> Outcome {
         }
     }
     tree::check_files(root.path(), 0)?;
-    service.stop()?;
-    report(&fates)
+    stop(service)?;
+    report(title, &fates)
 }
 
-fn report(fates: &HashMap<String, Fate>) -> Outcome {
+fn report(title: &str, fates: &HashMap<String, Fate>) -> Outcome {
     let (mut left, mut gone) = (Latencies::default(), Latencies::default());
     let mut early = 0;
     for fate in fates.values() {
@@ -107,7 +125,7 @@ fn report(fates: &HashMap<String, Fate>) -> Outcome {
             _ => early += 1,
         }
     }
-    println!("\nlateness: from the expiry of a result in a running service");
+    println!("\nlateness: from the expiry of a result in {title}");
     println!("until it has left its name   {left}");
     println!("until both files are gone    {gone}");
     check(early == 0, format_args!("{early} results went before they had expired"))

@@ -85,7 +85,8 @@ struct Args {
     /// Delete results that are not on the disk yet, which leaves out what the disk takes
     #[arg(long)]
     fresh: bool,
-    /// Another build of result-cleaner, which `scan`, `delete` and `start` compare with this one
+    /// Another build of result-cleaner, which `scan`, `delete`, `storm`, `start` and `lateness` compare with
+    /// this one
     #[arg(long, value_name = "BINARY")]
     other: Option<PathBuf>,
     /// Directories in the tree of `watch`

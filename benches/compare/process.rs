@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::measure::Outcome;
 use crate::ours::BINARY;
+use crate::usage::Usage;
 
 /// A service that is killed when this is dropped.
 pub struct Process {
@@ -104,6 +105,20 @@ impl Process {
             last = now;
         }
         Ok(last)
+    }
+
+    /// Processor time that it has used, in hundredths of a second, with that of threads that have ended. Context
+    /// switches are not counted.
+    pub fn used(&self) -> Outcome<Usage> {
+        let stat = fs::read_to_string(self.proc().join("stat"))?;
+        // The name of the program, in parentheses, may contain anything.
+        let (_, fields) = stat.rsplit_once(')').ok_or("no name")?;
+        let mut fields = fields.split_ascii_whitespace().skip(11);
+        let mut next = || -> Outcome<Duration> {
+            let ticks: u64 = fields.next().ok_or("no processor time")?.parse()?;
+            Ok(Duration::from_millis(10 * ticks))
+        };
+        Ok(Usage { user: next()?, system: next()?, ..Usage::default() })
     }
 
     /// What its threads have used, each by its number.
