@@ -16,7 +16,7 @@ use rustix::fs::inotify::{ReadFlags, Reader};
 use crate::measure::{Latencies, Outcome, check};
 use crate::ours::Service;
 use crate::process::Process;
-use crate::tree::{self, Place, RESULT_SUFFIX};
+use crate::tree::{self, RESULT_SUFFIX, Tree};
 use crate::{Args, floor, metadata};
 
 const RESULTS: usize = 500;
@@ -51,24 +51,26 @@ pub fn run(args: &Args) -> Outcome {
         service.wait_for_first_scan()?;
         Ok(service)
     };
-    lateness("a running service", args.pairs(RESULTS), start, Service::stop)?;
+    lateness("a running service", args, start, Service::stop)?;
     let Some(other) = &args.other else { return Ok(()) };
     let start = |root: &Path| Process::start_serving(other, root);
-    lateness("a service of the other build", args.pairs(RESULTS), start, |_| Ok(()))
+    lateness("a service of the other build", args, start, |_| Ok(()))
 }
 
-/// Publishes so many results under a service that `start` starts, and `stop` stops.
+/// Publishes results under a service that `start` starts, and `stop` stops, while others wait there.
 fn lateness<S>(
     title: &str,
-    results: usize,
+    args: &Args,
     start: impl FnOnce(&Path) -> Outcome<S>,
     stop: impl FnOnce(S) -> Outcome,
 ) -> Outcome {
-    let root = Place::new()?;
-    let sessions: Vec<_> = (0..10).map(|n| root.path().join(format!("session_{n}"))).collect();
+    let results = args.pairs(RESULTS);
+    let waiting = args.sizes(&[0]).into_iter().next().unwrap_or_default();
+    let tree = Tree::waiting(&args.form_in_memory(waiting))?;
+    let sessions: Vec<_> = (0..10).map(|n| tree.path().join(format!("expiring_{n}"))).collect();
     sessions.iter().try_for_each(fs::create_dir)?;
-    let (watches, _) = floor::watch(root.path())?;
-    let service = start(root.path())?;
+    let (watches, _) = floor::watch(tree.path())?;
+    let service = start(tree.path())?;
 
     let begin = SystemTime::now() + LEAD;
     let mut fates: HashMap<String, Fate> = HashMap::new();
@@ -87,11 +89,11 @@ fn lateness<S>(
     // It ends with the process, if not before: no event informs it that the rest does not matter.
     thread::spawn(move || forward(&watches, &sender));
     let end = begin + Duration::from_micros(SPAN_MICROS) + PATIENCE;
-    let mut waiting = results;
-    while waiting > 0 {
-        let left = end.duration_since(SystemTime::now()).unwrap_or_default();
-        let Ok(event) = events.recv_timeout(left) else {
-            return Err(format!("{waiting} of {results} pairs were not gone in time").into());
+    let mut left = results;
+    while left > 0 {
+        let patience = end.duration_since(SystemTime::now()).unwrap_or_default();
+        let Ok(event) = events.recv_timeout(patience) else {
+            return Err(format!("{left} of {results} pairs were not gone in time").into());
         };
         let Some(fate) =
             tree::stem_in(OsStr::new(&event.name)).and_then(|stem| fates.get_mut(stem))
@@ -104,12 +106,12 @@ fn lateness<S>(
         if event.unlinked {
             fate.unlinked += 1;
             fate.gone = Some(event.at);
-            waiting -= usize::from(fate.unlinked == 2);
+            left -= usize::from(fate.unlinked == 2);
         }
     }
-    tree::check_files(root.path(), 0)?;
+    tree.check_whole()?;
     stop(service)?;
-    report(title, &fates)
+    report(&format!("{title} in which {waiting} others wait"), &fates)
 }
 
 fn report(title: &str, fates: &HashMap<String, Fate>) -> Outcome {

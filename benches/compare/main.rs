@@ -92,8 +92,8 @@ struct Args {
     /// Directories in the tree of `watch`
     #[arg(long, default_value = "2000")]
     directories: usize,
-    /// Pairs in the trees of `start` and `growth` [default: 10000,300000 for `start`,
-    /// 1000,10000,100000 for `growth`]
+    /// Pairs in the trees of `start` and `growth`, and those that wait beside the results of `lateness`
+    /// [default: 10000,300000 for `start`, 1000,10000,100000 for `growth`, 0 for `lateness`]
     #[arg(long, value_delimiter = ',', value_name = "N,…",
         value_parser = clap::value_parser!(u32).range(1..))]
     sizes: Vec<u32>,
@@ -125,6 +125,15 @@ impl Args {
             per_directory: self.per_directory.first().map_or(50, |&number| number as usize),
             content: self.metadata.unwrap_or(Content::Store),
             home: env::temp_dir(),
+        }
+    }
+
+    /// The same in memory, unless `TMPDIR` is set: it takes minutes to remove a large one from a disk.
+    fn form_in_memory(&self, pairs: usize) -> Form {
+        let form = self.form(pairs);
+        match env::var_os("TMPDIR") {
+            Some(_) => form,
+            None => form.on_tmpfs().unwrap_or(form),
         }
     }
 

@@ -1,6 +1,5 @@
 //! What the start of a service costs, and the memory that it holds afterwards.
 
-use std::env;
 use std::path::Path;
 use std::time::Instant;
 
@@ -28,11 +27,11 @@ struct Rest {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let empty = at_rest(BINARY.as_ref(), &Tree::waiting(&form(args, 0))?)?.resident;
+    let empty = at_rest(BINARY.as_ref(), &Tree::waiting(&args.form_in_memory(0))?)?.resident;
     println!("\nstart: a service without pairs holds {:.1} MiB", mebibytes(empty));
     let mut last = None;
     for pairs in args.sizes(&[10_000, 300_000]) {
-        let started = start(args, &form(args, pairs))?;
+        let started = start(args, &args.form_in_memory(pairs))?;
         print_rest(&started, empty);
         if let Some(last) = &last {
             print_growth(last, &started);
@@ -40,15 +39,6 @@ pub fn run(args: &Args) -> Outcome {
         last = Some(started);
     }
     Ok(())
-}
-
-/// A tree in memory, unless `TMPDIR` is set: it takes minutes to remove a large one from a disk.
-fn form(args: &Args, pairs: usize) -> Form {
-    let form = args.form(pairs);
-    match env::var_os("TMPDIR") {
-        Some(_) => form,
-        None => form.on_tmpfs().unwrap_or(form),
-    }
 }
 
 fn start(args: &Args, form: &Form) -> Outcome<Started> {
