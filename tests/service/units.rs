@@ -25,6 +25,13 @@ StandardOutput=append:/test/output
 StandardError=append:/test/output
 ";
 
+/// A busy machine may take minutes to make the mounts of a sandbox, and to end a process that has watches.
+const PATIENCE: &str = "
+[Manager]
+DefaultTimeoutStartSec=600
+DefaultTimeoutStopSec=600
+";
+
 #[test]
 fn the_units_run_under_systemd() {
     if !geteuid().is_root() || Command::new("systemd-nspawn").arg("--version").output().is_err() {
@@ -36,6 +43,7 @@ fn the_units_run_under_systemd() {
     let dir = temp.path();
     fs::copy(repository.join("tests/data/units.sh"), dir.join("units.sh")).unwrap();
     fs::write(dir.join("probe.service"), PROBE).unwrap();
+    fs::write(dir.join("patience.conf"), PATIENCE).unwrap();
     fs::create_dir_all(dir.join("units/user")).unwrap();
     for name in ["result-cleaner.service", "result-cleaner@.service", "user/result-cleaner.service"]
     {
@@ -58,6 +66,8 @@ fn the_units_run_under_systemd() {
         (repository.join("contrib"), "/test/contrib"),
         (PathBuf::from(env!("CARGO_BIN_EXE_result-cleaner")), "/opt/result-cleaner"),
         (dir.join("probe.service"), "/run/systemd/system/probe.service"),
+        (dir.join("patience.conf"), "/run/systemd/system.conf.d/patience.conf"),
+        (dir.join("patience.conf"), "/run/systemd/user.conf.d/patience.conf"),
     ] {
         container.arg(format!("--bind-ro={}:{inside}", outside.display()));
     }
