@@ -26,6 +26,7 @@ from result_cleaner import ResultCleanupDaemon
 #: What the integration guide promises, in milliseconds.
 PROMISED = {100: 50, 1_000: 200, 10_000: 2_000}
 HEARTBEAT_PAIRS = 20_000
+EXPIRING = 300
 
 
 async def poll(directory: Path) -> int:
@@ -144,6 +145,42 @@ asyncio.run(main())
 """
 
 
+class Store:
+    """A result store that keeps how many milliseconds after its expiry it was told of each removal."""
+
+    def __init__(self) -> None:
+        self.expires_at: Dict[str, float] = {}
+        self.lateness: List[float] = []
+
+    def removed(self, path: Path) -> None:
+        self.lateness.append((time.time() - self.expires_at[path.name]) * 1000)
+
+
+def lateness_of_removals(count: int) -> List[float]:
+    """Returns the sorted lateness of the calls of `removed` while results expire one after the other."""
+    directory = Path(tempfile.mkdtemp(prefix="result-cleaner-bench-", dir=place()))
+    store = Store()
+
+    async def run() -> None:
+        async with ResultCleanupDaemon(cache_dir=directory, metrics_url=None, result_store=store):
+            begin = time.time() + 2.5
+            for number in range(count):
+                expires_at = round(begin + number * 0.013, 6)
+                result = directory / f"{number}.result.json.lz4"
+                store.expires_at[result.name] = expires_at
+                result.write_bytes(b"x" * 1024)
+                (directory / f"{number}.metadata.json").write_text(json.dumps({"expires_at": expires_at}))
+            while len(store.lateness) < count:
+                assert time.time() < begin + count * 0.013 + 10, f"{len(store.lateness)} of {count}"
+                await asyncio.sleep(0.1)
+
+    try:
+        asyncio.run(run())
+        return sorted(store.lateness)
+    finally:
+        shutil.rmtree(directory)
+
+
 def output_of(code: str) -> float:
     """Returns the number that a Python process prints which runs `code`."""
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -168,6 +205,11 @@ def main() -> None:
     print(
         f"worst lateness of a 1 ms heartbeat while {HEARTBEAT_PAIRS} pairs are deleted: "
         f"{ours:.0f} ms, polling {polling:.0f} ms (ratio {ours / polling:.4f})"
+    )
+    lateness = lateness_of_removals(EXPIRING)
+    print(
+        f"from expiry until result_store.removed is called, {EXPIRING} results: median {statistics.median(lateness):.1f} ms, "
+        f"p99 {lateness[len(lateness) * 99 // 100]:.1f} ms"
     )
     imports = statistics.median(output_of(IMPORT) for _ in range(15))
     print(f"import, beside the modules of Python that it uses: {imports:.1f} ms")
