@@ -164,7 +164,7 @@ impl Root {
             return Ok(true);
         }
         match self.open_dir(&dir.rel) {
-            Ok(there) => Ok(there.identity == dir.identity),
+            Ok(there) => Ok(there.is_same_as(dir)),
             Err(error) if is_not_ours(&error) => Ok(false),
             Err(error) => Err(error),
         }
@@ -300,6 +300,11 @@ impl Dir {
     /// Whether `stat` describes this directory.
     pub(crate) fn is_described_by(&self, stat: &Stat) -> bool {
         (stat.st_dev, stat.st_ino) == self.identity
+    }
+
+    /// Whether `other` is the same directory.
+    pub(crate) fn is_same_as(&self, other: &Self) -> bool {
+        self.identity == other.identity
     }
 
     pub(crate) fn lock_state(&self) -> LockState {

@@ -289,8 +289,9 @@ impl<'a> PairProcessor<'a> {
             Ok(DirPlace::Same) => {}
             // The pairs of a directory that was moved out of the cache directory were moved with it.
             Ok(DirPlace::Moved) => return Some(Outcome::Incomplete),
-            // The worker will notice it, unless the cache directory is moved back before.
-            Ok(DirPlace::RootMoved) => return Some(Outcome::Changed),
+            // The file system may be unmounted again. The worker will notice that the cache directory was moved, unless
+            // it is moved back before.
+            Ok(DirPlace::MountedOver | DirPlace::RootMoved) => return Some(Outcome::Changed),
             Err(error) => {
                 return Some(Outcome::Failed(Failure::new(
                     ErrorKind::Directory,
@@ -334,7 +335,8 @@ impl<'a> PairProcessor<'a> {
             return Ok(DirPlace::RootMoved);
         }
         if !self.root.still_contains(dir)? {
-            return Ok(DirPlace::Moved);
+            let is_mounted_over = self.root.open_dir(&dir.rel).is_err_and(|e| is_mounted_over(&e));
+            return Ok(if is_mounted_over { DirPlace::MountedOver } else { DirPlace::Moved });
         }
         self.in_place = Some((Arc::clone(dir), Instant::now()));
         Ok(DirPlace::Same)
@@ -443,6 +445,8 @@ enum DirPlace {
     Same,
     /// Not there any more.
     Moved,
+    /// Where it was opened, but another file system is mounted over it.
+    MountedOver,
     /// The cache directory itself was moved.
     RootMoved,
 }

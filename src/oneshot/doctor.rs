@@ -181,7 +181,7 @@ fn is_out_of_files(error: &std::io::Error) -> bool {
 
 fn check_contents(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
     let survey = survey(root.path());
-    let Survey { directories, forbidden, unseen, .. } = survey;
+    let Survey { directories, too_long, forbidden, unseen, .. } = survey;
     checks.push(match (&survey.example, &survey.unseen_example) {
         (Some(example), _) => Check::wrong(
             "permissions",
@@ -208,7 +208,7 @@ fn check_contents(root: &Root, dir: &Dir, checks: &mut Vec<Check>) {
             "run the service on the host that writes the results, or lower --fallback-interval",
         ),
     });
-    checks.push(check_watches(directories));
+    checks.push(check_watches(directories, too_long));
     check_probe_file(root, dir, checks);
 }
 
@@ -225,7 +225,7 @@ fn all_of(directories: usize) -> String {
     }
 }
 
-fn check_watches(directories: usize) -> Check {
+fn check_watches(directories: usize, too_long: usize) -> Check {
     const CHECK: &str = "watches";
     let Some(limit) = inotify_limit("max_user_watches") else {
         return Check::warning(CHECK, "fs.inotify.max_user_watches can't be read", "mount /proc");
@@ -239,6 +239,17 @@ fn check_watches(directories: usize) -> Check {
         Check::wrong(CHECK, found, remedy)
     } else if directories > limit / 2 {
         Check::warning(CHECK, found, remedy)
+    } else if too_long > 0 {
+        Check::warning(
+            CHECK,
+            format!(
+                "{} of {} can't be watched: {}",
+                too_long,
+                count_of(directories),
+                WatchError::PathTooLong
+            ),
+            "shorten these paths, or lower --fallback-interval, which is how often they are swept",
+        )
     } else {
         Check::ok(CHECK, found)
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use walkdir::WalkDir;
 
-use crate::pair::change::WatchError;
+use crate::pair::change::{MAX_WATCHED_PATH, WatchError};
 
 /// Logs that `refused` directories are not watched, but swept `every` so often. `all_directories` helps to choose a
 /// higher limit; `None` if no limit is reached.
@@ -37,6 +37,8 @@ pub(crate) fn count_directories(root: &Path) -> usize {
 pub(crate) struct Survey {
     /// The directories on its file system, including the cache directory itself.
     pub directories: usize,
+    /// How many of them have too long a path to be watched.
+    pub too_long: usize,
     /// How many of them this user may not read or not delete in, and an example.
     pub forbidden: usize,
     pub example: Option<PathBuf>,
@@ -54,6 +56,8 @@ pub(crate) fn survey(root: &Path) -> Survey {
             Ok(entry) if !entry.file_type().is_dir() => continue,
             Ok(entry) => {
                 survey.directories += 1;
+                let rel = entry.path().strip_prefix(root).unwrap_or(entry.path());
+                survey.too_long += usize::from(rel.as_os_str().len() > MAX_WATCHED_PATH);
                 let wanted = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
                 match accessat(CWD, entry.path(), wanted, AtFlags::EACCESS) {
                     Ok(()) => continue,
@@ -65,6 +69,8 @@ pub(crate) fn survey(root: &Path) -> Survey {
         match error.kind() {
             // It vanished during the walk.
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {}
+            // The service opens it in several steps.
+            io::ErrorKind::InvalidFilename => {}
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                 // The walk meets an unreadable directory twice, the second time right after the first.
                 if last_forbidden.as_deref() != Some(&path) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Worker;
 use crate::disk::filesystem::reports_all_changes;
-use crate::disk::root::{Located, Root, RootId, locate};
+use crate::disk::root::{Located, Root, RootId, is_mounted_over, is_unrelated, locate};
 use crate::display::path_field;
 use crate::pair::change::WatchError;
 use crate::schedule::input::{RootSeen, Watching};
@@ -118,7 +118,7 @@ impl Open {
 }
 
 /// Probes `path` again, where the directory `known` was before, and opens the directory that is there
-/// now. Returns [`CacheRoot::Unknown`] if nothing has changed.
+/// now. Returns [`CacheRoot::Unknown`] if nothing has changed. Requests scans of mount points that were unmounted.
 pub(crate) fn probe(path: &Path, known: Option<&Open>, inbox: &Arc<Inbox>) -> CacheRoot {
     let id = match locate(path) {
         Located::Directory(id) => id,
@@ -126,7 +126,13 @@ pub(crate) fn probe(path: &Path, known: Option<&Open>, inbox: &Arc<Inbox>) -> Ca
         Located::Unreadable(error) => return CacheRoot::Unreadable(error),
     };
     let known = known.filter(|known| known.root.id == id);
-    if known.is_some_and(|known| known.watcher.is_ok()) {
+    if let Some(Open { root, watcher: Ok(watcher), .. }) = known {
+        let may_be_mounted = |error: &io::Error| is_mounted_over(error) || is_unrelated(error);
+        for rel in watcher.mount_points() {
+            if !root.open_dir(&rel).is_err_and(|error| may_be_mounted(&error)) {
+                watcher.rescan_unmounted(rel);
+            }
+        }
         return CacheRoot::Unknown;
     }
     let watcher = Watcher::start(&id.path, Arc::clone(inbox));

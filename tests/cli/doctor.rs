@@ -129,6 +129,23 @@ fn a_time_zone_that_nobody_knows_is_wrong() {
 }
 
 #[test]
+fn paths_that_are_too_long_for_a_watch_are_a_warning_and_nothing_is_wrong() {
+    let cache = CacheDir::new();
+    let name = "d".repeat(200);
+    let dir = (0..6).fold(cache.path().to_owned(), |dir, _| dir.join(&name));
+    fs::create_dir_all(&dir).unwrap();
+    // Deeper than a path may be long.
+    let chain = format!("for i in $(seq 20); do mkdir {name} && cd -P ./{name} || exit; done");
+    let deeper = Command::new("sh").arg("-c").arg(chain).current_dir(&dir).status().unwrap();
+    assert!(deeper.success());
+    let (checks, status) = doctor(&[text(cache.path()), "--no-metrics"]);
+    assert_eq!(status, Some(0), "{checks:?}");
+    let watches = find(&checks, "watches");
+    assert_eq!(watches["status"], "warning", "{watches}");
+    assert!(watches["found"].as_str().unwrap().contains("longer than 1024 bytes"), "{watches}");
+}
+
+#[test]
 fn too_few_watches_are_wrong_with_the_setting_to_raise() {
     let cache = CacheDir::new();
     for number in 0..20 {

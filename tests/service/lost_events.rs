@@ -274,6 +274,43 @@ fn what_came_while_the_parent_was_away_for_an_instant_is_watched() {
 }
 
 #[test]
+fn what_a_mount_point_in_it_covered_is_found_when_it_is_unmounted() {
+    let cache = CacheDir::in_memory();
+    let beneath = ["first/a", "first/deep/a"].map(|name| cache.store(name, LONG_AGO));
+    fs::create_dir_all(cache.path().join("gone/point")).unwrap();
+    let points = ["first", "gone/point"].map(|name| Mounted::at(&cache.path().join(name)));
+    let [Some(first), Some(gone)] = points else { return };
+    let service = Service::ready(cache.path(), &[]);
+    drop(first);
+    beneath.iter().for_each(wait_until_gone);
+    assert_events_arrive(
+        &service,
+        &[&cache.path().join("first"), &cache.path().join("first/deep")],
+    );
+    // One that is mounted right after its directory appeared: before, while or after that is watched.
+    for round in 0..3 {
+        let dir = cache.path().join(format!("new-{round}"));
+        fs::create_dir(&dir).unwrap();
+        let Some(mounted) = Mounted::at(&dir) else { return };
+        wait_for_later_pair(&cache);
+        drop(mounted);
+        wait_until_gone(&cache.store(&format!("new-{round}/a"), LONG_AGO));
+    }
+    // One that is mounted amid deletions.
+    let soon = now() + 0.5;
+    let many: Vec<Pair> = (0..1000).map(|n| cache.store(&format!("many/{n}"), soon)).collect();
+    wait_until("deletions have begun", || many.iter().any(Pair::is_gone));
+    let Some(mounted) = Mounted::at(&cache.path().join("many")) else { return };
+    wait_for_later_pair(&cache);
+    drop(mounted);
+    many.iter().for_each(wait_until_gone);
+    drop(gone);
+    fs::remove_dir_all(cache.path().join("gone")).unwrap();
+    service.assert_comes_to_rest();
+    service.assert_errors(0);
+}
+
+#[test]
 fn a_file_system_that_is_mounted_as_the_cache_directory_comes_and_goes() {
     let cache = CacheDir::new();
     let beneath = cache.store("session/beneath", now() + HOUR);

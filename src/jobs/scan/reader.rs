@@ -16,7 +16,7 @@ use super::pair_threads::{Batch, PairThreads};
 use super::queue::{Part, Pending, Work};
 use super::{ReaderPool, Scan};
 use crate::disk::inspect::{read_listed, stat_file};
-use crate::disk::root::{Dir, is_not_ours};
+use crate::disk::root::{Dir, is_mounted_over, is_not_ours};
 use crate::jobs::pairs::Hint;
 use crate::pair::change::WatchError;
 use crate::pair::disk_budget::DiskSize;
@@ -178,6 +178,9 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
         if is_not_ours(&error) {
             if let Some(watcher) = watcher {
                 watcher.forget(&rel);
+                if is_mounted_over(&error) {
+                    watcher.track_mount_point(&rel);
+                }
             }
             if !descends {
                 // All that was below it is gone, too.
@@ -241,10 +244,13 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
     fn check_watch(&mut self, dir: &Dir, watched: Result<bool, WatchError>) -> io::Result<()> {
         let root = self.scan.root;
         match watched {
-            Ok(true) => {
-                self.summary.watched_wrong_path |=
-                    !root.path_leads_to(dir)? && root.still_contains(dir)?;
-            }
+            Ok(true) if root.path_leads_to(dir)? => {}
+            Ok(true) => match root.open_dir(&dir.rel) {
+                Ok(there) => self.summary.watched_wrong_path |= there.is_same_as(dir),
+                // The watch is that of the file system that was mounted over it since it was opened.
+                Err(error) if is_mounted_over(&error) || !is_not_ours(&error) => return Err(error),
+                Err(_) => {}
+            },
             // The directory, or one above it, was away for an instant.
             Ok(false) if root.still_contains(dir)? => {
                 self.summary.scan_next.push(Arc::clone(&dir.rel));

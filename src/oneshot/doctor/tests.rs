@@ -30,9 +30,9 @@ fn clocks_that_disagree_are_wrong() {
 #[test]
 fn too_many_directories_are_reported_with_the_limit_to_raise() {
     let limit = inotify_limit("max_user_watches").unwrap();
-    assert_eq!(check_watches(1).status, CheckStatus::Ok);
-    assert_eq!(check_watches(limit * 3 / 4).status, CheckStatus::Warning);
-    let check = check_watches(limit);
+    assert_eq!(check_watches(1, 0).status, CheckStatus::Ok);
+    assert_eq!(check_watches(limit * 3 / 4, 0).status, CheckStatus::Warning);
+    let check = check_watches(limit, 0);
     assert_eq!(check.status, CheckStatus::Wrong);
     assert!(check.remedy.unwrap().contains("sysctl fs.inotify.max_user_watches="));
 }
