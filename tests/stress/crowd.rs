@@ -26,6 +26,9 @@ const CLEANERS: usize = 8;
 const DELETED: &str = "deleted an expired result";
 const UNCOUNTED: &str = "jobs that are still running at shutdown are not counted";
 const TAKEN_UP: &str = "completing an interrupted deletion";
+/// A recovery may keep its lock for longer than a deletion waits, if others have the processors. The deletion is
+/// then an error, and tried again.
+const LOCKED: &str = "another program has locked the directory";
 
 #[test]
 fn eight_services_that_are_ended_and_started_again_count_each_pair_once() {
@@ -48,8 +51,9 @@ fn eight_services_that_are_killed_and_started_again_leave_nothing_and_count_no_p
         "eight services that are killed and started again",
         format!(
             "{number} pairs, {} kills, {reported} deletions logged before a kill, {taken_up} of them \
-             taken up from a killed one, 0 reported twice, 0 errors",
+             taken up from a killed one, 0 reported twice, {} errors",
             totals.len() - CLEANERS,
+            lock_errors(&totals),
         ),
     );
 }
@@ -119,6 +123,11 @@ impl Totals {
     fn lines_with(&self, text: &str) -> usize {
         self.log.lines().filter(|line| line.contains(text)).count()
     }
+}
+
+/// How many errors there were. All of them are locks.
+fn lock_errors(totals: &[Totals]) -> usize {
+    totals.iter().map(|totals| totals.lines_with(LOCKED)).sum()
 }
 
 /// A cache directory full of pairs.
@@ -256,7 +265,7 @@ impl Crowd {
         });
     }
 
-    /// Asserts that nothing is left but what lives, untouched; that there was no error; and that
+    /// Asserts that nothing is left but what lives, untouched; that there was no error but locks; and that
     /// nobody logged a deletion that somebody else logged.
     #[track_caller]
     fn assert_at_rest(&self, totals: &[Totals]) {
@@ -264,8 +273,8 @@ impl Crowd {
         assert_eq!(seen(&self.live), self.untouched, "what lives was touched");
         let mut reported = HashSet::new();
         for totals in totals {
-            assert_eq!(totals.errors, 0, "{}", totals.log);
-            for line in totals.log.lines() {
+            assert!(totals.errors <= totals.lines_with(LOCKED) as u64, "{}", totals.log);
+            for line in totals.log.lines().filter(|line| !line.contains(LOCKED)) {
                 assert!(!line.contains(" WARN ") && !line.contains(" ERROR "), "{line}");
                 if line.contains(DELETED) {
                     let (_, path) = line.split_once("path=").unwrap();
@@ -295,8 +304,9 @@ impl Crowd {
         figure(
             &format!("{who} on one directory"),
             format!(
-                "{number} pairs, {deleted} counted by {busy} of {} processes, 0 errors",
-                totals.len()
+                "{number} pairs, {deleted} counted by {busy} of {} processes, {} errors",
+                totals.len(),
+                lock_errors(totals),
             ),
         );
     }
