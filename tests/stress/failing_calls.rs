@@ -266,11 +266,14 @@ fn a_deletion_that_goes_on_failing_is_retried_with_growing_pauses() {
     }
     assert_eq!(attempts.len(), PAIRS, "{attempts:?}");
     for (name, times) in attempts {
+        // A scan and an event of the same pair may cross, which may or may not count as another failure.
+        let mut apart = times.clone();
+        apart.dedup_by(|later, earlier| *later - *earlier < 0.5);
+        assert!(apart.len() + 1 >= times.len(), "{name} was tried at {times:?}");
         // The last of them may be under way.
-        let pauses = [1.0, 2.0, 4.0, 8.0, 16.0].into_iter().zip(times.windows(2));
-        let early = pauses.filter(|(pause, pair)| pair[1] - pair[0] < 0.99 * pause).count();
-        // A scan and an event of the same pair may cross.
-        assert!(early <= 1, "{name} was tried at {times:?}");
+        let mut pauses = [1.0, 2.0, 4.0, 8.0, 16.0].into_iter().zip(apart.windows(2));
+        let are_long = pauses.all(|(pause, pair)| pair[1] - pair[0] >= 0.99 * pause);
+        assert!(are_long, "{name} was tried at {times:?}");
     }
 }
 
