@@ -154,19 +154,27 @@ impl Root {
         }
     }
 
-    /// Whether `dir` is still where it was opened. False, for example, once it was moved out of the cache
-    /// directory.
+    /// Whether `dir` is still where it was opened, and can be reached there.
     ///
     /// # Errors
     /// Those that say nothing about where it is, such as too many open files.
     pub(crate) fn still_contains(&self, dir: &Dir) -> io::Result<bool> {
+        Ok(self.place_of(dir)? == DirPlace::Same)
+    }
+
+    /// Where `dir` is, compared with where it was opened.
+    ///
+    /// # Errors
+    /// Those that say nothing about where it is, such as too many open files.
+    pub(crate) fn place_of(&self, dir: &Dir) -> io::Result<DirPlace> {
         if dir.rel.as_os_str().is_empty() {
-            return Ok(true);
+            return Ok(DirPlace::Same);
         }
         match self.open_dir(&dir.rel) {
-            Ok(there) => Ok(there.is_same_as(dir)),
-            Err(error) if is_not_ours(&error) => Ok(false),
-            Err(error) => Err(error),
+            Ok(there) if there.identity == dir.identity => Ok(DirPlace::Same),
+            Err(error) if is_mounted_over(&error) => Ok(DirPlace::MountedOver),
+            Err(error) if !is_not_ours(&error) => Err(error),
+            Ok(_) | Err(_) => Ok(DirPlace::Moved),
         }
     }
 
@@ -273,6 +281,16 @@ fn open_beneath(dir: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
     Err(Errno::AGAIN)
 }
 
+/// Where a directory is, compared with where it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DirPlace {
+    Same,
+    /// Another file system is mounted over it, or over one above, and may be unmounted again.
+    MountedOver,
+    /// Not there any more: it was moved out of the cache directory, for example.
+    Moved,
+}
+
 /// An open directory within the cache directory.
 #[derive(Debug)]
 pub(crate) struct Dir {
@@ -300,11 +318,6 @@ impl Dir {
     /// Whether `stat` describes this directory.
     pub(crate) fn is_described_by(&self, stat: &Stat) -> bool {
         (stat.st_dev, stat.st_ino) == self.identity
-    }
-
-    /// Whether `other` is the same directory.
-    pub(crate) fn is_same_as(&self, other: &Self) -> bool {
-        self.identity == other.identity
     }
 
     pub(crate) fn lock_state(&self) -> LockState {

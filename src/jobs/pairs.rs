@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::disk::inspect::{Inspection, inspect, inspect_listed};
-use crate::disk::root::{Dir, Root, is_mounted_over, is_not_ours};
+use crate::disk::root::{Dir, DirPlace, Root, is_mounted_over, is_not_ours};
 use crate::display::path_field;
 use crate::jobs::context::{JobContext, result_path};
 use crate::pair::disk_budget::Chosen;
@@ -285,20 +285,8 @@ impl<'a> PairProcessor<'a> {
     }
 
     fn delete(&mut self, dir: &Arc<Dir>, stem: &Stem, judged: DuePair) -> Option<Outcome> {
-        match self.place_of(dir) {
-            Ok(DirPlace::Same) => {}
-            // The pairs of a directory that was moved out of the cache directory were moved with it.
-            Ok(DirPlace::Moved) => return Some(Outcome::Incomplete),
-            // The file system may be unmounted again. The worker will notice that the cache directory was moved, unless
-            // it is moved back before.
-            Ok(DirPlace::MountedOver | DirPlace::RootMoved) => return Some(Outcome::Changed),
-            Err(error) => {
-                return Some(Outcome::Failed(Failure::new(
-                    ErrorKind::Directory,
-                    FIND_DIRECTORY,
-                    &error,
-                )));
-            }
+        if let Some(outcome) = self.unless_in_place(dir) {
+            return Some(outcome);
         }
         let clock = self.context.clock();
         let (wall, expires_at, evicts) = (|| clock.wall(), judged.pair.expires_at, judged.evicts);
@@ -321,25 +309,34 @@ impl<'a> PairProcessor<'a> {
         }
     }
 
-    /// Where the directory is now, or was within the last [`IN_PLACE`]. (However often this is checked, the directory
-    /// may be moved right after.)
-    fn place_of(&mut self, dir: &Arc<Dir>) -> io::Result<DirPlace> {
+    /// Returns the outcome of a pair if its directory is no longer where it was opened. It counts as in place for
+    /// [`IN_PLACE`]. (However often this is checked, the directory may be moved right after.)
+    fn unless_in_place(&mut self, dir: &Arc<Dir>) -> Option<Outcome> {
         if let Some((known, seen)) = &self.in_place
             && Arc::ptr_eq(known, dir)
             && seen.elapsed() < IN_PLACE
         {
-            return Ok(DirPlace::Same);
+            return None;
         }
         self.in_place = None;
-        if !self.root.is_in_place()? {
-            return Ok(DirPlace::RootMoved);
-        }
-        if !self.root.still_contains(dir)? {
-            let is_mounted_over = self.root.open_dir(&dir.rel).is_err_and(|e| is_mounted_over(&e));
-            return Ok(if is_mounted_over { DirPlace::MountedOver } else { DirPlace::Moved });
-        }
-        self.in_place = Some((Arc::clone(dir), Instant::now()));
-        Ok(DirPlace::Same)
+        let root = self.root;
+        let place = root.is_in_place().and_then(|is_in_place| {
+            if is_in_place { root.place_of(dir).map(Some) } else { Ok(None) }
+        });
+        Some(match place {
+            Ok(Some(DirPlace::Same)) => {
+                self.in_place = Some((Arc::clone(dir), Instant::now()));
+                return None;
+            }
+            // The pairs of a directory that was moved out of the cache directory were moved with it.
+            Ok(Some(DirPlace::Moved)) => Outcome::Incomplete,
+            // The file system may be unmounted again. The worker will notice that the cache directory was moved, unless
+            // it is moved back before.
+            Ok(Some(DirPlace::MountedOver) | None) => Outcome::Changed,
+            Err(error) => {
+                Outcome::Failed(Failure::new(ErrorKind::Directory, FIND_DIRECTORY, &error))
+            }
+        })
     }
 
     /// Holds a claimed pair until its hold time is over.
@@ -437,18 +434,6 @@ impl<'a> PairProcessor<'a> {
             }
         }
     }
-}
-
-/// Where a directory is.
-enum DirPlace {
-    /// Where it was opened.
-    Same,
-    /// Not there any more.
-    Moved,
-    /// Where it was opened, but another file system is mounted over it.
-    MountedOver,
-    /// The cache directory itself was moved.
-    RootMoved,
 }
 
 /// What is known of a pair when its deletion ends.

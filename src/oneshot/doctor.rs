@@ -243,8 +243,7 @@ fn check_watches(directories: usize, too_long: usize) -> Check {
         Check::warning(
             CHECK,
             format!(
-                "{} of {} can't be watched: {}",
-                too_long,
+                "{too_long} of {} can't be watched: {}",
                 count_of(directories),
                 WatchError::PathTooLong
             ),

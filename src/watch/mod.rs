@@ -30,6 +30,7 @@ mod directories;
 pub(crate) mod floods;
 pub(crate) mod inbox;
 pub(crate) mod limits;
+mod mount_points;
 mod reader;
 mod translate;
 mod watcher;

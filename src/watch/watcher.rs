@@ -3,12 +3,11 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +17,7 @@ use rustix::io::Errno;
 
 use super::directories::KnownDirectories;
 use super::inbox::Inbox;
+use super::mount_points::MountPoints;
 use super::reader::{Handler, ReaderState, reserve_slot};
 use super::translate::Translator;
 use crate::pair::change::{Change, MAX_WATCHED_PATH, WatchError};
@@ -34,8 +34,6 @@ const EVENTS: EventKindMask = EventKindMask::CREATE
 /// How long a request to notify may make no progress before the caller gives up. Under a flood, notify may
 /// not answer before the flood ends. On a busy machine, its thread may have to wait for a while.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// The most mount points that are tracked. What others cover is found by the next full sweep after they are unmounted.
-const MAX_MOUNT_POINTS: usize = 1024;
 /// How often a waiting caller checks whether to wait on.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -47,8 +45,7 @@ pub(crate) struct Watcher {
     progress: Arc<AtomicU64>,
     reader: Arc<ReaderState>,
     inbox: Arc<Inbox>,
-    /// Directories over which another file system is mounted. The kernel does not report when it is unmounted.
-    mount_points: Mutex<BTreeSet<Arc<Path>>>,
+    pub mount_points: MountPoints,
 }
 
 /// For each directory whether it exists, and so is watched.
@@ -99,7 +96,14 @@ impl Watcher {
             .map_err(|error| WatchError::Other(error.to_string()))?;
         // Do not wait for the events of the reader before this one: it is about to be retired.
         inbox.backpressure.reset();
-        Ok(Self { watched, requests, progress, reader, inbox, mount_points: Mutex::default() })
+        Ok(Self {
+            watched,
+            requests,
+            progress,
+            reader,
+            inbox,
+            mount_points: MountPoints::default(),
+        })
     }
 
     /// Requests a watch of each of the directories `rels` that has none yet.
@@ -211,29 +215,6 @@ impl Watcher {
         if rel.as_os_str().len() <= MAX_WATCHED_PATH {
             self.watched.expect(rel);
         }
-    }
-
-    /// Tracks the directory `rel`, over which another file system is mounted.
-    pub(crate) fn track_mount_point(&self, rel: &Arc<Path>) {
-        let mut mount_points = self.lock_mount_points();
-        if mount_points.len() < MAX_MOUNT_POINTS {
-            mount_points.insert(Arc::clone(rel));
-        }
-    }
-
-    /// Returns the tracked mount points.
-    pub(crate) fn mount_points(&self) -> Vec<Arc<Path>> {
-        self.lock_mount_points().iter().cloned().collect()
-    }
-
-    /// Requests a scan of a tracked mount point that was unmounted, and tracks it no longer.
-    pub(crate) fn rescan_unmounted(&self, rel: Arc<Path>) {
-        self.lock_mount_points().remove(&rel);
-        self.inbox.push(Change::Subtree(rel));
-    }
-
-    fn lock_mount_points(&self) -> MutexGuard<'_, BTreeSet<Arc<Path>>> {
-        self.mount_points.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a scan has seen that `rel` is a directory, and it is still in place.

@@ -9,7 +9,7 @@ use super::Worker;
 use crate::disk::filesystem::reports_all_changes;
 use crate::disk::root::{Located, Root, RootId, is_mounted_over, is_unrelated, locate};
 use crate::display::path_field;
-use crate::pair::change::WatchError;
+use crate::pair::change::{Change, WatchError};
 use crate::schedule::input::{RootSeen, Watching};
 use crate::watch::Watcher;
 use crate::watch::inbox::Inbox;
@@ -128,9 +128,10 @@ pub(crate) fn probe(path: &Path, known: Option<&Open>, inbox: &Arc<Inbox>) -> Ca
     let known = known.filter(|known| known.root.id == id);
     if let Some(Open { root, watcher: Ok(watcher), .. }) = known {
         let may_be_mounted = |error: &io::Error| is_mounted_over(error) || is_unrelated(error);
-        for rel in watcher.mount_points() {
+        for rel in watcher.mount_points.all() {
             if !root.open_dir(&rel).is_err_and(|error| may_be_mounted(&error)) {
-                watcher.rescan_unmounted(rel);
+                watcher.mount_points.forget(&rel);
+                inbox.push(Change::Subtree(rel));
             }
         }
         return CacheRoot::Unknown;

@@ -16,7 +16,7 @@ use super::pair_threads::{Batch, PairThreads};
 use super::queue::{Part, Pending, Work};
 use super::{ReaderPool, Scan};
 use crate::disk::inspect::{read_listed, stat_file};
-use crate::disk::root::{Dir, is_mounted_over, is_not_ours};
+use crate::disk::root::{Dir, DirPlace, is_mounted_over, is_not_ours};
 use crate::jobs::pairs::Hint;
 use crate::pair::change::WatchError;
 use crate::pair::disk_budget::DiskSize;
@@ -179,7 +179,7 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
             if let Some(watcher) = watcher {
                 watcher.forget(&rel);
                 if is_mounted_over(&error) {
-                    watcher.track_mount_point(&rel);
+                    watcher.mount_points.track(&rel);
                 }
             }
             if !descends {
@@ -245,11 +245,11 @@ impl<'a, 'scope, 'scan: 'scope> Reader<'a, 'scope, 'scan> {
         let root = self.scan.root;
         match watched {
             Ok(true) if root.path_leads_to(dir)? => {}
-            Ok(true) => match root.open_dir(&dir.rel) {
-                Ok(there) => self.summary.watched_wrong_path |= there.is_same_as(dir),
+            Ok(true) => match root.place_of(dir)? {
+                DirPlace::Same => self.summary.watched_wrong_path = true,
                 // The watch is that of the file system that was mounted over it since it was opened.
-                Err(error) if is_mounted_over(&error) || !is_not_ours(&error) => return Err(error),
-                Err(_) => {}
+                DirPlace::MountedOver => return Err(Errno::XDEV.into()),
+                DirPlace::Moved => {}
             },
             // The directory, or one above it, was away for an instant.
             Ok(false) if root.still_contains(dir)? => {
