@@ -92,33 +92,6 @@ fn storm(form: &Form, state: State, lead: Duration) -> Outcome<Option<Cost>> {
     once(form, state, lead, |_| Ok(()))
 }
 
-/// The same by another build, as a process of its own. Its context switches are not counted, and its processor
-/// time has the answers that it gives meanwhile in it.
-fn storm_by(binary: &Path, form: &Form, state: State, lead: Duration) -> Outcome<Option<Cost>> {
-    let expiry = SystemTime::now() + lead;
-    let tree = Tree::expiring(form, expiry, state)?;
-    let service = Process::start_serving(binary, tree.path())?;
-    let Ok(left) = expiry.duration_since(SystemTime::now()) else {
-        return Ok(None);
-    };
-    let moment = Instant::now() + left;
-    thread::sleep(left.saturating_sub(Duration::from_millis(50)));
-    let count = |name: &str| -> Outcome<u64> {
-        let stats: serde_json::Value = serde_json::from_str(&service.stats()?)?;
-        stats[name].as_u64().ok_or_else(|| format!("no {name}").into())
-    };
-    let known = count("heap_size")?;
-    let used = service.used()?;
-    if Instant::now() < moment {
-        check(known == form.pairs as u64, format_args!("it knows {known} before the expiry"))?;
-    }
-    let are_deleted = || count("total_deleted").is_ok_and(|deleted| deleted == form.pairs as u64);
-    wait_until("all deleted", POLL_INTERVAL, are_deleted)?;
-    wait_until("all gone", GLANCE, || tree.check_empty().is_ok())?;
-    let wall = moment.elapsed();
-    Ok(Some(Cost { wall, usage: service.used()?.since(used) }))
-}
-
 /// The same with a tree that `prepare` has changed.
 pub fn once(
     form: &Form,
@@ -131,21 +104,51 @@ pub fn once(
     prepare(&tree)?;
     let service = Service::start(tree.path())?;
     service.wait_for_first_scan()?;
+    let counts = || {
+        let stats = service.stats();
+        Ok((stats.heap_size, stats.total_deleted))
+    };
+    let cost = from_expiry_on(&tree, expiry, GLANCE, counts, || Usage::of(Who::OtherThreads))?;
+    service.stop()?;
+    Ok(cost)
+}
+
+/// The same as [`storm`] by another build, as a process of its own. Its context switches are not counted, and its
+/// processor time has the answers that it gives meanwhile in it.
+fn storm_by(binary: &Path, form: &Form, state: State, lead: Duration) -> Outcome<Option<Cost>> {
+    let expiry = SystemTime::now() + lead;
+    let tree = Tree::expiring(form, expiry, state)?;
+    let service = Process::start_serving(binary, tree.path())?;
+    let counts = || {
+        let stats: serde_json::Value = serde_json::from_str(&service.stats()?)?;
+        let count = |name: &str| stats[name].as_u64().ok_or_else(|| format!("no {name}"));
+        Ok((count("heap_size")?, count("total_deleted")?))
+    };
+    from_expiry_on(&tree, expiry, POLL_INTERVAL, counts, || service.used())
+}
+
+/// What a service costs from `expiry` on until all of `tree` is gone. `counts` returns how many pairs it waits for and how
+/// many it has deleted; it is asked at every `interval`. Nothing if the pairs have expired already.
+fn from_expiry_on(
+    tree: &Tree,
+    expiry: SystemTime,
+    interval: Duration,
+    counts: impl Fn() -> Outcome<(u64, u64)>,
+    used: impl Fn() -> Outcome<Usage>,
+) -> Outcome<Option<Cost>> {
     let Ok(left) = expiry.duration_since(SystemTime::now()) else {
         return Ok(None);
     };
     let moment = Instant::now() + left;
     thread::sleep(left.saturating_sub(Duration::from_millis(20)));
-    let before = service.stats();
-    let used = Usage::of(Who::OtherThreads)?;
+    let pairs = tree.pairs() as u64;
+    let before = counts()?;
+    let used_before = used()?;
     if Instant::now() < moment {
-        let counts = (before.heap_size, before.total_deleted);
-        check(counts == (form.pairs as u64, 0), format_args!("before the expiry: {before:?}"))?;
+        check(before == (pairs, 0), format_args!("before the expiry: {before:?}"))?;
     }
-    wait_until("all deleted", GLANCE, || service.stats().total_deleted == form.pairs as u64)?;
+    wait_until("all deleted", interval, || counts().is_ok_and(|(_, deleted)| deleted == pairs))?;
     wait_until("all gone", GLANCE, || tree.check_empty().is_ok())?;
     let wall = moment.elapsed();
-    let usage = Usage::of(Who::OtherThreads)?.since(used);
-    service.stop()?;
-    Ok(Some(Cost { wall, usage }))
+    Ok(Some(Cost { wall, usage: used()?.since(used_before) }))
 }
